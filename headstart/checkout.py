@@ -1,0 +1,59 @@
+"""Where things live on the user's disk: the checkout, the state kept beside the cache, and safe writes.
+
+``dvc exp run --queue`` and ``--temp`` run in ``.dvc/tmp/exps/...`` below the user's checkout. Whatever must outlive such
+a folder (downloads, the hash index, a half-finished training, the default MLflow store) lives in the checkout itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+EXPERIMENT_FOLDER = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
+
+
+def checkout() -> Path:
+    """The user's own checkout, also from inside a temporary experiment folder of DVC."""
+    here = os.environ.get("DVC_ROOT") or os.getcwd()
+    return Path(here.split(EXPERIMENT_FOLDER)[0]).resolve()
+
+
+def state_folder(name: str) -> Path:
+    """A folder under ``.headstart/`` in the user's checkout for what is costly to lose and is not an output."""
+    folder = checkout() / ".headstart" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it takes its place in one step, on failure it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON whose bytes depend on nothing but ``value``."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,123 @@
+"""One file in, one picture out: RGB, upright, 8 bits; or the reason why not."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Image.MAX_IMAGE_PIXELS = None  # checked below against the user's own limit, before any pixel is decoded
+
+Array = NDArray[np.uint8]
+THUMBNAIL = 16
+
+
+class Unusable(Exception):
+    """The picture cannot be used; the message is the reason given in audit.json."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A usable picture.
+
+    Attributes:
+        pixels: (height, width, 3) uint8, the short side at most what was asked for.
+        width, height: of the picture as stored by the user, after EXIF rotation, in pixels.
+        notes: what had to be converted.
+    """
+
+    pixels: Array
+    width: int
+    height: int
+    notes: tuple[str, ...] = field(default=())
+
+
+def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: float = 100.0) -> Decoded:
+    """Decode one picture of any kind Pillow reads.
+
+    Transparency is laid over white, CMYK and grey become RGB, 16 bits are scaled to 8, EXIF rotation is applied, and of
+    an animation the first frame is taken. Pictures are made smaller to ``short_side``, never larger.
+
+    Raises:
+        Unusable: not a picture, damaged, too large, or with pixels that have no proper 8-bit form.
+    """
+    data = source if isinstance(source, bytes) else _read(source)
+    if not data:
+        raise Unusable("empty file (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        raise Unusable("not a picture that Pillow can read") from None
+    width, height = image.size
+    if width * height > max_megapixels * 1e6:
+        raise Unusable(f"{width}×{height} pixels is above prepare.max_megapixels ({max_megapixels:g}); a bomb or a scan")
+    notes = []
+    try:
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # cameras put a preview behind an MPO's picture
+            notes.append("animated or many pages: the first is used")
+        if short_side and image.format == "JPEG" and image.mode in ("L", "RGB"):
+            image.draft(image.mode, (short_side, short_side))  # the decoder itself scales by 1/2, 1/4 or 1/8
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            orientation = image.getexif().get(0x0112, 1)
+            image = ImageOps.exif_transpose(image)
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
+        if orientation not in (0, 1):
+            notes.append("turned upright by its EXIF tag")
+        image = _rgb(image, notes)
+    except Unusable:
+        raise
+    except Exception as error:  # Pillow's plugins raise many kinds on damaged data, none of them worth a stop
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Unusable(f"truncated or damaged: {reason[:120]}") from None
+    if short_side and min(image.size) > short_side:
+        scale = short_side / min(image.size)
+        size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return Decoded(np.asarray(image, dtype=np.uint8), width, height, tuple(notes))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable(f"cannot be read: {error.strerror}") from None
+
+
+def _rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    if image.mode == "F":
+        raise Unusable("floating-point pixels have no known range")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise Unusable("32-bit pixels have no known range")
+        notes.append("16 bits scaled to 8")
+        image = Image.fromarray((wide // 257).astype(np.uint8), "L")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        if rgba.getextrema()[3][0] < 255:  # type: ignore[index]
+            notes.append("transparency laid over white")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    if image.mode == "CMYK":
+        notes.append("CMYK converted to RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def fingerprint(pixels: Array) -> tuple[int, bytes]:
+    """What near-duplicates are found by: a 64-bit perceptual hash and a 16×16 RGB thumbnail (768 bytes)."""
+    import imagehash
+
+    image = Image.fromarray(pixels)
+    bits = imagehash.phash(image).hash.ravel()
+    number = int.from_bytes(np.packbits(bits).tobytes(), "big")
+    thumbnail = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return number, thumbnail.tobytes()

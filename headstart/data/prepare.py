@@ -1,0 +1,411 @@
+"""prepare: audit every picture, drop duplicates, split, decode once and pack."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from headstart.checkout import replacing, write_json
+from headstart.data import duplicates
+from headstart.data.decode import Array, Unusable, decode, fingerprint
+from headstart.data.pixels import INDEX, PIXELS, Pixels, encode
+from headstart.data.sources import Picture
+from headstart.data.splits import SPLITS, split_of
+from headstart.errors import HeadstartError
+from headstart.params import Prepare, Split
+from headstart.progress import progress
+
+MANIFEST, AUDIT = "manifest.parquet", "audit.json"
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A picture that passed the audit, with what is stored of it."""
+
+    picture: Picture
+    stored: bytes | Array
+    height: int
+    width: int
+    original_height: int
+    original_width: int
+    phash: int
+    thumbnail: bytes
+    notes: tuple[str, ...]
+    split: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    root: Path
+    picture: Picture
+    short_side: int
+    max_megapixels: float
+    jpeg_quality: int | None
+
+
+def prepare(
+    pictures: list[Picture], root: Path, settings: Prepare, split: Split, seed: int, threads: int, folder: Path
+) -> pd.DataFrame:
+    """Write manifest, packed pixels and audit into ``folder`` and return the manifest.
+
+    Pictures already packed there with the same settings are copied, not decoded again; the bytes written are the same
+    either way.
+
+    Raises:
+        HeadstartError: too little is left to learn from.
+    """
+    audit = _Audit()
+    pictures = _without_exact_duplicates(pictures, audit)
+    usable = _decoded(pictures, root, settings, threads, folder, audit)
+    usable = _split(usable, split, seed, audit)
+    usable = _learnable(usable, settings, audit)
+    manifest = _write(usable, settings, folder)
+    write_json(folder / AUDIT, audit.report(manifest, _leaks(usable, split)))
+    return manifest
+
+
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """data/prepare/manifest.parquet: path, label, split, group, sha256, width, height; row i is picture i everywhere."""
+    try:
+        return pd.read_parquet(folder / MANIFEST)
+    except (OSError, ValueError):
+        raise HeadstartError(f"{folder / MANIFEST} is not there or not whole; run `dvc repro prepare`") from None
+
+
+class _Audit:
+    """What was left out and why, in path order at the end."""
+
+    def __init__(self) -> None:
+        self.dropped: dict[str, str] = {}
+        self.warnings: list[str] = []
+        self.notes: Counter[str] = Counter()
+
+    def drop(self, path: str, reason: str) -> None:
+        self.dropped[path] = reason
+
+    def report(self, manifest: pd.DataFrame, leaks: int) -> dict[str, Any]:
+        counts = manifest.groupby(["label", "split"]).size()
+        return {
+            "kept": len(manifest),
+            "dropped": [{"path": path, "reason": self.dropped[path]} for path in sorted(self.dropped)],
+            "warnings": self.warnings,
+            "leaks": leaks,
+            "converted": dict(sorted(self.notes.items())),
+            "classes": {
+                str(label): {part: int(counts.get((label, part), 0)) for part in SPLITS}
+                for label in sorted(manifest["label"].unique())
+            },
+        }
+
+
+# --- audit --------------------------------------------------------------------------------------------------------
+
+
+def _without_exact_duplicates(pictures: list[Picture], audit: _Audit) -> list[Picture]:
+    """One of each set of equal files; none where their labels differ, since one of the labels is wrong."""
+    by_digest: dict[str, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        by_digest[picture.sha256].append(picture)
+    kept = []
+    for twins in by_digest.values():
+        if twins[0].size and len({twin.label for twin in twins}) > 1:
+            for twin in twins:
+                other = next(t for t in twins if t.label != twin.label)
+                audit.drop(twin.path, f"label conflict: the same file is {other.label!r} in {other.path}")
+            continue
+        if not twins[0].size:
+            kept += twins  # empty files are equal, but that is not what is wrong with them
+            continue
+        first, *rest = sorted(twins, key=lambda twin: (-_held_out(twin.split), twin.path))
+        kept.append(first)
+        for twin in rest:
+            leak = f", which is in {first.split}" if first.split != twin.split else ""
+            audit.drop(twin.path, f"exact duplicate of {first.path}{leak}")
+    return sorted(kept, key=lambda picture: picture.path)
+
+
+def _held_out(split: str) -> int:
+    """Of two equal pictures in two splits, the one further from training is kept."""
+    return SPLITS.index(split) if split else 0
+
+
+def _stored_bytes(job: Job) -> int:
+    """Bytes that a picture would take raw, from its header alone; 0 where there is no telling."""
+    try:
+        with Image.open(job.root / job.picture.path) as image:
+            width, height = image.size
+    except Exception:  # the audit itself gives the reason
+        return 0
+    scale = min(1.0, job.short_side / min(width, height))
+    return round(width * scale) * round(height * scale) * 3
+
+
+def _decode_job(job: Job) -> Usable | str:
+    try:
+        decoded = decode(job.root / job.picture.path, job.short_side, job.max_megapixels)
+    except Unusable as reason:
+        return str(reason)
+    height, width, _ = decoded.pixels.shape
+    phash, thumbnail = fingerprint(decoded.pixels)
+    stored = encode(decoded.pixels, job.jpeg_quality)
+    return Usable(
+        job.picture, stored, height, width, decoded.height, decoded.width, phash, thumbnail, decoded.notes
+    )
+
+
+def _decoded(
+    pictures: list[Picture], root: Path, settings: Prepare, threads: int, folder: Path, audit: _Audit
+) -> list[Usable]:
+    jobs = [Job(root, picture, settings.short_side, settings.max_megapixels, None) for picture in pictures]
+    with _workers(threads, len(jobs)) as pool:
+        raw = sum(pool.map(_stored_bytes, jobs, chunksize=64))
+        quality = settings.jpeg_quality if raw > settings.raw_gb * 1e9 else None
+        known = _already_packed(folder, _packing(settings, quality))
+        fresh = [replace(job, jpeg_quality=quality) for job in jobs if job.picture.sha256 not in known]
+        done: dict[str, Usable | str] = {}
+        with progress("prepare", len(fresh)) as advance:
+            for job, result in zip(fresh, pool.map(_decode_job, fresh, chunksize=8), strict=True):
+                done[job.picture.path] = result
+                advance()
+    usable = []
+    for picture in pictures:
+        row = known.get(picture.sha256) or done[picture.path]
+        if isinstance(row, str):
+            audit.drop(picture.path, row)
+            continue
+        usable.append(replace(row, picture=picture))
+        audit.notes.update(row.notes)
+        audit.warnings += [f"{picture.path}: {note}" for note in row.notes if note.startswith("animated")]
+    return usable
+
+
+def _workers(threads: int, jobs: int) -> ProcessPoolExecutor:
+    # "spawn": forking a process that has threads (Arrow's, for one) can hang. A worker costs half a second to start,
+    # so a few pictures get one only.
+    return ProcessPoolExecutor(
+        max(1, min(threads, jobs // 64)), mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_ctrl_c
+    )
+
+
+def _ignore_ctrl_c() -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops them; a traceback from each helps nobody
+
+
+def _packing(settings: Prepare, quality: int | None) -> dict[bytes, bytes]:
+    packing = {"short_side": settings.short_side, "max_megapixels": settings.max_megapixels, "jpeg_quality": quality}
+    return {b"headstart": json.dumps(packing).encode()}
+
+
+def _already_packed(folder: Path, packing: dict[bytes, bytes]) -> dict[str, Usable]:
+    """What an earlier run packed the same way, by SHA-256."""
+    try:
+        pixels = Pixels(folder)
+        if pixels.settings.get(b"headstart") != packing[b"headstart"]:
+            return {}
+        rows = pixels.index.to_pylist()
+        return {
+            row["sha256"]: Usable(
+                Picture("", ""), pixels.raw(i), row["height"], row["width"], row["original_height"],
+                row["original_width"], row["phash"], row["thumbnail"], tuple(row["notes"]),
+            )
+            for i, row in enumerate(rows)
+        }  # fmt: skip
+    except (HeadstartError, KeyError):
+        return {}
+
+
+# --- split --------------------------------------------------------------------------------------------------------
+
+
+def _near_pairs(usable: list[Usable], bits: int) -> Array:
+    hashes = np.array([u.phash for u in usable], np.uint64)
+    thumbnails = np.frombuffer(b"".join(u.thumbnail for u in usable), np.uint8).reshape(len(usable), -1)
+    return duplicates.near_pairs(hashes, thumbnails, bits)  # type: ignore[return-value]
+
+
+def _split(usable: list[Usable], split: Split, seed: int, audit: _Audit) -> list[Usable]:
+    """Give each picture its split and group.
+
+    A group is the user's own where given, joined with whatever its pictures' near-duplicates belong to.
+    """
+    if not usable:
+        return usable
+    pairs = _near_pairs(usable, split.near_duplicate_bits)
+    for i, j in pairs:
+        a, b = usable[i].picture, usable[j].picture
+        if a.label != b.label:
+            audit.warnings.append(f"near-duplicates with two labels: {a.path} ({a.label}) and {b.path} ({b.label})")
+    given = usable[0].picture.split != ""
+    if given:
+        usable, pairs = _without_leaks(usable, pairs, audit)
+    members: dict[str, int] = {}
+    joined = [pairs] if len(pairs) else []
+    for i, u in enumerate(usable):
+        if u.picture.group:
+            joined.append(np.array([[members.setdefault(u.picture.group, i), i]]))
+    component = duplicates.clusters(np.concatenate(joined) if joined else np.empty((0, 2), np.int64), len(usable))
+    keys = _group_keys(usable, component)
+    cut_val = given and not any(u.picture.split == "val" for u in usable)
+    result = []
+    for u, number in zip(usable, component, strict=True):
+        key = keys[int(number)]
+        if not given:
+            part = split_of(key, seed, split.val, split.test)
+        elif cut_val and u.picture.split == "train":
+            part = split_of(key, seed, split.val, 0.0)
+        else:
+            part = u.picture.split
+        result.append(replace(u, split=part, group=key))
+    return result
+
+
+def _group_keys(usable: list[Usable], component: np.ndarray[Any, Any]) -> dict[int, str]:
+    """The name each group is split by.
+
+    A user's group goes by its name. Near-duplicates go by the digest of the one with the shortest, then first path: a
+    copy added later ("a copy.jpg" beside "a.jpg") usually has a longer name and leaves the group where it was.
+    """
+    first: dict[int, Usable] = {}
+    for u, number in zip(usable, component, strict=True):
+        best = first.get(int(number))
+        if best is None or _order(u) < _order(best):
+            first[int(number)] = u
+    return {number: u.picture.group or u.picture.sha256 for number, u in first.items()}
+
+
+def _order(u: Usable) -> tuple[bool, str, int, str]:
+    return (not u.picture.group, u.picture.group, len(u.picture.path), u.picture.path)
+
+
+def _without_leaks(
+    usable: list[Usable], pairs: np.ndarray[Any, Any], audit: _Audit
+) -> tuple[list[Usable], np.ndarray[Any, Any]]:
+    """With splits given by the user: of near-duplicates in two splits, the one nearer to training goes."""
+    gone: set[int] = set()
+    for i, j in sorted(map(tuple, pairs.tolist())):
+        a, b = _held_out(usable[i].picture.split), _held_out(usable[j].picture.split)
+        if a == b or i in gone or j in gone:
+            continue
+        loser, keeper = (i, j) if a < b else (j, i)
+        gone.add(loser)
+        twin = usable[keeper].picture
+        audit.drop(usable[loser].picture.path, f"near-duplicate of {twin.path}, which is in {twin.split}")
+    new_row = np.cumsum([i not in gone for i in range(len(usable))]) - 1
+    left = np.array([(new_row[i], new_row[j]) for i, j in pairs if i not in gone and j not in gone], np.int64)
+    return [u for i, u in enumerate(usable) if i not in gone], left.reshape(-1, 2)
+
+
+def _leaks(usable: list[Usable], split: Split) -> int:
+    """Pairs of near-duplicates, or of one group, that ended on two sides: counted from the result, not assumed."""
+    if not usable:
+        return 0
+    crossing = sum(usable[i].split != usable[j].split for i, j in _near_pairs(usable, split.near_duplicate_bits))
+    sides: dict[str, set[str]] = defaultdict(set)
+    for u in usable:
+        if u.picture.group and not u.picture.split:
+            sides[u.picture.group].add(u.split)
+    return int(crossing) + sum(len(parts) - 1 for parts in sides.values())
+
+
+def _learnable(usable: list[Usable], settings: Prepare, audit: _Audit) -> list[Usable]:
+    """Leave out classes that nothing can be learned of, and say which others are thin."""
+    counts = Counter((u.picture.label, u.split) for u in usable)
+    labels = sorted({u.picture.label for u in usable})
+    lost = [label for label in labels if not counts[label, "train"]]
+    for label in lost:
+        audit.warnings.append(f"class {label!r} is left out: it has no training picture")
+        for u in usable:
+            if u.picture.label == label:
+                audit.drop(u.picture.path, f"class {label!r} has no training picture")
+    usable = [u for u in usable if u.picture.label not in lost]
+    for label in (label for label in labels if label not in lost):
+        total = sum(counts[label, part] for part in SPLITS)
+        missing = [part for part in ("val", "test") if not counts[label, part]]
+        if total < settings.min_per_class:
+            audit.warnings.append(f"class {label!r} has {total} pictures only; add more or leave it out")
+        elif missing:
+            audit.warnings.append(f"class {label!r} ({total} pictures) has none in {' and '.join(missing)}")
+    kept = sorted({u.picture.label for u in usable})
+    parts = {u.split for u in usable}
+    advice = "see data/prepare/audit.json for what was left out and why, and add pictures"
+    if len(kept) < 2:
+        raise HeadstartError(f"{len(kept)} class with usable training pictures is left, two are needed; {advice}")
+    for part in SPLITS:
+        if part not in parts:
+            raise HeadstartError(
+                f"no picture fell into {part}: {len(usable)} pictures are too few for this split; raise split.val or "
+                f"split.test, or {advice}"
+            )
+    return usable
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def _write(usable: list[Usable], settings: Prepare, folder: Path) -> pd.DataFrame:
+    stored_raw = all(len(u.stored) == u.height * u.width * 3 for u in usable)
+    lengths = np.array([len(u.stored) for u in usable], np.int64)
+    with replacing(folder / PIXELS) as part, part.open("wb") as stream:
+        for u in usable:
+            stream.write(u.stored)
+    index = pa.table(
+        {
+            "sha256": [u.picture.sha256 for u in usable],
+            "offset": np.cumsum(lengths) - lengths,
+            "length": lengths,
+            "height": [u.height for u in usable],
+            "width": [u.width for u in usable],
+            "original_height": [u.original_height for u in usable],
+            "original_width": [u.original_width for u in usable],
+            "phash": pa.array([u.phash for u in usable], pa.uint64()),
+            "thumbnail": [u.thumbnail for u in usable],
+            "notes": pa.array([list(u.notes) for u in usable], pa.list_(pa.string())),
+        }
+    ).replace_schema_metadata(_packing(settings, None if stored_raw else settings.jpeg_quality))
+    with replacing(folder / INDEX) as part:
+        pq.write_table(index, part)
+    manifest = pd.DataFrame(
+        {
+            "path": [u.picture.path for u in usable],
+            "label": [u.picture.label for u in usable],
+            "split": [u.split for u in usable],
+            "group": [u.group for u in usable],
+            "sha256": [u.picture.sha256 for u in usable],
+            "width": [u.original_width for u in usable],
+            "height": [u.original_height for u in usable],
+        }
+    )
+    with replacing(folder / MANIFEST) as part:
+        manifest.to_parquet(part, index=False)
+    return manifest
+
+
+def default_threads() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def class_names(manifest: pd.DataFrame) -> list[str]:
+    """The classes in the order of their numbers."""
+    return sorted(manifest["label"].unique())
+
+
+def rows_of(manifest: pd.DataFrame, split: str) -> Iterator[int]:
+    """Row numbers of one split, ascending."""
+    return iter(np.flatnonzero(manifest["split"] == split).tolist())

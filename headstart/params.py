@@ -1,0 +1,173 @@
+"""params.yaml: what may stand in it, checked before any work.
+
+This is the only module that validates the file. Stages take the typed objects from here and pass them on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from headstart.errors import HeadstartError, nearest
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    source: str = Field("emoji", min_length=1)
+    mirror: str | None = None
+    limit: Count | None = None
+
+
+class Prepare(Section):
+    short_side: Annotated[int, Field(ge=64)] = 384
+    raw_gb: Annotated[float, Field(ge=0)] = 1.0
+    jpeg_quality: Annotated[int, Field(ge=80, le=100)] = 95
+    max_megapixels: Positive = 100.0
+    min_per_class: Annotated[int, Field(ge=3)] = 3
+
+
+class Split(Section):
+    val: Annotated[float, Field(gt=0, lt=1)] = 0.12
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4
+
+    @model_validator(mode="after")
+    def something_left_to_learn_from(self) -> Self:
+        if self.val + self.test > 0.9:
+            raise ValueError(f"split.val + split.test is {self.val + self.test:g}; leave at least 0.1 for training")
+        return self
+
+
+class Head(Section):
+    C: list[Positive] = Field([0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0], min_length=1)
+    class_weight: Literal["balanced"] | None = None
+
+
+class Finetune(Section):
+    unfreeze: Literal["none", "last", "half", "all"] = "all"
+    epochs: Count = 6
+    patience: Count = 3
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    size_ratio: Annotated[float, Field(gt=0.2, le=2)] = 0.72
+    lr: Positive = 3e-4
+    head_lr: Positive = 1e-3
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    warmup: Fraction = 0.1
+    label_smoothing: Fraction = 0.1
+    ema: Fraction = 0.98
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.35
+    hflip: bool = False
+    augment: Literal["none", "light", "trivial"] = "light"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    scratch_lr: Positive = 2e-3
+    scratch_epochs: Count = 10
+
+
+class Evaluate(Section):
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
+    mistakes: Annotated[int, Field(ge=0)] = 12
+
+
+class Tracking(Section):
+    experiment: str = Field("headstart", min_length=1)
+    model: bool = True
+
+
+class Params(Section):
+    """The whole of params.yaml; every key is optional here, and the shipped file names them all."""
+
+    data: Data = Data()
+    backbone: str = Field("tf_efficientnet_lite0", min_length=1)
+    weights: str = Field("default", min_length=1)
+    weights_mirror: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Count | None = None
+    prepare: Prepare = Prepare()
+    split: Split = Split()
+    head: Head = Head()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def something_is_trained(self) -> Self:
+        if self.weights == "none" and self.finetune.unfreeze in ("last", "half"):
+            raise ValueError(
+                f"finetune.unfreeze is {self.finetune.unfreeze!r} and weights is 'none': layers that stay frozen would "
+                "stay random; use unfreeze: all (train from scratch) or none (a probe of random features)"
+            )
+        return self
+
+    @property
+    def finetune_is_on(self) -> bool:
+        return self.finetune.unfreeze != "none"
+
+    @classmethod
+    def load(cls, path: Path = Path("params.yaml")) -> Self:
+        """Read and check the file.
+
+        Raises:
+            HeadstartError: the file is missing, is not YAML, or holds a key or value that is not allowed.
+        """
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise HeadstartError(f"{path} is not here; run this from the project's top folder") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise HeadstartError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(raw, dict):
+            raise HeadstartError(f"{path} must hold keys and values, found {type(raw).__name__}")
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            problems = "; ".join(_explain(problem) for problem in error.errors())
+            raise HeadstartError(f"{path}: {problems}") from None
+
+
+def _section(location: tuple[Any, ...]) -> type[BaseModel]:
+    """The model that holds the last key of ``location``."""
+    model: type[BaseModel] = Params
+    for key in location[:-1]:
+        field = model.model_fields.get(str(key))
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return model
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic problem as a sentence with the key's full path, what was found and what is allowed."""
+    location = tuple(problem["loc"])
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "value_error":  # ours: it names its keys itself
+        return str(problem["ctx"]["error"])
+    if problem["type"] == "extra_forbidden":
+        allowed = list(_section(location).model_fields)
+        hint = nearest(str(location[-1]), allowed) or f"allowed here: {', '.join(allowed)}"
+        return f"unknown key {key!r}, {hint}"
+    found = problem["input"]
+    message = problem["msg"].removeprefix("Input ").replace("should be", "must be")
+    if problem["type"] == "literal_error":
+        hint = nearest(str(found), _literals(_section(location), str(location[-1])))
+        return f"{key} {message}, found {found!r}" + (f", {hint}" if hint else "")
+    return f"{key} {message}, found {found!r}"
+
+
+def _literals(model: type[BaseModel], key: str) -> list[str]:
+    field = model.model_fields.get(key)
+    pending, values = [field.annotation if field else None], []
+    while pending:
+        for argument in get_args(pending.pop()):
+            (values if isinstance(argument, str) else pending).append(argument)
+    return [str(value) for value in values]

@@ -1,0 +1,57 @@
+"""Progress for people: a bar with rate and time left on a terminal, a plain line now and then where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+PLAIN_LINE_EVERY_S = 15.0
+
+
+class Advance(Protocol):
+    def __call__(self, count: int = 1) -> None: ...
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "pictures") -> Iterator[Advance]:
+    """Yield a function to call with the number of units done since the last call."""
+    if sys.stderr.isatty():
+        yield from _bar(what, total, unit)
+    else:
+        yield from _lines(what, total, unit)
+
+
+def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(TextColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.0f} {unit}/s" if task.speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count=1: bar.advance(task, count)
+
+
+def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(count: int = 1) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= PLAIN_LINE_EVERY_S and done < total:
+            last = now
+            left = (total - done) * (now - start) / done
+            print(f"{what}: {done}/{total} {unit}, {done / (now - start):.0f}/s, {left:.0f} s left", file=sys.stderr)
+
+    yield advance
+    seconds = time.monotonic() - start
+    print(f"{what}: {done} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True)

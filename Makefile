@@ -1,0 +1,52 @@
+.PHONY: help setup repro test lint format ui bench clean lock
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := true
+unexport VIRTUAL_ENV PYTHONPATH
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/ready  ## the environment, from requirements.lock
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headstart needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+repro: setup  ## the whole pipeline: dvc repro
+	dvc repro
+
+test: setup  ## every test, the slow ones too
+	pytest -q -n 2 --dist loadgroup
+
+lint: setup  ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: setup  ## put the code in shape
+	ruff check --fix .
+	ruff format .
+
+ui: setup  ## MLflow's page on http://127.0.0.1:5000
+	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}
+
+bench: setup  ## side-by-side measurements, as ratios
+	@for script in bench/*.py; do echo "== $$script"; python $$script; done
+
+lock: .venv/bin/uv  ## requirements.lock again, from pyproject.toml
+	env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock
+
+.venv/bin/uv:
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+clean:  ## remove the environment and all outputs (the DVC cache and MLflow's runs stay)
+	rm -rf .venv data/*/ .mypy_cache .ruff_cache .pytest_cache .hypothesis

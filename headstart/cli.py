@@ -1,0 +1,132 @@
+"""The ``headstart`` command: thin doors to the library. What the pipeline does is done by DVC."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headstart import __version__
+from headstart.errors import HeadstartError, run_cleanly
+
+app = typer.Typer(
+    help="From a folder of pictures to the best classifier a pre-trained network can give. The pipeline itself is "
+    "`dvc repro`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Model = Annotated[Path, typer.Option(help="A packaged model: the folder that holds MLmodel.")]
+
+
+def main() -> None:
+    run_cleanly(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def predict(
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    model: Model = Path("data/package/model"),
+    form: Annotated[str, typer.Option("--format", help="text, json (one object per line) or csv.")] = "text",
+) -> None:
+    """Say what is on pictures, with the probability.
+
+    A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
+    then 1.
+    """
+    from headstart.data.decode import Unusable, decode
+    from headstart.packaging import load_predictor
+    from headstart.served import BATCH, Prediction
+
+    if form not in ("text", "json", "csv"):
+        raise HeadstartError(f"--format {form!r}; allowed: text, json, csv")
+    files = _files(pictures)
+    predictor = load_predictor(model)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if form == "csv":
+        writer.writerow(["image", "label", "probability", *predictor.classes])
+
+    def write(path: Path, answer: Prediction) -> None:
+        if form == "json":
+            row = {"image": str(path), "label": answer.label, "probability": answer.probability}
+            print(json.dumps(row | {"probabilities": answer.probabilities}, ensure_ascii=False))
+        elif form == "csv":
+            writer.writerow([path, answer.label, answer.probability, *answer.probabilities.values()])
+        else:
+            print(f"{answer.probability:6.1%}  {answer.label}  {path}")
+
+    failed = 0
+    for start in range(0, len(files), BATCH):
+        usable = []
+        for path in files[start : start + BATCH]:
+            try:
+                usable.append((path, decode(path, max_megapixels=predictor.max_megapixels).pixels))
+            except Unusable as reason:
+                failed += 1
+                print(f"headstart: {path}: {reason}", file=sys.stderr)
+        for (path, _), answer in zip(usable, predictor.predict([array for _, array in usable]), strict=True):
+            write(path, answer)
+    if failed:
+        raise HeadstartError(f"{failed} of {len(files)} pictures could not be used")
+
+
+def _files(given: list[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            files += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        elif path.exists():
+            files.append(path)
+        else:
+            raise HeadstartError(f"{path} is not there")
+    if not files:
+        raise HeadstartError(f"no pictures in {', '.join(map(str, given))}")
+    return files
+
+
+@app.command()
+def track() -> None:
+    """Log the result in data/ to MLflow, for instance after `dvc pull` in a fresh clone; once and no more."""
+    from headstart.params import Params
+    from headstart.tracking import track as log
+
+    data = Path("data")
+    for needed in ("evaluate/metrics.json", "package/model/MLmodel"):
+        if not (data / needed).exists():
+            raise HeadstartError(f"{data / needed} is not there; run `dvc pull` or `dvc repro` first")
+    print(log(data, Params.load(), data / "track"))
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="A name, or part of one; * and ? stand for anything.")] = "*") -> None:
+    """List the backbones that params.yaml can name, with the library that knows each."""
+    import timm
+    import torchvision
+
+    ours = {name: "torchvision" for name in torchvision.models.list_models(module=torchvision.models)}
+    names = {name: "timm" for name in [*timm.list_models(), *timm.list_pretrained()]} | ours
+    wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    found = [name for name in sorted(names) if fnmatch.fnmatch(name, wanted)]
+    if not found:
+        raise HeadstartError(f"no backbone matches {pattern!r}")
+    for name in found:
+        print(f"{name}\t{names[name]}")

@@ -1,0 +1,74 @@
+"""The machine: device, threads, determinism, memory."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from headstart.data.prepare import default_threads
+from headstart.views import View
+
+LARGEST_BATCH = 64
+MEMORY_SHARE = 0.25
+
+
+def set_up(threads: int | None) -> torch.device:
+    """Fix the thread count, ask for deterministic kernels, and return the device to work on.
+
+    The same number of threads gives the same bytes on the same kind of processor; another number sums in another order.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+    torch.set_num_threads(threads or default_threads())
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed torch's generators from several numbers, such as the seed and the epoch."""
+    torch.manual_seed(derived_seed(*parts))
+
+
+def derived_seed(*parts: int) -> int:
+    value = 0
+    for part in parts:
+        value = (value * 1_000_003 + part + 1) % (2**63 - 1)
+    return value
+
+
+def inference_batch(network: nn.Module, view: View, device: torch.device) -> int:
+    """How many pictures to pass at once: 64, or the largest power of two whose activations fit in free memory.
+
+    The sum of all layers' outputs for one picture bounds what a forward pass holds at one time. On any machine with a
+    few GB free the answer is 64, so that it does not vary from run to run.
+    """
+    per_picture = 0
+
+    def add(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal per_picture
+        if isinstance(output, torch.Tensor):
+            per_picture += output.numel() * output.element_size()
+
+    handles = [m.register_forward_hook(add) for m in network.modules() if not any(m.children())]
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, view.size, view.size, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    budget = free_memory(device) * MEMORY_SHARE
+    batch = LARGEST_BATCH
+    while batch > 1 and batch * per_picture > budget:
+        batch //= 2
+    return batch
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device, or in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)

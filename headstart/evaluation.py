@@ -1,0 +1,194 @@
+"""evaluate: validation chooses between head and fine-tuned network, the test split reports once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_fscore_support
+from torch import Tensor, nn
+
+from headstart.classifier import Classifier
+from headstart.data.decode import Array
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+CONFIDENCE_BINS = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one classifier says about one split.
+
+    Attributes:
+        probabilities: (N, classes), calibrated.
+        labels: (N,) true class numbers.
+    """
+
+    probabilities: Floats
+    labels: Ints
+
+    @property
+    def predicted(self) -> Ints:
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        return self.predicted == self.labels
+
+
+def metrics(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
+    """Every metric of one split, each with its 95 % percentile-bootstrap interval (Efron 1979) as _low and _high."""
+    n = len(scores.labels)
+    measures = _measures(scores)
+    rng = np.random.default_rng(seed)
+    draws = {name: np.empty(resamples) for name in measures}
+    for resample in range(resamples):
+        chosen = rng.integers(0, n, n)
+        for name, measure in measures.items():
+            draws[name][resample] = measure(chosen)
+    result: dict[str, float] = {}
+    for name, measure in measures.items():
+        low, high = np.percentile(draws[name], [2.5, 97.5])
+        result |= {name: measure(np.arange(n)), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return result | {"n": n}
+
+
+def _measures(scores: Scores) -> dict[str, Callable[[Ints], float]]:
+    """Each metric as a function of the rows it is taken over, with what does not change computed once."""
+    classes = scores.probabilities.shape[1]
+    labels, predicted, correct = scores.labels, scores.predicted, scores.correct
+    own = scores.probabilities[np.arange(len(labels)), labels]
+    surprise = -np.log(np.clip(own, 1e-15, 1))
+    confidence = scores.probabilities.max(axis=1)
+    bins = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+
+    def counts(rows: Ints) -> tuple[Floats, Floats, Floats]:
+        hit = np.bincount(labels[rows][correct[rows]], minlength=classes).astype(float)
+        true = np.bincount(labels[rows], minlength=classes).astype(float)
+        said = np.bincount(predicted[rows], minlength=classes).astype(float)
+        return hit, true, said
+
+    def balanced_accuracy(rows: Ints) -> float:
+        hit, true, _ = counts(rows)
+        return float((hit[true > 0] / true[true > 0]).mean())
+
+    def macro_f1(rows: Ints) -> float:
+        hit, true, said = counts(rows)
+        seen = (true + said) > 0
+        return float((2 * hit[seen] / (true + said)[seen]).mean())
+
+    def ece(rows: Ints) -> float:
+        gap = np.bincount(bins[rows], confidence[rows] - correct[rows], minlength=CONFIDENCE_BINS)
+        return float(np.abs(gap).sum() / len(rows))
+
+    return {
+        "accuracy": lambda rows: float(correct[rows].mean()),
+        "balanced_accuracy": balanced_accuracy,
+        "macro_f1": macro_f1,
+        "log_loss": lambda rows: float(surprise[rows].mean()),
+        "ece": ece,
+    }
+
+
+def gain(before: Scores, after: Scores, resamples: int, seed: int) -> dict[str, float]:
+    """Accuracy of ``after`` minus ``before`` on the same pictures, with its paired 95 % bootstrap interval."""
+    difference = after.correct.astype(float) - before.correct
+    rng = np.random.default_rng(seed)
+    draws = [difference[rng.integers(0, len(difference), len(difference))].mean() for _ in range(resamples)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {"accuracy": float(difference.mean()), "low": float(low), "high": float(high)}
+
+
+def choose(val: dict[str, dict[str, float]]) -> str:
+    """head or finetune: the lower validation log-loss, which tells more than accuracy where pictures are few."""
+    return min(val, key=lambda name: val[name]["log_loss"])
+
+
+def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and count of each class, the worst F1 first."""
+    numbers = list(range(len(classes)))
+    columns = precision_recall_fscore_support(scores.labels, scores.predicted, labels=numbers, zero_division=0)
+    rows = [
+        {"class": classes[c], "precision": float(columns[0][c]), "recall": float(columns[1][c]),
+         "f1": float(columns[2][c]), "pictures": int(columns[3][c])}
+        for c in numbers
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: (row["f1"], row["class"]))
+
+
+def reliability(scores: Scores) -> list[dict[str, float]]:
+    """Mean confidence and accuracy in each confidence bin that holds a picture."""
+    confidence = scores.probabilities.max(axis=1)
+    bins = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    return [
+        {
+            "confidence": float(confidence[bins == b].mean()),
+            "accuracy": float(scores.correct[bins == b].mean()),
+            "pictures": int((bins == b).sum()),
+        }
+        for b in range(CONFIDENCE_BINS)
+        if (bins == b).any()
+    ]
+
+
+def predictions(manifest: pd.DataFrame, scores: dict[str, Scores], classes: list[str]) -> pd.DataFrame:
+    """image, split, label, predicted and one probability per class, for each split in ``scores``, in manifest order."""
+    frames = []
+    for split, score in scores.items():
+        rows = manifest[manifest["split"] == split]
+        columns = {
+            "image": rows["path"].to_numpy(),
+            "split": split,
+            "label": rows["label"].to_numpy(),
+            "predicted": np.array(classes)[score.predicted],
+        }
+        probabilities = {name: score.probabilities[:, c] for c, name in enumerate(classes)}
+        frames.append(pd.DataFrame(columns | probabilities))
+    return pd.concat(frames, ignore_index=True)
+
+
+def worst_mistakes(scores: Scores, count: int) -> list[int]:
+    """Positions of the wrong answers given with the most confidence."""
+    wrong = np.flatnonzero(~scores.correct)
+    confidence = scores.probabilities.max(axis=1)[wrong]
+    return [int(w) for w in wrong[np.argsort(-confidence, kind="stable")][:count]]
+
+
+def grad_cam(model: Classifier, pictures: list[Array], targets: list[int]) -> Floats | None:
+    """Where the network looked for ``targets``: (N, size, size) in [0, 1] (Selvaraju et al. 2017).
+
+    None where the trunk has no spatial map to look at (pure transformers).
+    """
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    inputs = model.trunk.view.batch(pictures)
+    layer = _last_spatial_layer(model, inputs[:1])
+    if layer is None:
+        return None
+    model.requires_grad_(True)
+    maps: Tensor = LayerGradCam(model, layer).attribute(inputs, target=targets, relu_attributions=True)
+    maps = LayerAttribution.interpolate(maps, (model.trunk.view.size,) * 2, "bilinear").detach()[:, 0]
+    peak = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    return (maps / peak).double().numpy()
+
+
+def _last_spatial_layer(model: Classifier, inputs: Tensor) -> nn.Module | None:
+    """The last convolution whose output is still a map."""
+    last: list[nn.Module] = []
+
+    def remember(module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+            last[:] = [module]
+
+    handles = [m.register_forward_hook(remember) for m in model.trunk.modules() if isinstance(m, nn.Conv2d)]
+    with torch.inference_mode():
+        model(inputs)
+    for handle in handles:
+        handle.remove()
+    return last[0] if last else None

@@ -1,0 +1,151 @@
+"""Figures as PNG files, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from headstart.checkout import replacing
+from headstart.data.decode import Array
+from headstart.data.pixels import Pixels
+from headstart.data.prepare import class_names
+from headstart.data.splits import SPLITS
+
+HEAD, FINETUNE, GREY = "#1f6f8b", "#d1603d", "#8a8f98"
+MOST_CLASSES_SHOWN = 40
+plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
+
+
+def save(figure: Figure, path: Path) -> None:
+    figure.tight_layout()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    plt.close(figure)
+    with replacing(path) as part:
+        part.write_bytes(stream.getvalue())
+
+
+def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: list[str], path: Path) -> None:
+    """Counts, each row one true class. Of very many classes, those with the most mistakes are shown."""
+    n = len(classes)
+    matrix = np.zeros((n, n), int)
+    np.add.at(matrix, (labels, predicted), 1)
+    shown = np.arange(n)
+    if n > MOST_CLASSES_SHOWN:
+        wrong = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
+        shown = np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES_SHOWN])
+    part = matrix[np.ix_(shown, shown)]
+    share = part / np.maximum(matrix[shown].sum(1, keepdims=True), 1)
+    side = max(3.6, 0.42 * len(shown) + 1.8)
+    figure, axes = plt.subplots(figsize=(side, side))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i, j in zip(*np.nonzero(part), strict=True):
+        axes.text(j, i, str(part[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
+    names = [classes[c] for c in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=60, ha="right")
+    axes.set_yticks(range(len(shown)), names)
+    axes.set(xlabel="predicted", ylabel="true")
+    save(figure, path)
+
+
+def reliability(rows: list[dict[str, float]], ece: float, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(3.8, 3.6))
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    sizes = [8 + 3 * np.sqrt(row["pictures"]) for row in rows]
+    axes.scatter([r["confidence"] for r in rows], [r["accuracy"] for r in rows], s=np.square(sizes) / 4, color=HEAD)
+    axes.plot([r["confidence"] for r in rows], [r["accuracy"] for r in rows], color=HEAD, linewidth=1)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="confidence", ylabel="accuracy", title=f"calibration error {ece:.3f}")
+    save(figure, path)
+
+
+def sweep(rows: list[dict[str, Any]], chosen: float, path: Path) -> None:
+    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(7.2, 3))
+    strengths = [row["C"] for row in rows]
+    loss.semilogx(strengths, [row["val_log_loss"] for row in rows], "o-", color=HEAD)
+    loss.axvline(chosen, color=GREY, linestyle="--", linewidth=1)
+    loss.set(xlabel="C (right: less regularisation)", ylabel="validation log-loss")
+    accuracy.semilogx(strengths, [row["val_accuracy"] for row in rows], "o-", color=HEAD, label="validation")
+    accuracy.semilogx(strengths, [row["train_accuracy"] for row in rows], "o--", color=GREY, label="training")
+    accuracy.axvline(chosen, color=GREY, linestyle="--", linewidth=1)
+    accuracy.set(xlabel="C", ylabel="accuracy")
+    accuracy.legend(frameon=False)
+    save(figure, path)
+
+
+def learning_curve(curve: pd.DataFrame, head_loss: float, head_accuracy: float, path: Path) -> None:
+    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(7.2, 3))
+    for axes, column, level in ((loss, "val_log_loss", head_loss), (accuracy, "val_accuracy", head_accuracy)):
+        axes.plot(curve["epoch"], curve[column], "o-", color=FINETUNE, label="fine-tuned")
+        axes.axhline(level, color=HEAD, linestyle="--", linewidth=1, label="head alone")
+        axes.set(xlabel="epoch", ylabel=column.replace("val_", "validation ").replace("_", "-"))
+    loss.plot(curve["epoch"], curve["train_loss"], "o--", color=GREY, label="training loss")
+    loss.legend(frameon=False)
+    save(figure, path)
+
+
+def mistakes(
+    pictures: list[Array], heat: NDArray[np.float64] | None, captions: list[str], path: Path, columns: int = 3
+) -> None:
+    """Each mistake as the network saw it, with its Grad-CAM beside it."""
+    if not pictures:
+        figure, axes = plt.subplots(figsize=(4, 1))
+        axes.text(0.5, 0.5, "no mistakes", ha="center", va="center")
+        axes.axis("off")
+        return save(figure, path)
+    per_mistake = 1 if heat is None else 2
+    rows = -(-len(pictures) // columns)
+    size = (columns * per_mistake * 1.55, rows * 1.95)
+    figure, grid = plt.subplots(rows, columns * per_mistake, figsize=size, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        row, column = divmod(number, columns)
+        axes = grid[row][column * per_mistake]
+        axes.imshow(picture)
+        axes.set_title(caption, fontsize=6.5, loc="left")
+        if heat is not None:
+            beside = grid[row][column * per_mistake + 1]
+            beside.imshow(picture)
+            beside.imshow(heat[number], cmap="inferno", alpha=0.55)
+    save(figure, path)
+
+
+def sheet(pixels: Pixels, manifest: pd.DataFrame, path: Path, side: int = 72, each: int = 4, most: int = 30) -> None:
+    """A few pictures of each class in each split, as they are stored."""
+    classes = class_names(manifest)[:most]
+    left, gap, top = 150, 12, 22
+    width = left + len(SPLITS) * (each * side + gap)
+    canvas = Image.new("RGB", (width, top + len(classes) * (side + 4)), "white")
+    draw = ImageDraw.Draw(canvas)
+    counts = manifest.groupby(["label", "split"]).size()
+    for s, split in enumerate(SPLITS):
+        draw.text((left + s * (each * side + gap), 5), split, fill="black")
+    for c, label in enumerate(classes):
+        y = top + c * (side + 4)
+        numbers = " / ".join(str(counts.get((label, split), 0)) for split in SPLITS)
+        draw.text((6, y + side // 2 - 14), f"{_latin(label)[:24]}\n{numbers}", fill="black")
+        for s, split in enumerate(SPLITS):
+            rows = np.flatnonzero((manifest["label"] == label) & (manifest["split"] == split))[:each]
+            for p, row in enumerate(rows):
+                thumbnail = Image.fromarray(pixels[int(row)])
+                thumbnail.thumbnail((side - 2, side - 2))
+                canvas.paste(thumbnail, (left + s * (each * side + gap) + p * side, y))
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG", optimize=True)
+    with replacing(path) as part:
+        part.write_bytes(stream.getvalue())
+
+
+def _latin(text: str) -> str:
+    return text.encode("latin-1", "replace").decode("latin-1")  # Pillow's built-in font has no more

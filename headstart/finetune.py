@@ -1,0 +1,350 @@
+"""finetune: from the chosen head on, train the layers that params.yaml unfreezes.
+
+The head is trained first, on frozen features, and fine-tuning starts from it: LP-FT (Kumar et al. 2022, "Fine-tuning can
+distort pretrained features and underperform out-of-distribution"). Training views are smaller than evaluation views, as
+objects look larger in random crops (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"); on a CPU that
+also halves the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.special import log_softmax
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from headstart.backbones import Trunk
+from headstart.checkout import read_json, replacing, write_json, write_text
+from headstart.classifier import Classifier, LinearHead
+from headstart.compute import derived_seed, inference_batch, seed_everything
+from headstart.data.decode import Array
+from headstart.data.pixels import Pixels
+from headstart.errors import HeadstartError
+from headstart.heads import fit_temperature, write_rows
+from headstart.params import Finetune
+from headstart.progress import progress
+
+WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
+SIZE_STEP = 32  # most networks halve the picture five times
+UNFROZEN = {"none": 0.0, "last": 0.25, "half": 0.5, "all": 1.0}  # of the blocks, from the output side
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings, resolved for one backbone: what is trained, how long, how fast."""
+
+    settings: Finetune
+    scratch: bool
+    seed: int
+
+    @property
+    def epochs(self) -> int:
+        return self.settings.scratch_epochs if self.scratch else self.settings.epochs
+
+    @property
+    def batch_norm_trained(self) -> bool:
+        return self.scratch or self.settings.batch_norm == "trained"  # statistics of a random network mean nothing
+
+    def parameter_groups(self, model: Classifier) -> list[dict[str, Any]]:
+        """AdamW's groups. Earlier blocks learn slower; biases and scales are not decayed."""
+        s = self.settings
+        blocks = model.trunk.blocks()
+        unfrozen = blocks[len(blocks) - math.ceil(UNFROZEN[s.unfreeze] * len(blocks)) :]
+        model.trunk.requires_grad_(False)
+        rates: list[tuple[float, list[nn.Parameter]]] = [
+            (s.scratch_lr if self.scratch else s.lr * s.layer_decay**depth, block)
+            for depth, block in enumerate(reversed(unfrozen))
+        ]
+        rates.append((s.scratch_lr if self.scratch else s.head_lr, list(model.head.parameters())))
+        groups = []
+        for rate, parameters in rates:
+            for decayed in (True, False):
+                chosen = [p.requires_grad_(True) for p in parameters if (p.ndim > 1) == decayed]
+                if chosen:
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": s.weight_decay if decayed else 0.0})
+        return groups
+
+    def schedule(self, step: int, steps: int) -> float:
+        """The factor on every rate: linear warm-up, then half a cosine down to zero."""
+        warmup = max(1, round(self.settings.warmup * steps))
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def train_size(trunk: Trunk, ratio: float) -> int:
+    """Training pixels: ``ratio`` of the evaluation size in whole steps of 32, or that size itself where the network takes
+    no other (some transformers)."""
+    wanted = max(SIZE_STEP, round(trunk.view.size * ratio / SIZE_STEP) * SIZE_STEP)
+    try:
+        with torch.inference_mode():
+            trunk.eval()(torch.zeros(1, 3, wanted, wanted))
+    except (RuntimeError, AssertionError, ValueError):
+        return trunk.view.size
+    return wanted
+
+
+class TrainingViews(Dataset[tuple[Tensor, int]]):
+    """Random views of the training pictures; each depends on (seed, epoch, picture) and on nothing else."""
+
+    def __init__(self, pixels: Pixels, rows: Array, labels: Array, transform: v2.Transform, seed: int) -> None:
+        self.pixels, self.rows, self.labels = pixels, rows, labels
+        self.transform = transform
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        seed_everything(self.seed, self.epoch, number)  # runs in a loader's process, whose generator is its own
+        picture = torch.from_numpy(np.array(self.pixels[int(self.rows[number])])).permute(2, 0, 1)
+        return self.transform(picture), int(self.labels[number])
+
+
+def augmentation(settings: Finetune, size: int) -> v2.Transform:
+    """(3, H, W) uint8 → (3, size, size) uint8."""
+    steps: list[nn.Module] = [
+        v2.RandomResizedCrop(size, scale=(settings.crop_min, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
+        if settings.augment != "none"
+        else v2.Resize((size, size), antialias=True)
+    ]
+    if settings.hflip:
+        steps.append(v2.RandomHorizontalFlip())
+    if settings.augment == "light":
+        steps += [v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.3)], p=0.8), v2.RandomApply([v2.RandomRotation(10)], p=0.3)]
+    if settings.augment == "trivial":
+        steps.append(v2.TrivialAugmentWide())
+    return v2.Compose(steps)
+
+
+def finetune(
+    trunk: Trunk,
+    head: LinearHead,
+    pixels: Pixels,
+    manifest: pd.DataFrame,
+    recipe: Recipe,
+    device: torch.device,
+    folder: Path,
+    resume: Path,
+    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+) -> None:
+    """Train, keep the best epoch on validation, calibrate it, and write weights, details and the curve into ``folder``.
+
+    After every epoch the whole state goes to ``resume``; a run that finds it there goes on from it and ends with the
+    same bytes as one that was never stopped. It is removed at the end.
+
+    Args:
+        on_epoch: called with each epoch's row of the curve, for live tracking; also with those of resumed epochs.
+    """
+    classes = list(head.classes)
+    number = {name: n for n, name in enumerate(classes)}
+    labels = manifest["label"].map(number).to_numpy()
+    train_rows = np.flatnonzero(manifest["split"] == "train")
+    val_rows = np.flatnonzero(manifest["split"] == "val")
+    size = train_size(trunk, recipe.settings.size_ratio)
+    seed_everything(recipe.seed)
+    # A calibrated start: the head's logits divided by its temperature, so that the first gradients are not those of an
+    # over-confident classifier.
+    start = LinearHead(head.weight / head.temperature, head.bias / head.temperature, 1.0, head.classes)
+    model = Classifier(trunk, start)
+    if recipe.scratch:
+        model.head.reset_parameters()
+    model = model.to(device, memory_format=torch.channels_last)
+    groups = recipe.parameter_groups(model)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    rates = [group["lr"] for group in groups]
+    averaged = AveragedModel(model, multi_avg_fn=_moving_average(recipe.settings.ema), use_buffers=True)
+    views = TrainingViews(pixels, train_rows, labels[train_rows], augmentation(recipe.settings, size), recipe.seed)
+    weight = torch.tensor(head.class_weight, device=device) if head.class_weight else None
+    loss_of = nn.CrossEntropyLoss(weight=weight, label_smoothing=recipe.settings.label_smoothing)
+    eval_batch = inference_batch(model.eval(), trunk.view, device)
+
+    curve: list[dict[str, float]] = []
+    best: dict[str, Any] = {}
+    saved = resume / "epoch.pt"
+    if saved.exists():
+        state = torch.load(saved, weights_only=True, map_location=device)
+        model.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        curve, best = state["curve"], state["best"]
+        print(f"finetune: going on after epoch {len(curve)}, which an earlier run finished")
+        for row in curve:
+            on_epoch(row)
+
+    while len(curve) < recipe.epochs and len(curve) - best.get("epoch", 0) < recipe.settings.patience:
+        epoch = len(curve) + 1
+        train_loss = _one_epoch(model, averaged, optimizer, rates, views, recipe, loss_of, epoch, device)
+        network: Classifier = averaged.module  # type: ignore[assignment]
+        network.eval()
+        logits = torch.cat(list(network.logits_of(pixels, val_rows.tolist(), eval_batch, device))).numpy()
+        row = {"epoch": epoch, "train_loss": train_loss} | _validation(logits, labels[val_rows])
+        curve.append(row)
+        if row["val_log_loss"] < best.get("log_loss", math.inf):
+            weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+            best = {"epoch": epoch, "log_loss": row["val_log_loss"], "weights": weights, "logits": torch.tensor(logits)}
+        _save(saved, model, averaged, optimizer, curve, best)
+        on_epoch(row)
+        print(
+            f"finetune: epoch {epoch}/{recipe.epochs}, training loss {train_loss:.3f}, validation log-loss "
+            f"{row['val_log_loss']:.3f}, accuracy {row['val_accuracy']:.3f}",
+            flush=True,
+        )
+
+    logits = best["logits"].cpu().numpy()
+    with replacing(folder / WEIGHTS) as part:
+        save_file({k: v.cpu().contiguous() for k, v in best["weights"].items()}, part)
+    with replacing(folder / VAL_LOGITS) as part:
+        save_file({"logits": best["logits"].cpu()}, part)
+    details = {
+        "ran": True,
+        "scratch": recipe.scratch,
+        "train_size": size,
+        "blocks_unfrozen": math.ceil(UNFROZEN[recipe.settings.unfreeze] * len(trunk.blocks())),
+        "epochs": len(curve),
+        "best_epoch": best["epoch"],
+        "temperature": fit_temperature(logits, labels[val_rows]),
+        "classes": classes,
+    }
+    write_json(folder / DETAILS, details)
+    write_rows(curve, folder / CURVE)
+    shutil.rmtree(resume, ignore_errors=True)
+
+
+def skip(folder: Path) -> None:
+    """What the stage writes where fine-tuning is off."""
+    write_json(folder / DETAILS, {"ran": False})
+    write_text(folder / CURVE, "epoch,train_loss,val_log_loss,val_accuracy\n")
+
+
+def load_finetuned(folder: Path, trunk: Trunk, head: LinearHead) -> Classifier | None:
+    """The fine-tuned classifier, or None where fine-tuning was off. ``trunk`` becomes part of it."""
+    try:
+        details = read_json(folder / DETAILS)
+        if not details["ran"]:
+            return None
+        model = Classifier(trunk, head)
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, json.JSONDecodeError) as error:
+        raise HeadstartError(f"{folder} holds no fine-tuned network ({error}); run `dvc repro finetune`") from None
+    model.temperature = details["temperature"]
+    return model
+
+
+def load_val_logits(folder: Path) -> Tensor:
+    """(N, classes) validation logits of the best epoch, before temperature."""
+    return load_file(folder / VAL_LOGITS)["logits"]
+
+
+def resume_key(*parts: Any) -> str:
+    """A name for one training: equal exactly where everything that shapes it is equal."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def _one_epoch(
+    model: Classifier,
+    averaged: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    rates: list[float],
+    views: TrainingViews,
+    recipe: Recipe,
+    loss_of: nn.Module,
+    epoch: int,
+    device: torch.device,
+) -> float:
+    """Train for one epoch; the mean loss. Seeded by the epoch, so that a resumed run draws what the first would have."""
+    seed_everything(recipe.seed, epoch)
+    views.epoch = epoch
+    batch = recipe.settings.batch_size
+    loader = DataLoader(
+        views,
+        batch_size=batch,
+        shuffle=True,
+        drop_last=len(views) > batch,  # a last batch of one picture would shake batch-norm and the step alike
+        generator=torch.Generator().manual_seed(derived_seed(recipe.seed, epoch)),
+        num_workers=1 if device.type == "cpu" else 4,
+        multiprocessing_context="fork",
+        pin_memory=device.type == "cuda",
+    )
+    model.train()
+    if not recipe.batch_norm_trained:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+    total = recipe.epochs * len(loader)
+    losses = []
+    with progress(f"finetune {epoch}/{recipe.epochs}", len(loader) * batch) as advance:
+        for step, (pictures, labels) in enumerate(loader, start=(epoch - 1) * len(loader)):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * recipe.schedule(step, total)
+            inputs = model.trunk.view.normalise(pictures.to(device, non_blocking=True))
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.settings.precision == "bf16"):
+                loss = loss_of(model(inputs), labels.to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            averaged.update_parameters(model)
+            losses.append(loss.detach())
+            advance(len(labels))
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise HeadstartError(f"training diverged in epoch {epoch} (loss {mean}); lower finetune.lr or finetune.scratch_lr")
+    return mean
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential moving average that starts short, so that the first epochs are not mostly the starting point."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        n = float(count)
+        d = min(decay, (1 + n) / (10 + n))
+        if averaged[0].is_floating_point():  # AveragedModel hands over one kind of tensor at a time
+            torch._foreach_lerp_(averaged, current, 1 - d)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update
+
+
+def _validation(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Log-loss after calibration, and accuracy."""
+    scaled = log_softmax(logits / fit_temperature(logits, labels), axis=1)
+    return {
+        "val_log_loss": float(-scaled[np.arange(len(labels)), labels].mean()),
+        "val_accuracy": float((logits.argmax(1) == labels).mean()),
+    }
+
+
+def _save(
+    file: Path,
+    model: nn.Module,
+    averaged: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    curve: list[dict[str, float]],
+    best: dict[str, Any],
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "curve": curve,
+        "best": best,
+    }
+    with replacing(file) as part:
+        torch.save(state, part)

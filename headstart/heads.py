@@ -1,0 +1,158 @@
+"""head: multinomial logistic regression on cached features, its strength chosen on validation, its confidence calibrated."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from torch import Tensor
+
+from headstart.checkout import read_json, replacing, write_json, write_text
+from headstart.classifier import LinearHead
+from headstart.errors import HeadstartError
+from headstart.params import Head
+from headstart.progress import progress
+
+Floats = NDArray[np.floating[Any]]
+WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
+MAX_ITERATIONS = 500
+
+
+def train_head(
+    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: list[str], settings: Head, folder: Path
+) -> LinearHead:
+    """Fit one head per C, keep the one with the least validation log-loss, and write head, details and sweep.
+
+    Every choice is made with heads fitted on training pictures alone, and fine-tuning starts from the one chosen. The
+    head that is reported on the test split and packaged is fitted once more at the chosen C, on training and validation
+    pictures together (the ``refit`` of scikit-learn's searches).
+
+    Args:
+        train, val: (N, D) features and (N,) labels.
+    """
+    x, y, mean, scale = _standardised(*train)
+    v, v_labels = (val[0].numpy() - mean) / scale, val[1].numpy()
+    model = LogisticRegression(max_iter=MAX_ITERATIONS, class_weight=settings.class_weight, warm_start=True, tol=1e-3)
+    rows: list[dict[str, Any]] = []
+    best: tuple[float, Floats, Floats] | None = None
+    with progress("head", len(settings.C), "strengths") as advance:
+        for strength in sorted(settings.C):  # from strong to weak: each solution is a start for the next
+            model.set_params(C=strength).fit(x, y)
+            weight, bias = _both_signs(model.coef_, model.intercept_, model.classes_, len(classes))
+            logits = v @ weight.T + bias
+            loss = log_loss(v_labels, np.exp(log_softmax(logits, axis=1)), labels=range(len(classes)))
+            rows.append(
+                {
+                    "C": strength,
+                    "val_log_loss": float(loss),
+                    "val_accuracy": float((logits.argmax(1) == v_labels).mean()),
+                    "train_accuracy": float(((x @ weight.T + bias).argmax(1) == y).mean()),
+                    "iterations": int(np.max(model.n_iter_)),
+                }
+            )
+            if best is None or loss < best[0]:
+                best = (float(loss), *_raw(weight, bias, mean, scale))
+                chosen = strength
+            advance()
+    assert best is not None
+    temperature = fit_temperature(
+        val[0].numpy() @ best[1].T + best[2], v_labels
+    )  # on validation: the test split has no say in anything
+    weights = _class_weights(y, len(classes)) if settings.class_weight == "balanced" else None
+    x, y, mean, scale = _standardised(*(torch.cat(pair) for pair in zip(train, val, strict=True)))
+    model.set_params(C=chosen).fit(x, y)
+    final = _raw(*_both_signs(model.coef_, model.intercept_, model.classes_, len(classes)), mean, scale)
+    details = {
+        "C": chosen,
+        "temperature": temperature,
+        "classes": classes,
+        "class_weight": weights,
+        "sweep": rows,
+    }
+    tensors = dict(zip(("weight", "bias", "refit_weight", "refit_bias"), (*best[1:], *final), strict=True))
+    _store({name: torch.tensor(value, dtype=torch.float32) for name, value in tensors.items()}, details, folder)
+    return load_head(folder)
+
+
+def _standardised(features: Tensor, labels: Tensor) -> tuple[Floats, NDArray[np.int64], Floats, Floats]:
+    """Features with mean 0 and deviation 1, the labels, and the mean and deviation they had."""
+    x = features.numpy().astype(np.float64)
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+    scale[scale < 1e-8] = 1.0  # a feature that never varies says nothing, and must not be divided by nothing
+    return (x - mean) / scale, labels.numpy(), mean, scale
+
+
+def _raw(weight: Floats, bias: Floats, mean: Floats, scale: Floats) -> tuple[Floats, Floats]:
+    """The same classifier on features that are not standardised."""
+    weight = weight / scale
+    return weight, bias - weight @ mean
+
+
+def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
+    """The temperature with the least log-loss (Guo et al. 2017, "On calibration of modern neural networks")."""
+
+    def loss(log_t: float) -> float:
+        return float(-log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def load_head(folder: Path, refit: bool = False) -> LinearHead:
+    """The chosen head, fitted on training pictures alone or (``refit``) on training and validation pictures."""
+    try:
+        details = read_json(folder / DETAILS)
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, json.JSONDecodeError) as error:
+        raise HeadstartError(f"{folder} holds no head ({error}); run `dvc repro head`") from None
+    prefix = "refit_" if refit else ""
+    weights = details["class_weight"]
+    return LinearHead(
+        tensors[f"{prefix}weight"],
+        tensors[f"{prefix}bias"],
+        details["temperature"],
+        tuple(details["classes"]),
+        tuple(weights) if weights else None,
+    )
+
+
+def _both_signs(
+    weight: Floats, bias: Floats, present: NDArray[np.int64], classes: int
+) -> tuple[Floats, Floats]:
+    """One row per class. For two classes scikit-learn keeps one row w; softmax over (-w/2, w/2) is the same model."""
+    if len(present) == 2:
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    assert len(present) == classes  # prepare leaves out classes without training pictures
+    return weight, bias
+
+
+def _class_weights(labels: NDArray[np.int64], classes: int) -> tuple[float, ...]:
+    counts = np.bincount(labels, minlength=classes)
+    return tuple(float(w) for w in len(labels) / (classes * counts))
+
+
+def _store(tensors: dict[str, Tensor], details: dict[str, Any], folder: Path) -> None:
+    with replacing(folder / WEIGHTS) as part:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, part)
+    write_json(folder / DETAILS, details)
+    write_rows(details["sweep"], folder / SWEEP)
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Rows with the same keys, as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

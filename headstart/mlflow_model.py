@@ -1,0 +1,33 @@
+"""The packaged classifier in MLflow's clothes. MLflow stores this file with the model and runs it on load (models from
+code), so that nothing is unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from headstart.served import Predictor
+
+
+class PictureClassifier(PythonModel):  # type: ignore[misc]
+    """One ``image`` column in (path, bytes, base64 text or array per row), label and probabilities out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        self.predictor = Predictor(Path(context.artifacts["classifier"]))
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        if isinstance(model_input, pd.DataFrame):
+            column = "image" if "image" in model_input else model_input.columns[0]
+            pictures = model_input[column].tolist()
+        else:
+            pictures = [row["image"] if isinstance(row, dict) else row for row in model_input]
+        return pd.DataFrame(
+            [{"label": p.label, "probability": p.probability} | p.probabilities for p in self.predictor.predict(pictures)]
+        )
+
+
+set_model(PictureClassifier())

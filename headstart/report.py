@@ -1,0 +1,198 @@
+"""What came of it: metrics, predictions, figures and one self-contained page, from the stages' folders."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import torch
+
+from headstart import evaluation, figures, finetune, heads
+from headstart.backbones import load_trunk
+from headstart.checkout import read_json, replacing, write_json, write_text
+from headstart.classifier import Classifier
+from headstart.compute import inference_batch
+from headstart.data.pixels import Pixels
+from headstart.data.prepare import AUDIT, read_manifest
+from headstart.evaluation import Scores
+from headstart.features import load_features
+from headstart.params import Params
+from headstart.progress import progress
+
+METRICS, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
+ALWAYS_REPORTED = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The classifiers to choose from, with what each says about validation and test."""
+
+    classifiers: dict[str, Classifier]
+    scores: dict[str, dict[str, Scores]]  # name → split → scores
+
+
+def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> dict[str, Any]:
+    """Choose on validation, measure on test, and write everything people look at into ``folder``.
+
+    Args:
+        data: the folder of the stages' folders.
+
+    Returns:
+        What metrics.json holds.
+    """
+    manifest, pixels = read_manifest(data / "prepare"), Pixels(data / "prepare")
+    candidates = _candidates(data, manifest, pixels, device)
+    resamples, seed = params.evaluate.bootstrap, params.seed
+    measured = {
+        split: {
+            name: evaluation.metrics(scores[split], resamples, seed) for name, scores in candidates.scores.items()
+        }
+        for split in ALWAYS_REPORTED
+    }
+    chosen = evaluation.choose(measured["val"])
+    result: dict[str, Any] = {"chosen": chosen, **measured}
+    result["test"]["chosen"] = result["test"][chosen]
+    if "finetune" in candidates.scores:
+        result["gain"] = {
+            split: evaluation.gain(
+                candidates.scores["head"][split], candidates.scores["finetune"][split], resamples, seed
+            )
+            for split in ALWAYS_REPORTED
+        }
+    scores = candidates.scores[chosen]
+    classes = list(candidates.classifiers[chosen].classes)
+    table = evaluation.per_class(scores["test"], classes)
+    _figures(data, folder / FIGURES, result, scores["test"], classes)
+    _mistakes(candidates.classifiers[chosen], pixels, manifest, scores["test"], params.evaluate.mistakes, folder)
+    with replacing(folder / PREDICTIONS) as part:
+        evaluation.predictions(manifest, scores, classes).to_parquet(part, index=False)
+    heads.write_rows(table, folder / FIGURES / "per_class.csv")
+    write_text(folder / REPORT, _page(data, params, result, table, folder / FIGURES))
+    write_json(folder / METRICS, result)
+    return result
+
+
+def chosen_classifier(data: Path) -> tuple[Classifier, str]:
+    """The classifier that validation chose, and its name."""
+    chosen: str = read_json(data / "evaluate" / METRICS)["chosen"]
+    return _classifiers(data)[chosen].eval(), chosen
+
+
+def _classifiers(data: Path) -> dict[str, Classifier]:
+    head, final = heads.load_head(data / "head"), heads.load_head(data / "head", refit=True)
+    network = data / "fetch" / "network.py"
+    found = {"head": Classifier(load_trunk(data / "backbone", network)[0], final).eval()}
+    tuned = finetune.load_finetuned(data / "finetune", load_trunk(data / "backbone", network)[0], head)
+    return found | ({"finetune": tuned.eval()} if tuned is not None else {})
+
+
+def _candidates(data: Path, manifest: pd.DataFrame, pixels: Pixels, device: torch.device) -> Candidates:
+    """The head's scores come from cached features; only the fine-tuned network has to look at the test pictures."""
+    classifiers = _classifiers(data)
+    head, final = heads.load_head(data / "head"), heads.load_head(data / "head", refit=True)
+    scores: dict[str, dict[str, Scores]] = {"head": {}}
+    labels = {}
+    for split, used in (("val", head), ("test", final)):
+        features, numbers = load_features(data / "features", split)
+        labels[split] = numbers.numpy()
+        scores["head"][split] = Scores(_softmax(used.logits(features), used.temperature), labels[split])
+    if "finetune" in classifiers:
+        model = classifiers["finetune"].to(device)
+        rows = np.flatnonzero(manifest["split"] == "test").tolist()
+        batch = inference_batch(model, model.trunk.view, device)
+        found = []
+        with progress("evaluate", len(rows)) as advance:
+            for logits in model.logits_of(pixels, rows, batch, device):
+                found.append(logits)
+                advance(len(logits))
+        scores["finetune"] = {
+            "val": Scores(_softmax(finetune.load_val_logits(data / "finetune"), model.temperature), labels["val"]),
+            "test": Scores(_softmax(torch.cat(found), model.temperature), labels["test"]),
+        }
+        model.cpu()
+    return Candidates(classifiers, scores)
+
+
+def _softmax(logits: torch.Tensor, temperature: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return torch.softmax(logits.double() / temperature, dim=1).numpy()
+
+
+def _figures(data: Path, folder: Path, result: dict[str, Any], test: Scores, classes: list[str]) -> None:
+    head = read_json(data / "head" / heads.DETAILS)
+    figures.confusion(test.labels, test.predicted, classes, folder / "confusion.png")
+    rows = evaluation.reliability(test)
+    figures.reliability(rows, result["test"]["chosen"]["ece"], folder / "reliability.png")
+    heads.write_rows(rows, folder / "reliability.csv")
+    figures.sweep(head["sweep"], head["C"], folder / "sweep.png")
+    names = np.array(classes)
+    pairs = [
+        {"true": names[t], "predicted": names[p]} for t, p in zip(test.labels, test.predicted, strict=True)
+    ]
+    heads.write_rows(pairs, folder / "confusion.csv")
+    if "finetune" in result["val"]:
+        curve = pd.read_csv(data / "finetune" / finetune.CURVE)
+        level = result["val"]["head"]
+        figures.learning_curve(curve, level["log_loss"], level["accuracy"], folder / "curve.png")
+
+
+def _mistakes(
+    model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: Scores, count: int, folder: Path
+) -> None:
+    positions = evaluation.worst_mistakes(test, count)
+    rows = np.flatnonzero(manifest["split"] == "test")[positions]
+    targets = test.predicted[positions].tolist()
+    stored = [pixels[int(row)] for row in rows]
+    heat = evaluation.grad_cam(model, stored, targets) if stored else None
+    captions = [
+        f"{model.classes[test.predicted[p]][:20]} {test.probabilities[p].max():.2f}\nis {model.classes[test.labels[p]][:20]}"
+        for p in positions
+    ]
+    views = [model.trunk.view(picture) for picture in stored]
+    figures.mistakes(views, heat, captions, folder / FIGURES / "mistakes.png")
+
+
+def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[str, Any]], drawn: Path) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["interval"] = interval
+    pictures = {path.stem: _embedded(path) for path in sorted(drawn.glob("*.png"))}
+    pictures["sheet"] = _embedded(data / "prepare" / "sheet.png")
+    return environment.get_template("report.html.j2").render(
+        params=params,
+        result=result,
+        verdict=verdict(result),
+        table=table,
+        pictures=pictures,
+        audit=read_json(data / "prepare" / AUDIT),
+        card=read_json(data / "backbone" / "card.json"),
+        head=read_json(data / "head" / heads.DETAILS),
+        tuned=read_json(data / "finetune" / finetune.DETAILS),
+    )
+
+
+def interval(measured: dict[str, float], name: str = "accuracy") -> str:
+    """A metric with its interval, as people write it: 0.812 (0.774–0.848)."""
+    return f"{measured[name]:.3f} ({measured[f'{name}_low']:.3f}–{measured[f'{name}_high']:.3f})"
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """One sentence on what was chosen and what it is worth."""
+    best = result["test"]["chosen"]
+    names = {"head": "the head on frozen features", "finetune": "the fine-tuned network"}
+    sentence = f"Validation chose {names[result['chosen']]}; test accuracy {interval(best)} on {best['n']} pictures."
+    if "gain" in result:
+        gain = result["gain"]["test"]
+        points = f"{100 * gain['accuracy']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+        sentence += f" Fine-tuning changed test accuracy by {points}."
+    return sentence
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

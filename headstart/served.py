@@ -1,0 +1,120 @@
+"""The classifier as it is used: pictures in, labels and probabilities out. Packed into the model with what it imports."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from headstart.backbones import architecture
+from headstart.classifier import Classifier, LinearHead
+from headstart.data.decode import Array, Unusable, decode
+from headstart.errors import HeadstartError
+from headstart.views import View
+
+DETAILS, WEIGHTS, NETWORK = "classifier.json", "classifier.safetensors", "network.py"
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One picture's answer: the label, its probability, and the probability of every class."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """A packaged classifier, with its preprocessing inside."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load from the folder that holds classifier.json and classifier.safetensors.
+
+        Raises:
+            HeadstartError: the folder holds no model.
+        """
+        try:
+            details = json.loads((folder / DETAILS).read_text(encoding="utf-8"))
+            state = load_file(folder / WEIGHTS)
+        except (OSError, ValueError) as error:
+            raise HeadstartError(f"{folder} holds no packaged model ({error}); run `dvc repro package`") from None
+        trunk = architecture(details["backbone"], folder / NETWORK, details["weights"]).trunk()
+        trunk.view = View.from_card(details)
+        head = LinearHead(state["head.weight"], state["head.bias"], details["temperature"], tuple(details["classes"]))
+        self.model = Classifier(trunk, head)
+        self.model.load_state_dict(state)
+        self.model.eval().requires_grad_(False)
+        self.max_megapixels: float = details["max_megapixels"]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.model.classes
+
+    def predict(self, pictures: Sequence[Any]) -> list[Prediction]:
+        """Classify pictures, each a path, the bytes of a picture file (or their base64 text), or an array.
+
+        Arrays are (height, width, 3) or (height, width), uint8, or floats in [0, 1].
+
+        Raises:
+            HeadstartError: a picture cannot be used; the message says which and why.
+        """
+        return [prediction for chunk in self._chunks(pictures) for prediction in self._answers(chunk)]
+
+    def _chunks(self, pictures: Sequence[Any]) -> Iterator[list[Array]]:
+        for start in range(0, len(pictures), BATCH):
+            yield [self._decoded(p, start + n) for n, p in enumerate(pictures[start : start + BATCH])]
+
+    def _answers(self, pictures: list[Array]) -> Iterator[Prediction]:
+        with torch.inference_mode():
+            probabilities = self.model.probabilities(self.model(self.model.trunk.view.batch(pictures)))
+        for row in probabilities.double().tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            yield Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True)))
+
+    def _decoded(self, picture: Any, number: int) -> Array:
+        name = str(picture) if isinstance(picture, str | Path) and len(str(picture)) < 300 else f"picture {number}"
+        try:
+            if isinstance(picture, str | Path):
+                path = Path(picture)
+                inline = None if len(str(picture)) < 4096 and path.is_file() else _from_base64(str(picture))
+                if inline is None and not path.is_file():
+                    raise Unusable("no such file")
+                return decode(path if inline is None else inline, max_megapixels=self.max_megapixels).pixels
+            if isinstance(picture, bytes | bytearray | memoryview):
+                return decode(bytes(picture), max_megapixels=self.max_megapixels).pixels
+            return _from_array(picture)
+        except Unusable as reason:
+            raise HeadstartError(f"{name}: {reason}") from None
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The bytes that a JSON request carries as text; None where the text is something else."""
+    try:
+        data = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if len(data) > 64 else None
+
+
+def _from_array(value: Any) -> Array:
+    array = np.asarray(value)
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise Unusable(f"an array must be (height, width, 3) or (height, width), found {array.shape}")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise Unusable("a float array must lie in [0, 1]")
+        array = np.round(array * 255)
+    elif array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise Unusable(f"an array must be uint8 or floats in [0, 1], found {array.dtype}")
+    return array.astype(np.uint8)

@@ -1,0 +1,297 @@
+"""track: one MLflow run per result, complete even where every stage came from the cache.
+
+A result is known by the digest of what it was made from, kept as the tag ``headstart.result``. ``finetune`` opens the run
+to stream its curve, ``track`` finds it by that tag and completes it; a result that is complete is not logged again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from headstart.checkout import checkout, read_json, state_folder, write_json
+from headstart.errors import HeadstartError
+from headstart.params import Params
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+RESULT, COMPLETE = "headstart.result", "headstart.complete"
+LIVE = "finetune/"
+
+
+def result_digest(data: Path, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:
+    """SHA-256 over what the result is made from: the code and parameters that dvc.yaml names for every stage but track,
+    the manifest of pictures, the user's network, and the backbone's weights."""
+    stages = {name: s for name, s in yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"].items() if name != "track"}
+    values = yaml.safe_load(params.read_text(encoding="utf-8"))
+    code = sorted({dep for s in stages.values() for dep in s.get("deps", []) if not dep.startswith("data/")})
+    keys = sorted({key for s in stages.values() for key in s.get("params", []) if isinstance(key, str)})
+    digest = hashlib.sha256()
+    for path in [*code, data / "fetch" / "manifest.csv", data / "fetch" / "network.py"]:
+        digest.update(f"{Path(path).name}\n".encode())
+        digest.update(hashlib.sha256((pipeline.parent / path).read_bytes()).digest())
+    digest.update(json.dumps({key: _value(values, key) for key in keys}, sort_keys=True).encode())
+    digest.update(read_json(data / "backbone" / "card.json")["sha256"].encode())
+    return digest.hexdigest()
+
+
+def _value(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+class Tracker:
+    """The run of one result in the user's MLflow store."""
+
+    def __init__(self, params: Params, digest: str) -> None:
+        """Find the run by its result, or create it.
+
+        Raises:
+            HeadstartError: the store does not answer.
+        """
+        self.params, self.digest = params, digest
+        with _store() as client:
+            self.client = client
+            experiment = client.get_experiment_by_name(params.tracking.experiment)
+            if experiment is None:
+                self.experiment_id = client.create_experiment(params.tracking.experiment, _artifacts())
+            elif experiment.lifecycle_stage == "deleted":
+                raise HeadstartError(
+                    f"the MLflow experiment {params.tracking.experiment!r} is deleted; restore it with "
+                    f"`mlflow experiments restore -x {experiment.experiment_id}` or name another as tracking.experiment"
+                )
+            else:
+                self.experiment_id = experiment.experiment_id
+            found = self._runs()
+            self.complete = any(run.data.tags.get(COMPLETE) for run in found)
+            self.run_id: str = found[0].info.run_id if found else self._create()
+
+    def _runs(self) -> list[Run]:
+        runs: list[Run] = self.client.search_runs([self.experiment_id], f"tags.`{RESULT}` = '{self.digest}'")
+        return sorted(runs, key=lambda run: (COMPLETE not in run.data.tags, run.info.start_time))
+
+    def _create(self) -> str:
+        name = os.environ.get("DVC_EXP_NAME") or f"{self.params.backbone}-{self.digest[:7]}"
+        tags = {RESULT: self.digest, "mlflow.source.name": "dvc repro", "mlflow.source.type": "PROJECT"} | _revision()
+        run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        return run_id
+
+    def live(self) -> Live:
+        return Live(self)
+
+    def log_result(self, data: Path) -> None:
+        """Log everything from the stages' files and mark the run complete."""
+        from mlflow.entities import Metric, Param
+
+        client, run = self.client, self.run_id
+        flat = flattened(self.params.model_dump())
+        client.log_batch(run, params=[Param(key, str(value)) for key, value in flat.items()])
+        numbers = stage_metrics(data)
+        client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
+        self.live().catch_up(data)
+        for key, value in (_host() | {"chosen": read_json(data / "evaluate" / "metrics.json")["chosen"]}).items():
+            client.set_tag(run, key, value)
+        self._log_dataset(data)
+        for source, target in ARTIFACTS.items():
+            path = data / source
+            if path.is_dir():
+                client.log_artifacts(run, str(path), target)
+            elif path.exists():
+                client.log_artifact(run, str(path), target or None)
+        if self.params.tracking.model:
+            self._log_model(data / "package" / "model", numbers)
+        client.set_tag(run, COMPLETE, "true")
+        client.set_terminated(run)
+
+    def _log_dataset(self, data: Path) -> None:
+        import mlflow
+        import pandas as pd
+        from mlflow.entities import DatasetInput, InputTag
+
+        manifest = pd.read_parquet(data / "prepare" / "manifest.parquet")
+        source = self.params.data.source
+        digest = hashlib.sha256((data / "prepare" / "manifest.parquet").read_bytes()).hexdigest()[:16]
+        columns = manifest[["path", "label", "split", "sha256"]]
+        dataset = mlflow.data.from_pandas(columns, source=source, name=source.rsplit("/", 1)[-1], targets="label", digest=digest)
+        context = [InputTag("mlflow.data.context", "training")]
+        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), context)])
+
+    def _log_model(self, folder: Path, numbers: dict[str, float]) -> None:
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+        details = read_json(folder / "artifacts" / "classifier" / "classifier.json")
+        kept = {"backbone": details["backbone"], "chosen": details["chosen"], "classes": str(len(details["classes"]))}
+        model = self.client.create_logged_model(
+            self.experiment_id, "model", source_run_id=self.run_id, model_type="classifier", params=kept
+        )
+        self.client.log_model_artifacts(model.model_id, str(folder))
+        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, 0)])
+        self.client.log_metric(
+            self.run_id, "test/chosen/accuracy", numbers["test/chosen/accuracy"], model_id=model.model_id
+        )
+
+
+# What of the stages' folders goes where in the run.
+ARTIFACTS = {
+    "evaluate/figures": "figures",
+    "evaluate/report.html": "",
+    "evaluate/predictions.parquet": "",
+    "evaluate/metrics.json": "",
+    "prepare/sheet.png": "figures",
+    "prepare/audit.json": "data",
+    "backbone/card.json": "backbone",
+    "head/head.json": "head",
+    "finetune/curve.csv": "finetune",
+}
+
+
+class Live:
+    """finetune's curve, epoch by epoch. Epochs that the run already has are not sent again."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        history = tracker.client.get_metric_history(tracker.run_id, f"{LIVE}val_log_loss")
+        self.seen = {metric.step for metric in history}
+
+    def __call__(self, row: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        step, now = int(row["epoch"]), get_current_time_millis()
+        if step in self.seen:
+            return
+        metrics = [Metric(f"{LIVE}{key}", float(value), now, step) for key, value in row.items() if key != "epoch"]
+        self.tracker.client.log_batch(self.tracker.run_id, metrics=metrics)
+        self.seen.add(step)
+
+    def catch_up(self, data: Path) -> None:
+        """Send the epochs of a curve that came from the cache."""
+        import pandas as pd
+
+        for row in pd.read_csv(data / "finetune" / "curve.csv").to_dict("records"):
+            self({str(key): float(value) for key, value in row.items()})
+
+
+def track(data: Path, params: Params, folder: Path) -> str:
+    """Log the result that the stages' folders hold, once, and write its digest into ``folder``.
+
+    Returns:
+        A sentence for the user.
+    """
+    digest = result_digest(data)
+    tracker = Tracker(params, digest)
+    if tracker.complete:
+        sentence = f"result {digest[:7]} is already in MLflow (run {tracker.run_id}); nothing logged twice"
+    else:
+        try:
+            tracker.log_result(data)
+        except HeadstartError:
+            raise
+        except Exception as error:
+            raise HeadstartError(f"MLflow at {_uri()} did not take the result: {_short(error)}; run it again to go on") from None
+        sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `make ui`"
+    write_json(folder / "track.json", {"result": digest, "experiment": params.tracking.experiment})
+    return sentence
+
+
+def live_or_none(data: Path, params: Params) -> Live | None:
+    """A live curve; None, with a word to the user, where the store does not answer: training does not wait for it."""
+    try:
+        tracker = Tracker(params, result_digest(data))
+        return tracker.live()
+    except HeadstartError as error:
+        print(f"headstart: the curve is not shown live: {error}")
+        return None
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones: {"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def stage_metrics(data: Path) -> dict[str, float]:
+    """Every number the stages report, under names that group in the UI: test/chosen/accuracy."""
+    audit = read_json(data / "prepare" / "audit.json")
+    head = read_json(data / "head" / "head.json")
+    tuned = read_json(data / "finetune" / "finetune.json")
+    card = read_json(data / "backbone" / "card.json")
+    numbers: dict[str, Any] = {key.replace(".", "/"): v for key, v in _numbers(read_json(data / "evaluate" / "metrics.json"))}
+    numbers |= {"prepare/kept": audit["kept"], "prepare/dropped": len(audit["dropped"]), "prepare/leaks": audit["leaks"]}
+    numbers |= {"head/C": head["C"], "head/temperature": head["temperature"]}
+    numbers |= {f"backbone/{key}": card[key] for key in ("parameters", "gmacs", "features")}
+    if tuned["ran"]:
+        numbers |= {f"finetune/{key}": tuned[key] for key in ("best_epoch", "epochs", "temperature", "train_size")}
+    return {key: float(value) for key, value in numbers.items()}
+
+
+def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in flattened(values).items():
+        if isinstance(value, int | float):
+            yield key, value
+
+
+def _uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{checkout() / 'mlflow.db'}"
+
+
+def _artifacts() -> str | None:
+    """With the default store, artifacts stand beside it; a server decides for itself."""
+    return None if os.environ.get("MLFLOW_TRACKING_URI") else (checkout() / "mlartifacts").as_uri()
+
+
+@contextmanager
+def _store() -> Iterator[MlflowClient]:
+    """A client, with its errors as one sentence. Locked, as two workers creating the same database at once fail."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    try:
+        with FileLock(state_folder("locks") / "mlflow.lock"):
+            yield MlflowClient(_uri())
+    except HeadstartError:
+        raise
+    except Exception as error:  # connection, database and REST errors
+        raise HeadstartError(
+            f"MLflow at {_uri()} does not answer ({_short(error)}); start it, or unset MLFLOW_TRACKING_URI to use "
+            "the checkout's own store"
+        ) from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _revision() -> dict[str, str]:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout(), capture_output=True, text=True, check=False)
+    return {"mlflow.source.git.commit": found.stdout.strip()} if found.returncode == 0 else {}
+
+
+def _host() -> dict[str, str]:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "host.machine": platform.machine(),
+        "host.device": device,
+        "host.threads": str(torch.get_num_threads()),
+        "host.python": platform.python_version(),
+        "host.torch": torch.__version__,
+    }

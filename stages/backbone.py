@@ -1,0 +1,20 @@
+"""Resolve the architecture and its weights."""
+
+from pathlib import Path
+
+from headstart.errors import run_cleanly
+from headstart.params import Params
+from headstart.weights import store_backbone
+
+FOLDER = Path("data/backbone")
+
+
+def main() -> None:
+    params = Params.load()
+    network = Path("data/fetch/network.py")
+    card = store_backbone(params.backbone, params.weights, params.weights_mirror, params.seed, network, FOLDER)
+    print(f"{card['name']}: {card['source']['origin']}, {card['parameters'] / 1e6:.1f} M parameters, {card['features']} features")
+
+
+if __name__ == "__main__":
+    run_cleanly(main)

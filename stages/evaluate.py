@@ -1,0 +1,18 @@
+"""Let validation choose, report on the test split once, draw everything."""
+
+from pathlib import Path
+
+from headstart.compute import set_up
+from headstart.errors import run_cleanly
+from headstart.params import Params
+from headstart.report import evaluate, verdict
+
+
+def main() -> None:
+    params = Params.load()
+    result = evaluate(Path("data"), params, set_up(params.threads), Path("data/evaluate"))
+    print(f"{verdict(result)}\nThe whole story: data/evaluate/report.html")
+
+
+if __name__ == "__main__":
+    run_cleanly(main)

@@ -1,0 +1,23 @@
+"""Pass every picture through the frozen backbone, once."""
+
+from pathlib import Path
+
+from headstart.backbones import load_trunk
+from headstart.compute import set_up
+from headstart.data.pixels import Pixels
+from headstart.data.prepare import read_manifest
+from headstart.errors import run_cleanly
+from headstart.features import extract
+from headstart.params import Params
+
+PREPARED = Path("data/prepare")
+
+
+def main() -> None:
+    device = set_up(Params.load().threads)
+    trunk, _ = load_trunk(Path("data/backbone"), Path("data/fetch/network.py"))
+    extract(trunk, Pixels(PREPARED), read_manifest(PREPARED), device, Path("data/features"))
+
+
+if __name__ == "__main__":
+    run_cleanly(main)

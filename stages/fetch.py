@@ -1,0 +1,33 @@
+"""List the pictures to learn from, and take along the user's own network if there is one."""
+
+from pathlib import Path
+
+from headstart.checkout import checkout, replacing
+from headstart.data.sources import fetch
+from headstart.errors import HeadstartError, run_cleanly
+from headstart.params import Params
+
+FOLDER = Path("data/fetch")
+
+
+def main() -> None:
+    params = Params.load()
+    pictures = fetch(params.data, FOLDER / "manifest.csv")
+    with replacing(FOLDER / "network.py") as part:
+        part.write_bytes(own_network(params.backbone))
+    print(f"{len(pictures)} pictures in {len({p.label for p in pictures})} classes from {params.data.source}")
+
+
+def own_network(backbone: str) -> bytes:
+    """The user's file where backbone is file.py:factory, else nothing."""
+    if ".py:" not in backbone:
+        return b""
+    path = checkout() / backbone.rsplit(":", 1)[0]
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise HeadstartError(f"backbone {backbone!r}: {path} is not there; give its path from the project's folder") from None
+
+
+if __name__ == "__main__":
+    run_cleanly(main)

@@ -1,0 +1,23 @@
+"""Train a classifier on the cached features."""
+
+from pathlib import Path
+
+from headstart.compute import set_up
+from headstart.data.prepare import class_names, read_manifest
+from headstart.errors import run_cleanly
+from headstart.features import load_features
+from headstart.heads import train_head
+from headstart.params import Params
+
+FEATURES = Path("data/features")
+
+
+def main() -> None:
+    params = Params.load()
+    set_up(params.threads)
+    train, val = load_features(FEATURES, "train"), load_features(FEATURES, "val")
+    train_head(train, val, class_names(read_manifest(Path("data/prepare"))), params.head, Path("data/head"))
+
+
+if __name__ == "__main__":
+    run_cleanly(main)

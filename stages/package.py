@@ -1,0 +1,16 @@
+"""Pack the chosen classifier as an MLflow model."""
+
+from pathlib import Path
+
+from headstart.errors import run_cleanly
+from headstart.packaging import package
+from headstart.params import Params
+
+
+def main() -> None:
+    package(Path("data"), Params.load(), Path("data/package"))
+    print("data/package/model is ready: headstart predict PICTURE, or mlflow models serve -m data/package/model")
+
+
+if __name__ == "__main__":
+    run_cleanly(main)

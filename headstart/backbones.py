@@ -194,7 +194,9 @@ def torchvision_weights(name: str, weights: str) -> Any | None:
     if short in entries.__members__ and weights in (short, f"{entries.__name__}.{short}"):
         return entries[short]
     if short in entries.__members__:
-        raise HeadstartError(f"weights {weights!r} belong to another backbone than {name!r}; use {entries.__name__}.{short}")
+        raise HeadstartError(
+            f"weights {weights!r} belong to another backbone than {name!r}; use {entries.__name__}.{short}"
+        )
     return None
 
 

@@ -37,7 +37,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -117,7 +119,9 @@ def track() -> None:
 
 
 @app.command()
-def models(pattern: Annotated[str, typer.Argument(help="A name, or part of one; * and ? stand for anything.")] = "*") -> None:
+def models(
+    pattern: Annotated[str, typer.Argument(help="A name, or part of one; * and ? stand for anything.")] = "*",
+) -> None:
     """List the backbones that params.yaml can name, with the library that knows each."""
     import timm
     import torchvision

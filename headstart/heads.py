@@ -127,9 +127,7 @@ def load_head(folder: Path, refit: bool = False) -> LinearHead:
     )
 
 
-def _both_signs(
-    weight: Floats, bias: Floats, present: NDArray[np.int64], classes: int
-) -> tuple[Floats, Floats]:
+def _both_signs(weight: Floats, bias: Floats, present: NDArray[np.int64], classes: int) -> tuple[Floats, Floats]:
     """One row per class. For two classes scikit-learn keeps one row w; softmax over (-w/2, w/2) is the same model."""
     if len(present) == 2:
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

@@ -125,5 +125,3 @@ def _without_times_and_paths(target: Path) -> None:
 def load_predictor(model: Path) -> served.Predictor:
     """The predictor of a packaged model, straight from its files."""
     return served.Predictor(model / "artifacts" / "classifier")
-
-

@@ -49,9 +49,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
     candidates = _candidates(data, manifest, pixels, device)
     resamples, seed = params.evaluate.bootstrap, params.seed
     measured = {
-        split: {
-            name: evaluation.metrics(scores[split], resamples, seed) for name, scores in candidates.scores.items()
-        }
+        split: {name: evaluation.metrics(scores[split], resamples, seed) for name, scores in candidates.scores.items()}
         for split in ALWAYS_REPORTED
     }
     chosen = evaluation.choose(measured["val"])
@@ -59,9 +57,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
     result["test"]["chosen"] = result["test"][chosen]
     if "finetune" in candidates.scores:
         result["gain"] = {
-            split: evaluation.gain(
-                candidates.scores["head"][split], candidates.scores["finetune"][split], resamples, seed
-            )
+            split: evaluation.gain(candidates.scores["head"][split], candidates.scores["finetune"][split], resamples, seed)
             for split in ALWAYS_REPORTED
         }
     scores = candidates.scores[chosen]
@@ -130,9 +126,7 @@ def _figures(data: Path, folder: Path, result: dict[str, Any], test: Scores, cla
     heads.write_rows(rows, folder / "reliability.csv")
     figures.sweep(head["sweep"], head["C"], folder / "sweep.png")
     names = np.array(classes)
-    pairs = [
-        {"true": names[t], "predicted": names[p]} for t, p in zip(test.labels, test.predicted, strict=True)
-    ]
+    pairs = [{"true": names[t], "predicted": names[p]} for t, p in zip(test.labels, test.predicted, strict=True)]
     heads.write_rows(pairs, folder / "confusion.csv")
     if "finetune" in result["val"]:
         curve = pd.read_csv(data / "finetune" / finetune.CURVE)
@@ -140,9 +134,7 @@ def _figures(data: Path, folder: Path, result: dict[str, Any], test: Scores, cla
         figures.learning_curve(curve, level["log_loss"], level["accuracy"], folder / "curve.png")
 
 
-def _mistakes(
-    model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: Scores, count: int, folder: Path
-) -> None:
+def _mistakes(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: Scores, count: int, folder: Path) -> None:
     positions = evaluation.worst_mistakes(test, count)
     rows = np.flatnonzero(manifest["split"] == "test")[positions]
     targets = test.predicted[positions].tolist()

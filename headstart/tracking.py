@@ -33,7 +33,9 @@ LIVE = "finetune/"
 def result_digest(data: Path, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:
     """SHA-256 over what the result is made from: the code and parameters that dvc.yaml names for every stage but track,
     the manifest of pictures, the user's network, and the backbone's weights."""
-    stages = {name: s for name, s in yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"].items() if name != "track"}
+    stages = {
+        name: s for name, s in yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"].items() if name != "track"
+    }
     values = yaml.safe_load(params.read_text(encoding="utf-8"))
     code = sorted({dep for s in stages.values() for dep in s.get("deps", []) if not dep.startswith("data/")})
     keys = sorted({key for s in stages.values() for key in s.get("params", []) if isinstance(key, str)})
@@ -124,7 +126,9 @@ class Tracker:
         source = self.params.data.source
         digest = hashlib.sha256((data / "prepare" / "manifest.parquet").read_bytes()).hexdigest()[:16]
         columns = manifest[["path", "label", "split", "sha256"]]
-        dataset = mlflow.data.from_pandas(columns, source=source, name=source.rsplit("/", 1)[-1], targets="label", digest=digest)
+        dataset = mlflow.data.from_pandas(
+            columns, source=source, name=source.rsplit("/", 1)[-1], targets="label", digest=digest
+        )
         context = [InputTag("mlflow.data.context", "training")]
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), context)])
 
@@ -201,7 +205,9 @@ def track(data: Path, params: Params, folder: Path) -> str:
         except HeadstartError:
             raise
         except Exception as error:
-            raise HeadstartError(f"MLflow at {_uri()} did not take the result: {_short(error)}; run it again to go on") from None
+            raise HeadstartError(
+                f"MLflow at {_uri()} did not take the result: {_short(error)}; run it again to go on"
+            ) from None
         sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `make ui`"
     write_json(folder / "track.json", {"result": digest, "experiment": params.tracking.experiment})
     return sentence
@@ -231,7 +237,9 @@ def stage_metrics(data: Path) -> dict[str, float]:
     head = read_json(data / "head" / "head.json")
     tuned = read_json(data / "finetune" / "finetune.json")
     card = read_json(data / "backbone" / "card.json")
-    numbers: dict[str, Any] = {key.replace(".", "/"): v for key, v in _numbers(read_json(data / "evaluate" / "metrics.json"))}
+    numbers: dict[str, Any] = {
+        key.replace(".", "/"): v for key, v in _numbers(read_json(data / "evaluate" / "metrics.json"))
+    }
     numbers |= {"prepare/kept": audit["kept"], "prepare/dropped": len(audit["dropped"]), "prepare/leaks": audit["leaks"]}
     numbers |= {"head/C": head["C"], "head/temperature": head["temperature"]}
     numbers |= {f"backbone/{key}": card[key] for key in ("parameters", "gmacs", "features")}

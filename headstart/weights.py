@@ -54,7 +54,9 @@ class Published:
     licence: str
 
 
-def store_backbone(name: str, weights: str, mirror: str | None, seed: int, network_file: Path, folder: Path) -> dict[str, Any]:
+def store_backbone(
+    name: str, weights: str, mirror: str | None, seed: int, network_file: Path, folder: Path
+) -> dict[str, Any]:
     """Resolve architecture and weights; write weights.safetensors and card.json into ``folder``; return the card.
 
     Raises:
@@ -166,7 +168,9 @@ def _published(arch: Architecture, weights: str) -> Published:
         entry = backbones.torchvision_weights(arch.name, weights)
         if entry is None:
             names = ", ".join(torchvision.models.get_model_weights(arch.name).__members__)
-            raise HeadstartError(f"weights {weights!r} is unknown for {arch.name!r}; allowed: default, none, {names}, a file")
+            raise HeadstartError(
+                f"weights {weights!r} is unknown for {arch.name!r}; allowed: default, none, {names}, a file"
+            )
         file = entry.url.rsplit("/", 1)[1]
         digest = re.search(r"-([0-9a-f]{8,})\.pth$", file)
         licence = entry.meta.get("license", TORCHVISION_LICENCE)
@@ -192,9 +196,7 @@ def _published(arch: Architecture, weights: str) -> Published:
 Found = tuple[Path, str, str]  # file, origin, licence
 
 
-def _sources(
-    arch: Architecture, published: Published, mirror: str | None
-) -> list[tuple[str, Callable[[Path], Found]]]:
+def _sources(arch: Architecture, published: Published, mirror: str | None) -> list[tuple[str, Callable[[Path], Found]]]:
     """What to try, in order: a label for people, and a function that gives the file or raises HeadstartError."""
 
     def hub(_: Path) -> Found:
@@ -296,7 +298,9 @@ def _trunk(arch: Architecture, state: State, what: str) -> Trunk:
             raise HeadstartError(
                 f"{what} does not fit backbone {arch.name!r}: it {problem} {len(keys)} tensors, {', '.join(keys[:3])}…"
             )
-    network.load_state_dict({k: v for k, v in state.items() if k in expected and v.shape == expected[k].shape}, strict=False)
+    network.load_state_dict(
+        {k: v for k, v in state.items() if k in expected and v.shape == expected[k].shape}, strict=False
+    )
     return Trunk(network, arch.view)
 
 

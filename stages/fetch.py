@@ -26,7 +26,9 @@ def own_network(backbone: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError:
-        raise HeadstartError(f"backbone {backbone!r}: {path} is not there; give its path from the project's folder") from None
+        raise HeadstartError(
+            f"backbone {backbone!r}: {path} is not there; give its path from the project's folder"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ def main() -> None:
     trunk, card = load_trunk(DATA / "backbone", DATA / "fetch" / "network.py")
     recipe = finetune.Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)
     inputs = [sha256_of_files(DATA / name) for name in ("prepare", "backbone", "head")]
-    resume = state_folder("finetune") / finetune.resume_key(inputs, params.finetune.model_dump(), params.seed, params.threads)
+    resume = state_folder("finetune") / finetune.resume_key(
+        inputs, params.finetune.model_dump(), params.seed, params.threads
+    )
     live = tracking.live_or_none(DATA, params)
     finetune.finetune(
         trunk, load_head(DATA / "head"), Pixels(DATA / "prepare"), read_manifest(DATA / "prepare"),

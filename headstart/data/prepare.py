@@ -162,9 +162,7 @@ def _decode_job(job: Job) -> Usable | str:
     height, width, _ = decoded.pixels.shape
     phash, thumbnail = fingerprint(decoded.pixels)
     stored = encode(decoded.pixels, job.jpeg_quality)
-    return Usable(
-        job.picture, stored, height, width, decoded.height, decoded.width, phash, thumbnail, decoded.notes
-    )
+    return Usable(job.picture, stored, height, width, decoded.height, decoded.width, phash, thumbnail, decoded.notes)
 
 
 def _decoded(

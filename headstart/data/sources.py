@@ -208,9 +208,7 @@ def _table(path: Path) -> Listing:
     if "" in given and len(given) > 1:
         raise HeadstartError(f"{path}: some rows have a split and others none; fill the column or leave it out")
     if given == {"train", "val"}:
-        pictures = [
-            Picture(p.path, p.label, "test" if p.split == "val" else p.split, p.group) for p in pictures
-        ]
+        pictures = [Picture(p.path, p.label, "test" if p.split == "val" else p.split, p.group) for p in pictures]
     if given != {""} and "train" not in given:
         raise HeadstartError(f"{path}: the split column has no 'train' row; there is nothing to learn from")
     return Listing(root, sorted(pictures, key=lambda picture: picture.path))
@@ -354,7 +352,9 @@ def _torchvision(name: str) -> Listing:
     """A torchvision data set, downloaded once. Sets that are files stay so; arrays become PNG files once."""
     if name not in TORCHVISION_SETS:
         hint = nearest(name, TORCHVISION_SETS) or f"known: {', '.join(TORCHVISION_SETS)}"
-        raise HeadstartError(f"data.source 'torchvision:{name}' is not a labelled set that torchvision can download; {hint}")
+        raise HeadstartError(
+            f"data.source 'torchvision:{name}' is not a labelled set that torchvision can download; {hint}"
+        )
     root = state_folder("downloads") / f"torchvision-{name}"
     index = root / "index.json"
     if not index.exists():

@@ -45,7 +45,7 @@ def package(data: Path, params: Params, folder: Path) -> None:
         details = {
             "backbone": card["name"],
             "weights": card["weights"],
-            "preprocessing": card["preprocessing"],
+            "preprocessing": model.trunk.view.as_dict(),
             "classes": list(model.classes),
             "temperature": model.temperature,
             "chosen": chosen,
@@ -115,6 +115,7 @@ def _without_times_and_paths(target: Path) -> None:
     function = described["flavors"]["python_function"]
     for artifact in function.get("artifacts", {}).values():
         artifact["uri"] = artifact["path"]
+    function["model_code_path"] = Path(function["model_code_path"]).name
     described["utc_time_created"] = NO_TIME
     described.pop("model_id", None)
     described["model_uuid"] = sha256_of_files(target, leave_out=("MLmodel",))[:32]

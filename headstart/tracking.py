@@ -244,7 +244,7 @@ def stage_metrics(data: Path) -> dict[str, float]:
     numbers |= {"head/C": head["C"], "head/temperature": head["temperature"]}
     numbers |= {f"backbone/{key}": card[key] for key in ("parameters", "gmacs", "features")}
     if tuned["ran"]:
-        numbers |= {f"finetune/{key}": tuned[key] for key in ("best_epoch", "epochs", "temperature", "train_size")}
+        numbers |= {f"finetune/{key}": tuned[key] for key in ("best_epoch", "epochs", "temperature", "size")}
     return {key: float(value) for key, value in numbers.items()}
 
 

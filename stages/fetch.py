@@ -19,9 +19,9 @@ def main() -> None:
 
 
 def own_network(backbone: str) -> bytes:
-    """The user's file where backbone is file.py:factory, else nothing."""
+    """The user's file where backbone is file.py:factory, else a line that says there is none."""
     if ".py:" not in backbone:
-        return b""
+        return b"# backbone is not a file of the user's own\n"
     path = checkout() / backbone.rsplit(":", 1)[0]
     try:
         return path.read_bytes()

@@ -37,8 +37,8 @@ class Prepare(Section):
 
 
 class Split(Section):
-    val: Annotated[float, Field(gt=0, lt=1)] = 0.12
-    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    val: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.15
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4
 
     @model_validator(mode="after")

@@ -1,0 +1,107 @@
+"""A copy of the project in a folder of its own, to run the pipeline in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[2]
+# The slice of the default that the pipeline is run on: every stage at its smallest honest size.
+SLICE = {
+    "data": {"limit": 12},
+    "threads": 1,
+    "split": {"val": 0.2, "test": 0.2},
+    "finetune": {"epochs": 2, "unfreeze": "last", "size_ratio": 0.3, "batch_size": 16},
+    "evaluate": {"bootstrap": 100, "mistakes": 2},
+}
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A git clone of the project with a pipeline of its own."""
+
+    folder: Path
+
+    def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command, cwd=self.folder, env=self.environment(**variables), capture_output=True, text=True)
+        assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "HEADSTART_"))}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+        return kept | {"PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "true"} | variables
+
+    def set(self, **sections: object) -> None:
+        """Change params.yaml; nested sections are merged."""
+        path = self.folder / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        for key, value in sections.items():
+            params[key] = params[key] | value if isinstance(value, dict) else value
+        path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def commit(self, message: str = "change") -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", message, "--allow-empty")
+
+    def repro(self, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.run("dvc", "repro", *arguments, check=check, **variables)
+
+    def stages_run(self, *arguments: str) -> list[str]:
+        """The stages that `dvc repro` really runs, always-changed fetch left out."""
+        output = self.repro(*arguments).stdout
+        ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+        return [stage for stage in ran if stage != "fetch"]
+
+    def read(self, name: str) -> str:
+        return (self.folder / name).read_text()
+
+
+def new_clone(folder: Path, **params: object) -> Clone:
+    clone = Clone(folder)
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in files:
+        if (PROJECT / name).is_file() and not name.startswith(("tests/", "docs/", "bench/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, folder / name)
+    clone.run("git", "init", "-q", "-b", "main")
+    clone.set(**params)
+    clone.commit("a project of one's own")
+    return clone
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The slice, run once. Tests look at it and do not change it."""
+    clone = new_clone(tmp_path_factory.mktemp("finished"), **SLICE)
+    clone.repro()
+    clone.commit("a result")
+    return clone
+
+
+@pytest.fixture
+def copy_of(finished: Clone, tmp_path: Path) -> Clone:
+    """A copy of the finished slice that a test may change."""
+    target = tmp_path / "copy"
+    shutil.copytree(finished.folder, target, symlinks=True)
+    return Clone(target)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., Clone]:
+    def make(**params: object) -> Clone:
+        folder = tmp_path / "project"
+        folder.mkdir()
+        return new_clone(folder, **params)
+
+    return make

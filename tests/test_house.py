@@ -1,0 +1,240 @@
+"""The house: what the design says of files, documents and the direction of imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+DOCUMENTS = sorted([PROJECT / "README.md", PROJECT / "CHANGELOG.md", *(PROJECT / "docs").glob("*.md")])
+MODULES = sorted((PROJECT / "headstart").rglob("*.py"))
+STAGES = sorted((PROJECT / "stages").glob("*.py"))
+SCRIPTS = [*MODULES, *STAGES, *(PROJECT / "bench").glob("*.py"), *(PROJECT / "tests").rglob("*.py")]
+
+# The design's layers, the lowest first: a module may import from layers below its own and from its own. Modules that are
+# in none of the design's groups stand here with the lowest group that needs them.
+LAYERS = (
+    ("errors", "checkout", "progress", "params"),
+    ("download", "views", "backbones", "weights", "data"),
+    ("compute", "classifier", "features", "heads", "finetune"),
+    ("figures", "evaluation", "report", "served", "mlflow_model", "packaging", "tracking"),
+    ("cli",),
+)
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Full names of everything ``path`` imports anywhere; for ``from a import b`` both ``a`` and ``a.b``."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+def of_headstart(path: Path) -> set[str]:
+    """The modules and subpackages directly below headstart that ``path`` imports: params, data, ..."""
+    parts = (name.split(".") for name in imports(path))
+    below = {part[1] for part in parts if part[0] == "headstart" and len(part) > 1}
+    return {name for name in below if any((PROJECT / "headstart" / f).exists() for f in (name, f"{name}.py"))}
+
+
+def owner(path: Path) -> str:
+    return path.relative_to(PROJECT / "headstart").with_suffix("").parts[0]
+
+
+def tracked() -> list[Path]:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    return [PROJECT / name for name in names.split("\0") if name and (PROJECT / name).is_file()]
+
+
+# --- make and the environment -----------------------------------------------------------------------------------------
+
+
+def test_make_alone_lists_every_verb() -> None:
+    text = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY:(.*)$", text, re.MULTILINE)
+    assert phony
+    printed = subprocess.run(
+        ["make", "--no-print-directory"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout
+    listed = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    assert set(listed) == set(phony[1].split())
+    assert all(listed.values())
+
+
+def test_every_locked_requirement_has_an_exact_version_and_hashes() -> None:
+    text = (PROJECT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) > 50
+    for line in lines:
+        assert re.match(r"[A-Za-z0-9._\[\]-]+==\S+ ", line), line[:80]
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", line), line[:80]
+
+
+def test_the_lock_names_no_index() -> None:
+    text = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    assert not re.search(r"^\s*(-i|-f|--index-url|--extra-index-url|--find-links|--trusted-host)\b", text, re.MULTILINE)
+
+
+def test_the_lock_holds_all_that_pyproject_asks_for() -> None:
+    import tomllib
+
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[\[=<>~! ]", name)[0].lower() for name in wanted}
+    locked = set(re.findall(r"^([a-z0-9._-]+)", (PROJECT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
+    assert names <= locked
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def keys(section: dict[str, object], prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_every_top_level_key_is_explained() -> None:
+    """In a comment of params.yaml, on its line or inside its section, and by its name in the README."""
+    text = (PROJECT / "params.yaml").read_text(encoding="utf-8")
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    for key in yaml.safe_load(text):
+        section = re.search(rf"^{key}:.*\n(?:[ \n].*\n?)*", text, re.MULTILINE)
+        assert section, key
+        commented = re.search(r"\s# \S", section[0])
+        named = re.search(rf"`{key}[`.]", readme)
+        assert commented or key == "seed", f"{key} has no comment in params.yaml"
+        assert named, f"{key} is not in the README"
+
+
+def test_the_readme_names_no_knob_that_does_not_exist() -> None:
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
+    known = {*params, *keys(params)}
+    for document in DOCUMENTS:
+        for code in re.findall(r"`([^`\n]+)`", document.read_text(encoding="utf-8")):
+            named = re.match(r"([a-z_]+\.[A-Za-z_]+)(?::|=|$)", code)
+            if named and named[1].split(".")[0] in params:
+                assert named[1] in known, f"{document.name}: {code}"
+        for key in re.findall(r"-S '?([A-Za-z_.]+)=", document.read_text(encoding="utf-8")):
+            assert key in known, f"{document.name}: -S {key}"
+
+
+def anchors(document: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists(), f"{document.name}: {target}"
+        assert path in tracked() or path == document or path.is_dir(), f"{document.name}: {target} is not in git"
+        if anchor:
+            assert anchor in anchors(path), f"{document.name}: {target}"
+
+
+def test_commands_that_documents_show_exist() -> None:
+    """Every `make VERB`, `headstart VERB` and stage named in a document."""
+    verbs = set(re.findall(r"^([a-z]+):.*##", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    doors = ast.parse((PROJECT / "headstart" / "cli.py").read_text(encoding="utf-8"))
+    commands = {f.name for f in doors.body if isinstance(f, ast.FunctionDef) and f.decorator_list}
+    stages = set(yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+    tests = " ".join(re.findall(r"def (test_\w+)", (PROJECT / "tests/stages/test_pipeline.py").read_text(encoding="utf-8")))
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        code = "\n".join([*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^```[a-z]*\n(.*?)^```", text, re.M | re.S)])
+        assert set(re.findall(r"\bmake ([a-z]+)\b", code)) <= verbs, document.name
+        assert set(re.findall(r"^(?:\$ )?headstart ([a-z]+)\b", code, re.MULTILINE)) <= commands, document.name
+        assert set(re.findall(r"dvc repro ([a-z]+)\b", code)) <= stages, document.name
+        for wanted in re.findall(r"pytest tests/stages -k '?([a-z_ ]+)", code):
+            for word in wanted.split(" or "):
+                assert word.strip() in tests, f"{document.name}: no test is called {word}"
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PROJECT).as_posix())
+def test_the_library_knows_neither_dvc_nor_the_stages(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & {"dvc", "stages", "tests", "bench"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PROJECT).as_posix())
+def test_imports_never_point_upwards(path: Path) -> None:
+    mine = owner(path)
+    if mine == "__init__":
+        assert not of_headstart(path)
+        return
+    assert mine in LAYER, f"headstart/{mine} has no place in LAYERS"
+    above = {name for name in of_headstart(path) if LAYER[name] > LAYER[mine]}
+    assert not above, f"{path.name} imports upwards: {', '.join(sorted(above))}"
+
+
+def test_no_import_goes_round_in_a_circle() -> None:
+    needs = {mine: set[str]() for mine in LAYER}
+    for path in MODULES:
+        if owner(path) in needs:
+            needs[owner(path)] |= of_headstart(path) - {owner(path)}
+    left = dict(needs)
+    while free := [name for name, wanted in left.items() if not wanted & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"a circle among {', '.join(sorted(left))}"
+
+
+def test_no_room_without_an_owner() -> None:
+    assert not [p for p in SCRIPTS if re.search(r"(utils?|helpers?|common|misc)", p.stem)]
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.name)
+def test_a_stage_can_be_read_aloud_in_a_minute(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 45
+    assert not {name.split(".")[0] for name in imports(path)} & {"dvc", "stages", "torch", "mlflow"}
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_every_stage_has_its_script_and_every_script_its_stage() -> None:
+    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert {path.stem for path in STAGES} == set(stages)
+
+
+# --- what is in git ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_large_and_no_weights_are_committed() -> None:
+    for path in tracked():
+        assert path.stat().st_size < 1 << 20, path
+        assert path.suffix not in (".pth", ".pt", ".safetensors", ".onnx", ".bin", ".db", ".parquet"), path
+        assert not path.is_symlink() or path.resolve().is_relative_to(PROJECT), path
+
+
+def test_no_committed_file_knows_one_machine() -> None:
+    strange = re.compile(r"(?<![\w.}])/(home|root|work|Users)/\w+")
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found = strange.search(text)
+        assert not found, f"{path.relative_to(PROJECT)}: {found[0] if found else ''}"

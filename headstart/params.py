@@ -5,17 +5,29 @@ This is the only module that validates the file. Stages take the typed objects f
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from headstart.errors import HeadstartError, nearest
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that 1e-05 is a number: so YAML 1.2 has it, and so DVC writes what -S was given."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 class Section(BaseModel):
@@ -23,7 +35,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: str = Field("emoji", min_length=1)
+    source: Text = "emoji"
     mirror: str | None = None
     limit: Count | None = None
 
@@ -49,7 +61,7 @@ class Split(Section):
 
 
 class Head(Section):
-    C: list[Positive] = Field([0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0], min_length=1)
+    C: Annotated[list[Positive], Field(min_length=1)] = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0]
     class_weight: Literal["balanced"] | None = None
 
 
@@ -81,7 +93,7 @@ class Evaluate(Section):
 
 
 class Tracking(Section):
-    experiment: str = Field("headstart", min_length=1)
+    experiment: Text = "headstart"
     model: bool = True
 
 
@@ -89,8 +101,8 @@ class Params(Section):
     """The whole of params.yaml; every key is optional here, and the shipped file names them all."""
 
     data: Data = Data()
-    backbone: str = Field("tf_efficientnet_lite0", min_length=1)
-    weights: str = Field("default", min_length=1)
+    backbone: Text = "tf_efficientnet_lite0"
+    weights: Text = "default"
     weights_mirror: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Count | None = None
@@ -122,11 +134,14 @@ class Params(Section):
             HeadstartError: the file is missing, is not YAML, or holds a key or value that is not allowed.
         """
         try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         except FileNotFoundError:
             raise HeadstartError(f"{path} is not here; run this from the project's top folder") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise HeadstartError(f"{path} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2020-13-45
             raise HeadstartError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raw = {} if raw is None else raw
         if not isinstance(raw, dict):
             raise HeadstartError(f"{path} must hold keys and values, found {type(raw).__name__}")
         try:
@@ -152,22 +167,26 @@ def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in location)
     if problem["type"] == "value_error":  # ours: it names its keys itself
         return str(problem["ctx"]["error"])
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "invalid_key"):
         allowed = list(_section(location).model_fields)
         hint = nearest(str(location[-1]), allowed) or f"allowed here: {', '.join(allowed)}"
         return f"unknown key {key!r}, {hint}"
     found = problem["input"]
-    message = problem["msg"].removeprefix("Input ").replace("should be", "must be")
-    if problem["type"] == "literal_error":
-        hint = nearest(str(found), _literals(_section(location), str(location[-1])))
-        return f"{key} {message}, found {found!r}" + (f", {hint}" if hint else "")
-    return f"{key} {message}, found {found!r}"
+    if problem["type"] == "model_type":
+        inside = ", ".join(_section((*location, "")).model_fields)
+        return f"{key} must hold keys and values ({inside}), found {found!r}"
+    message = re.sub(r"^(Input|List|String) should", "must", problem["msg"]).removesuffix(" after validation, not 0")
+    field = _section(location).model_fields.get(str(location[-1]))
+    if field is not None and type(None) in get_args(field.annotation):
+        message += " or null"
+    hint = nearest(str(found), _literals(field)) if problem["type"] == "literal_error" else ""
+    return f"{key} {message}, found {found!r}" + (f", {hint}" if hint else "")
 
 
-def _literals(model: type[BaseModel], key: str) -> list[str]:
-    field = model.model_fields.get(key)
-    pending, values = [field.annotation if field else None], []
+def _literals(field: FieldInfo | None) -> list[str]:
+    pending: list[Any] = [field.annotation if field else None]
+    values: list[str] = []
     while pending:
         for argument in get_args(pending.pop()):
             (values if isinstance(argument, str) else pending).append(argument)
-    return [str(value) for value in values]
+    return values

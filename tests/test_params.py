@@ -1,0 +1,211 @@
+"""params.yaml is checked before any work, and what is wrong with it is said in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from headstart.errors import HeadstartError
+from headstart.params import Params
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+
+
+def load(folder: Path, text: str | bytes) -> Params:
+    path = folder / "params.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return Params.load(path)
+
+
+def complaint(folder: Path, text: str | bytes) -> str:
+    with pytest.raises(HeadstartError) as caught:
+        load(folder, text)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{folder / 'params.yaml'}")
+
+
+def keys(value: Any, before: str = "") -> Iterator[str]:
+    """Every full key path of a nested mapping."""
+    for key, below in value.items():
+        yield before + key
+        if isinstance(below, dict):
+            yield from keys(below, f"{before}{key}.")
+
+
+def modelled_keys(model: type[BaseModel], before: str = "") -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        yield before + key
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from modelled_keys(field.annotation, f"{before}{key}.")
+
+
+# --- the shipped file ---------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_file_holds_the_defaults() -> None:
+    assert Params.load(SHIPPED) == Params()
+
+
+def test_the_shipped_file_names_every_key_so_that_each_can_be_swept() -> None:
+    assert sorted(keys(yaml.safe_load(SHIPPED.read_text()))) == sorted(modelled_keys(Params))
+
+
+def test_every_section_can_be_left_out(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == load(tmp_path, "# nothing\n") == Params()
+
+
+def test_what_dvc_writes_for_a_small_rate_is_a_number(tmp_path: Path) -> None:
+    """`dvc exp run -S finetune.lr=1e-5` leaves 1e-05 in the file, which PyYAML by itself reads as text."""
+    params = load(tmp_path, "finetune: {lr: 1e-05, weight_decay: 2E-2, scratch_lr: 1.5e-3}\nhead: {C: [1e-3, 1e+1]}")
+    assert (params.finetune.lr, params.finetune.weight_decay, params.finetune.scratch_lr) == (1e-5, 0.02, 0.0015)
+    assert params.head.C == [0.001, 10]
+
+
+# --- the file itself ----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(HeadstartError, match=r"absent\.yaml is not here; run this from the project's top folder"):
+        Params.load(tmp_path / "absent.yaml")
+
+
+def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
+    with pytest.raises(HeadstartError, match="cannot be read: Is a directory"):
+        Params.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("finetune: [", "line 1, column 12"),
+        ("seed: 1\n\tepochs: 2\n", "line 2"),
+        ("seed: \x01", "special characters are not allowed"),
+        (b"seed: \xff\xfe", "can't decode byte 0xff"),
+        ("seed: 2020-13-45", "month must be in 1..12"),
+        ("? {a: b}\n: c", "unhashable key"),
+        ("seed: !!python/object:os.system x", "could not determine a constructor"),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_told_with_the_place(tmp_path: Path, text: str | bytes, where: str) -> None:
+    message = complaint(tmp_path, text)
+    assert message.startswith(" is not valid YAML: ")
+    assert where in message
+
+
+@pytest.mark.parametrize(("text", "kind"), [("[1, 2]", "list"), ("hello", "str"), ("3", "int"), ("false", "bool")])
+def test_a_file_that_is_no_mapping_is_told_what_was_found(tmp_path: Path, text: str, kind: str) -> None:
+    assert complaint(tmp_path, text) == f" must hold keys and values, found {kind}"
+
+
+# --- keys and values ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("backbon: resnet18", "unknown key 'backbon', did you mean 'backbone'?"),
+        ("finetune: {precison: bf16}", "unknown key 'finetune.precison', did you mean 'precision'?"),
+        ("split: {xyz: 1}", "unknown key 'split.xyz', allowed here: val, test, near_duplicate_bits"),
+        ("head: {1: 2}", "unknown key 'head.1', allowed here: C, class_weight"),
+        ("head:", "head must hold keys and values (C, class_weight), found None"),
+        ("data: emoji", "data must hold keys and values (source, mirror, limit), found 'emoji'"),
+        ("seed: soon", "seed must be a valid integer, found 'soon'"),
+        ("seed: true", "seed must be a valid integer, found True"),
+        ("seed: 1.5", "seed must be a valid integer, found 1.5"),
+        ("data: {source: no}", "data.source must be a valid string, found False"),
+        ("data: {mirror: 3}", "data.mirror must be a valid string or null, found 3"),
+        ("backbone: ''", "backbone must have at least 1 character, found ''"),
+        ("finetune: {hflip: 1}", "finetune.hflip must be a valid boolean, found 1"),
+        ("finetune: {lr: fast}", "finetune.lr must be a valid number, found 'fast'"),
+        ("head: {C: 1}", "head.C must be a valid list, found 1"),
+        ("head: {C: []}", "head.C must have at least 1 item, found []"),
+        ("head: {C: [1, 0]}", "head.C.1 must be greater than 0, found 0"),
+        (
+            "finetune: {unfreeze: hlaf}",
+            "finetune.unfreeze must be 'none', 'last', 'half' or 'all', found 'hlaf', did you mean 'half'?",
+        ),
+        ("finetune: {unfreeze: off}", "finetune.unfreeze must be 'none', 'last', 'half' or 'all', found False"),
+        (
+            "head: {class_weight: balancd}",
+            "head.class_weight must be 'balanced' or null, found 'balancd', did you mean 'balanced'?",
+        ),
+        ("threads: 0", "threads must be greater than or equal to 1 or null, found 0"),
+        ("finetune: {ema: 1}", "finetune.ema must be less than 1, found 1"),
+        ("prepare: {jpeg_quality: 101}", "prepare.jpeg_quality must be less than or equal to 100, found 101"),
+        ("finetune: {lr: .nan}", "finetune.lr must be a finite number, found nan"),
+        ("finetune: {lr: .inf}", "finetune.lr must be a finite number, found inf"),
+        ("finetune: {lr: 1e400}", "finetune.lr must be a finite number, found inf"),
+        ("head: {C: [-.inf]}", "head.C.0 must be a finite number, found -inf"),
+        ("split: {val: 0.5, test: 0.5}", "split.val + split.test is 1; leave at least 0.1 for training"),
+        (
+            "weights: none\nfinetune: {unfreeze: half}",
+            "finetune.unfreeze is 'half' and weights is 'none': layers that stay frozen would stay random; "
+            "use unfreeze: all (train from scratch) or none (a probe of random features)",
+        ),
+    ],
+)
+def test_a_wrong_key_or_value_is_told_with_its_path_what_was_found_and_what_is_allowed(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    assert complaint(tmp_path, text) == f": {sentence}"
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    message = complaint(tmp_path, "seed: -1\nfinetune: {epochs: 0}")
+    assert message == (
+        ": seed must be greater than or equal to 0, found -1; finetune.epochs must be greater than or equal to 1, found 0"
+    )
+
+
+@pytest.mark.parametrize("unfreeze", ["none", "all"])
+def test_a_network_without_weights_may_be_probed_or_trained_whole(tmp_path: Path, unfreeze: str) -> None:
+    assert load(tmp_path, f"weights: none\nfinetune: {{unfreeze: {unfreeze}}}").finetune_is_on == (unfreeze == "all")
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
+)
+
+
+@given(key=st.sampled_from(sorted(modelled_keys(Params))), value=SCALARS)
+@example(key="finetune.lr", value=float("nan"))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_value_under_any_key_is_taken_as_it_is_or_refused_by_the_key_s_name(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    raw: Any = value
+    for part in reversed(key.split(".")):
+        raw = {part: raw}
+    try:
+        params: Any = load(tmp_path, yaml.safe_dump(raw))
+    except HeadstartError as error:
+        assert key in str(error)
+        assert "\n" not in str(error)
+    else:
+        for part in key.split("."):
+            params = getattr(params, part)
+        assert params == value
+
+
+@given(text=st.text(max_size=40))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_text_at_all_ends_in_a_traceback(tmp_path: Path, text: str) -> None:
+    try:
+        load(tmp_path, text.encode("utf-8", "surrogatepass"))
+    except HeadstartError as error:
+        assert "params.yaml" in str(error)
+
+
+@pytest.mark.parametrize("section", [Params().data, Params().finetune, Params()])
+def test_params_cannot_be_changed_after_the_door(section: BaseModel) -> None:
+    name = next(iter(type(section).model_fields))
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(section, name, getattr(section, name))

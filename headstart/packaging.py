@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ NO_TIME = "1970-01-01 00:00:00.000000"
 
 def package(data: Path, params: Params, folder: Path) -> None:
     """Write the MLflow model into ``folder / "model"``; the same classifier gives the same bytes."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
@@ -58,14 +61,16 @@ def package(data: Path, params: Params, folder: Path) -> None:
         outputs += [ColSpec("double", name) for name in model.classes]
         target = folder / "model"
         shutil.rmtree(target, ignore_errors=True)
-        mlflow.pyfunc.save_model(
-            target,
-            python_model=str(code / "mlflow_model.py"),
-            artifacts={"classifier": str(parts)},
-            code_paths=[str(code)],
-            signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), Schema(outputs)),
-            pip_requirements=[f"{name}=={_version(name)}" for name in REQUIREMENTS],
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*An input example was not provided")  # it is written below
+            mlflow.pyfunc.save_model(
+                target,
+                python_model=str(code / "mlflow_model.py"),
+                artifacts={"classifier": str(parts)},
+                code_paths=[str(code)],
+                signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), Schema(outputs)),
+                pip_requirements=[f"{name}=={_version(name)}" for name in REQUIREMENTS],
+            )
         _input_example(data, target)
     _without_times_and_paths(target)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,9 +128,11 @@ class Tracker:
         source = self.params.data.source
         digest = hashlib.sha256((data / "prepare" / "manifest.parquet").read_bytes()).hexdigest()[:16]
         columns = manifest[["path", "label", "split", "sha256"]]
-        dataset = mlflow.data.from_pandas(
-            columns, source=source, name=source.rsplit("/", 1)[-1], targets="label", digest=digest
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*source can be interpreted in multiple ways")
+            dataset = mlflow.data.from_pandas(
+                columns, source=source, name=source.rsplit("/", 1)[-1], targets="label", digest=digest
+            )
         context = [InputTag("mlflow.data.context", "training")]
         self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), context)])
 
@@ -268,6 +272,8 @@ def _store() -> Iterator[MlflowClient]:
     """A client, with its errors as one sentence. Locked, as two workers creating the same database at once fail."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # a new database needs no two lines about it
     from filelock import FileLock
     from mlflow import MlflowClient
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from headstart.checkout import replacing
 from headstart.errors import HeadstartError
@@ -66,7 +69,9 @@ def download(address: str, target: Path, sha256_prefix: str | None = None) -> st
 
 
 def download_folder(address: str, target: Path) -> None:
-    """Mirror every file below ``address`` into ``target``; files already there with the same size are kept.
+    """Mirror every file below ``address`` into ``target``.
+
+    Files already there with the same size are kept; files that are no longer at the address are removed.
 
     Raises:
         HeadstartError: the address cannot be listed or a file not fetched.
@@ -76,9 +81,13 @@ def download_folder(address: str, target: Path) -> None:
     try:
         system, root = fsspec.core.url_to_fs(address, **_options(address))
         listing = system.find(root, detail=True)
+        listing.pop(root, None)  # a page without links is given as a file of its own
+        wanted = set()
         # An HTTP server need not tell sizes; such a file is fetched once.
         for name, entry in listing.items():
-            local = target / _inside(PurePosixPath(name[len(root) :].lstrip("/")))
+            relative = name[len(root) :].lstrip("/")
+            local = target / _inside(PurePosixPath(unquote(relative) if address.startswith("http") else relative))
+            wanted.add(local)
             size = entry.get("size")
             if local.exists() and (size is None or local.stat().st_size == size):
                 continue
@@ -90,6 +99,8 @@ def download_folder(address: str, target: Path) -> None:
         raise HeadstartError(f"{address} could not be fetched: {_reason(error)}") from None
     if not listing:
         raise HeadstartError(f"{address} holds no files; give the address of an archive or of a folder of classes")
+    for stale in {path for path in target.rglob("*") if path.is_file()} - wanted:
+        stale.unlink()
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -106,15 +117,21 @@ def unpack(archive: Path, target: Path) -> None:
                 for member in zipped.infolist():
                     _inside(PurePosixPath(member.filename))
                 zipped.extractall(part)
+        elif not tarfile.is_tarfile(archive):
+            raise HeadstartError(f"{archive.name} could not be unpacked: is it a whole zip or tar file?")
         else:
             with tarfile.open(archive) as tar:
                 tar.extractall(part, filter="data")
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     except tarfile.FilterError as error:
-        raise HeadstartError(f"{archive.name} was not unpacked, a member is unsafe: {error}") from None
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
-        raise HeadstartError(f"{archive.name} could not be unpacked: {error}; is it a whole zip or tar file?") from None
+        raise HeadstartError(f"{archive.name} was not unpacked, a member is unsafe: {_reason(error)}") from None
+    except RuntimeError as error:  # what zipfile says of passwords, and of compressions it does not know
+        raise HeadstartError(f"{archive.name} could not be unpacked: {_reason(error)}") from None
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+        raise HeadstartError(
+            f"{archive.name} could not be unpacked: {_reason(error)}; is it a whole zip or tar file?"
+        ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -134,7 +151,7 @@ def _options(address: str) -> dict[str, object]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) and is_address(str(error)):
+        error = error.__cause__  # fsspec hides "connection refused" and "404" behind an error that says the address only
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ImportError):
-        return f"{text} (gs:// needs `pip install gcsfs`)"
-    return text[:300]
+    return f"{text}, with pip" if isinstance(error, ImportError) else text[:300]

@@ -6,18 +6,27 @@ import io
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 Image.MAX_IMAGE_PIXELS = None  # checked below against the user's own limit, before any pixel is decoded
 
 Array = NDArray[np.uint8]
 THUMBNAIL = 16
+# What undoes each value of EXIF's orientation tag. ImageOps.exif_transpose would do it, but also rewrites the whole EXIF
+# block, and gives up on a picture when another tag in there is garbled.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
-class Unusable(Exception):
+class Unusable(Exception):  # noqa: N818 - a finding about one picture, not an error of the run
     """The picture cannot be used; the message is the reason given in audit.json."""
 
 
@@ -67,12 +76,12 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            orientation = image.getexif().get(0x0112, 1)
-            image = ImageOps.exif_transpose(image)
+            orientation = _orientation(image)
+        if orientation in TURNS:
+            image = image.transpose(TURNS[orientation])
+            notes.append("turned upright by its EXIF tag")
         if orientation in (5, 6, 7, 8):
             width, height = height, width
-        if orientation not in (0, 1):
-            notes.append("turned upright by its EXIF tag")
         image = _rgb(image, notes)
     except Unusable:
         raise
@@ -93,6 +102,13 @@ def _read(path: Path) -> bytes:
         raise Unusable(f"cannot be read: {error.strerror}") from None
 
 
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a garbled tag says nothing against the pixels
+        return 1
+
+
 def _rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode == "F":
         raise Unusable("floating-point pixels have no known range")
@@ -104,7 +120,7 @@ def _rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         image = Image.fromarray((wide // 257).astype(np.uint8), "L")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        if rgba.getextrema()[3][0] < 255:  # type: ignore[index]
+        if np.asarray(rgba)[..., 3].min() < 255:
             notes.append("transparency laid over white")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     if image.mode == "CMYK":

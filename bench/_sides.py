@@ -1,0 +1,38 @@
+"""Two ways of doing the same, measured alternately, each time in a fresh process: what both scripts here share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+SCRIPTS = Path(__file__).parent
+
+
+def alternate(
+    script: str, sides: Sequence[str], rounds: int, *arguments: str, cwd: Path | None = None
+) -> list[dict[str, dict[str, float]]]:
+    """Run ``script --side SIDE`` for every side, ``rounds`` times over; what each printed as JSON on its last line.
+
+    The sides of a round run one after the other, so that whatever else the machine does meets both alike, and the order
+    turns from round to round.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "THP_MEM_ALLOC_ENABLE")}
+    results = []
+    for number in range(rounds):
+        found = {}
+        for side in sides if number % 2 == 0 else list(reversed(sides)):
+            command = [sys.executable, str(SCRIPTS / script), "--side", side, *arguments]
+            done = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            found[side] = json.loads(done.stdout.splitlines()[-1])
+        results.append({side: found[side] for side in sides})
+    return results
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, least and most: 1.43 (1.38–1.51)."""
+    return f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})"

@@ -1,0 +1,117 @@
+"""Features of a folder of photographs: headstart against the loop that everybody writes.
+
+    python bench/tutorial_loop.py        # about two minutes on two quiet cores
+    python bench/tutorial_loop.py --pictures 600 --rounds 5
+
+The loop is ImageFolder (Pillow), a DataLoader with one worker per core, batches of 32, and the network in eager fp32.
+headstart's side is everything its first three stages do for the same pictures: listing and hashing, audit with search for
+near-duplicates, decoding and packing, and the frozen pass. Both get the same generated 400×533 JPEGs, the same network
+(tf_efficientnet_lite0, random weights) and all cores; they run alternately, each time in a process of its own. Prints
+pictures per second of both and, per round, two ratios as median (least–most): end to end, and for the next backbone, when
+the pictures are packed already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from _sides import alternate, spread
+
+LOOP, HEADSTART = "loop", "headstart"
+HEIGHT, WIDTH = 400, 533
+
+
+def generate(folder: Path, count: int) -> None:
+    """``count`` JPEGs of coloured clouds with some grain, in two class folders."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for number in range(count):
+        clouds = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+            (WIDTH, HEIGHT), Image.Resampling.BICUBIC
+        )
+        grain = random.normal(0, 8, (HEIGHT, WIDTH, 1))
+        pixels = np.clip(np.asarray(clouds, np.float32) + grain, 0, 255).astype(np.uint8)
+        path = folder / ("even" if number % 2 == 0 else "odd") / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, quality=90)
+
+
+def loop(folder: Path) -> dict[str, float]:
+    import timm
+    import torch
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    from headstart.data.prepare import default_threads
+
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    view = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    )
+    start = time.perf_counter()
+    pictures = ImageFolder(folder, view)
+    with torch.no_grad():
+        found = [model(batch) for batch, _ in DataLoader(pictures, 32, num_workers=default_threads())]
+    torch.cat(found)
+    seconds = time.perf_counter() - start
+    return {"end to end": len(pictures) / seconds, "next backbone": len(pictures) / seconds}
+
+
+def headstart(folder: Path) -> dict[str, float]:
+    from headstart.backbones import architecture
+    from headstart.compute import set_up
+    from headstart.data.pixels import Pixels
+    from headstart.data.prepare import default_threads, prepare
+    from headstart.data.sources import fetch
+    from headstart.features import extract
+    from headstart.params import Data, Prepare, Split
+
+    device = set_up(None)
+    trunk = architecture("tf_efficientnet_lite0").trunk()
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        start = time.perf_counter()
+        pictures = fetch(Data(source=str(folder)), out / "manifest.csv")
+        manifest = prepare(pictures, folder, Prepare(), Split(), 0, default_threads(), out / "prepare")
+        packed = time.perf_counter()
+        extract(trunk, Pixels(out / "prepare"), manifest, device, out / "features")
+        end = time.perf_counter()
+    assert len(manifest) == len(pictures)
+    return {"end to end": len(pictures) / (end - start), "next backbone": len(pictures) / (end - packed)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", choices=(LOOP, HEADSTART), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.side:
+        print(json.dumps((loop if asked.side == LOOP else headstart)(asked.folder)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "pictures"
+        generate(folder, asked.pictures)
+        rounds = alternate("tutorial_loop.py", (LOOP, HEADSTART), asked.rounds, "--folder", str(folder), cwd=Path(name))
+    for what in ("end to end", "next backbone"):
+        theirs, ours = ([found[side][what] for found in rounds] for side in (LOOP, HEADSTART))
+        ratios = [b / a for a, b in zip(theirs, ours, strict=True)]
+        print(f"{what}: {median(theirs):.0f} → {median(ours):.0f} pictures/s, ratio {spread(ratios)}, {len(rounds)} rounds")
+
+
+if __name__ == "__main__":
+    main()

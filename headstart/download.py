@@ -146,7 +146,8 @@ def _options(address: str) -> dict[str, object]:
     if address.startswith(("http://", "https://")):
         import aiohttp
 
-        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=20, sock_read=60)}}
+        # block_size 0: read from start to end. fsspec's default asks for ranges, which not every server gives.
+        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=20, sock_read=60)}, "block_size": 0}
     return {}
 
 

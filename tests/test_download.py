@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from headstart.download import download, download_folder, is_archive, unpack
 from headstart.errors import HeadstartError
 
-CONTENT = random.Random(0).randbytes(3_000_000)
+CONTENT = random.Random(0).randbytes(6_000_000)  # more than the block that fsspec asks for at once
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headstart.checkout import checkout, read_json, replacing, state_folder, write_json, write_text
@@ -96,7 +96,7 @@ def locate(data: Data) -> Listing:
         return _torchvision(source.removeprefix("torchvision:"))
     if is_address(source):
         return _address(source)
-    path = Path(os.path.expanduser(source))
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 - Path's own raises for a user that is not there
     path = path if path.is_absolute() else checkout() / path
     if path.suffix.lower() in (".csv", ".parquet") and path.is_file():
         return _table(path)
@@ -119,7 +119,9 @@ def _folder(root: Path) -> Listing:
     root = _descend(root)
     top = _subfolders(root)
     splits = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
-    if "train" in splits.values():
+    if set(splits.values()) == {"train"} == {name.lower() for name in top}:  # nothing held out: no split at all
+        parts = [(root / name, "") for name in splits]
+    elif "train" in splits.values():
         stray = [name for name in top if name not in splits]
         if stray:
             raise HeadstartError(
@@ -129,6 +131,10 @@ def _folder(root: Path) -> Listing:
         parts = [(root / name, split) for name, split in splits.items()]
         if "test" not in splits.values():  # such sets are reported on val/; validation is then cut out of train/
             parts = [(folder, "test" if split == "val" else split) for folder, split in parts]
+    elif any(_subfolders(root / name) for name in splits):
+        raise HeadstartError(
+            f"{root} has class folders in {', '.join(splits)} and no train folder beside; add or rename it"
+        )
     else:
         parts = [(root, "")]
     pictures = [
@@ -175,18 +181,20 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _table(path: Path) -> Listing:
     """A .csv or .parquet with ``path`` and ``label`` columns, optionally ``split`` and ``group``; paths from its folder."""
-    rows: list[dict[str, Any]]
+    rows: list[tuple[str, dict[str, Any]]]
     try:
         if path.suffix.lower() == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as stream:
-                rows = list(csv.DictReader(stream))
+                reader = csv.DictReader(stream)
+                rows = [(f"line {reader.line_num}", row) for row in reader]
         else:
             import pyarrow.parquet
 
-            rows = pyarrow.parquet.read_table(path).to_pylist()
+            table = pyarrow.parquet.read_table(path).to_pylist()
+            rows = [(f"row {number}", row) for number, row in enumerate(table, start=1)]
     except (OSError, ValueError, csv.Error) as error:
         raise HeadstartError(f"{path} cannot be read as a table: {error}") from None
-    found = list(rows[0]) if rows else []
+    found = list(rows[0][1]) if rows else []
     for column in ("path", "label"):
         if column not in found:
             raise HeadstartError(
@@ -194,28 +202,30 @@ def _table(path: Path) -> Listing:
                 "needed: path, label; optional: split, group"
             )
     root, pictures = path.parent, []
-    for number, row in enumerate(rows, start=2):
+    for where, row in rows:
         name, label, split, group = (_cell(row.get(key)) for key in ("path", "label", "split", "group"))
         if not name or not label:
-            raise HeadstartError(f"{path}, line {number}: empty {'path' if not name else 'label'}")
+            raise HeadstartError(f"{path}, {where}: empty {'path' if not name else 'label'}")
         if split and split.lower() not in SPLIT_NAMES:
-            raise HeadstartError(f"{path}, line {number}: split {split!r}; allowed: train, val, test or empty")
-        relative = os.path.relpath(root / os.path.expanduser(name), root)
+            raise HeadstartError(f"{path}, {where}: split {split!r}; allowed: train, val, test or empty")
+        relative = os.path.relpath(root / os.path.expanduser(name), root)  # noqa: PTH111 - as above
         if not (root / relative).is_file():
-            raise HeadstartError(f"{path}, line {number}: {name} is not there; paths are relative to {root}")
+            raise HeadstartError(f"{path}, {where}: {name} is not there; paths are relative to {root}")
         pictures.append(Picture(Path(relative).as_posix(), label, SPLIT_NAMES.get(split.lower(), ""), group))
     given = {picture.split for picture in pictures}
     if "" in given and len(given) > 1:
         raise HeadstartError(f"{path}: some rows have a split and others none; fill the column or leave it out")
     if given == {"train", "val"}:
         pictures = [Picture(p.path, p.label, "test" if p.split == "val" else p.split, p.group) for p in pictures]
+    if given == {"train"}:
+        pictures = [Picture(p.path, p.label, "", p.group) for p in pictures]
     if given != {""} and "train" not in given:
         raise HeadstartError(f"{path}: the split column has no 'train' row; there is nothing to learn from")
     return Listing(root, sorted(pictures, key=lambda picture: picture.path))
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if value is None or value != value else str(value).strip()  # NaN is pandas' way to leave a cell empty
 
 
 # --- sets known by name -------------------------------------------------------------------------------------------
@@ -284,7 +294,7 @@ def _address(source: str) -> Listing:
     folder = state_folder("downloads") / key
     if is_archive(source):
         if not folder.exists():
-            archive = folder.with_suffix(".archive")
+            archive = folder.with_name(f"{key}-{PurePosixPath(source.split('?')[0]).name}")
             download(source, archive)
             unpack(archive, folder)
             archive.unlink()
@@ -346,6 +356,8 @@ TORCHVISION_SETS: dict[str, dict[str, dict[str, Any]]] = {
     "StanfordCars": _TRAIN_TEST,
     "SUN397": _WHOLE,
 }
+# Their publishers are gone, and torchvision refuses to try; their files can be put in place by hand.
+NOT_DOWNLOADABLE = ("LFWPeople", "StanfordCars")
 
 
 def _torchvision(name: str) -> Listing:
@@ -375,13 +387,14 @@ def _materialise(name: str, split: str, arguments: dict[str, Any], root: Path) -
     # A loader that hands the path back: the files on disk are used as they are, without decoding them here.
     loader = {"loader": str} if "loader" in inspect.signature(kind).parameters else {}
     try:
-        dataset = kind(str(root), download=True, **arguments, **loader)
+        dataset = kind(str(root), download=name not in NOT_DOWNLOADABLE, **arguments, **loader)
     except Exception as error:  # download errors, missing extras (scipy, h5py), broken publishers
         raise HeadstartError(
             f"torchvision could not give {name}: {' '.join(str(error).split())[:300]}. Ways out: a machine with network, "
             f"the set's files placed in {root}, or another data.source"
         ) from None
-    classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
+    named = (getattr(dataset, attribute, None) for attribute in ("classes", "categories", "all_categories"))
+    classes = next((names for names in named if names), None)
     folder = root / "pictures" / (split or "all")
     for number in range(len(dataset)):
         picture, label = dataset[number]

@@ -1,0 +1,573 @@
+"""Every kind of data.source becomes the same manifest, and the user's pictures stay as they are."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pandas as pd
+import pytest
+from moto.server import ThreadedMotoServer
+from pictures import encoded, everything_below, photograph, write_pictures
+
+from headstart.data.sources import HYMENOPTERA_CONTENT, TORCHVISION_SETS, Picture, content_digest, fetch, read_manifest
+from headstart.errors import HeadstartError
+from headstart.params import Data
+
+ROOT = Path(__file__).parents[2]
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "hymenoptera_data"
+ANTS_AND_BEES = {"ants/1.png": 1, "ants/2.png": 2, "bees/3.png": 3, "bees/deep/4.png": 4}
+MANIFEST = Path("data/fetch/manifest.csv")
+
+
+def listed(source: str | Path, **more: object) -> list[Picture]:
+    return fetch(Data(source=str(source), **more), MANIFEST)  # type: ignore[arg-type]
+
+
+def rows(pictures: list[Picture]) -> list[tuple[str, str, str]]:
+    return [(p.path, p.label, p.split) for p in pictures]
+
+
+def complaint(source: str | Path, **more: object) -> str:
+    with pytest.raises(HeadstartError) as caught:
+        listed(source, **more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_classes_gives_each_picture_the_name_of_its_first_folder(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    pictures = listed(folder)
+    assert rows(pictures) == [
+        ("ants/1.png", "ants", ""),
+        ("ants/2.png", "ants", ""),
+        ("bees/3.png", "bees", ""),
+        ("bees/deep/4.png", "bees", ""),
+    ]
+    for picture in pictures:
+        content = (folder / picture.path).read_bytes()
+        assert (picture.size, picture.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert read_manifest(MANIFEST) == pictures
+
+
+@pytest.mark.parametrize("source", ["set", "./set", "{absolute}", "~/set"])
+def test_a_relative_folder_is_found_from_the_checkout(project: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    write_pictures(project / "set", ANTS_AND_BEES)
+    monkeypatch.setenv("HOME", str(project))
+    assert len(listed(source.format(absolute=project / "set"))) == 4
+
+
+def test_inside_a_temporary_experiment_folder_a_relative_folder_is_the_user_s(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(project / "set", ANTS_AND_BEES)
+    experiment = project / ".dvc" / "tmp" / "exps" / "tmpx"
+    experiment.mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    monkeypatch.setenv("DVC_ROOT", str(experiment))
+    assert len(listed("set")) == 4
+    assert (project / ".headstart" / "hashes").is_dir()
+    assert not (experiment / ".headstart").exists()
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("train", "val", "test"), ["test", "train", "val"]),
+        (("Training", "valid", "testing"), ["train", "test", "val"]),
+        (("train", "validation"), ["train", "test"]),  # val/ alone is what such sets are reported on
+        (("train", "test"), ["test", "train"]),
+        (("train",), [""]),  # nothing is held out, so there is no split to keep
+    ],
+)
+def test_a_split_that_the_folder_has_is_kept(tmp_path: Path, folders: tuple[str, ...], splits: list[str]) -> None:
+    names = {f"{folder}/{label}/{i}.png": i for folder in folders for label in ("ants", "bees") for i in range(2)}
+    pictures = listed(write_pictures(tmp_path / "set", names))
+    assert list(dict.fromkeys(p.split for p in pictures)) == splits
+    assert Counter(p.label for p in pictures) == {"ants": 2 * len(folders), "bees": 2 * len(folders)}
+
+
+def test_folders_beside_the_split_folders_are_not_silently_left_out(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", {"train/ants/1.png": 1, "val/ants/2.png": 2, "bees/3.png": 3})
+    assert "others beside them (bees); move the classes into the split folders" in complaint(folder)
+
+
+def test_val_and_test_without_train_are_not_taken_for_classes(tmp_path: Path) -> None:
+    names = {f"{split}/{label}/1.png": 1 for split in ("trian", "val", "test") for label in ("ants", "bees")}
+    assert "class folders in test, val and no train folder beside" in complaint(write_pictures(tmp_path / "set", names))
+
+
+def test_classes_may_be_called_test_and_val(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", {"test/1.png": 1, "val/2.png": 2, "other/3.png": 3})
+    assert [p.label for p in listed(folder)] == ["other", "test", "val"]
+
+
+def test_one_folder_around_everything_is_stepped_into_and_hidden_files_passed_over(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set" / "inner" / "most", ANTS_AND_BEES)
+    write_pictures(folder, {".thumbnails/1.png": 1, "ants/.hidden.png": 2, "__MACOSX/ants/1.png": 3})
+    assert [p.path for p in listed(tmp_path / "set")] == sorted(ANTS_AND_BEES)
+
+
+def test_a_limit_takes_so_many_of_each_class_whatever_their_names(tmp_path: Path) -> None:
+    names = {f"{label}/{i}.png": hash((label, i)) % 2**32 for label in ("ants", "bees") for i in range(6)}
+    first = listed(write_pictures(tmp_path / "set", names), limit=3)
+    assert Counter(p.label for p in first) == {"ants": 3, "bees": 3}
+    renamed = tmp_path / "renamed"
+    for p in sorted((tmp_path / "set").rglob("*.png")):
+        target = renamed / p.parent.name / f"{9 - int(p.stem)}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(p, target)
+    assert {p.sha256 for p in listed(renamed, limit=3)} == {p.sha256 for p in first}
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ({}, "holds no files in class folders; expected one folder per class"),
+        ({"1.png": 1, "2.png": 2}, "holds files but no class folders; put each class's pictures in a folder of its own"),
+        ({"ants/1.png": 1}, "has one class only ('ants'); at least two are needed"),
+    ],
+)
+def test_a_folder_that_nothing_can_be_learned_from_says_why(tmp_path: Path, names: dict[str, int], sentence: str) -> None:
+    (tmp_path / "set").mkdir()
+    assert sentence in complaint(write_pictures(tmp_path / "set", names))
+
+
+def test_an_unknown_source_names_what_is_near_and_where_it_looked(project: Path) -> None:
+    assert "did you mean 'hymenoptera'?" in complaint("hymenoptra")
+    message = complaint("pictures/mine")
+    assert f"looked at {project / 'pictures/mine'}" in message
+    assert "emoji, hymenoptera, torchvision:NAME" in message
+
+
+# --- what is written, and what is left alone -------------------------------------------------------------------------
+
+
+def test_the_manifest_is_the_same_bytes_when_only_times_change_and_the_folder_is_never_written(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    before = everything_below(folder)
+    listed(folder)
+    first = MANIFEST.read_bytes()
+    assert everything_below(folder) == before
+    for path in folder.rglob("*.png"):
+        os.utime(path, (1, 1))
+    listed(folder)
+    assert MANIFEST.read_bytes() == first
+    assert str(tmp_path).encode() not in first
+
+
+def test_only_touched_files_are_hashed_again(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    old = {p.path: p.sha256 for p in listed(folder)}
+    unseen, touched = folder / "ants/1.png", folder / "ants/2.png"
+    for path, same_time in ((unseen, True), (touched, False)):
+        stat, content = path.stat(), bytearray(path.read_bytes())
+        content[-1] ^= 255
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + (0 if same_time else 1)))
+    new = {p.path: p.sha256 for p in listed(folder)}
+    # The first file's size and time are as last seen, so that its new content goes unseen shows it was not read.
+    assert [path for path in old if old[path] != new[path]] == ["ants/2.png"]
+
+
+def test_a_damaged_hash_index_is_made_anew(project: Path, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    first = listed(folder)
+    (index,) = (project / ".headstart" / "hashes").iterdir()
+    index.write_text("{half")
+    assert listed(folder) == first
+
+
+def test_looking_at_a_folder_imports_none_of_the_heavy_libraries() -> None:
+    code = (
+        "import sys, headstart.data.sources; print([m for m in ('torch', 'mlflow', 'pandas', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_file_that_may_not_be_read_is_named() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_pictures(Path(name), ANTS_AND_BEES)
+        folder.chmod(0o777)
+        (folder / "ants" / "1.png").chmod(0o000)
+        # root may read everything, so that it is given up, in a process of its own and after the imports.
+        code = (
+            "import os; from pathlib import Path; from headstart.data.sources import fetch; "
+            "from headstart.params import Data\n"
+            f"os.chdir({name!r}); os.geteuid() or os.seteuid(65534)\n"
+            f"fetch(Data(source={name!r}), Path('manifest.csv'))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    sentence = f"{name}/ants/1.png cannot be read: Permission denied; mend its permissions or move it away"
+    assert done.stderr.strip().splitlines()[-1].endswith(sentence)
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def table(folder: Path, kind: str, columns: dict[str, list[object]]) -> Path:
+    frame = pd.DataFrame(columns)
+    path = folder / f"set.{kind}"
+    folder.mkdir(exist_ok=True, parents=True)
+    frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_gives_labels_splits_and_groups_with_paths_from_its_folder(tmp_path: Path, kind: str) -> None:
+    write_pictures(tmp_path / "tables", ANTS_AND_BEES)
+    write_pictures(tmp_path / "elsewhere", {"4.png": 4})
+    columns: dict[str, list[object]] = {
+        "path": ["ants/1.png", str(tmp_path / "tables/ants/2.png"), "../elsewhere/4.png"],
+        "label": ["ant", "ant", "bee"],
+        "split": ["train", "Validation", "test"],
+        "group": ["nest 1", "nest 2", None],
+        "remark": ["not", "of", "interest"],
+    }
+    pictures = listed(table(tmp_path / "tables", kind, columns))
+    assert [(p.path, p.label, p.split, p.group) for p in pictures] == [
+        ("../elsewhere/4.png", "bee", "test", ""),
+        ("ants/1.png", "ant", "train", "nest 1"),
+        ("ants/2.png", "ant", "val", "nest 2"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["train", "val", "train"], ["train", "test", "train"]),
+        (["train", "train", "train"], ["", "", ""]),
+        (["", "", ""], ["", "", ""]),
+        ([None, None, None], ["", "", ""]),
+    ],
+)
+def test_a_table_with_train_and_val_only_reports_on_val(
+    tmp_path: Path, kind: str, given: list[object], kept: list[str]
+) -> None:
+    write_pictures(tmp_path, ANTS_AND_BEES)
+    columns: dict[str, list[object]] = {
+        "path": ["ants/1.png", "ants/2.png", "bees/3.png"],
+        "label": ["a", "a", "b"],
+        "split": given,
+    }
+    assert [p.split for p in listed(table(tmp_path, kind, columns))] == kept
+
+
+def test_a_number_s_label_is_its_text_and_a_spreadsheet_s_byte_order_mark_is_no_part_of_the_first_column(
+    tmp_path: Path,
+) -> None:
+    write_pictures(tmp_path, ANTS_AND_BEES)
+    (tmp_path / "set.csv").write_text("\ufeffpath,label\nants/1.png,0\nbees/3.png,1\n", encoding="utf-8")
+    assert [p.label for p in listed(tmp_path / "set.csv")] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("file,label\na.png,a\n", "has no column 'path' (it has file, label); needed: path, label; optional: split, group"),
+        ("path,class\nants/1.png,a\n", "has no column 'label' (it has path, class)"),
+        ("", "has no column 'path' (it has no rows)"),
+        ("path,label\nants/1.png,a\n\nbees/3.png,\n", ", line 4: empty label"),
+        ("path,label\n,a\n", ", line 2: empty path"),
+        ('path,label,note\nants/1.png,a,"two\nlines"\n9.png,a,\n', ", line 4: 9.png is not there; paths are relative to"),
+        ("path,label,split\nants/1.png,a,trian\n", ", line 2: split 'trian'; allowed: train, val, test or empty"),
+        ("path,label,split\nants/1.png,a,train\nbees/3.png,b,\n", "some rows have a split and others none"),
+        ("path,label,split\nants/1.png,a,val\nbees/3.png,b,test\n", "no 'train' row; there is nothing to learn from"),
+        ("path,label\nants/1.png,a\n", "has one class only ('a')"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_csv_is_told_with_its_line(tmp_path: Path, text: str, sentence: str) -> None:
+    write_pictures(tmp_path, ANTS_AND_BEES)
+    (tmp_path / "set.csv").write_text(text)
+    message = complaint(tmp_path / "set.csv")
+    assert sentence in message
+    assert "set.csv" in message
+
+
+def test_what_is_wrong_in_a_parquet_is_told_with_its_row(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ANTS_AND_BEES)
+    path = table(tmp_path, "parquet", {"path": ["ants/1.png", "ants/2.png"], "label": [1.0, float("nan")]})
+    assert ", row 2: empty label" in complaint(path)
+
+
+@pytest.mark.parametrize(("name", "content"), [("set.csv", b"path,label\n\xff\xfe,a\n"), ("set.parquet", b"no parquet")])
+def test_a_table_that_cannot_be_read_says_so(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert f"{name} cannot be read as a table: " in complaint(tmp_path / name)
+
+
+# --- archives and addresses -----------------------------------------------------------------------------------------
+
+
+def zipped(folder: Path, archive: Path, inside: str = "") -> Path:
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            out.write(path, f"{inside}{path.relative_to(folder).as_posix()}")
+    return archive
+
+
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+def test_an_archive_is_the_folder_inside_it(tmp_path: Path, kind: str) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    archive = tmp_path / f"archive{kind}"
+    if kind == ".zip":
+        zipped(folder, archive, "set/")
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            tar.add(folder, "set")
+    before = archive.read_bytes()
+    assert listed(archive) == listed(folder)
+    assert archive.read_bytes() == before
+
+
+def test_a_changed_archive_is_unpacked_anew(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    assert len(listed(zipped(folder, tmp_path / "set.zip"))) == 4
+    write_pictures(folder, {"ants/5.png": 5})
+    assert len(listed(zipped(folder, tmp_path / "set.zip"))) == 5
+
+
+def test_an_archive_at_an_address_is_fetched_once(tmp_path: Path, serve: Callable[[Path], str]) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    site = tmp_path / "site"
+    site.mkdir()
+    zipped(folder, site / "set.zip")
+    address = f"{serve(site)}/set.zip"
+    first = listed(address)
+    assert first == listed(folder)
+    (site / "set.zip").unlink()
+    assert listed(address) == first
+
+
+def test_an_address_of_something_else_than_an_archive_is_named(tmp_path: Path, serve: Callable[[Path], str]) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "set.zip").write_bytes(b"<html>sign in first</html>")
+    message = complaint(f"{serve(tmp_path / 'site')}/set.zip?token=1")
+    assert message.endswith("-set.zip could not be unpacked: is it a whole zip or tar file?")
+
+
+def test_a_folder_that_a_server_lists_is_mirrored_and_goes_on_without_the_server(
+    tmp_path: Path, serve: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    address = f"{serve(tmp_path)}/set/"
+    first = listed(address)
+    assert first == listed(folder)
+    (folder / "ants" / "1.png").unlink()
+    assert [p.path for p in listed(address)] == ["ants/2.png", "bees/3.png", "bees/deep/4.png"]
+    shutil.rmtree(folder)
+    assert len(listed(address)) == 3
+    assert "going on with what was fetched before" in capsys.readouterr().out
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An S3 endpoint and a bucket in it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3").create_bucket(Bucket="pictures")
+    yield "pictures"
+    server.stop()
+
+
+def test_a_folder_or_an_archive_in_s3_is_a_source(tmp_path: Path, bucket: str) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    client = boto3.client("s3")
+    for name in ANTS_AND_BEES:
+        client.upload_file(str(folder / name), bucket, f"some/where/{name}")
+    client.upload_file(str(zipped(folder, tmp_path / "set.zip")), bucket, "set.zip")
+    assert listed(f"s3://{bucket}/some/where") == listed(folder) == listed(f"s3://{bucket}/set.zip")
+    assert "s3://pictures/nothing holds no files" in complaint(f"s3://{bucket}/nothing")
+    assert "s3://absent/set.zip could not be fetched: " in complaint("s3://absent/set.zip")
+
+
+def test_a_google_bucket_without_gcsfs_says_what_to_install() -> None:
+    pytest.importorskip("fsspec")
+    try:
+        import gcsfs  # noqa: F401
+    except ImportError:
+        assert "install gcsfs to access Google Storage, with pip" in complaint("gs://bucket/set")
+    else:
+        pytest.skip("gcsfs is installed here")
+
+
+# --- sets known by name -----------------------------------------------------------------------------------------------
+
+
+def test_the_default_needs_no_network_and_has_1884_pictures_in_9_classes() -> None:
+    pictures = listed("emoji")
+    assert len(pictures) == 1884
+    assert Counter(p.label for p in pictures).keys() == {
+        "Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities",
+        "Objects", "Symbols", "Flags",
+    }  # fmt: skip
+
+
+def test_ants_and_bees_come_from_a_mirror_and_are_checked(tmp_path: Path, serve: Callable[[Path], str]) -> None:
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip("the tutorial's photographs are not in ../shared/data")
+    assert content_digest(PHOTOGRAPHS) == HYMENOPTERA_CONTENT
+    (tmp_path / "site").mkdir()
+    zipped(PHOTOGRAPHS, tmp_path / "site" / "hymenoptera_data.zip", "hymenoptera_data/")
+    pictures = listed("hymenoptera", mirror=serve(tmp_path / "site") + "/")
+    assert Counter(p.split for p in pictures) == {"train": 245, "test": 153}  # 244 and a stray .gif; val/ is what is reported
+    assert {p.label for p in pictures} == {"ants", "bees"}
+    (tmp_path / "site" / "hymenoptera_data.zip").unlink()
+    assert listed("hymenoptera") == pictures
+
+
+def test_other_pictures_under_the_tutorial_s_name_are_refused(
+    project: Path, tmp_path: Path, serve: Callable[[Path], str]
+) -> None:
+    folder = write_pictures(tmp_path / "set", {"train/ants/1.png": 1, "train/bees/2.png": 2, "val/ants/3.png": 3})
+    (tmp_path / "site").mkdir()
+    zipped(folder, tmp_path / "site" / "hymenoptera_data.zip", "hymenoptera_data/")
+    for _ in range(2):  # nor does the refused set stay for the next time
+        assert "holds other pictures than the tutorial's" in complaint("hymenoptera", mirror=serve(tmp_path / "site"))
+    assert not (project / ".headstart" / "downloads" / "hymenoptera").exists()
+
+
+def test_a_mirror_that_does_not_answer_leaves_three_ways_out() -> None:
+    message = complaint("hymenoptera", mirror="http://127.0.0.1:1")
+    assert "http://127.0.0.1:1/hymenoptera_data.zip could not be fetched: " in message
+    for way in ("set data.mirror", "unpack the archive yourself", "data.source: emoji"):
+        assert way in message
+
+
+# --- torchvision ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TORCHVISION_SETS)
+def test_every_torchvision_set_exists_and_takes_what_it_is_given(name: str) -> None:
+    import torchvision
+
+    kind = getattr(torchvision.datasets, name)
+    for arguments in TORCHVISION_SETS[name].values():
+        # EMNIST and QMNIST hand **kwargs on to MNIST.
+        accepted = set(inspect.signature(kind).parameters) | set(inspect.signature(kind.__mro__[1]).parameters)
+        assert {"root", "download", *arguments} <= accepted
+
+
+@pytest.mark.parametrize(("name", "hint"), [("CIFAR01", "'CIFAR10'"), ("nonsense", "known: CIFAR10, CIFAR100, MNIST")])
+def test_an_unknown_torchvision_name_gets_a_hint(name: str, hint: str) -> None:
+    message = complaint(f"torchvision:{name}")
+    assert f"'torchvision:{name}' is not a labelled set that torchvision can download" in message
+    assert hint in message
+
+
+def idx(values: np.ndarray) -> bytes:
+    """The MNIST family's file format."""
+    header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+    return gzip.compress(header + values.astype(np.uint8).tobytes(), mtime=0)
+
+
+def test_an_array_set_is_downloaded_checked_and_becomes_png_files_once(
+    project: Path, tmp_path: Path, serve: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    images = {"train": rng.integers(0, 256, (20, 28, 28)), "t10k": rng.integers(0, 256, (10, 28, 28))}
+    resources = []
+    (tmp_path / "site").mkdir()
+    for part, pixels in images.items():
+        for what, values in (
+            (f"{part}-images-idx3-ubyte", pixels),
+            (f"{part}-labels-idx1-ubyte", np.arange(len(pixels)) % 10),
+        ):
+            content = idx(values)
+            (tmp_path / "site" / f"{what}.gz").write_bytes(content)
+            resources.append((f"{what}.gz", hashlib.md5(content).hexdigest()))
+    # The publisher's address and digests are replaced by those of this small set; the code that fetches and checks is real.
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", [serve(tmp_path / "site") + "/"])
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", resources)
+    pictures = listed("torchvision:FashionMNIST")
+    assert Counter(p.split for p in pictures) == {"train": 20, "test": 10}
+    assert {p.label for p in pictures} == set(torchvision.datasets.FashionMNIST.classes)
+    root = project / ".headstart" / "downloads" / "torchvision-FashionMNIST"
+    first = next(p for p in pictures if p.split == "train")
+    assert first.label == "T-shirt/top"
+    assert (np.asarray(Image.open(root / first.path)) == images["train"][0]).all()
+    shutil.rmtree(tmp_path / "site")
+    assert listed("torchvision:FashionMNIST") == pictures
+
+
+def test_files_put_in_place_by_hand_are_used_without_a_network_and_are_not_copied(project: Path) -> None:
+    root = project / ".headstart" / "downloads" / "torchvision-Food101"
+    names = {f"{label}/{i}": i for label in ("apple_pie", "baklava") for i in range(4)}
+    write_pictures(root / "food-101" / "images", {f"{name}.jpg": seed for name, seed in names.items()}, "JPEG")
+    (root / "food-101" / "meta").mkdir()
+    for split, numbers in (("train", (0, 1, 2)), ("test", (3,))):
+        meta = {label: [f"{label}/{i}" for i in numbers] for label in ("apple_pie", "baklava")}
+        (root / "food-101" / "meta" / f"{split}.json").write_text(json.dumps(meta))
+    pictures = listed("torchvision:Food101")
+    assert {p.path for p in pictures} == {f"food-101/images/{name}.jpg" for name in names}
+    assert Counter((p.label, p.split) for p in pictures) == {
+        (label, split): n for label in ("apple_pie", "baklava") for split, n in (("train", 3), ("test", 1))
+    }
+
+
+def test_a_set_whose_publisher_is_gone_is_read_from_files_put_in_place(project: Path) -> None:
+    import scipy.io
+
+    root = project / ".headstart" / "downloads" / "torchvision-StanfordCars"
+    base = root / "stanford_cars"
+    write_pictures(base, {f"cars_{part}/{i}.jpg": i for part in ("train", "test") for i in range(2)}, "JPEG")
+    (base / "devkit").mkdir()
+    rows = [{"fname": f"{i}.jpg", "class": i + 1, "bbox_x1": 0, "bbox_y1": 0, "bbox_x2": 1, "bbox_y2": 1} for i in range(2)]
+    scipy.io.savemat(base / "devkit" / "cars_train_annos.mat", {"annotations": rows})
+    scipy.io.savemat(base / "cars_test_annos_withlabels.mat", {"annotations": rows})
+    names = np.array(["Audi TT", "BMW M3"], dtype=object)
+    scipy.io.savemat(base / "devkit" / "cars_meta.mat", {"class_names": names})
+    pictures = listed("torchvision:StanfordCars")
+    assert Counter(p.split for p in pictures) == {"train": 2, "test": 2}
+    assert {p.label for p in pictures} == {"Audi TT", "BMW M3"}
+
+
+def test_a_set_without_class_names_is_labelled_by_its_numbers(project: Path) -> None:
+    root = project / ".headstart" / "downloads" / "torchvision-GTSRB" / "gtsrb"
+    for folder in ("GTSRB/Training/00000", "GTSRB/Training/00001", "GTSRB/Final_Test/Images"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "1.ppm").write_bytes(encoded(photograph(len(folder)), "PPM"))
+    (root / "GT-final_test.csv").write_text("Filename;ClassId\n1.ppm;1\n")
+    assert Counter((p.label, p.split) for p in listed("torchvision:GTSRB")) == {
+        ("0", "train"): 1, ("1", "train"): 1, ("1", "test"): 1,
+    }  # fmt: skip
+
+
+def test_a_set_that_cannot_be_downloaded_says_why_and_what_to_do(
+    tmp_path: Path, serve: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    (tmp_path / "site").mkdir()
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", [serve(tmp_path / "site") + "/"])
+    message = complaint("torchvision:FashionMNIST")
+    assert message.startswith("torchvision could not give FashionMNIST: ")
+    assert "the set's files placed in " in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ class Pixels:
             self._bytes = np.memmap(folder / PIXELS, mode="r", dtype=np.uint8)
         except (OSError, ValueError) as error:
             raise HeadstartError(f"{folder} has no packed pictures ({error}); run `dvc repro prepare`") from None
+        self._raw = json.loads(self.settings.get(b"headstart", b"{}")).get("jpeg_quality") is None
         self._offset = self.index["offset"].to_numpy()
         self._length = self.index["length"].to_numpy()
         self._height = self.index["height"].to_numpy()
@@ -55,6 +57,6 @@ class Pixels:
         """Picture ``row`` as (height, width, 3) uint8; a view into the file where it is stored raw."""
         height, width = int(self._height[row]), int(self._width[row])
         stored = self.raw(row)
-        if len(stored) == height * width * 3:
+        if self._raw:
             return stored.reshape(height, width, 3)
         return np.asarray(Image.open(io.BytesIO(stored.tobytes())).convert("RGB"))

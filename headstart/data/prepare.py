@@ -70,10 +70,10 @@ def prepare(
     """
     audit = _Audit()
     pictures = _without_exact_duplicates(pictures, audit)
-    usable = _decoded(pictures, root, settings, threads, folder, audit)
+    usable, quality = _decoded(pictures, root, settings, threads, folder, audit)
     usable = _split(usable, split, seed, audit)
     usable = _learnable(usable, settings, audit)
-    manifest = _write(usable, settings, folder)
+    manifest = _write(usable, _packing(settings, quality), folder)
     write_json(folder / AUDIT, audit.report(manifest, _leaks(usable, split)))
     return manifest
 
@@ -167,7 +167,8 @@ def _decode_job(job: Job) -> Usable | str:
 
 def _decoded(
     pictures: list[Picture], root: Path, settings: Prepare, threads: int, folder: Path, audit: _Audit
-) -> list[Usable]:
+) -> tuple[list[Usable], int | None]:
+    """The pictures that passed, and the JPEG quality they are stored with; None where they are raw."""
     jobs = [Job(root, picture, settings.short_side, settings.max_megapixels, None) for picture in pictures]
     with _workers(threads, len(jobs)) as pool:
         raw = sum(pool.map(_stored_bytes, jobs, chunksize=64))
@@ -188,7 +189,7 @@ def _decoded(
         usable.append(replace(row, picture=picture))
         audit.notes.update(row.notes)
         audit.warnings += [f"{picture.path}: {note}" for note in row.notes if note.startswith("animated")]
-    return usable
+    return usable, quality
 
 
 def _workers(threads: int, jobs: int) -> ProcessPoolExecutor:
@@ -252,6 +253,9 @@ def _split(usable: list[Usable], split: Split, seed: int, audit: _Audit) -> list
     given = usable[0].picture.split != ""
     if given:
         usable, pairs = _without_leaks(usable, pairs, audit)
+        for group, parts in _parts_of_groups(usable).items():
+            if len(parts) > 1:
+                audit.warnings.append(f"group {group!r} is in {' and '.join(sorted(parts))}, as the source has it: a leak")
     members: dict[str, int] = {}
     joined = [pairs] if len(pairs) else []
     for i, u in enumerate(usable):
@@ -314,11 +318,16 @@ def _leaks(usable: list[Usable], split: Split) -> int:
     if not usable:
         return 0
     crossing = sum(usable[i].split != usable[j].split for i, j in _near_pairs(usable, split.near_duplicate_bits))
-    sides: dict[str, set[str]] = defaultdict(set)
+    return int(crossing) + sum(len(parts) - 1 for parts in _parts_of_groups(usable).values())
+
+
+def _parts_of_groups(usable: list[Usable]) -> dict[str, set[str]]:
+    """In which splits the user's own groups are."""
+    parts: dict[str, set[str]] = defaultdict(set)
     for u in usable:
-        if u.picture.group and not u.picture.split:
-            sides[u.picture.group].add(u.split)
-    return int(crossing) + sum(len(parts) - 1 for parts in sides.values())
+        if u.picture.group:
+            parts[u.picture.group].add(u.split or u.picture.split)
+    return parts
 
 
 def _learnable(usable: list[Usable], settings: Prepare, audit: _Audit) -> list[Usable]:
@@ -356,12 +365,11 @@ def _learnable(usable: list[Usable], settings: Prepare, audit: _Audit) -> list[U
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def _write(usable: list[Usable], settings: Prepare, folder: Path) -> pd.DataFrame:
-    stored_raw = all(len(u.stored) == u.height * u.width * 3 for u in usable)
+def _write(usable: list[Usable], packing: dict[bytes, bytes], folder: Path) -> pd.DataFrame:
     lengths = np.array([len(u.stored) for u in usable], np.int64)
     with replacing(folder / PIXELS) as part, part.open("wb") as stream:
         for u in usable:
-            stream.write(u.stored)
+            stream.write(u.stored if isinstance(u.stored, bytes) else u.stored.data)
     index = pa.table(
         {
             "sha256": [u.picture.sha256 for u in usable],
@@ -375,7 +383,7 @@ def _write(usable: list[Usable], settings: Prepare, folder: Path) -> pd.DataFram
             "thumbnail": [u.thumbnail for u in usable],
             "notes": pa.array([list(u.notes) for u in usable], pa.list_(pa.string())),
         }
-    ).replace_schema_metadata(_packing(settings, None if stored_raw else settings.jpeg_quality))
+    ).replace_schema_metadata(packing)
     with replacing(folder / INDEX) as part:
         pq.write_table(index, part)
     manifest = pd.DataFrame(

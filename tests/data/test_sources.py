@@ -435,7 +435,10 @@ def test_ants_and_bees_come_from_a_mirror_and_are_checked(tmp_path: Path, serve:
     (tmp_path / "site").mkdir()
     zipped(PHOTOGRAPHS, tmp_path / "site" / "hymenoptera_data.zip", "hymenoptera_data/")
     pictures = listed("hymenoptera", mirror=serve(tmp_path / "site") + "/")
-    assert Counter(p.split for p in pictures) == {"train": 245, "test": 153}  # 244 and a stray .gif; val/ is what is reported
+    assert Counter(p.split for p in pictures) == {
+        "train": 245,
+        "test": 153,
+    }  # 244 and a stray .gif; val/ is what is reported
     assert {p.label for p in pictures} == {"ants", "bees"}
     (tmp_path / "site" / "hymenoptera_data.zip").unlink()
     assert listed("hymenoptera") == pictures

@@ -20,7 +20,7 @@ EXPERIMENT_FOLDER = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
 
 def checkout() -> Path:
     """The user's own checkout, also from inside a temporary experiment folder of DVC."""
-    here = os.environ.get("DVC_ROOT") or os.getcwd()
+    here = os.environ.get("DVC_ROOT") or str(Path.cwd())
     return Path(here.split(EXPERIMENT_FOLDER)[0]).resolve()
 
 
@@ -40,8 +40,8 @@ def replacing(path: Path) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        part.chmod(0o644)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

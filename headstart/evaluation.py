@@ -35,11 +35,13 @@ class Scores:
 
     @property
     def predicted(self) -> Ints:
-        return self.probabilities.argmax(axis=1)
+        numbers: Ints = self.probabilities.argmax(axis=1)
+        return numbers
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        return self.predicted == self.labels
+        right: NDArray[np.bool_] = self.predicted == self.labels
+        return right
 
 
 def metrics(scores: Scores, resamples: int, seed: int) -> dict[str, float]:

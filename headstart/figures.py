@@ -102,7 +102,8 @@ def mistakes(
         figure, axes = plt.subplots(figsize=(4, 1))
         axes.text(0.5, 0.5, "no mistakes", ha="center", va="center")
         axes.axis("off")
-        return save(figure, path)
+        save(figure, path)
+        return
     per_mistake = 1 if heat is None else 2
     rows = -(-len(pictures) // columns)
     size = (columns * per_mistake * 1.55, rows * 1.95)

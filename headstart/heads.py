@@ -1,4 +1,4 @@
-"""head: multinomial logistic regression on cached features, its strength chosen on validation, its confidence calibrated."""
+"""head: multinomial logistic regression on cached features, its strength chosen on validation, then calibrated."""
 
 from __future__ import annotations
 

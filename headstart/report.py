@@ -140,9 +140,9 @@ def _mistakes(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: S
     targets = test.predicted[positions].tolist()
     stored = [pixels[int(row)] for row in rows]
     heat = evaluation.grad_cam(model, stored, targets) if stored else None
+    names = [name[:20] for name in model.classes]
     captions = [
-        f"{model.classes[test.predicted[p]][:20]} {test.probabilities[p].max():.2f}\nis {model.classes[test.labels[p]][:20]}"
-        for p in positions
+        f"{names[test.predicted[p]]} {test.probabilities[p].max():.2f}\nis {names[test.labels[p]]}" for p in positions
     ]
     views = [model.trunk.view(picture) for picture in stored]
     figures.mistakes(views, heat, captions, folder / FIGURES / "mistakes.png")

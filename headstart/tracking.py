@@ -248,7 +248,9 @@ def stage_metrics(data: Path) -> dict[str, float]:
     numbers |= {"head/C": head["C"], "head/temperature": head["temperature"]}
     numbers |= {f"backbone/{key}": card[key] for key in ("parameters", "gmacs", "features")}
     if tuned["ran"]:
-        numbers |= {f"finetune/{key}": tuned[key] for key in ("best_epoch", "epochs", "temperature", "size")}
+        numbers |= {
+            f"finetune/{key}": tuned[key] for key in ("best_epoch", "epochs", "temperature", "trained_share", "size")
+        }
     return {key: float(value) for key, value in numbers.items()}
 
 

@@ -13,9 +13,8 @@ def main() -> None:
     params = Params.load()
     network = Path("data/fetch/network.py")
     card = store_backbone(params.backbone, params.weights, params.weights_mirror, params.seed, network, FOLDER)
-    print(
-        f"{card['name']}: {card['source']['origin']}, {card['parameters'] / 1e6:.1f} M parameters, {card['features']} features"
-    )
+    size = f"{card['parameters'] / 1e6:.1f} M parameters, {card['features']} features"
+    print(f"{card['name']}: {card['source']['origin']}, {size}")
 
 
 if __name__ == "__main__":

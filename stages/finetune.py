@@ -20,7 +20,8 @@ def main() -> None:
     params = Params.load()
     if not params.finetune_is_on:
         finetune.skip(FOLDER)
-        return print("fine-tuning is off (finetune.unfreeze: none)")
+        print("fine-tuning is off (finetune.unfreeze: none)")
+        return
     device = set_up(params.threads)
     trunk, card = load_trunk(DATA / "backbone", DATA / "fetch" / "network.py")
     recipe = finetune.Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)

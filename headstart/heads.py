@@ -115,7 +115,7 @@ def _raw(weight: Floats, bias: Floats, mean: Floats, scale: Floats) -> tuple[Flo
     return weight, bias - weight @ mean
 
 
-def fit_temperature(logits: Floats, labels: NDArray[np.int64]) -> float:
+def fit_temperature(logits: Floats, labels: NDArray[np.integer[Any]]) -> float:
     """The temperature with the least log-loss (Guo et al. 2017, "On calibration of modern neural networks")."""
 
     def loss(log_t: float) -> float:

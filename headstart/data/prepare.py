@@ -6,8 +6,9 @@ import json
 import multiprocessing
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,14 +171,14 @@ def _decoded(
 ) -> tuple[list[Usable], int | None]:
     """The pictures that passed, and the JPEG quality they are stored with; None where they are raw."""
     jobs = [Job(root, picture, settings.short_side, settings.max_megapixels, None) for picture in pictures]
-    with _workers(threads, len(jobs)) as pool:
-        raw = sum(pool.map(_stored_bytes, jobs, chunksize=64))
+    with _workers(threads, len(jobs)) as spread:
+        raw = sum(spread(_stored_bytes, jobs, chunksize=64))
         quality = settings.jpeg_quality if raw > settings.raw_gb * 1e9 else None
         known = _already_packed(folder, _packing(settings, quality))
         fresh = [replace(job, jpeg_quality=quality) for job in jobs if job.picture.sha256 not in known]
         done: dict[str, Usable | str] = {}
         with progress("prepare", len(fresh)) as advance:
-            for job, result in zip(fresh, pool.map(_decode_job, fresh, chunksize=8), strict=True):
+            for job, result in zip(fresh, spread(_decode_job, fresh, chunksize=8), strict=True):
                 done[job.picture.path] = result
                 advance()
     usable = []
@@ -192,12 +193,17 @@ def _decoded(
     return usable, quality
 
 
-def _workers(threads: int, jobs: int) -> ProcessPoolExecutor:
-    # "spawn": forking a process that has threads (Arrow's, for one) can hang. A worker costs half a second to start,
-    # so a few pictures get one only.
-    return ProcessPoolExecutor(
-        max(1, min(threads, jobs // 64)), mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_ctrl_c
-    )
+@contextmanager
+def _workers(threads: int, jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yield a ``map`` that spreads over processes, or the plain one: a worker takes as long to start as 64 pictures."""
+    workers = min(threads, jobs // 64)
+    if workers < 2:
+        yield lambda function, items, chunksize: map(function, items)
+        return
+    # "spawn": forking a process that has threads (Arrow's, for one) can hang.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_ignore_ctrl_c) as pool:
+        yield pool.map
 
 
 def _ignore_ctrl_c() -> None:

@@ -166,7 +166,7 @@ def test_the_bytes_do_not_depend_on_threads_nor_on_what_an_earlier_run_left(tmp_
     assert files(tmp_path / "one") == before
 
 
-def test_one_more_picture_decodes_that_one_only_and_moves_none(tmp_path: Path) -> None:
+def test_new_pictures_are_decoded_and_no_others_and_none_moves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = plain_set(tmp_path / "set")
     old = prepared(source, tmp_path / "out")
     write_pictures(source, {"ants/0 first.png": 900, "bees/zz.png": 901})
@@ -174,7 +174,9 @@ def test_one_more_picture_decodes_that_one_only_and_moves_none(tmp_path: Path) -
     pictures = fetch(Data(source=str(source)), Path("fetched.csv"))
     for path in old["path"]:
         (source / path).unlink()
+    capsys.readouterr()
     new = prepare(pictures, source, SMALL, EVEN, 0, 1, tmp_path / "out")
+    assert "prepare: 2 pictures in " in capsys.readouterr().err
     assert files(tmp_path / "out") == files(tmp_path / "fresh")
     assert len(new) == len(old) + 2
     assert old.set_index("path")["split"].to_dict().items() <= new.set_index("path")["split"].to_dict().items()

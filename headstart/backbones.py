@@ -110,12 +110,13 @@ def is_own(name: str) -> bool:
 
 def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, dict[str, Any]]:
     """The trunk that the backbone stage stored in ``folder``, with its card."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         card = read_json(folder / CARD)
         state = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise HeadstartError(f"{folder} holds no backbone ({error}); run `dvc repro backbone`") from None
     trunk = architecture(card["name"], network_file, card["weights"]).trunk()
     trunk.network.load_state_dict(state)
@@ -134,9 +135,24 @@ def gmacs(trunk: Trunk) -> float:
 
 
 def feature_width(trunk: Trunk) -> int:
-    """D of the (N, D) features, from one forward pass."""
-    with torch.inference_mode():
-        return trunk.eval()(torch.zeros(2, 3, trunk.view.size, trunk.view.size)).shape[1]
+    """D of the (N, D) features, from one forward pass.
+
+    Raises:
+        HeadstartError: the network cannot work on pictures of its view's size, or gives something else than features.
+    """
+    size = trunk.view.size
+    try:
+        with torch.inference_mode():
+            features = trunk.eval()(torch.zeros(2, 3, size, size))
+    except Exception as error:  # whatever the user's own forward raises
+        reason = " ".join(str(error).split())[:200]
+        raise HeadstartError(
+            f"the network fails on two {size}×{size} pictures, (2, 3, {size}, {size}): {type(error).__name__}: {reason}"
+        ) from None
+    if features.ndim != 2 or len(features) != 2:
+        raise HeadstartError(f"the network gives {tuple(features.shape)} for two pictures; features must be (2, D)")
+    width: int = features.shape[1]
+    return width
 
 
 def find_classifier(network: nn.Module, classes: int | None = None) -> str:
@@ -159,24 +175,24 @@ def find_classifier(network: nn.Module, classes: int | None = None) -> str:
 def _torchvision(name: str, weights: str) -> Architecture:
     import torchvision
 
-    entry = torchvision_weights(name, weights if weights not in ("none",) else "default")
-    auxiliary: dict[str, Any] = {"init_weights": True} if name in HALF_NORMALISED else {}
+    # Random weights and the user's own file are looked at as the publisher's default is.
+    entry: Any = torchvision_weights(name, weights) or torchvision_weights(name, "default")
+    preset = entry.transforms()
+    size = preset.crop_size[0]
+    mean, std = tuple(preset.mean), tuple(preset.std)
+    options: dict[str, Any] = {}
+    if name in HALF_NORMALISED:
+        options["init_weights"] = True
+        mean = std = (0.5, 0.5, 0.5)
+    if name.startswith("vit_"):  # one position embedding per patch: the input size is part of the architecture
+        options["image_size"] = size
 
     def create() -> nn.Module:
-        network: nn.Module = torchvision.models.get_model(name, weights=None, **auxiliary)
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
         return network
 
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    size, crop, interpolation = 224, 0.875, "bilinear"
-    if entry is not None:
-        preset = entry.transforms()
-        size = preset.crop_size[0]
-        crop = size / preset.resize_size[0]
-        interpolation = preset.interpolation.value
-        mean, std = tuple(preset.mean), tuple(preset.std)
-    if name in HALF_NORMALISED:
-        mean = std = (0.5, 0.5, 0.5)
-    return Architecture(name, "torchvision", create, View(size, min(crop, 1.0), interpolation, mean, std))
+    crop = min(size / preset.resize_size[0], 1.0)
+    return Architecture(name, "torchvision", create, View(size, crop, preset.interpolation.value, mean, std))
 
 
 def torchvision_weights(name: str, weights: str) -> Any | None:
@@ -202,20 +218,27 @@ def torchvision_weights(name: str, weights: str) -> Any | None:
 
 def _timm(name: str) -> Architecture:
     import timm
+    import timm.data
 
-    # A throw-away model on the meta device gives the merged configuration without allocating anything.
-    cfg = timm.models.get_pretrained_cfg(name) if timm.is_model_pretrained(name) else None
+    cfg: Any = timm.models.get_pretrained_cfg(name) if timm.is_model_pretrained(name) else None
     if cfg is None:
+        # A throw-away model on the meta device gives the merged configuration without allocating anything.
         with torch.device("meta"):
             cfg = timm.create_model(name, pretrained=False).pretrained_cfg
-    data = timm.data.resolve_data_config({}, pretrained_cfg=cfg if isinstance(cfg, dict) else cfg.to_dict())
+    settings = cfg if isinstance(cfg, dict) else cfg.to_dict()
+    data = timm.data.resolve_data_config({}, pretrained_cfg=settings)  # type: ignore[attr-defined, no-untyped-call]
 
     def create() -> nn.Module:
         network: nn.Module = timm.create_model(name, pretrained=False)
         return network
 
-    view = View(data["input_size"][1], data["crop_pct"], data["interpolation"], data["mean"], data["std"])
-    return Architecture(name, "timm", create, view)
+    channels, height, width = data["input_size"]
+    if channels != 3 or height != width:
+        raise HeadstartError(
+            f"backbone {name!r} takes {channels}×{height}×{width} inputs; choose one with three channels and a square input"
+        )
+    crop = min(data["crop_pct"], 1.0)  # above 1 timm pads with black
+    return Architecture(name, "timm", create, View(height, crop, data["interpolation"], data["mean"], data["std"]))
 
 
 def _own(name: str, network_file: Path | None) -> Architecture:
@@ -248,14 +271,19 @@ def _own(name: str, network_file: Path | None) -> Architecture:
 
     with torch.random.fork_rng(devices=[]):
         network = create()
-    view = View(
-        int(getattr(network, "input_size", 224)),
-        1.0,
-        "bilinear",
-        tuple(getattr(network, "mean", IMAGENET_MEAN)),
-        tuple(getattr(network, "std", IMAGENET_STD)),
-    )
-    return Architecture(name, "own", create, view)
+    size: Any = getattr(network, "input_size", 224)
+    mean: Any = getattr(network, "mean", IMAGENET_MEAN)
+    std: Any = getattr(network, "std", IMAGENET_STD)
+    try:
+        (red, green, blue), (r, g, b) = map(float, mean), map(float, std)
+        if not isinstance(size, int) or size < 1 or min(r, g, b) <= 0:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise HeadstartError(
+            f"backbone {name!r}: input_size must be one whole number of pixels, mean and std three numbers each (std above "
+            f"0); found {size!r}, {mean!r} and {std!r}"
+        ) from None
+    return Architecture(name, "own", create, View(size, 1.0, "bilinear", (red, green, blue), (r, g, b)))
 
 
 # --- taking apart -------------------------------------------------------------------------------------------------

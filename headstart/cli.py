@@ -126,8 +126,8 @@ def models(
     import timm
     import torchvision
 
-    ours = {name: "torchvision" for name in torchvision.models.list_models(module=torchvision.models)}
-    names = {name: "timm" for name in [*timm.list_models(), *timm.list_pretrained()]} | ours
+    ours = dict.fromkeys(torchvision.models.list_models(module=torchvision.models), "torchvision")
+    names = dict.fromkeys([*timm.list_models(), *timm.list_pretrained()], "timm") | ours
     wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     found = [name for name in sorted(names) if fnmatch.fnmatch(name, wanted)]
     if not found:

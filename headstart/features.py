@@ -40,6 +40,12 @@ def extract(trunk: Trunk, pixels: Pixels, manifest: pd.DataFrame, device: torch.
             for chunk, pictures in batches(trunk.view, pixels, rows.tolist(), batch):
                 with torch.inference_mode():
                     found = trunk(pictures.to(device)).float().cpu().numpy()
+                if not np.isfinite(found).all():
+                    row = chunk[int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])]
+                    raise HeadstartError(
+                        f"the backbone gives features that are no finite numbers, first for {manifest['path'].iloc[row]}; "
+                        "take other weights, or mend the network if it is your own"
+                    )
                 if stored is None:
                     shape = (len(rows), found.shape[1])
                     stored = np.memmap(Path(scratch) / split, np.float32, "w+", shape=shape)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from headstart.backbones import architecture
@@ -45,7 +46,7 @@ class Predictor:
         try:
             details = json.loads((folder / DETAILS).read_text(encoding="utf-8"))
             state = load_file(folder / WEIGHTS)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise HeadstartError(f"{folder} holds no packaged model ({error}); run `dvc repro package`") from None
         trunk = architecture(details["backbone"], folder / NETWORK, details["weights"]).trunk()
         trunk.view = View.from_card(details)
@@ -106,7 +107,10 @@ def _from_base64(text: str) -> bytes | None:
 
 
 def _from_array(value: Any) -> Array:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise Unusable("an array must be (height, width, 3) or (height, width), found rows of different lengths") from None
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:

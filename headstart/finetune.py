@@ -24,7 +24,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from scipy.special import log_softmax
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
@@ -36,14 +35,14 @@ from headstart.classifier import Classifier, LinearHead
 from headstart.compute import derived_seed, inference_batch, seed_everything
 from headstart.data.pixels import Pixels
 from headstart.errors import HeadstartError
-from headstart.heads import fit_temperature, write_rows
+from headstart.heads import calibrated_losses, fit_temperature, within_one_standard_error, write_rows
 from headstart.params import Finetune
 from headstart.progress import progress
 
 WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
 Ints = NDArray[np.integer[Any]]
 SIZE_STEP = 32  # most networks halve the picture five times
-MIXTURES = (1.0, 0.75, 0.5)  # share of the trained weights in the final ones; the rest is the start's
+MIXTURES = (0.5, 0.75, 1.0)  # share of the trained weights in the final ones; the rest is the start's
 UNFROZEN = {"none": 0.0, "last": 0.25, "half": 0.5, "all": 1.0}  # of the blocks, from the output side
 
 
@@ -213,14 +212,15 @@ def finetune(
         )
 
     trained = {key: value.cpu() for key, value in best["weights"].items()}
-    found: dict[float, Tensor] = {}
-    for share in (1.0,) if recipe.scratch else MIXTURES:
+    shares = (1.0,) if recipe.scratch else MIXTURES
+    found: list[Tensor] = []
+    for share in shares:
         model.load_state_dict(mix(initial, trained, share))
         model.eval()
-        found[share] = torch.cat(list(model.logits_of(pixels, val_rows.tolist(), eval_batch, device)))
-    mixtures = [{"trained_share": share} | _validation(found[share].numpy(), labels[val_rows]) for share in found]
-    share = min(mixtures, key=lambda row: row["val_log_loss"])["trained_share"]
-    weights, logits = mix(initial, trained, share), found[share]
+        found.append(torch.cat(list(model.logits_of(pixels, val_rows.tolist(), eval_batch, device))))
+    losses = [calibrated_losses(logits.numpy(), labels[val_rows]) for logits in found]
+    kept = within_one_standard_error(losses)
+    weights, logits = mix(initial, trained, shares[kept]), found[kept]
     with replacing(folder / WEIGHTS) as part:
         save_file({key: value.contiguous() for key, value in weights.items()}, part)
     with replacing(folder / VAL_LOGITS) as part:
@@ -232,8 +232,10 @@ def finetune(
         "blocks_unfrozen": math.ceil(UNFROZEN[recipe.settings.unfreeze] * len(trunk.blocks())),
         "epochs": len(curve),
         "best_epoch": best["epoch"],
-        "trained_share": share,
-        "mixtures": mixtures,
+        "trained_share": shares[kept],
+        "mixtures": [
+            {"trained_share": share, "val_log_loss": float(loss.mean())} for share, loss in zip(shares, losses, strict=True)
+        ],
         "temperature": fit_temperature(logits.numpy(), labels[val_rows]),
         "classes": classes,
     }
@@ -348,9 +350,8 @@ def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 def _validation(logits: NDArray[Any], labels: Ints) -> dict[str, float]:
     """Log-loss after calibration, and accuracy."""
-    scaled = log_softmax(logits / fit_temperature(logits, labels), axis=1)
     return {
-        "val_log_loss": float(-scaled[np.arange(len(labels)), labels].mean()),
+        "val_log_loss": float(calibrated_losses(logits, labels).mean()),
         "val_accuracy": float((logits.argmax(1) == labels).mean()),
     }
 

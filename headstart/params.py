@@ -49,7 +49,7 @@ class Prepare(Section):
 
 
 class Split(Section):
-    val: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    val: Annotated[float, Field(gt=0, lt=1)] = 0.15
     test: Annotated[float, Field(gt=0, lt=1)] = 0.15
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4
 
@@ -67,19 +67,19 @@ class Head(Section):
 
 class Finetune(Section):
     unfreeze: Literal["none", "last", "half", "all"] = "all"
-    epochs: Count = 6
+    epochs: Count = 3
     patience: Count = 3
     batch_size: Annotated[int, Field(ge=2)] = 32
-    size_ratio: Annotated[float, Field(gt=0.2, le=2)] = 0.72
+    size_ratio: Annotated[float, Field(gt=0.2, le=2)] = 1.0
     lr: Positive = 3e-4
-    head_lr: Positive = 1e-3
+    head_lr: Positive = 3e-4
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     warmup: Fraction = 0.1
     label_smoothing: Fraction = 0.1
     ema: Fraction = 0.98
     batch_norm: Literal["frozen", "trained"] = "frozen"
-    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.35
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.5
     hflip: bool = False
     augment: Literal["none", "light", "trivial"] = "light"
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -66,7 +66,7 @@ def test_the_whole_pipeline_gives_what_the_design_promises(finished: Clone) -> N
 
 def test_the_report_is_one_page_that_needs_no_network(finished: Clone) -> None:
     page = finished.read("data/evaluate/report.html")
-    assert "src=\"data:image/png;base64," in page
+    assert 'src="data:image/png;base64,' in page
     assert "http://" not in page
     assert "https://" not in page
 
@@ -162,6 +162,14 @@ def test_an_experiment_is_a_run_named_after_it(copy_of: Clone) -> None:
     assert "milder" in [tags["mlflow.runName"] for tags in runs["tags"]]
 
 
+def test_a_temporary_experiment_leaves_its_run_in_the_checkouts_store(copy_of: Clone) -> None:
+    copy_of.commit()
+    change = ("-S", "head.C=[0.07]", "-S", "finetune.unfreeze=none")
+    copy_of.run("dvc", "exp", "run", "--temp", "-n", "elsewhere", *change)
+    named = {tags["mlflow.runName"]: tags for tags in runs_of(copy_of)["tags"]}
+    assert named["elsewhere"]["headstart.complete"] == "true"
+
+
 def test_a_queue_of_two_gives_two_complete_runs_in_the_checkouts_store(copy_of: Clone) -> None:
     copy_of.commit()
     for name, strength in (("queued-a", "0.02"), ("queued-b", "0.05")):
@@ -199,7 +207,11 @@ def test_bad_params_stop_the_run_before_any_work(copy_of: Clone) -> None:
 
 def test_weights_without_a_network_end_in_one_message_and_the_rest_stays(copy_of: Clone) -> None:
     copy_of.set(backbone="resnet18", weights="default")
-    closed = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(copy_of.folder / "t")}
+    closed = {
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "TORCH_HOME": str(copy_of.folder / "t"),
+    }
     done = copy_of.repro(check=False, **closed)
     assert done.returncode != 0
     message = next(line for line in done.stderr.splitlines() if line.startswith("headstart:"))
@@ -226,7 +238,9 @@ def test_the_packaged_model_recognises_pictures(finished: Clone) -> None:
     assert (by_path["label"].to_numpy()[right] == test["label"][right]).all()
     by_bytes = model.predict(pd.DataFrame({"image": [Path(p).read_bytes() for p in paths[:3]]}))
     assert by_bytes["probability"].tolist() == pytest.approx(by_path["probability"][:3].tolist())
-    assert by_path["probability"].tolist() == pytest.approx(test[sorted(test["label"].unique())].max(axis=1).tolist(), abs=0.02)
+    assert by_path["probability"].tolist() == pytest.approx(
+        test[sorted(test["label"].unique())].max(axis=1).tolist(), abs=0.02
+    )
 
 
 def test_predict_answers_what_it_can_and_names_what_it_cannot(finished: Clone, tmp_path: Path) -> None:
@@ -259,9 +273,7 @@ def test_the_model_is_served_over_http(finished: Clone) -> None:
     )  # fmt: skip
     try:
         body = (model / "serving_input_example.json").read_bytes()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
         deadline = time.monotonic() + 120
         while True:
             try:

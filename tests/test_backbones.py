@@ -58,7 +58,7 @@ def test_blocks_hold_every_parameter_once_input_side_first(name: str, trunks: di
     assert all(blocks)
     assert len(blocks) >= 5  # enough steps for layer-wise rates
     first = next(m for m in trunk.modules() if isinstance(m, torch.nn.Conv2d))
-    assert any(p is first.weight for p in blocks[0])
+    assert any(p is first.weight for p in blocks[0] + blocks[1])  # a transformer's class token comes before
     largest = max(sum(p.numel() for p in block) for block in blocks)
     assert largest < 0.8 * sum(p.numel() for p in trunk.parameters())
 
@@ -97,13 +97,14 @@ def test_weights_for_larger_pictures_bring_a_network_for_larger_pictures() -> No
     assert network.get_parameter("encoder.pos_embedding").shape[1] == 1 + (384 // 16) ** 2
 
 
-def test_every_timm_models_preprocessing_can_be_made_or_is_refused_in_a_sentence() -> None:
+def test_a_timm_models_preprocessing_can_be_made_or_is_refused_in_a_sentence() -> None:
     import numpy as np
     import timm
 
     picture = np.zeros((60, 80, 3), np.uint8)
     refused = []
-    for name in timm.list_pretrained():
+    odd = ["volo_d5_512.sail_in1k", "vit_base_patch16_sapiens2.fb"]  # a crop above 1, and a portrait input
+    for name in [*timm.list_pretrained()[::20], *odd]:
         try:
             view = architecture(name).view
         except HeadstartError as error:
@@ -111,7 +112,7 @@ def test_every_timm_models_preprocessing_can_be_made_or_is_refused_in_a_sentence
             refused.append(name)
             continue
         assert view(picture).shape == (view.size, view.size, 3)
-    assert len(refused) < 10
+    assert refused == odd[1:]
 
 
 def test_a_name_that_both_libraries_know_is_torchvisions_and_a_tag_makes_it_timms() -> None:
@@ -123,7 +124,7 @@ def test_a_name_that_both_libraries_know_is_torchvisions_and_a_tag_makes_it_timm
     ("name", "hint"),
     [
         ("resnet81", "did you mean 'resnet18'"),
-        ("vit_tiny_patch16", "did you mean 'vit_tiny_patch16_224'"),
+        ("vit_tiny_patch16", " or 'vit_tiny_patch16_224'"),
         ("Resnet18", "did you mean 'resnet18'"),
         ("qqqqqq", "`headstart models PATTERN` lists what there is"),
         ("resnet18.no_such_tag", "neither a torchvision nor a timm model"),

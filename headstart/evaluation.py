@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headstart.classifier import Classifier
 from headstart.data.decode import Array
+from headstart.heads import FEW_PICTURES, within_one_standard_error
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -65,8 +66,7 @@ def _measures(scores: Scores) -> dict[str, Callable[[Ints], float]]:
     """Each metric as a function of the rows it is taken over, with what does not change computed once."""
     classes = scores.probabilities.shape[1]
     labels, predicted, correct = scores.labels, scores.predicted, scores.correct
-    own = scores.probabilities[np.arange(len(labels)), labels]
-    surprise = -np.log(np.clip(own, 1e-15, 1))
+    surprise = _surprise(scores)
     confidence = scores.probabilities.max(axis=1)
     bins = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
 
@@ -107,9 +107,23 @@ def gain(before: Scores, after: Scores, resamples: int, seed: int) -> dict[str, 
     return {"accuracy": float(difference.mean()), "low": float(low), "high": float(high)}
 
 
-def choose(val: dict[str, dict[str, float]]) -> str:
-    """head or finetune: the lower validation log-loss, which tells more than accuracy where pictures are few."""
-    return min(val, key=lambda name: val[name]["log_loss"])
+def choose(val: dict[str, Scores]) -> str:
+    """head or finetune: the lower validation log-loss, which tells more than accuracy where pictures are few.
+
+    Where they are so few that one lucky picture can decide, the head stays unless the fine-tuned network is better by
+    more than one standard error.
+    """
+    losses = {name: _surprise(scores) for name, scores in val.items()}
+    if len(losses["head"]) < FEW_PICTURES:
+        return list(losses)[within_one_standard_error(list(losses.values()))]
+    return min(losses, key=lambda name: losses[name].mean())
+
+
+def _surprise(scores: Scores) -> Floats:
+    """(N,) log-losses."""
+    own = scores.probabilities[np.arange(len(scores.labels)), scores.labels]
+    losses: Floats = -np.log(np.clip(own, 1e-15, 1))
+    return losses
 
 
 def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:

@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from headstart.checkout import read_json, replacing, write_json, write_text
@@ -26,6 +29,8 @@ from headstart.progress import progress
 Floats = NDArray[np.floating[Any]]
 WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
 MAX_ITERATIONS = 500
+FEW_PICTURES = 100  # fewer validation pictures than these cannot tell good from lucky
+FOLDS = 5
 TEMPERATURE_PRIOR = 0.5  # deviation of the temperature's logarithm
 
 
@@ -34,7 +39,8 @@ def train_head(
 ) -> LinearHead:
     """Fit one head per C, let validation log-loss choose, and write head, details and sweep.
 
-    Every choice is made with heads fitted on training pictures alone, and fine-tuning starts from the one chosen. The
+    With few validation pictures the strength is chosen by cross-validation over training and validation pictures. Every
+    other choice is made with heads fitted on training pictures alone, and fine-tuning starts from the one chosen. The
     head that is reported on the test split and packaged is fitted once more at the chosen C, on training and validation
     pictures together (the ``refit`` of scikit-learn's searches).
 
@@ -66,6 +72,9 @@ def train_head(
                 }
             )
             advance()
+    few = len(v) < FEW_PICTURES and bool(np.bincount(y, minlength=len(classes)).min() >= FOLDS)
+    if few:
+        losses = _cross_validated(train, val, settings)
     best = within_one_standard_error(losses)
     chosen, temperature = rows[best]["C"], rows[best]["temperature"]
     weights = _class_weights(y, len(classes)) if settings.class_weight == "balanced" else None
@@ -74,6 +83,7 @@ def train_head(
     final = _raw(*_both_signs(model.coef_, model.intercept_, model.classes_, len(classes)), mean, scale)
     details = {
         "C": chosen,
+        "chosen_by": "cross-validation" if few else "validation",
         "temperature": temperature,
         "classes": classes,
         "class_weight": weights,
@@ -82,6 +92,19 @@ def train_head(
     tensors = dict(zip(("weight", "bias", "refit_weight", "refit_bias"), (*found[best], *final), strict=True))
     _store({name: torch.tensor(value, dtype=torch.float32) for name, value in tensors.items()}, details, folder)
     return load_head(folder)
+
+
+def _cross_validated(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], settings: Head) -> list[Floats]:
+    """For each strength, the (N,) calibrated log-losses of training and validation pictures, each by a head that was
+    fitted without its fifth."""
+    x, y = (torch.cat(pair).numpy() for pair in zip(train, val, strict=True))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    losses = []
+    for strength in sorted(settings.C):
+        logistic = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, class_weight=settings.class_weight, tol=1e-3)
+        model = make_pipeline(StandardScaler(), logistic)
+        losses.append(calibrated_losses(cross_val_predict(model, x, y, cv=folds, method="predict_log_proba"), y))
+    return losses
 
 
 def within_one_standard_error(losses: list[Floats]) -> int:

@@ -52,7 +52,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
         split: {name: evaluation.metrics(scores[split], resamples, seed) for name, scores in candidates.scores.items()}
         for split in ALWAYS_REPORTED
     }
-    chosen = evaluation.choose(measured["val"])
+    chosen = evaluation.choose({name: scores["val"] for name, scores in candidates.scores.items()})
     result: dict[str, Any] = {"chosen": chosen, **measured}
     result["test"]["chosen"] = result["test"][chosen]
     if "finetune" in candidates.scores:

@@ -114,12 +114,22 @@ def test_a_gain_is_paired() -> None:
     assert better["high"] - better["low"] < apart["accuracy_high"] - apart["accuracy_low"]
 
 
+def sure(right: float, count: int) -> Scores:
+    """``count`` pictures of class 0, each given the probability ``right``."""
+    return Scores(np.tile([right, 1 - right], (count, 1)), np.zeros(count, np.int64))
+
+
 def test_validation_chooses_by_log_loss_and_keeps_the_head_on_a_tie() -> None:
-    assert (
-        choose({"head": {"log_loss": 0.4, "accuracy": 0.8}, "finetune": {"log_loss": 0.3, "accuracy": 0.7}}) == "finetune"
-    )
-    assert choose({"head": {"log_loss": 0.3}, "finetune": {"log_loss": 0.3}}) == "head"
-    assert choose({"head": {"log_loss": 0.3}}) == "head"
+    assert choose({"head": sure(0.6, 200), "finetune": sure(0.7, 200)}) == "finetune"
+    assert choose({"head": sure(0.7, 200), "finetune": sure(0.6, 200)}) == "head"
+    assert choose({"head": sure(0.7, 200), "finetune": sure(0.7, 200)}) == "head"
+    assert choose({"head": sure(0.7, 200)}) == "head"
+
+
+def test_on_few_pictures_one_lucky_answer_does_not_take_the_head_away() -> None:
+    lucky = Scores(np.concatenate([sure(0.7, 38).probabilities, [[0.99, 0.01], [0.6, 0.4]]]), np.zeros(40, np.int64))
+    assert choose({"head": sure(0.7, 40), "finetune": lucky}) == "head"
+    assert choose({"head": sure(0.7, 40), "finetune": sure(0.8, 40)}) == "finetune"
 
 
 @given(scores)

@@ -56,8 +56,7 @@ def predict(
     then 1.
     """
     from headstart.data.decode import Unusable, decode
-    from headstart.packaging import load_predictor
-    from headstart.served import BATCH, Prediction
+    from headstart.served import BATCH, Prediction, load_predictor
 
     if form not in ("text", "json", "csv"):
         raise HeadstartError(f"--format {form!r}; allowed: text, json, csv")

@@ -126,8 +126,3 @@ def _without_times_and_paths(target: Path) -> None:
     described["model_uuid"] = sha256_of_files(target, leave_out=("MLmodel",))[:32]
     described.pop("run_id", None)
     write_text(target / "MLmodel", yaml.safe_dump(described, sort_keys=True))
-
-
-def load_predictor(model: Path) -> served.Predictor:
-    """The predictor of a packaged model, straight from its files."""
-    return served.Predictor(model / "artifacts" / "classifier")

@@ -97,6 +97,11 @@ class Predictor:
             raise HeadstartError(f"{name}: {reason}") from None
 
 
+def load_predictor(model: Path) -> Predictor:
+    """The predictor of a packaged model, straight from its files: without MLflow, and without what training needs."""
+    return Predictor(model / "artifacts" / "classifier")
+
+
 def _from_base64(text: str) -> bytes | None:
     """The bytes that a JSON request carries as text; None where the text is something else."""
     try:

@@ -156,3 +156,14 @@ def test_track_without_a_result_is_one_sentence(run: Run) -> None:
     code, out, err = run("track")
     assert (code, out) == (1, "")
     assert err == "headstart: data/evaluate/metrics.json is not there; run `dvc pull` or `dvc repro` first\n"
+
+
+def test_predicting_imports_nothing_that_only_training_needs(model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from headstart.cli import app\n"
+        "try: app(['predict', 'pictures', '--model', 'model'])\n"
+        "except SystemExit as ended: assert not ended.code, ended.code\n"
+        "print([name for name in ('mlflow', 'sklearn', 'matplotlib', 'captum', 'dvc') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

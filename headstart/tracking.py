@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from headstart.checkout import checkout, read_json, state_folder, write_json
+from headstart.data.prepare import default_threads
 from headstart.errors import HeadstartError
 from headstart.params import Params
 
@@ -105,7 +106,8 @@ class Tracker:
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
         self.live().catch_up(data)
-        for key, value in (_host() | {"chosen": read_json(data / "evaluate" / "metrics.json")["chosen"]}).items():
+        chosen = read_json(data / "evaluate" / "metrics.json")["chosen"]
+        for key, value in (_host(self.params.threads) | {"chosen": chosen}).items():
             client.set_tag(run, key, value)
         self._log_dataset(data)
         for source, target in ARTIFACTS.items():
@@ -300,14 +302,14 @@ def _revision() -> dict[str, str]:
     return {"mlflow.source.git.commit": found.stdout.strip()} if found.returncode == 0 else {}
 
 
-def _host() -> dict[str, str]:
+def _host(threads: int | None) -> dict[str, str]:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "host.machine": platform.machine(),
         "host.device": device,
-        "host.threads": str(torch.get_num_threads()),
+        "host.threads": str(threads or default_threads()),
         "host.python": platform.python_version(),
         "host.torch": torch.__version__,
     }

@@ -9,9 +9,10 @@ import mlflow
 import pandas as pd
 import pytest
 
+from headstart.served import load_predictor
 from tests.stages.conftest import Clone, new_clone
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("article")]
+pytestmark = [pytest.mark.slow]
 WIDTHS = {
     "resnet18": 512,
     "alexnet": 4096,
@@ -72,8 +73,7 @@ def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_ru
     predictions = pd.read_parquet(clone.folder / "data/evaluate/predictions.parquet")
     test = predictions[predictions["split"] == "test"]
     row = test.iloc[0]
-    out = clone.run("headstart", "predict", str(emoji / row["image"]), "--format", "json").stdout
-    answer = json.loads(out)
-    assert set(answer["probabilities"]) == set(predictions["label"])
-    assert answer["probabilities"] == pytest.approx({k: row[k] for k in answer["probabilities"]}, abs=0.02)
+    (answer,) = load_predictor(clone.folder / "data/package/model").predict([emoji / row["image"]])
+    assert set(answer.probabilities) == set(predictions["label"])
+    assert answer.probabilities == pytest.approx({name: row[name] for name in answer.probabilities}, abs=0.02)
     clone.commit(name)

@@ -13,7 +13,6 @@ PHOTOGRAPHS = PROJECT.parent / "shared" / "data" / "hymenoptera_data"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("photographs"),
     pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not beside the project"),
 ]
 

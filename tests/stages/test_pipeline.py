@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from tests.stages.conftest import SLICE, Clone
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]
+pytestmark = [pytest.mark.slow]
 
 
 def runs_of(clone: Clone) -> pd.DataFrame:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.stages.conftest import Clone
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("pipeline")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [

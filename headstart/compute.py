@@ -7,6 +7,7 @@ import ctypes
 import os
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from headstart.data.prepare import default_threads
@@ -25,6 +26,7 @@ def set_up(threads: int | None) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     _keep_freed_memory()
     torch.set_num_threads(threads or default_threads())
+    threadpool_limits(threads or default_threads())  # NumPy's and SciPy's BLAS, which scikit-learn works with
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

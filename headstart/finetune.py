@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -266,7 +267,7 @@ def load_finetuned(folder: Path, trunk: Trunk, head: LinearHead) -> Classifier |
         model = Classifier(trunk, head)
         model.load_state_dict(load_file(folder / WEIGHTS))
         trunk.view = replace(trunk.view, size=details["size"])
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise HeadstartError(f"{folder} holds no fine-tuned network ({error}); run `dvc repro finetune`") from None
     model.temperature = details["temperature"]
     return model

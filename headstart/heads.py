@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
@@ -165,7 +166,7 @@ def load_head(folder: Path, refit: bool = False) -> LinearHead:
     try:
         details = read_json(folder / DETAILS)
         tensors = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise HeadstartError(f"{folder} holds no head ({error}); run `dvc repro head`") from None
     prefix = "refit_" if refit else ""
     weights = details["class_weight"]

@@ -114,9 +114,8 @@ DOWNSTREAM_OF_HEAD = ["head", "finetune", "evaluate", "package", "track"]
         ({"head": {"C": [0.01]}}, DOWNSTREAM_OF_HEAD),
         ({"backbone": "squeezenet1_0", "weights": "none", "finetune": {"unfreeze": "none"}},
          ["backbone", "features", *DOWNSTREAM_OF_HEAD]),
-        ({"prepare": {"short_side": 64}}, ["prepare", "features", *DOWNSTREAM_OF_HEAD]),
     ],
-    ids=["tracking", "evaluate", "finetune", "head", "backbone", "prepare"],
+    ids=["tracking", "evaluate", "finetune", "head", "backbone"],
 )  # fmt: skip
 def test_a_knob_reruns_its_stage_and_what_follows(copy_of: Clone, change: dict[str, object], expected: list[str]) -> None:
     copy_of.set(**change)
@@ -131,6 +130,11 @@ def test_a_backbone_knob_really_leaves_prepare_alone(copy_of: Clone) -> None:
     assert metrics["chosen"] == "head"
     assert "finetune" not in metrics["test"]
     assert len(runs_of(copy_of)) == 2
+
+
+def test_a_prepare_knob_reruns_what_follows_and_not_the_backbone(copy_of: Clone) -> None:
+    copy_of.set(prepare={"short_side": 64}, finetune={"unfreeze": "none"})
+    assert copy_of.stages_run() == ["prepare", "features", *DOWNSTREAM_OF_HEAD]  # --dry cannot know what prepare will write
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(finished: Clone, copy_of: Clone) -> None:

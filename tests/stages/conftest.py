@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 PROJECT = Path(__file__).parents[2]
 # The slice of the default that the pipeline is run on: every stage at its smallest honest size.
@@ -81,12 +82,20 @@ def new_clone(folder: Path, **params: object) -> Clone:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The slice, run once. Tests look at it and do not change it."""
-    clone = new_clone(tmp_path_factory.mktemp("finished"), **SLICE)
-    clone.repro()
-    clone.commit("a result")
-    return clone
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Clone:
+    """The slice, run once for all of xdist's workers. Tests look at it and do not change it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            clone = new_clone(folder, **SLICE)
+            clone.repro()
+            clone.commit("a result")
+            done.touch()
+    return Clone(folder)
 
 
 @pytest.fixture

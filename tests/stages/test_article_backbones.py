@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from headstart.served import load_predictor
-from tests.stages.conftest import Clone, new_clone
+from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow]
 WIDTHS = {
@@ -23,35 +24,20 @@ WIDTHS = {
 }
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """One project for the six, so that pictures are fetched and prepared once."""
-    return new_clone(
-        tmp_path_factory.mktemp("article"),
+@pytest.mark.parametrize("name", WIDTHS)
+def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_run(
+    project: Callable[..., Clone], name: str
+) -> None:
+    clone = project(
         data={"limit": 6},
+        backbone=name,
         weights="none",
         split={"val": 0.2, "test": 0.2},
         finetune={"unfreeze": "none"},
         evaluate={"bootstrap": 100, "mistakes": 0},
         tracking={"model": False},
     )
-
-
-@pytest.mark.parametrize("name", WIDTHS)
-def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_run(clone: Clone, name: str) -> None:
-    prepared = (clone.folder / "data/prepare").exists()
-    clone.set(backbone=name)
-    ran = clone.stages_run()
-    assert ran == [
-        *([] if prepared else ["prepare"]),
-        "backbone",
-        "features",
-        "head",
-        "finetune",
-        "evaluate",
-        "package",
-        "track",
-    ]
+    clone.repro()
 
     card = json.loads(clone.read("data/backbone/card.json"))
     assert (card["name"], card["features"], card["pretrained"]) == (name, WIDTHS[name], False)
@@ -76,4 +62,3 @@ def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_ru
     (answer,) = load_predictor(clone.folder / "data/package/model").predict([emoji / row["image"]])
     assert set(answer.probabilities) == set(predictions["label"])
     assert answer.probabilities == pytest.approx({name: row[name] for name in answer.probabilities}, abs=0.02)
-    clone.commit(name)

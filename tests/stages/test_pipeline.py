@@ -111,18 +111,15 @@ DOWNSTREAM_OF_HEAD = ["head", "finetune", "evaluate", "package", "track"]
         ({"tracking": {"experiment": "other"}}, ["track"]),
         ({"evaluate": {"mistakes": 3}}, ["evaluate", "track"]),
         ({"finetune": {"lr": 0.0001}}, ["finetune", "evaluate", "package", "track"]),
-        ({"head": {"C": [0.01]}}, DOWNSTREAM_OF_HEAD),
-        ({"backbone": "squeezenet1_0", "weights": "none", "finetune": {"unfreeze": "none"}},
-         ["backbone", "features", *DOWNSTREAM_OF_HEAD]),
     ],
-    ids=["tracking", "evaluate", "finetune", "head", "backbone"],
-)  # fmt: skip
+    ids=["tracking", "evaluate", "finetune"],
+)
 def test_a_knob_reruns_its_stage_and_what_follows(copy_of: Clone, change: dict[str, object], expected: list[str]) -> None:
     copy_of.set(**change)
     assert set(copy_of.stages_run()) == set(expected)  # run for real: --dry cannot know what a stage will write
 
 
-def test_a_backbone_knob_really_leaves_prepare_alone(copy_of: Clone) -> None:
+def test_a_backbone_knob_leaves_prepare_alone(copy_of: Clone) -> None:
     copy_of.set(backbone="squeezenet1_0", weights="none", finetune={"unfreeze": "none"})
     assert copy_of.stages_run() == ["backbone", "features", *DOWNSTREAM_OF_HEAD]
     metrics = json.loads(copy_of.read("data/evaluate/metrics.json"))
@@ -163,14 +160,6 @@ def test_an_experiment_is_a_run_named_after_it(copy_of: Clone) -> None:
     copy_of.run("dvc", "exp", "run", "-n", "milder", "-S", "head.C=[0.03]", "-S", "finetune.unfreeze=none")
     runs = runs_of(copy_of)
     assert "milder" in [tags["mlflow.runName"] for tags in runs["tags"]]
-
-
-def test_a_temporary_experiment_leaves_its_run_in_the_checkouts_store(copy_of: Clone) -> None:
-    copy_of.commit()
-    change = ("-S", "head.C=[0.07]", "-S", "finetune.unfreeze=none")
-    copy_of.run("dvc", "exp", "run", "--temp", "-n", "elsewhere", *change)
-    named = {tags["mlflow.runName"]: tags for tags in runs_of(copy_of)["tags"]}
-    assert named["elsewhere"]["headstart.complete"] == "true"
 
 
 def test_a_queue_of_two_gives_two_complete_runs_in_the_checkouts_store(copy_of: Clone) -> None:
@@ -241,9 +230,7 @@ def test_the_packaged_model_recognises_pictures(finished: Clone) -> None:
     assert (by_path["label"].to_numpy()[right] == test["label"][right]).all()
     by_bytes = model.predict(pd.DataFrame({"image": [Path(p).read_bytes() for p in paths[:3]]}))
     assert by_bytes["probability"].tolist() == pytest.approx(by_path["probability"][:3].tolist())
-    assert by_path["probability"].tolist() == pytest.approx(
-        test[test.columns[4:]].max(axis=1).tolist(), abs=0.02
-    )
+    assert by_path["probability"].tolist() == pytest.approx(test[test.columns[4:]].max(axis=1).tolist(), abs=0.02)
 
 
 def test_predict_answers_what_it_can_and_names_what_it_cannot(finished: Clone, tmp_path: Path) -> None:
@@ -294,11 +281,11 @@ def test_the_model_is_served_over_http(finished: Clone) -> None:
     assert answer["predictions"][0]["label"] == local["label"][0]
 
 
-def test_dvc_metrics_and_plots_say_something(copy_of: Clone) -> None:
+def test_a_head_knob_reruns_what_follows_and_dvc_compares_the_two(copy_of: Clone) -> None:
     copy_of.commit()
     assert "test.chosen.accuracy" in copy_of.run("dvc", "metrics", "show", "--md").stdout.replace("data/evaluate/", "")
     copy_of.set(head={"C": [0.0003]}, finetune={"unfreeze": "none"})
-    copy_of.repro()
+    assert copy_of.stages_run() == DOWNSTREAM_OF_HEAD
     assert "test.head.log_loss" in copy_of.run("dvc", "metrics", "diff").stdout
     page = copy_of.run("dvc", "plots", "show", "-o", "plots_page").stdout.strip()
     text = Path(page.removeprefix("file://")).read_text()

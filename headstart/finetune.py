@@ -63,11 +63,16 @@ class Recipe:
     def batch_norm_trained(self) -> bool:
         return self.scratch or self.settings.batch_norm == "trained"  # statistics of a random network mean nothing
 
+    def blocks_unfrozen(self, trunk: Trunk) -> int:
+        """How many blocks are trained, from the output side: all of a network that starts from random weights, since a
+        layer that stays frozen would stay random."""
+        return math.ceil((1.0 if self.scratch else UNFROZEN[self.settings.unfreeze]) * len(trunk.blocks()))
+
     def parameter_groups(self, model: Classifier) -> list[dict[str, Any]]:
         """AdamW's groups. Earlier blocks learn slower; biases and scales are not decayed."""
         s = self.settings
         blocks = model.trunk.blocks()
-        unfrozen = blocks[len(blocks) - math.ceil(UNFROZEN[s.unfreeze] * len(blocks)) :]
+        unfrozen = blocks[len(blocks) - self.blocks_unfrozen(model.trunk) :]
         model.trunk.requires_grad_(False)
         rates: list[tuple[float, list[nn.Parameter]]] = [
             (s.scratch_lr if self.scratch else s.lr * s.layer_decay**depth, block)
@@ -230,7 +235,7 @@ def finetune(
         "ran": True,
         "scratch": recipe.scratch,
         "size": size,
-        "blocks_unfrozen": math.ceil(UNFROZEN[recipe.settings.unfreeze] * len(trunk.blocks())),
+        "blocks_unfrozen": recipe.blocks_unfrozen(trunk),
         "epochs": len(curve),
         "best_epoch": best["epoch"],
         "trained_share": shares[kept],

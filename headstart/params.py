@@ -66,12 +66,12 @@ class Head(Section):
 
 
 class Finetune(Section):
-    unfreeze: Literal["none", "last", "half", "all"] = "all"
-    epochs: Count = 3
+    unfreeze: Literal["none", "last", "half", "all"] = "half"
+    epochs: Count = 4
     patience: Count = 3
     batch_size: Annotated[int, Field(ge=2)] = 32
     size_ratio: Annotated[float, Field(gt=0.2, le=2)] = 1.0
-    lr: Positive = 3e-4
+    lr: Positive = 6e-4
     head_lr: Positive = 3e-4
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
@@ -112,15 +112,6 @@ class Params(Section):
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
-
-    @model_validator(mode="after")
-    def something_is_trained(self) -> Self:
-        if self.weights == "none" and self.finetune.unfreeze in ("last", "half"):
-            raise ValueError(
-                f"finetune.unfreeze is {self.finetune.unfreeze!r} and weights is 'none': layers that stay frozen would "
-                "stay random; use unfreeze: all (train from scratch) or none (a probe of random features)"
-            )
-        return self
 
     @property
     def finetune_is_on(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,14 @@ def test_as_many_blocks_are_trained_as_asked_and_the_lower_ones_slower(unfreeze:
     assert rate[id(trained[0][0])] == pytest.approx(1e-3 * 0.5 ** (len(trained) - 1))
     assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
     assert sum(p.requires_grad for p in model.parameters()) == sum(len(group["params"]) for group in groups)
+
+
+@pytest.mark.parametrize("unfreeze", ["last", "half", "all"])
+def test_nothing_of_a_random_network_stays_frozen(unfreeze: str) -> None:
+    trunk = architecture("resnet18").trunk()
+    model = Classifier(trunk, LinearHead(torch.zeros(2, 512), torch.zeros(2), 1.0, ("a", "b")))
+    replace(recipe(unfreeze=unfreeze), scratch=True).parameter_groups(model)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 @given(st.integers(1, 500), st.floats(0, 0.9))

@@ -145,11 +145,6 @@ def test_a_file_that_is_no_mapping_is_told_what_was_found(tmp_path: Path, text: 
         ("finetune: {lr: 1e400}", "finetune.lr must be a finite number, found inf"),
         ("head: {C: [-.inf]}", "head.C.0 must be a finite number, found -inf"),
         ("split: {val: 0.5, test: 0.5}", "split.val + split.test is 1; leave at least 0.1 for training"),
-        (
-            "weights: none\nfinetune: {unfreeze: half}",
-            "finetune.unfreeze is 'half' and weights is 'none': layers that stay frozen would stay random; "
-            "use unfreeze: all (train from scratch) or none (a probe of random features)",
-        ),
     ],
 )
 def test_a_wrong_key_or_value_is_told_with_its_path_what_was_found_and_what_is_allowed(
@@ -163,11 +158,6 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert message == (
         ": seed must be greater than or equal to 0, found -1; finetune.epochs must be greater than or equal to 1, found 0"
     )
-
-
-@pytest.mark.parametrize("unfreeze", ["none", "all"])
-def test_a_network_without_weights_may_be_probed_or_trained_whole(tmp_path: Path, unfreeze: str) -> None:
-    assert load(tmp_path, f"weights: none\nfinetune: {{unfreeze: {unfreeze}}}").finetune_is_on == (unfreeze == "all")
 
 
 SCALARS = (

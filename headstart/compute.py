@@ -30,7 +30,7 @@ def set_up(threads: int | None) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Deterministic mode also fills every new tensor with NaN, for code that reads what it never wrote. Nothing here does,
     # and on a CPU the filling is a fifth of a training step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -24,7 +24,7 @@ repro: setup  ## the whole pipeline: dvc repro
 	dvc repro
 
 test: setup  ## every test, the slow ones too
-	pytest -q -n 2 --dist worksteal
+	pytest -q -n 2 --dist worksteal --durations 15
 
 lint: setup  ## ruff and mypy
 	ruff check .

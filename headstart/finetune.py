@@ -35,10 +35,12 @@ from headstart.checkout import read_json, replacing, write_json, write_text
 from headstart.classifier import Classifier, LinearHead
 from headstart.compute import derived_seed, inference_batch, seed_everything
 from headstart.data.pixels import Pixels
+from headstart.engines import SAMPLE, Engine, engine_for, split_frozen
 from headstart.errors import HeadstartError
 from headstart.heads import calibrated_losses, fit_temperature, within_one_standard_error, write_rows
 from headstart.params import Finetune
 from headstart.progress import progress
+from headstart.views import batches
 
 WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
 Ints = NDArray[np.integer[Any]]
@@ -151,6 +153,7 @@ def finetune(
     folder: Path,
     resume: Path,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    engine: str = "auto",
 ) -> None:
     """Train, keep the best epoch on validation, calibrate it, and write weights, details and the curve into ``folder``.
 
@@ -159,6 +162,7 @@ def finetune(
 
     Args:
         on_epoch: called with each epoch's row of the curve, for live tracking; also with those of resumed epochs.
+        engine: what runs the layers that stay frozen (``engines.engine_for``).
     """
     classes = list(head.classes)
     number = {name: n for n, name in enumerate(classes)}
@@ -184,6 +188,21 @@ def finetune(
     weight = torch.tensor(head.class_weight, device=device) if head.class_weight else None
     loss_of = nn.CrossEntropyLoss(weight=weight, label_smoothing=recipe.settings.label_smoothing)
     eval_batch = inference_batch(model.eval(), trunk.view, device)
+    seen = len(train_rows) * recipe.epochs + len(val_rows) * (recipe.epochs + len(MIXTURES))
+    _, sample = next(batches(trunk.view, pixels, val_rows[:SAMPLE].tolist(), SAMPLE))
+    two = sample[:2].to(device)
+    frozen, told = _frozen_part(model.trunk, seen, sample.to(device), device, engine)
+
+    def said_by(network: Classifier) -> Tensor:
+        """(N, classes) validation logits, on the CPU."""
+        network.eval()
+        rest = _trained_part(network.trunk, frozen, two)
+        with torch.no_grad():
+            found = [
+                network.head(rest(frozen(pictures) if frozen else pictures.to(device))).float().cpu()
+                for _, pictures in batches(trunk.view, pixels, val_rows.tolist(), eval_batch)
+            ]
+        return torch.cat(found)
 
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {}
@@ -200,15 +219,14 @@ def finetune(
 
     while len(curve) < recipe.epochs and len(curve) - best.get("epoch", 0) < recipe.settings.patience:
         epoch = len(curve) + 1
-        train_loss = _one_epoch(model, averaged, optimizer, rates, views, recipe, loss_of, epoch, device)
+        train_loss = _one_epoch(model, frozen, two, averaged, optimizer, rates, views, recipe, loss_of, epoch, device)
         network: Classifier = averaged.module  # type: ignore[assignment]
-        network.eval()
-        said = torch.cat(list(network.logits_of(pixels, val_rows.tolist(), eval_batch, device))).numpy()
-        row = {"epoch": epoch, "train_loss": train_loss} | _validation(said, labels[val_rows])
+        said = said_by(network)
+        row = {"epoch": epoch, "train_loss": train_loss} | _validation(said.numpy(), labels[val_rows])
         curve.append(row)
         if row["val_log_loss"] < best.get("log_loss", math.inf):
             weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
-            best = {"epoch": epoch, "log_loss": row["val_log_loss"], "weights": weights}
+            best = {"epoch": epoch, "log_loss": row["val_log_loss"], "weights": weights, "logits": said}
         _save(saved, model, averaged, optimizer, curve, best)
         on_epoch(row)
         print(
@@ -220,10 +238,10 @@ def finetune(
     trained = {key: value.cpu() for key, value in best["weights"].items()}
     shares = (1.0,) if recipe.scratch else MIXTURES
     found: list[Tensor] = []
-    for share in shares:
+    for share in shares[:-1]:
         model.load_state_dict(mix(initial, trained, share))
-        model.eval()
-        found.append(torch.cat(list(model.logits_of(pixels, val_rows.tolist(), eval_batch, device))))
+        found.append(said_by(model))
+    found.append(best["logits"].cpu())  # of the trained weights alone
     losses = [calibrated_losses(logits.numpy(), labels[val_rows]) for logits in found]
     kept = within_one_standard_error(losses)
     weights, logits = mix(initial, trained, shares[kept]), found[kept]
@@ -236,6 +254,7 @@ def finetune(
         "scratch": recipe.scratch,
         "size": size,
         "blocks_unfrozen": recipe.blocks_unfrozen(trunk),
+        "frozen_part": told,
         "epochs": len(curve),
         "best_epoch": best["epoch"],
         "trained_share": shares[kept],
@@ -248,6 +267,25 @@ def finetune(
     write_json(folder / DETAILS, details)
     write_rows(curve, folder / CURVE)
     shutil.rmtree(resume, ignore_errors=True)
+
+
+def _frozen_part(
+    trunk: Trunk, pictures: int, sample: Tensor, device: torch.device, wanted: str
+) -> tuple[Engine | None, dict[str, Any]]:
+    """What runs the layers below the first that is trained, and what to tell about it; None where there are none."""
+    parts = split_frozen(trunk, sample)
+    if parts is None:
+        return None, {"engine": "torch", "why": "no part of the network can be taken off as frozen"}
+    return engine_for(parts[0].eval(), pictures, sample, device, wanted)
+
+
+def _trained_part(trunk: Trunk, frozen: Engine | None, sample: Tensor) -> nn.Module:
+    """The layers above the cut, sharing their parameters with ``trunk``; all of it where nothing is cut off."""
+    if frozen is None:
+        return trunk
+    parts = split_frozen(trunk, sample)
+    assert parts is not None  # the same network was cut before
+    return parts[1]
 
 
 def mix(start: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -290,6 +328,8 @@ def resume_key(*parts: Any) -> str:
 
 def _one_epoch(
     model: Classifier,
+    frozen: Engine | None,
+    two: Tensor,
     averaged: AveragedModel,
     optimizer: torch.optim.Optimizer,
     rates: list[float],
@@ -313,6 +353,7 @@ def _one_epoch(
         multiprocessing_context="fork",
         pin_memory=device.type == "cuda",
     )
+    rest = _trained_part(model.eval().trunk, frozen, two)
     model.train()
     if not recipe.batch_norm_trained:
         for module in model.modules():
@@ -326,7 +367,8 @@ def _one_epoch(
                 group["lr"] = rate * recipe.schedule(step, total)
             inputs = model.trunk.view.normalise(pictures.to(device, non_blocking=True))
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.settings.precision == "bf16"):
-                loss = loss_of(model(inputs), labels.to(device))
+                features = rest(frozen(inputs) if frozen else inputs)
+                loss = loss_of(model.head(features), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

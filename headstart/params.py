@@ -60,6 +60,10 @@ class Split(Section):
         return self
 
 
+class Features(Section):
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+
+
 class Head(Section):
     C: Annotated[list[Positive], Field(min_length=1)] = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0]
     class_weight: Literal["balanced"] | None = None
@@ -108,6 +112,7 @@ class Params(Section):
     threads: Count | None = None
     prepare: Prepare = Prepare()
     split: Split = Split()
+    features: Features = Features()
     head: Head = Head()
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()

@@ -106,8 +106,11 @@ class Tracker:
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
         self.live().catch_up(data)
-        chosen = read_json(data / "evaluate" / "metrics.json")["chosen"]
-        for key, value in (_host(self.params.threads) | {"chosen": chosen}).items():
+        results = {
+            "chosen": read_json(data / "evaluate" / "metrics.json")["chosen"],
+            "engine": read_json(data / "features" / "features.json")["engine"],
+        }
+        for key, value in (_host(self.params.threads) | results).items():
             client.set_tag(run, key, value)
         self._log_dataset(data)
         for source, target in ARTIFACTS.items():
@@ -163,7 +166,9 @@ ARTIFACTS = {
     "prepare/sheet.png": "figures",
     "prepare/audit.json": "data",
     "backbone/card.json": "backbone",
+    "features/features.json": "features",
     "head/head.json": "head",
+    "finetune/finetune.json": "finetune",
     "finetune/curve.csv": "finetune",
 }
 

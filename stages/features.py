@@ -14,9 +14,10 @@ PREPARED = Path("data/prepare")
 
 
 def main() -> None:
-    device = set_up(Params.load().threads)
+    params = Params.load()
+    device = set_up(params.threads)
     trunk, _ = load_trunk(Path("data/backbone"), Path("data/fetch/network.py"))
-    extract(trunk, Pixels(PREPARED), read_manifest(PREPARED), device, Path("data/features"))
+    extract(trunk, Pixels(PREPARED), read_manifest(PREPARED), device, Path("data/features"), params.features.engine)
 
 
 if __name__ == "__main__":

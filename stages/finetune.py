@@ -27,12 +27,12 @@ def main() -> None:
     recipe = finetune.Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)
     inputs = [sha256_of_files(DATA / name) for name in ("prepare", "backbone", "head")]
     resume = state_folder("finetune") / finetune.resume_key(
-        inputs, params.finetune.model_dump(), params.seed, params.threads
+        inputs, params.finetune.model_dump(), params.features.model_dump(), params.seed, params.threads
     )
     live = tracking.live_or_none(DATA, params)
     finetune.finetune(
         trunk, load_head(DATA / "head"), Pixels(DATA / "prepare"), read_manifest(DATA / "prepare"),
-        recipe, device, FOLDER, resume, live or (lambda row: None),
+        recipe, device, FOLDER, resume, live or (lambda row: None), params.features.engine,
     )  # fmt: skip
 
 

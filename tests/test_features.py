@@ -60,6 +60,7 @@ def test_each_row_is_the_forward_pass_of_its_picture_in_manifest_order(tmp_path:
         torch.testing.assert_close(features, direct, rtol=1e-3, atol=1e-4)
         assert direct.std(dim=0).max() > 1e-3  # the pictures do differ
     assert sorted(p.name for p in (tmp_path / "features").iterdir()) == [
+        "features.json",
         "test.safetensors", "train.safetensors", "val.safetensors",
     ]  # fmt: skip
 

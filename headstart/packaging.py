@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from headstart import served
-from headstart.backbones import load_trunk
-from headstart.checkout import sha256_of_files, write_json, write_text
+from headstart.backbones import CARD
+from headstart.checkout import read_json, sha256_of_files, write_json, write_text
 from headstart.data.pixels import Pixels
 from headstart.data.prepare import read_manifest
 from headstart.params import Params
@@ -40,7 +40,7 @@ def package(data: Path, params: Params, folder: Path) -> None:
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
     model, chosen = chosen_classifier(data)
-    _, card = load_trunk(data / "backbone", data / "fetch" / "network.py")
+    card = read_json(data / "backbone" / CARD)
     with tempfile.TemporaryDirectory() as scratch:
         parts = Path(scratch) / "classifier"
         parts.mkdir()

@@ -191,3 +191,13 @@ def test_a_training_that_diverges_says_so(network: Path, pictures: tuple[Pixels,
 def test_a_network_that_takes_one_size_only_is_trained_at_that_size() -> None:
     assert finetune.train_size(architecture("vit_tiny_patch16_224").trunk(), 0.7) == 224
     assert finetune.train_size(architecture("squeezenet1_0").trunk(), 0.7) == 160
+
+
+def test_training_above_layers_that_openvino_runs_ends_where_torch_would(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    for engine in ("torch", "openvino"):
+        train(network, pictures, tmp_path / engine, recipe(unfreeze="last", epochs=1), engine=engine)
+        assert read_json(tmp_path / engine / finetune.DETAILS)["frozen_part"]["engine"] == engine
+    first, second = (load_file(tmp_path / engine / finetune.WEIGHTS) for engine in ("torch", "openvino"))
+    assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-3) for key in first)

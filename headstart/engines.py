@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
 Engine = Callable[[Tensor], Tensor]
-WORTH_COMPILING = 400  # pictures; fewer are through before a network is compiled
+WORTH_COMPILING = 1000  # pictures; with fewer, the seconds spent on compiling do not come back (bench/engines.py)
 PICTURES_PER_REQUEST = 8
 TOLERANCE = 1e-4  # of the largest answer: what is left of it is the order in which sums are made
 SAMPLE = 16

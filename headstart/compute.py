@@ -25,8 +25,9 @@ def set_up(threads: int | None) -> torch.device:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     _keep_freed_memory()
-    torch.set_num_threads(threads or default_threads())
-    threadpool_limits(threads or default_threads())  # NumPy's and SciPy's BLAS, which scikit-learn works with
+    threads = threads or default_threads()
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)  # NumPy's and SciPy's BLAS, which scikit-learn works with
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Deterministic mode also fills every new tensor with NaN, for code that reads what it never wrote. Nothing here does,
     # and on a CPU the filling is a fifth of a training step.

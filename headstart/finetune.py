@@ -184,22 +184,26 @@ def finetune(
     optimizer = torch.optim.AdamW(groups, fused=True)
     rates = [group["lr"] for group in groups]
     averaged = AveragedModel(model, multi_avg_fn=_moving_average(recipe.settings.ema), use_buffers=True)
+    shadow: Classifier = averaged.module  # type: ignore[assignment]
     views = TrainingViews(pixels, train_rows, labels[train_rows], augmentation(recipe.settings, size), recipe.seed)
     weight = torch.tensor(head.class_weight, device=device) if head.class_weight else None
     loss_of = nn.CrossEntropyLoss(weight=weight, label_smoothing=recipe.settings.label_smoothing)
     eval_batch = inference_batch(model.eval(), trunk.view, device)
     seen = len(train_rows) * recipe.epochs + len(val_rows) * (recipe.epochs + len(MIXTURES))
     _, sample = next(batches(trunk.view, pixels, val_rows[:SAMPLE].tolist(), SAMPLE))
-    two = sample[:2].to(device)
-    frozen, told = _frozen_part(model.trunk, seen, sample.to(device), device, engine)
+    cuts = {network: split_frozen(network.eval().trunk, sample[:2].to(device)) for network in (model, shadow)}
+    rest = {network: parts[1] if parts else network.trunk for network, parts in cuts.items()}
+    frozen: Engine | None = None
+    told = {"engine": "torch", "why": "no part of the network can be taken off as frozen"}
+    if parts := cuts[model]:
+        frozen, told = engine_for(parts[0].eval(), seen, sample.to(device), device, engine)
 
     def said_by(network: Classifier) -> Tensor:
         """(N, classes) validation logits, on the CPU."""
         network.eval()
-        rest = _trained_part(network.trunk, frozen, two)
         with torch.no_grad():
             found = [
-                network.head(rest(frozen(pictures) if frozen else pictures.to(device))).float().cpu()
+                network.head(rest[network](frozen(pictures) if frozen else pictures.to(device))).float().cpu()
                 for _, pictures in batches(trunk.view, pixels, val_rows.tolist(), eval_batch)
             ]
         return torch.cat(found)
@@ -219,13 +223,14 @@ def finetune(
 
     while len(curve) < recipe.epochs and len(curve) - best.get("epoch", 0) < recipe.settings.patience:
         epoch = len(curve) + 1
-        train_loss = _one_epoch(model, frozen, two, averaged, optimizer, rates, views, recipe, loss_of, epoch, device)
-        network: Classifier = averaged.module  # type: ignore[assignment]
-        said = said_by(network)
+        train_loss = _one_epoch(
+            model, frozen, rest[model], averaged, optimizer, rates, views, recipe, loss_of, epoch, device
+        )
+        said = said_by(shadow)
         row = {"epoch": epoch, "train_loss": train_loss} | _validation(said.numpy(), labels[val_rows])
         curve.append(row)
         if row["val_log_loss"] < best.get("log_loss", math.inf):
-            weights = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+            weights = {k: v.detach().cpu().clone() for k, v in shadow.state_dict().items()}
             best = {"epoch": epoch, "log_loss": row["val_log_loss"], "weights": weights, "logits": said}
         _save(saved, model, averaged, optimizer, curve, best)
         on_epoch(row)
@@ -269,25 +274,6 @@ def finetune(
     shutil.rmtree(resume, ignore_errors=True)
 
 
-def _frozen_part(
-    trunk: Trunk, pictures: int, sample: Tensor, device: torch.device, wanted: str
-) -> tuple[Engine | None, dict[str, Any]]:
-    """What runs the layers below the first that is trained, and what to tell about it; None where there are none."""
-    parts = split_frozen(trunk, sample)
-    if parts is None:
-        return None, {"engine": "torch", "why": "no part of the network can be taken off as frozen"}
-    return engine_for(parts[0].eval(), pictures, sample, device, wanted)
-
-
-def _trained_part(trunk: Trunk, frozen: Engine | None, sample: Tensor) -> nn.Module:
-    """The layers above the cut, sharing their parameters with ``trunk``; all of it where nothing is cut off."""
-    if frozen is None:
-        return trunk
-    parts = split_frozen(trunk, sample)
-    assert parts is not None  # the same network was cut before
-    return parts[1]
-
-
 def mix(start: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> dict[str, Tensor]:
     """``share`` of the trained weights and the rest of the start's, key by key; counters are the trained ones'."""
     return {
@@ -329,7 +315,7 @@ def resume_key(*parts: Any) -> str:
 def _one_epoch(
     model: Classifier,
     frozen: Engine | None,
-    two: Tensor,
+    rest: nn.Module,
     averaged: AveragedModel,
     optimizer: torch.optim.Optimizer,
     rates: list[float],
@@ -353,7 +339,6 @@ def _one_epoch(
         multiprocessing_context="fork",
         pin_memory=device.type == "cuda",
     )
-    rest = _trained_part(model.eval().trunk, frozen, two)
     model.train()
     if not recipe.batch_norm_trained:
         for module in model.modules():

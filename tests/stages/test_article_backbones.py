@@ -37,7 +37,8 @@ def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_ru
         evaluate={"bootstrap": 100, "mistakes": 0},
         tracking={"model": False},
     )
-    clone.repro()
+    stages = ["prepare", "backbone", "features", "head", "finetune", "evaluate", "package", "track"]
+    assert clone.stages_run() == stages
 
     card = json.loads(clone.read("data/backbone/card.json"))
     assert (card["name"], card["features"], card["pretrained"]) == (name, WIDTHS[name], False)

@@ -10,13 +10,11 @@ its own. Prints pictures per second for both, and the ratio of each round as med
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from statistics import median
 
-from _sides import alternate, spread
+from _sides import compare
 
 SHIPPED, KEPT = "shipped", "kept"
 WORK = {"frozen pass": (64, 224, 3), "training step": (32, 160, 5)}  # pictures, pixels, repeats
@@ -60,24 +58,5 @@ def measure(side: str, threads: int | None) -> dict[str, float]:
     return rates
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
-    parser.add_argument("--side", choices=(SHIPPED, KEPT), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.side:
-        print(json.dumps(measure(asked.side, asked.threads)))
-        return
-    threads = ["--threads", str(asked.threads)] if asked.threads else []
-    rounds = alternate("allocator.py", (SHIPPED, KEPT), asked.rounds, *threads)
-    for name in WORK:
-        shipped, kept = ([found[side][name] for found in rounds] for side in (SHIPPED, KEPT))
-        ratios = [k / s for s, k in zip(shipped, kept, strict=True)]
-        print(
-            f"{name}: {median(shipped):.0f} → {median(kept):.0f} pictures/s, ratio {spread(ratios)}, {len(rounds)} rounds"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    compare(__doc__, (SHIPPED, KEPT), measure, list(WORK))

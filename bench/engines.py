@@ -10,12 +10,10 @@ counted), the seconds that compiling takes, and the ratio of each round as media
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from statistics import median
 
-from _sides import alternate, spread
+from _sides import compare
 
 ENGINES = ("torch", "openvino")
 NETWORKS = ("tf_efficientnet_lite0", "resnet18")
@@ -47,26 +45,8 @@ def measure(wanted: str, threads: int | None) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
-    parser.add_argument("--side", choices=ENGINES, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.side:
-        print(json.dumps(measure(asked.side, asked.threads)))
-        return
-    threads = ["--threads", str(asked.threads)] if asked.threads else []
-    rounds = alternate("engines.py", ENGINES, asked.rounds, *threads)
-    for name in NETWORKS:
-        eager, fast = ([found[side][name] for found in rounds] for side in ENGINES)
-        compiling = median(found["openvino"][f"{name} seconds to compile"] for found in rounds)
-        print(
-            f"{name}: {median(eager):.0f} → {median(fast):.0f} pictures/s, ratio "
-            f"{spread([f / e for e, f in zip(eager, fast, strict=True)])}, {len(rounds)} rounds; "
-            f"compiled in {compiling:.1f} s"
-        )
-
-
 if __name__ == "__main__":
-    main()
+    rounds = compare(__doc__, ENGINES, measure, NETWORKS)
+    for name in NETWORKS:
+        seconds = median(found["openvino"][f"{name} seconds to compile"] for found in rounds)
+        print(f"{name}: compiled in {seconds:.1f} s")

@@ -7,13 +7,17 @@ torch does not (bench/engines.py). It takes seconds to compile a network, so it 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.passes.split_module import split_module
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart.data.pixels import Pixels
+from headstart.views import View, batches
 
 Engine = Callable[[Tensor], Tensor]
 WORTH_COMPILING = 1000  # pictures; with fewer, the seconds spent on compiling do not come back (bench/engines.py)
@@ -62,6 +66,35 @@ def engine_for(
     return eager, {"engine": "torch", "why": reason}
 
 
+def answers_of(
+    engine: Engine,
+    view: View,
+    pixels: Pixels,
+    rows: NDArray[np.integer[Any]],
+    batch: int,
+    file: Path,
+    each: Callable[[Sequence[int], NDArray[np.float32]], None] = lambda rows, found: None,
+) -> np.memmap[Any, np.dtype[np.float32]]:
+    """(len(rows), ...) float32 in ``file``: what ``engine`` makes of the pictures ``rows``, written as it comes, so that
+    memory does not grow with their number.
+
+    Args:
+        rows: at least one.
+        each: called for every batch, with its rows and what was found for them.
+    """
+    stored: np.memmap[Any, np.dtype[np.float32]] | None = None
+    at = 0
+    for chunk, pictures in batches(view, pixels, rows.tolist(), batch):
+        found = engine(pictures).float().cpu().numpy()
+        each(chunk, found)
+        if stored is None:
+            stored = np.memmap(file, np.float32, "w+", shape=(len(rows), *found.shape[1:]))
+        stored[at : at + len(chunk)] = found
+        at += len(chunk)
+    assert stored is not None
+    return stored
+
+
 def _openvino(network: nn.Module, shape: torch.Size) -> Engine:
     """Compiled for requests of eight pictures of ``shape``, one stream of one thread per core.
 
@@ -97,36 +130,3 @@ def _openvino(network: nn.Module, shape: torch.Size) -> Engine:
         return torch.from_numpy(rows[: len(rows) - missing])
 
     return run
-
-
-class _Tracer(fx.Tracer):
-    """Looks only into modules that are trained in part: the cut lies inside of those."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return len({p.requires_grad for p in m.parameters()}) < 2
-
-
-def split_frozen(network: nn.Module, sample: Tensor) -> tuple[nn.Module, nn.Module] | None:
-    """``network`` cut in two, at the last point before which nothing is trained: the frozen part, and the rest.
-
-    Both share their parameters with ``network``, which has to be in eval mode. None where nothing is frozen, where more
-    than one tensor crosses the cut, where the network's forward cannot be traced, or where the two give something else for
-    ``sample`` than the whole.
-    """
-    try:
-        graph = fx.GraphModule(network, _Tracer().trace(network))
-        trained: set[fx.Node] = set()
-        for node in graph.graph.nodes:
-            module = graph.get_submodule(str(node.target)) if node.op == "call_module" else nn.Module()
-            if any(p.requires_grad for p in module.parameters()) or any(n in trained for n in node.all_input_nodes):
-                trained.add(node)
-        crossing = {n for n in graph.graph.nodes if n not in trained and any(user in trained for user in n.users)}
-        if len(crossing) != 1 or next(iter(crossing)).op == "placeholder":
-            return None
-        parts = split_module(graph, network, lambda node: int(node in trained))
-        frozen, rest = parts.get_submodule("submod_0"), parts.get_submodule("submod_1")
-        with torch.no_grad():
-            same = torch.allclose(rest(frozen(sample)), network(sample), rtol=TOLERANCE, atol=TOLERANCE)
-    except Exception:  # whatever a forward does with a tensor that has no values yet
-        return None
-    return (frozen, rest) if same else None

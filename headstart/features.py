@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,7 +20,7 @@ from headstart.compute import inference_batch
 from headstart.data.pixels import Pixels
 from headstart.data.prepare import class_names
 from headstart.data.splits import SPLITS
-from headstart.engines import SAMPLE, engine_for
+from headstart.engines import SAMPLE, answers_of, engine_for
 from headstart.errors import HeadstartError
 from headstart.progress import progress
 from headstart.views import batches
@@ -32,7 +34,7 @@ def extract(
     """Write one file per split: ``features`` (N, D) float32 and ``labels`` (N,) int64, rows in manifest order; and a card
     that says which engine made them.
 
-    Rows go to disk as they come, so memory does not grow with the set.
+    Memory does not grow with the set.
     """
     trunk = trunk.eval().requires_grad_(False).to(device)
     batch = inference_batch(trunk, trunk.view, device)
@@ -41,25 +43,20 @@ def extract(
     labels = manifest["label"].map({name: number for number, name in enumerate(class_names(manifest))}).to_numpy()
     folder.mkdir(parents=True, exist_ok=True)
     with progress("features", len(manifest)) as advance, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+
+        def check(chunk: Sequence[int], found: NDArray[np.float32]) -> None:
+            finite = np.isfinite(found).all(axis=1)
+            if not finite.all():
+                path = manifest["path"].iloc[chunk[int(np.argmin(finite))]]
+                raise HeadstartError(
+                    f"the backbone gives features that are no finite numbers, first for {path}; take other weights, or "
+                    "mend the network if it is your own"
+                )
+            advance(len(chunk))
+
         for split in SPLITS:
-            rows = np.flatnonzero(manifest["split"] == split)
-            stored: np.memmap[tuple[int, int], np.dtype[np.float32]] | None = None
-            at = 0
-            for chunk, pictures in batches(trunk.view, pixels, rows.tolist(), batch):
-                found = engine(pictures).float().cpu().numpy()
-                if not np.isfinite(found).all():
-                    row = chunk[int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])]
-                    raise HeadstartError(
-                        f"the backbone gives features that are no finite numbers, first for {manifest['path'].iloc[row]}; "
-                        "take other weights, or mend the network if it is your own"
-                    )
-                if stored is None:
-                    shape = (len(rows), found.shape[1])
-                    stored = np.memmap(Path(scratch) / split, np.float32, "w+", shape=shape)
-                stored[at : at + len(chunk)] = found
-                at += len(chunk)
-                advance(len(chunk))
-            assert stored is not None  # prepare sees to it that no split is empty
+            rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
+            stored = answers_of(engine, trunk.view, pixels, rows, batch, Path(scratch) / split, check)
             with replacing(folder / f"{split}.safetensors") as part:
                 save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels[rows])}, part)
     write_json(folder / CARD, told)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,12 @@ from headstart.checkout import read_json, replacing, write_json, write_text
 from headstart.classifier import Classifier, LinearHead
 from headstart.compute import derived_seed, inference_batch, seed_everything
 from headstart.data.pixels import Pixels
-from headstart.engines import SAMPLE, Engine, engine_for, split_frozen
+from headstart.engines import SAMPLE, Engine, answers_of, engine_for
 from headstart.errors import HeadstartError
 from headstart.heads import calibrated_losses, fit_temperature, within_one_standard_error, write_rows
 from headstart.params import Finetune
 from headstart.progress import progress
+from headstart.surgery import fold_batch_norm, split_frozen
 from headstart.views import batches
 
 WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
@@ -189,24 +190,37 @@ def finetune(
     weight = torch.tensor(head.class_weight, device=device) if head.class_weight else None
     loss_of = nn.CrossEntropyLoss(weight=weight, label_smoothing=recipe.settings.label_smoothing)
     eval_batch = inference_batch(model.eval(), trunk.view, device)
-    seen = len(train_rows) * recipe.epochs + len(val_rows) * (recipe.epochs + len(MIXTURES))
     _, sample = next(batches(trunk.view, pixels, val_rows[:SAMPLE].tolist(), SAMPLE))
-    cuts = {network: split_frozen(network.eval().trunk, sample[:2].to(device)) for network in (model, shadow)}
-    rest = {network: parts[1] if parts else network.trunk for network, parts in cuts.items()}
+    cut = {network: split_frozen(network.eval().trunk, sample[:2].to(device)) for network in (model, shadow)}
     frozen: Engine | None = None
     told = {"engine": "torch", "why": "no part of the network can be taken off as frozen"}
-    if parts := cuts[model]:
+    if parts := cut[model]:
+        seen = len(train_rows) * recipe.epochs + len(val_rows)
         frozen, told = engine_for(parts[0].eval(), seen, sample.to(device), device, engine)
+    # What is trained of each network, as it is run: without the frozen part, and with batch-norm folded where it is frozen.
+    above = {network: parts[1].eval() if parts else network.trunk for network, parts in cut.items()}
+    if not recipe.batch_norm_trained:
+        shown = frozen(sample[:2]) if frozen else sample[:2].to(device)
+        above = {network: fold_batch_norm(part, shown) for network, part in above.items()}
+    answers = None  # of the frozen layers for the validation pictures: the same after every epoch
+    if frozen:
+        resume.mkdir(parents=True, exist_ok=True)
+        answers = answers_of(frozen, trunk.view, pixels, val_rows, eval_batch, resume / "validation")
+
+    def validation() -> Iterator[Tensor]:
+        """The validation pictures, batch by batch, as the trained layers see them."""
+        if answers is None:
+            yield from (pictures.to(device) for _, pictures in batches(trunk.view, pixels, val_rows.tolist(), eval_batch))
+        else:
+            yield from (
+                torch.from_numpy(answers[at : at + eval_batch]).to(device) for at in range(0, len(answers), eval_batch)
+            )
 
     def said_by(network: Classifier) -> Tensor:
         """(N, classes) validation logits, on the CPU."""
-        network.eval()
+        above[network].eval()
         with torch.no_grad():
-            found = [
-                network.head(rest[network](frozen(pictures) if frozen else pictures.to(device))).float().cpu()
-                for _, pictures in batches(trunk.view, pixels, val_rows.tolist(), eval_batch)
-            ]
-        return torch.cat(found)
+            return torch.cat([network.head(above[network](shown)).float().cpu() for shown in validation()])
 
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {}
@@ -224,7 +238,7 @@ def finetune(
     while len(curve) < recipe.epochs and len(curve) - best.get("epoch", 0) < recipe.settings.patience:
         epoch = len(curve) + 1
         train_loss = _one_epoch(
-            model, frozen, rest[model], averaged, optimizer, rates, views, recipe, loss_of, epoch, device
+            model, frozen, above[model], averaged, optimizer, rates, views, recipe, loss_of, epoch, device
         )
         said = said_by(shadow)
         row = {"epoch": epoch, "train_loss": train_loss} | _validation(said.numpy(), labels[val_rows])
@@ -315,7 +329,7 @@ def resume_key(*parts: Any) -> str:
 def _one_epoch(
     model: Classifier,
     frozen: Engine | None,
-    rest: nn.Module,
+    above: nn.Module,
     averaged: AveragedModel,
     optimizer: torch.optim.Optimizer,
     rates: list[float],
@@ -339,9 +353,9 @@ def _one_epoch(
         multiprocessing_context="fork",
         pin_memory=device.type == "cuda",
     )
-    model.train()
+    above.train()
     if not recipe.batch_norm_trained:
-        for module in model.modules():
+        for module in above.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
     total = recipe.epochs * len(loader)
@@ -352,7 +366,7 @@ def _one_epoch(
                 group["lr"] = rate * recipe.schedule(step, total)
             inputs = model.trunk.view.normalise(pictures.to(device, non_blocking=True))
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.settings.precision == "bf16"):
-                features = rest(frozen(inputs) if frozen else inputs)
+                features = above(frozen(inputs) if frozen else inputs)
                 loss = loss_of(model.head(features), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

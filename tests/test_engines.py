@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbones import architecture
-from headstart.engines import PICTURES_PER_REQUEST, WORTH_COMPILING, engine_for, split_frozen
+from headstart.engines import PICTURES_PER_REQUEST, WORTH_COMPILING, engine_for
 
 CPU = torch.device("cpu")
 MANY = WORTH_COMPILING
@@ -74,65 +74,3 @@ def test_a_network_that_openvino_cannot_take_or_gets_wrong_stays_with_torch(
     assert reason in told["why"]
     assert "going on with torch" in capsys.readouterr().out
     assert engine(pictures).shape == (4, 3)
-
-
-def train_upper_half(network: nn.Module, blocks: list[list[nn.Parameter]]) -> None:
-    network.requires_grad_(False)
-    for block in blocks[len(blocks) // 2 :]:
-        for parameter in block:
-            parameter.requires_grad_(True)
-
-
-@pytest.mark.parametrize(
-    "name", ["resnet18", "alexnet", "squeezenet1_0", "densenet161", "inception_v3", "tf_efficientnet_lite0"]
-)
-def test_the_frozen_part_and_the_rest_are_the_whole_network(name: str) -> None:
-    trunk = architecture(name).trunk().eval()
-    train_upper_half(trunk, trunk.blocks())
-    pictures = torch.randn(2, 3, 96, 96)
-    parts = split_frozen(trunk, pictures)
-    assert parts is not None
-    frozen, rest = parts
-    assert not any(p.requires_grad for p in frozen.parameters())
-    held = {id(p) for part in parts for p in part.parameters()}
-    assert held == {id(p) for p in trunk.parameters()}
-    with torch.no_grad():
-        assert torch.allclose(rest(frozen(pictures)), trunk(pictures), atol=1e-5)
-
-
-def test_gradients_through_the_rest_are_those_through_the_whole_network() -> None:
-    trunk = architecture("resnet18").trunk().eval()
-    train_upper_half(trunk, trunk.blocks())
-    pictures = torch.randn(2, 3, 64, 64)
-    parts = split_frozen(trunk, pictures)
-    assert parts is not None
-    frozen, rest = parts
-    engine, _ = engine_for(frozen.eval(), 1, pictures, CPU)
-    trained = [p for p in trunk.parameters() if p.requires_grad]
-    expected = torch.autograd.grad(trunk(pictures).square().mean(), trained)
-    found = torch.autograd.grad(rest(engine(pictures)).square().mean(), trained)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, found, strict=True))
-
-
-class Wilful(nn.Module):
-    """A forward that looks at its values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lower, self.upper = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.lower(x)
-        return self.upper(x) if x.sum() > 0 else self.upper(-x)
-
-
-@pytest.mark.parametrize(("lower", "upper"), [(True, True), (False, False)])
-def test_nothing_is_cut_where_all_or_nothing_is_trained(lower: bool, upper: bool) -> None:
-    network = nn.Sequential(nn.Linear(4, 4).requires_grad_(lower), nn.Linear(4, 4).requires_grad_(upper))
-    assert split_frozen(network, torch.randn(2, 4)) is None
-
-
-def test_nothing_is_cut_where_forward_cannot_be_traced() -> None:
-    network = Wilful().eval()
-    network.lower.requires_grad_(False)
-    assert split_frozen(network, torch.randn(2, 4)) is None

@@ -50,7 +50,7 @@ def loop(folder: Path) -> dict[str, float]:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    from headstart.data.prepare import default_threads
+    from headstart.params import cores
 
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     view = transforms.Compose(
@@ -64,7 +64,7 @@ def loop(folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     pictures = ImageFolder(folder, view)
     with torch.no_grad():
-        found = [model(batch) for batch, _ in DataLoader(pictures, 32, num_workers=default_threads())]
+        found = [model(batch) for batch, _ in DataLoader(pictures, 32, num_workers=cores())]
     torch.cat(found)
     seconds = time.perf_counter() - start
     return {"end to end": len(pictures) / seconds, "next backbone": len(pictures) / seconds}
@@ -74,10 +74,10 @@ def headstart(folder: Path) -> dict[str, float]:
     from headstart.backbones import architecture
     from headstart.compute import set_up
     from headstart.data.pixels import Pixels
-    from headstart.data.prepare import default_threads, prepare
+    from headstart.data.prepare import prepare
     from headstart.data.sources import fetch
     from headstart.features import extract
-    from headstart.params import Data, Prepare, Split
+    from headstart.params import Data, Prepare, Split, cores
 
     device = set_up(None)
     trunk = architecture("tf_efficientnet_lite0").trunk()
@@ -85,7 +85,7 @@ def headstart(folder: Path) -> dict[str, float]:
         out = Path(name)
         start = time.perf_counter()
         pictures = fetch(Data(source=str(folder)), out / "manifest.csv")
-        manifest = prepare(pictures, folder, Prepare(), Split(), 0, default_threads(), out / "prepare")
+        manifest = prepare(pictures, folder, Prepare(), Split(), 0, cores(), out / "prepare")
         packed = time.perf_counter()
         extract(trunk, Pixels(out / "prepare"), manifest, device, out / "features")
         end = time.perf_counter()

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from headstart.data.prepare import default_threads
+from headstart.params import cores
 from headstart.views import View
 
 LARGEST_BATCH = 64
@@ -25,7 +25,7 @@ def set_up(threads: int | None) -> torch.device:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
     _keep_freed_memory()
-    threads = threads or default_threads()
+    threads = threads or cores()
     torch.set_num_threads(threads)
     threadpool_limits(threads)  # NumPy's and SciPy's BLAS, which scikit-learn works with
     torch.use_deterministic_algorithms(True, warn_only=True)

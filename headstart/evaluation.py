@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 
 from headstart.classifier import Classifier
@@ -70,18 +69,12 @@ def _measures(scores: Scores) -> dict[str, Callable[[Ints], float]]:
     confidence = scores.probabilities.max(axis=1)
     bins = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
 
-    def counts(rows: Ints) -> tuple[Floats, Floats, Floats]:
-        hit = np.bincount(labels[rows][correct[rows]], minlength=classes).astype(float)
-        true = np.bincount(labels[rows], minlength=classes).astype(float)
-        said = np.bincount(predicted[rows], minlength=classes).astype(float)
-        return hit, true, said
-
     def balanced_accuracy(rows: Ints) -> float:
-        hit, true, _ = counts(rows)
+        hit, true, _ = _counts(labels[rows], predicted[rows], classes)
         return float((hit[true > 0] / true[true > 0]).mean())
 
     def macro_f1(rows: Ints) -> float:
-        hit, true, said = counts(rows)
+        hit, true, said = _counts(labels[rows], predicted[rows], classes)
         seen = (true + said) > 0
         return float((2 * hit[seen] / (true + said)[seen]).mean())
 
@@ -96,6 +89,14 @@ def _measures(scores: Scores) -> dict[str, Callable[[Ints], float]]:
         "log_loss": lambda rows: float(surprise[rows].mean()),
         "ece": ece,
     }
+
+
+def _counts(labels: Ints, predicted: Ints, classes: int) -> tuple[Floats, Floats, Floats]:
+    """Of each class: how many were recognised, how many there are, how many were taken for it."""
+    hit = np.bincount(labels[labels == predicted], minlength=classes).astype(float)
+    true = np.bincount(labels, minlength=classes).astype(float)
+    said = np.bincount(predicted, minlength=classes).astype(float)
+    return hit, true, said
 
 
 def gain(before: Scores, after: Scores, resamples: int, seed: int) -> dict[str, float]:
@@ -128,13 +129,17 @@ def _surprise(scores: Scores) -> Floats:
 
 def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and count of each class, the worst F1 first."""
-    numbers = list(range(len(classes)))
-    columns = precision_recall_fscore_support(scores.labels, scores.predicted, labels=numbers, zero_division=0)
+    hit, true, said = _counts(scores.labels, scores.predicted, len(classes))
     rows = [
-        {"class": classes[c], "precision": float(columns[0][c]), "recall": float(columns[1][c]),
-         "f1": float(columns[2][c]), "pictures": int(columns[3][c])}
-        for c in numbers
-    ]  # fmt: skip
+        {
+            "class": name,
+            "precision": float(hit[c] / max(said[c], 1)),
+            "recall": float(hit[c] / max(true[c], 1)),
+            "f1": float(2 * hit[c] / max(true[c] + said[c], 1)),
+            "pictures": int(true[c]),
+        }
+        for c, name in enumerate(classes)
+    ]
     return sorted(rows, key=lambda row: (row["f1"], row["class"]))
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from headstart.backbones import Trunk
 from headstart.checkout import replacing, write_json
 from headstart.compute import inference_batch
+from headstart.data.manifest import class_names
 from headstart.data.pixels import Pixels
-from headstart.data.prepare import class_names
 from headstart.data.splits import SPLITS
 from headstart.engines import SAMPLE, answers_of, engine_for
 from headstart.errors import HeadstartError

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from headstart.checkout import replacing
 from headstart.data.decode import Array
+from headstart.data.manifest import class_names
 from headstart.data.pixels import Pixels
-from headstart.data.prepare import class_names
 from headstart.data.splits import SPLITS
 
 HEAD, FINETUNE, GREY = "#1f6f8b", "#d1603d", "#8a8f98"

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from headstart.backbones import Trunk
-from headstart.checkout import read_json, replacing, write_json, write_text
+from headstart.checkout import read_json, replacing, write_json
 from headstart.classifier import Classifier, LinearHead
 from headstart.compute import derived_seed, inference_batch, seed_everything
 from headstart.data.pixels import Pixels
@@ -293,12 +293,6 @@ def mix(start: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> d
     return {
         key: torch.lerp(start[key], value, share) if value.is_floating_point() else value for key, value in trained.items()
     }
-
-
-def skip(folder: Path) -> None:
-    """What the stage writes where fine-tuning is off."""
-    write_json(folder / DETAILS, {"ran": False})
-    write_text(folder / CURVE, "epoch,train_loss,val_log_loss,val_accuracy\n")
 
 
 def load_finetuned(folder: Path, trunk: Trunk, head: LinearHead) -> Classifier | None:

@@ -15,10 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from headstart.checkout import read_json, replacing, write_json, write_text
@@ -48,6 +44,8 @@ def train_head(
     Args:
         train, val: (N, D) features and (N,) labels.
     """
+    from sklearn.linear_model import LogisticRegression  # seconds, which the stages that only use a head need not wait
+
     x, y, mean, scale = _standardised(*train)
     v, v_labels = (val[0].numpy() - mean) / scale, val[1].numpy()
     model = LogisticRegression(max_iter=MAX_ITERATIONS, class_weight=settings.class_weight, warm_start=True, tol=1e-3)
@@ -98,6 +96,11 @@ def train_head(
 def _cross_validated(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], settings: Head) -> list[Floats]:
     """For each strength, the (N,) calibrated log-losses of training and validation pictures, each by a head that was
     fitted without its fifth."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     x, y = (torch.cat(pair).numpy() for pair in zip(train, val, strict=True))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     losses = []

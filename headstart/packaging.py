@@ -9,19 +9,20 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.numpy import load_file, save_file
 
 from headstart import served
 from headstart.backbones import CARD
 from headstart.checkout import read_json, sha256_of_files, write_json, write_text
+from headstart.data.manifest import read_manifest
 from headstart.data.pixels import Pixels
-from headstart.data.prepare import read_manifest
 from headstart.params import Params
-from headstart.report import chosen_classifier
 
 # The modules that a prediction needs; they travel inside the model.
 PACKED_MODULES = (
@@ -39,18 +40,19 @@ def package(data: Path, params: Params, folder: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
-    model, chosen = chosen_classifier(data)
-    card = read_json(data / "backbone" / CARD)
+    chosen = read_json(data / "evaluate" / "metrics.json")["chosen"]
+    card, head = read_json(data / "backbone" / CARD), read_json(data / "head" / "head.json")
+    tuned = read_json(data / "finetune" / "finetune.json") if chosen == "finetune" else {}
     with tempfile.TemporaryDirectory() as scratch:
         parts = Path(scratch) / "classifier"
         parts.mkdir()
-        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, parts / served.WEIGHTS)
+        save_file(_tensors(data, chosen), parts / served.WEIGHTS)
         details = {
             "backbone": card["name"],
             "weights": card["weights"],
-            "preprocessing": model.trunk.view.as_dict(),
-            "classes": list(model.classes),
-            "temperature": model.temperature,
+            "preprocessing": card["preprocessing"] | ({"size": tuned["size"]} if tuned else {}),
+            "classes": head["classes"],
+            "temperature": (tuned or head)["temperature"],
             "chosen": chosen,
             "max_megapixels": params.prepare.max_megapixels,
         }
@@ -58,7 +60,7 @@ def package(data: Path, params: Params, folder: Path) -> None:
         shutil.copyfile(data / "fetch" / "network.py", parts / served.NETWORK)
         code = _packed_code(Path(scratch) / "code")
         outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
-        outputs += [ColSpec("double", name) for name in model.classes]
+        outputs += [ColSpec("double", name) for name in head["classes"]]
         target = folder / "model"
         shutil.rmtree(target, ignore_errors=True)
         with warnings.catch_warnings():
@@ -73,6 +75,16 @@ def package(data: Path, params: Params, folder: Path) -> None:
             )
         _input_example(data, target)
     _without_times_and_paths(target)
+
+
+def _tensors(data: Path, chosen: str) -> dict[str, NDArray[Any]]:
+    """The state of the chosen ``Classifier``, straight from the stages' files: no network has to be built for it."""
+    if chosen == "finetune":
+        return load_file(data / "finetune" / "weights.safetensors")
+    head = load_file(data / "head" / "head.safetensors")
+    trunk = load_file(data / "backbone" / "weights.safetensors")
+    own = {"head.weight": head["refit_weight"], "head.bias": head["refit_bias"]}
+    return {f"trunk.network.{key}": value for key, value in trunk.items()} | own
 
 
 def _packed_code(folder: Path) -> Path:

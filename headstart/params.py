@@ -5,6 +5,7 @@ This is the only module that validates the file. Stages take the typed objects f
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -19,6 +20,11 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def cores() -> int:
+    """The cores this process may use: what ``threads: null`` stands for."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Loader(yaml.SafeLoader):

@@ -17,8 +17,9 @@ from headstart.backbones import load_trunk
 from headstart.checkout import read_json, replacing, write_json, write_text
 from headstart.classifier import Classifier
 from headstart.compute import inference_batch
+from headstart.data.manifest import read_manifest
 from headstart.data.pixels import Pixels
-from headstart.data.prepare import AUDIT, read_manifest
+from headstart.data.prepare import AUDIT
 from headstart.evaluation import Scores
 from headstart.features import load_features
 from headstart.params import Params
@@ -71,12 +72,6 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
     write_text(folder / REPORT, _page(data, params, result, table, folder / FIGURES))
     write_json(folder / METRICS, result)
     return result
-
-
-def chosen_classifier(data: Path) -> tuple[Classifier, str]:
-    """The classifier that validation chose, and its name."""
-    chosen: str = read_json(data / "evaluate" / METRICS)["chosen"]
-    return _classifiers(data)[chosen].eval(), chosen
 
 
 def _classifiers(data: Path) -> dict[str, Classifier]:

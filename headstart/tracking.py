@@ -7,10 +7,12 @@ to stream its curve, ``track`` finds it by that tag and completes it; a result t
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -21,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from headstart.checkout import checkout, read_json, state_folder, write_json
-from headstart.data.prepare import default_threads
 from headstart.errors import HeadstartError
-from headstart.params import Params
+from headstart.params import Params, cores
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -308,13 +309,15 @@ def _revision() -> dict[str, str]:
 
 
 def _host(threads: int | None) -> dict[str, str]:
-    import torch
+    device = "cpu"
+    if shutil.which("nvidia-smi"):  # torch takes seconds to import, and knows of no other device here
+        import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "host.machine": platform.machine(),
         "host.device": device,
-        "host.threads": str(threads or default_threads()),
+        "host.threads": str(threads or cores()),
         "host.python": platform.python_version(),
-        "host.torch": torch.__version__,
+        "host.torch": importlib.metadata.version("torch"),
     }

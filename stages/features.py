@@ -4,8 +4,8 @@ from pathlib import Path
 
 from headstart.backbones import load_trunk
 from headstart.compute import set_up
+from headstart.data.manifest import read_manifest
 from headstart.data.pixels import Pixels
-from headstart.data.prepare import read_manifest
 from headstart.errors import run_cleanly
 from headstart.features import extract
 from headstart.params import Params

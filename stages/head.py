@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from headstart.compute import set_up
-from headstart.data.prepare import class_names, read_manifest
+from headstart.data.manifest import class_names, read_manifest
 from headstart.errors import run_cleanly
 from headstart.features import load_features
 from headstart.heads import train_head

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from headstart import figures
 from headstart.data.pixels import Pixels
-from headstart.data.prepare import default_threads, prepare
+from headstart.data.prepare import prepare
 from headstart.data.sources import locate, read_manifest
 from headstart.errors import run_cleanly
-from headstart.params import Params
+from headstart.params import Params, cores
 
 FOLDER = Path("data/prepare")
 
@@ -16,7 +16,7 @@ def main() -> None:
     params = Params.load()
     pictures = read_manifest(Path("data/fetch/manifest.csv"))
     root = locate(params.data).root
-    threads = params.threads or default_threads()
+    threads = params.threads or cores()
     manifest = prepare(pictures, root, params.prepare, params.split, params.seed, threads, FOLDER)
     figures.sheet(Pixels(FOLDER), manifest, FOLDER / "sheet.png")
     counts = ", ".join(f"{n} {split}" for split, n in manifest["split"].value_counts().items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +21,7 @@ from PIL import Image
 from headstart.checkout import replacing, write_json
 from headstart.data import duplicates
 from headstart.data.decode import Array, Unusable, decode, fingerprint
+from headstart.data.manifest import MANIFEST
 from headstart.data.pixels import INDEX, PIXELS, Pixels, encode
 from headstart.data.sources import Picture
 from headstart.data.splits import SPLITS, split_of
@@ -29,7 +29,7 @@ from headstart.errors import HeadstartError
 from headstart.params import Prepare, Split
 from headstart.progress import progress
 
-MANIFEST, AUDIT = "manifest.parquet", "audit.json"
+AUDIT = "audit.json"
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,6 @@ def prepare(
     manifest = _write(usable, _packing(settings, quality), folder)
     write_json(folder / AUDIT, audit.report(manifest, _leaks(usable, split)))
     return manifest
-
-
-def read_manifest(folder: Path) -> pd.DataFrame:
-    """data/prepare/manifest.parquet: path, label, split, group, sha256, width, height; row i is picture i everywhere."""
-    try:
-        return pd.read_parquet(folder / MANIFEST)
-    except (OSError, ValueError):
-        raise HeadstartError(f"{folder / MANIFEST} is not there or not whole; run `dvc repro prepare`") from None
 
 
 class _Audit:
@@ -406,18 +398,3 @@ def _write(usable: list[Usable], packing: dict[bytes, bytes], folder: Path) -> p
     with replacing(folder / MANIFEST) as part:
         manifest.to_parquet(part, index=False)
     return manifest
-
-
-def default_threads() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def class_names(manifest: pd.DataFrame) -> list[str]:
-    """The classes in the order of their numbers."""
-    return sorted(manifest["label"].unique())
-
-
-def rows_of(manifest: pd.DataFrame, split: str) -> Iterator[int]:
-    """Row numbers of one split, ascending."""
-    return iter(np.flatnonzero(manifest["split"] == split).tolist())

@@ -62,10 +62,10 @@ def extract(
     write_json(folder / CARD, told)
 
 
-def load_features(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+def load_features(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """The (N, D) features and (N,) labels of one split."""
     try:
-        stored = load_file(folder / f"{split}.safetensors")
+        stored = load_file(folder / f"{split}.safetensors", device=str(device))
         return stored["features"], stored["labels"]
     except (OSError, KeyError, SafetensorError) as error:
         raise HeadstartError(f"{folder} has no features of {split} ({error}); run `dvc repro features`") from None

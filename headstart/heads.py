@@ -20,12 +20,12 @@ from torch import Tensor
 from headstart.checkout import read_json, replacing, write_json, write_text
 from headstart.classifier import LinearHead
 from headstart.errors import HeadstartError
+from headstart.logistic import fit_path
 from headstart.params import Head
 from headstart.progress import progress
 
 Floats = NDArray[np.floating[Any]]
 WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
-MAX_ITERATIONS = 500
 FEW_PICTURES = 100  # fewer validation pictures than these cannot tell good from lucky
 FOLDS = 5
 TEMPERATURE_PRIOR = 0.5  # deviation of the temperature's logarithm
@@ -42,73 +42,71 @@ def train_head(
     pictures together (the ``refit`` of scikit-learn's searches).
 
     Args:
-        train, val: (N, D) features and (N,) labels.
+        train, val: (N, D) features and (N,) labels, on the device that is to do the work.
     """
-    from sklearn.linear_model import LogisticRegression  # seconds, which the stages that only use a head need not wait
-
-    x, y, mean, scale = _standardised(*train)
-    v, v_labels = (val[0].numpy() - mean) / scale, val[1].numpy()
-    model = LogisticRegression(max_iter=MAX_ITERATIONS, class_weight=settings.class_weight, warm_start=True, tol=1e-3)
+    strengths = sorted(settings.C)  # from strong to weak: each solution is a start for the next
+    weights = _class_weights(train[1], len(classes)) if settings.class_weight == "balanced" else None
+    x, mean, scale = _standardised(train[0])
+    v, v_labels = (val[0] - mean) / scale, val[1].cpu().numpy()
     rows: list[dict[str, Any]] = []
-    found: list[tuple[Floats, Floats]] = []
+    found: list[tuple[Tensor, Tensor]] = []
     losses: list[Floats] = []
-    with progress("head", len(settings.C), "strengths") as advance:
-        for strength in sorted(settings.C):  # from strong to weak: each solution is a start for the next
-            model.set_params(C=strength).fit(x, y)
-            weight, bias = _both_signs(model.coef_, model.intercept_, model.classes_, len(classes))
-            logits = v @ weight.T + bias
+    with progress("head", len(strengths), "strengths") as advance:
+        for strength, (weight, bias, steps) in zip(
+            strengths, fit_path(x, train[1], len(classes), strengths, weights), strict=True
+        ):
+            logits = torch.addmm(bias, v, weight.T).cpu().numpy()
             temperature = fit_temperature(logits, v_labels)
-            losses.append(calibrated_losses(logits, v_labels))
+            losses.append(_log_losses(logits / temperature, v_labels))
             found.append(_raw(weight, bias, mean, scale))
             rows.append(
                 {
                     "C": strength,
                     "val_log_loss": float(losses[-1].mean()),
                     "val_accuracy": float((logits.argmax(1) == v_labels).mean()),
-                    "train_accuracy": float(((x @ weight.T + bias).argmax(1) == y).mean()),
+                    "train_accuracy": float((torch.addmm(bias, x, weight.T).argmax(1) == train[1]).float().mean()),
                     "temperature": temperature,
-                    "iterations": int(np.max(model.n_iter_)),
+                    "iterations": steps,
                 }
             )
             advance()
-    few = len(v) < FEW_PICTURES and bool(np.bincount(y, minlength=len(classes)).min() >= FOLDS)
+    both, labels = (torch.cat(pair) for pair in zip(train, val, strict=True))
+    few = len(v) < FEW_PICTURES and int(torch.bincount(train[1], minlength=len(classes)).min()) >= FOLDS
     if few:
-        losses = _cross_validated(train, val, settings)
+        losses = _cross_validated(both, labels, len(classes), strengths, settings)
     best = within_one_standard_error(losses)
     chosen, temperature = rows[best]["C"], rows[best]["temperature"]
-    weights = _class_weights(y, len(classes)) if settings.class_weight == "balanced" else None
-    x, y, mean, scale = _standardised(*(torch.cat(pair) for pair in zip(train, val, strict=True)))
-    model.set_params(C=chosen).fit(x, y)
-    final = _raw(*_both_signs(model.coef_, model.intercept_, model.classes_, len(classes)), mean, scale)
+    x, mean, scale = _standardised(both)
+    final_weights = _class_weights(labels, len(classes)) if settings.class_weight == "balanced" else None
+    ((weight, bias, _),) = fit_path(x, labels, len(classes), [chosen], final_weights)
+    final = _raw(weight, bias, mean, scale)
     details = {
         "C": chosen,
         "chosen_by": "cross-validation" if few else "validation",
         "temperature": temperature,
         "classes": classes,
-        "class_weight": weights,
+        "class_weight": None if weights is None else weights.tolist(),
         "sweep": rows,
     }
-    tensors = dict(zip(("weight", "bias", "refit_weight", "refit_bias"), (*found[best], *final), strict=True))
-    _store({name: torch.tensor(value, dtype=torch.float32) for name, value in tensors.items()}, details, folder)
+    _store(
+        dict(zip(("weight", "bias", "refit_weight", "refit_bias"), (*found[best], *final), strict=True)), details, folder
+    )
     return load_head(folder)
 
 
-def _cross_validated(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], settings: Head) -> list[Floats]:
-    """For each strength, the (N,) calibrated log-losses of training and validation pictures, each by a head that was
-    fitted without its fifth."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+def _cross_validated(x: Tensor, y: Tensor, classes: int, strengths: list[float], settings: Head) -> list[Floats]:
+    """For each strength, the (N,) calibrated log-losses of all pictures, each by a head that was fitted without its
+    fifth."""
+    from sklearn.model_selection import StratifiedKFold  # seconds, which where pictures are many nobody need wait for
 
-    x, y = (torch.cat(pair).numpy() for pair in zip(train, val, strict=True))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    losses = []
-    for strength in sorted(settings.C):
-        logistic = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, class_weight=settings.class_weight, tol=1e-3)
-        model = make_pipeline(StandardScaler(), logistic)
-        losses.append(calibrated_losses(cross_val_predict(model, x, y, cv=folds, method="predict_log_proba"), y))
-    return losses
+    labels = y.cpu().numpy()
+    logits = np.zeros((len(strengths), len(y), classes), np.float32)
+    for fitted, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels):
+        features, mean, scale = _standardised(x[fitted])
+        weights = _class_weights(y[fitted], classes) if settings.class_weight == "balanced" else None
+        for number, (weight, bias, _) in enumerate(fit_path(features, y[fitted], classes, strengths, weights)):
+            logits[number, held_out] = torch.addmm(bias, (x[held_out] - mean) / scale, weight.T).cpu()
+    return [calibrated_losses(found, labels) for found in logits]
 
 
 def within_one_standard_error(losses: list[Floats]) -> int:
@@ -129,18 +127,19 @@ def within_one_standard_error(losses: list[Floats]) -> int:
     raise AssertionError("the best is not worse than itself")
 
 
-def _standardised(features: Tensor, labels: Tensor) -> tuple[Floats, NDArray[np.int64], Floats, Floats]:
-    """Features with mean 0 and deviation 1, the labels, and the mean and deviation they had."""
-    x = features.numpy().astype(np.float64)
-    mean, scale = x.mean(axis=0), x.std(axis=0)
+def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features with mean 0 and deviation 1, and the mean and deviation they had."""
+    mean = features.mean(0, dtype=torch.float64).float()
+    centred = features - mean
+    scale = centred.square().mean(0, dtype=torch.float64).sqrt().float()
     scale[scale < 1e-8] = 1.0  # a feature that never varies says nothing, and must not be divided by nothing
-    return (x - mean) / scale, labels.numpy(), mean, scale
+    return centred / scale, mean, scale
 
 
-def _raw(weight: Floats, bias: Floats, mean: Floats, scale: Floats) -> tuple[Floats, Floats]:
+def _raw(weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """The same classifier on features that are not standardised."""
-    weight = weight / scale
-    return weight, bias - weight @ mean
+    exact = weight.double() / scale
+    return exact.float(), (bias - exact @ mean.double()).float()
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.integer[Any]]) -> float:
@@ -151,8 +150,9 @@ def fit_temperature(logits: Floats, labels: NDArray[np.integer[Any]]) -> float:
     """
 
     def loss(log_t: float) -> float:
-        surprise = -log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(labels)), labels]
-        return float((surprise.sum() + log_t**2 / (2 * TEMPERATURE_PRIOR**2)) / len(labels))
+        return float(
+            (_log_losses(logits / np.exp(log_t), labels).sum() + log_t**2 / (2 * TEMPERATURE_PRIOR**2)) / len(labels)
+        )
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
     return float(np.exp(found.x))
@@ -160,7 +160,11 @@ def fit_temperature(logits: Floats, labels: NDArray[np.integer[Any]]) -> float:
 
 def calibrated_losses(logits: Floats, labels: NDArray[np.integer[Any]]) -> Floats:
     """(N,) log-losses after calibration on the same pictures."""
-    losses: Floats = -log_softmax(logits / fit_temperature(logits, labels), axis=1)[np.arange(len(labels)), labels]
+    return _log_losses(logits / fit_temperature(logits, labels), labels)
+
+
+def _log_losses(logits: Floats, labels: NDArray[np.integer[Any]]) -> Floats:
+    losses: Floats = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
     return losses
 
 
@@ -182,22 +186,14 @@ def load_head(folder: Path, refit: bool = False) -> LinearHead:
     )
 
 
-def _both_signs(weight: Floats, bias: Floats, present: NDArray[np.int64], classes: int) -> tuple[Floats, Floats]:
-    """One row per class. For two classes scikit-learn keeps one row w; softmax over (-w/2, w/2) is the same model."""
-    if len(present) == 2:
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    assert len(present) == classes  # prepare leaves out classes without training pictures
-    return weight, bias
-
-
-def _class_weights(labels: NDArray[np.int64], classes: int) -> tuple[float, ...]:
-    counts = np.bincount(labels, minlength=classes)
-    return tuple(float(w) for w in len(labels) / (classes * counts))
+def _class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Each class's share of the loss made equal, as scikit-learn's "balanced"."""
+    return len(labels) / (classes * torch.bincount(labels, minlength=classes).double())
 
 
 def _store(tensors: dict[str, Tensor], details: dict[str, Any], folder: Path) -> None:
     with replacing(folder / WEIGHTS) as part:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, part)
+        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part)
     write_json(folder / DETAILS, details)
     write_rows(details["sweep"], folder / SWEEP)
 

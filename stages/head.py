@@ -14,8 +14,8 @@ FEATURES = Path("data/features")
 
 def main() -> None:
     params = Params.load()
-    set_up(params.threads)
-    train, val = load_features(FEATURES, "train"), load_features(FEATURES, "val")
+    device = set_up(params.threads)
+    train, val = (load_features(FEATURES, split, device) for split in ("train", "val"))
     train_head(train, val, class_names(read_manifest(Path("data/prepare"))), params.head, Path("data/head"))
 
 

@@ -81,8 +81,8 @@ class Finetune(Section):
     patience: Count = 3
     batch_size: Annotated[int, Field(ge=2)] = 32
     size_ratio: Annotated[float, Field(gt=0.2, le=2)] = 1.0
-    lr: Positive = 6e-4
-    head_lr: Positive = 3e-4
+    lr: Positive = 1e-3
+    head_lr: Positive = 6e-4
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
     warmup: Fraction = 0.1

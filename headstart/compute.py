@@ -28,7 +28,8 @@ def set_up(threads: int | None) -> torch.device:
     threads = threads or cores()
     torch.set_num_threads(threads)
     threadpool_limits(threads)  # NumPy's and SciPy's BLAS, which scikit-learn works with
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # use_deterministic_algorithms(True, warn_only=True), without its import of torch's compiler, which takes seconds.
+    torch.set_deterministic_debug_mode("warn")
     # Deterministic mode also fills every new tensor with NaN, for code that reads what it never wrote. Nothing here does,
     # and on a CPU the filling is a fifth of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

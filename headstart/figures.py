@@ -80,6 +80,9 @@ def sweep(rows: list[dict[str, Any]], chosen: float, path: Path) -> None:
     accuracy.axvline(chosen, color=GREY, linestyle="--", linewidth=1)
     accuracy.set(xlabel="C", ylabel="accuracy")
     accuracy.legend(frameon=False)
+    for axes in (loss, accuracy):
+        axes.set_xticks(strengths, [f"{c:g}" for c in strengths], rotation=40)
+        axes.minorticks_off()
     save(figure, path)
 
 

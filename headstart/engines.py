@@ -1,11 +1,16 @@
 """What runs a frozen network: torch, or OpenVINO where it gives the same answers faster.
 
 OpenVINO fuses normalisation and activation layers into the convolutions and keeps one stream per core busy, which eager
-torch does not (bench/engines.py). It takes seconds to compile a network, so it is asked only where that pays back.
+torch does not; where the processor has bfloat16 it can use that (bench/engines.py). Compiling takes seconds, so which of
+them is worth it depends on the network, on the machine and on how many pictures there are: it is measured.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import platform
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,18 +21,56 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from headstart.checkout import read_json, write_json
 from headstart.data.pixels import Pixels
+from headstart.logistic import fit_path
 from headstart.views import View, batches
 
 Engine = Callable[[Tensor], Tensor]
-WORTH_COMPILING = 1000  # pictures; with fewer, the seconds spent on compiling do not come back (bench/engines.py)
+WORTH_COMPILING, WORTH_ROUNDING = 8.0, 20.0  # seconds that a pass takes; a shorter one ends sooner as it is
 PICTURES_PER_REQUEST = 8
+SAMPLE = 16  # pictures on which engines are timed and compared
 TOLERANCE = 1e-4  # of the largest answer: what is left of it is the order in which sums are made
-SAMPLE = 16
+# What bfloat16 may cost, measured on PROBED pictures: the median cosine between a picture's two feature vectors, the share
+# of a probe's answers that stay the same, and the probe's log-loss.
+PROBED, COSINE, AGREEMENT, LOG_LOSS = 256, 0.999, 0.99, 0.01
+
+
+class Stopwatch:
+    """Seconds per picture of each engine that ran a network on this machine. They are kept in ``file``, so that a network
+    that was measured once is run with the same engine ever after, and gives the same bytes."""
+
+    def __init__(self, network: nn.Module, sample: Tensor, file: Path | None = None) -> None:
+        known = (platform.node(), torch.get_num_threads(), torch.__version__, tuple(sample.shape[1:]), str(network))
+        self.key = hashlib.sha256(repr(known).encode()).hexdigest()[:20]
+        self.sample, self.file = sample, file
+        self.measured: dict[str, float] = self._stored().get(self.key, {})
+
+    def seconds(self, name: str, engine: Engine) -> float:
+        if name not in self.measured:
+            engine(self.sample)  # the first pass sets things up
+            start = time.perf_counter()
+            engine(self.sample)
+            self.measured[name] = (time.perf_counter() - start) / len(self.sample)
+            if self.file is not None:
+                write_json(self.file, self._stored() | {self.key: self.measured})
+        return self.measured[name]
+
+    def _stored(self) -> dict[str, dict[str, float]]:
+        try:
+            return dict(read_json(self.file)) if self.file is not None else {}
+        except (OSError, json.JSONDecodeError):
+            return {}
 
 
 def engine_for(
-    network: nn.Module, pictures: int, sample: Tensor, device: torch.device, wanted: str = "auto"
+    network: nn.Module,
+    pictures: int,
+    sample: Tensor,
+    device: torch.device,
+    wanted: str = "auto",
+    labels: Tensor | None = None,
+    timings: Path | None = None,
 ) -> tuple[Engine, dict[str, Any]]:
     """The engine to run ``network`` with, and what to tell about it: ``engine`` and ``why``.
 
@@ -36,8 +79,10 @@ def engine_for(
     Args:
         network: in eval mode, on ``device``; its output is one tensor.
         pictures: how many will be passed, in all.
-        sample: (N, 3, H, W) normalised pictures, on which OpenVINO has to agree with torch.
+        sample: (N, 3, H, W) normalised pictures, on which engines are timed and have to agree with torch.
         wanted: torch, openvino or auto. OpenVINO that fails or disagrees is not used, whatever is wanted.
+        labels: (N,) classes of ``sample``; without them bfloat16 is not tried.
+        timings: file in which what was measured is kept from run to run.
     """
 
     def eager(batch: Tensor) -> Tensor:
@@ -49,21 +94,70 @@ def engine_for(
         return eager, {"engine": "torch", "why": "params.yaml asks for it"}
     if device.type != "cpu":
         return eager, {"engine": "torch", "why": f"the network runs on {device.type}"}
-    if wanted == "auto" and pictures < WORTH_COMPILING:
-        return eager, {"engine": "torch", "why": f"fewer than {WORTH_COMPILING} pictures: compiling would not pay back"}
-    sample = sample[:SAMPLE]
+    few = sample[:SAMPLE]
+    watch = Stopwatch(network, few, timings)
+    if wanted == "auto":
+        if pictures * watch.seconds("torch", eager) < WORTH_COMPILING:
+            return eager, {"engine": "torch", "why": "compiling would take longer than the whole pass"}
+        if watch.measured.get("openvino", 0) > watch.measured["torch"]:
+            return eager, {"engine": "torch", "why": "measured on this machine, OpenVINO is slower"}
     try:
-        fast = _openvino(network, sample.shape[1:])
-        expected, found = eager(sample), fast(sample)
+        compiled = _openvino(network, few.shape[1:])
+        fast = compiled("f32")
+        expected, found = eager(few), fast(few)
     except Exception as error:  # whatever a converter says about a network that it cannot take
         reason = f"OpenVINO cannot take this network ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-    else:
-        distance = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-        if distance <= TOLERANCE:
-            return fast, {"engine": "openvino", "why": f"within {TOLERANCE:g} of torch on {len(sample)} pictures"}
+        print(f"{reason}; going on with torch")
+        return eager, {"engine": "torch", "why": reason}
+    distance = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not distance <= TOLERANCE:
         reason = f"OpenVINO's answers are {distance:.2g} from torch's, and {TOLERANCE:g} is allowed"
-    print(f"{reason}; going on with torch")
-    return eager, {"engine": "torch", "why": reason}
+        print(f"{reason}; going on with torch")
+        return eager, {"engine": "torch", "why": reason}
+    if wanted == "auto" and watch.seconds("openvino", fast) > watch.seconds("torch", eager):
+        return eager, {"engine": "torch", "why": "measured on this machine, OpenVINO is slower"}
+    told = {"engine": "openvino", "why": f"within {TOLERANCE:g} of torch on {len(few)} pictures"}
+    if labels is not None and _has_bfloat16() and pictures * watch.seconds("openvino", fast) > WORTH_ROUNDING:
+        rounded = compiled("bf16")
+        objection = objection_to(rounded(sample), fast(sample), labels)
+        if objection is None and watch.seconds("openvino bf16", rounded) < watch.seconds("openvino", fast):
+            return rounded, {"engine": "openvino bf16", "why": f"a probe's answers stay the same on {len(sample)} pictures"}
+        if objection:
+            told["why"] += f"; bfloat16 was tried and refused: {objection}"
+            print(f"bfloat16 is not used: {objection}")
+    return fast, told
+
+
+def objection_to(found: Tensor, expected: Tensor, labels: Tensor) -> str | None:
+    """What speaks against features ``found`` in place of ``expected``, both (N, D); None where nothing does.
+
+    A probe, fitted on ``expected`` as the head is, has to give the same answers on both.
+    """
+    found, expected = found.flatten(1), expected.flatten(1)
+    cosine = float(torch.cosine_similarity(found, expected).median())
+    if not cosine >= COSINE:
+        return f"the median cosine to exact features is {cosine:.4f}, and {COSINE:g} is required"
+    mean, scale = expected.mean(0), expected.std(0).clamp_min(1e-8)
+    present, numbers = torch.unique(labels, return_inverse=True)
+    if len(present) < 2:
+        return "the sample has one class only"
+    exact, rounded = (expected - mean) / scale, (found - mean) / scale
+    ((weight, bias, _),) = fit_path(exact, numbers, len(present), [0.01])
+    before, after = (torch.log_softmax(torch.addmm(bias, x, weight.T), dim=1) for x in (exact, rounded))
+    same = float((before.argmax(1) == after.argmax(1)).float().mean())
+    if same < AGREEMENT:
+        return f"a probe's answers stay the same on {same:.1%} of the pictures, and {AGREEMENT:.0%} is required"
+    moved = float((after - before).gather(1, numbers[:, None]).mean().abs())
+    if moved > LOG_LOSS:
+        return f"a probe's log-loss moves by {moved:.3f}, and {LOG_LOSS:g} is allowed"
+    return None
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def answers_of(
@@ -95,8 +189,9 @@ def answers_of(
     return stored
 
 
-def _openvino(network: nn.Module, shape: torch.Size) -> Engine:
-    """Compiled for requests of eight pictures of ``shape``, one stream of one thread per core.
+def _openvino(network: nn.Module, shape: torch.Size) -> Callable[[str], Engine]:
+    """``network`` converted; compiled, for f32 or bf16, when called. Requests are of eight pictures of ``shape``, with one
+    stream of one thread per core.
 
     A stream works alone, so the same picture gives the same bytes with any number of them.
     """
@@ -112,21 +207,24 @@ def _openvino(network: nn.Module, shape: torch.Size) -> Engine:
         model = frontend.convert(frontend.load(decoder))
     model.reshape(list(example.shape))
     threads = torch.get_num_threads()
-    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
-    requests = openvino.AsyncInferQueue(compiled, threads + 1)
 
-    def run(batch: Tensor) -> Tensor:
-        pictures = batch.contiguous().numpy()
-        missing = -len(pictures) % PICTURES_PER_REQUEST
-        if missing:
-            pictures = np.concatenate([pictures, np.zeros((missing, *pictures.shape[1:]), pictures.dtype)])
-        found: dict[int, Any] = {}
-        requests.set_callback(lambda request, at: found.__setitem__(at, request.get_output_tensor(0).data.copy()))
-        for at in range(0, len(pictures), PICTURES_PER_REQUEST):
-            requests.start_async({0: pictures[at : at + PICTURES_PER_REQUEST]}, at)
-        requests.wait_all()
-        rows = np.concatenate([found[at] for at in sorted(found)])
-        return torch.from_numpy(rows[: len(rows) - missing])
+    def compiled(precision: str) -> Engine:
+        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "INFERENCE_PRECISION_HINT": precision}
+        requests = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings), threads + 1)
 
-    return run
+        def run(batch: Tensor) -> Tensor:
+            pictures = batch.contiguous().numpy()
+            missing = -len(pictures) % PICTURES_PER_REQUEST
+            if missing:
+                pictures = np.concatenate([pictures, np.zeros((missing, *pictures.shape[1:]), pictures.dtype)])
+            found: dict[int, Any] = {}
+            requests.set_callback(lambda request, at: found.__setitem__(at, request.get_output_tensor(0).data.copy()))
+            for at in range(0, len(pictures), PICTURES_PER_REQUEST):
+                requests.start_async({0: pictures[at : at + PICTURES_PER_REQUEST]}, at)
+            requests.wait_all()
+            rows = np.concatenate([found[at] for at in sorted(found)])
+            return torch.from_numpy(rows[: len(rows) - missing])
+
+        return run
+
+    return compiled

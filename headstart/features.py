@@ -20,27 +20,40 @@ from headstart.compute import inference_batch
 from headstart.data.manifest import class_names
 from headstart.data.pixels import Pixels
 from headstart.data.splits import SPLITS
-from headstart.engines import SAMPLE, answers_of, engine_for
+from headstart.engines import PROBED, SAMPLE, answers_of, engine_for
 from headstart.errors import HeadstartError
 from headstart.progress import progress
 from headstart.views import batches
 
 CARD = "features.json"
+MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
 
 
 def extract(
-    trunk: Trunk, pixels: Pixels, manifest: pd.DataFrame, device: torch.device, folder: Path, wanted: str = "auto"
+    trunk: Trunk,
+    pixels: Pixels,
+    manifest: pd.DataFrame,
+    device: torch.device,
+    folder: Path,
+    wanted: str = "auto",
+    timings: Path | None = None,
 ) -> None:
     """Write one file per split: ``features`` (N, D) float32 and ``labels`` (N,) int64, rows in manifest order; and a card
     that says which engine made them.
 
     Memory does not grow with the set.
+
+    Args:
+        wanted, timings: as ``engines.engine_for`` takes them.
     """
     trunk = trunk.eval().requires_grad_(False).to(device)
     batch = inference_batch(trunk, trunk.view, device)
-    _, sample = next(batches(trunk.view, pixels, range(min(SAMPLE, len(manifest))), SAMPLE))
-    engine, told = engine_for(trunk, len(manifest), sample, device, wanted)
     labels = manifest["label"].map({name: number for number, name in enumerate(class_names(manifest))}).to_numpy()
+    many = len(manifest) >= MANY
+    rows = np.unique(np.linspace(0, len(manifest) - 1, PROBED if many else SAMPLE).astype(int))
+    sample = torch.cat([pictures for _, pictures in batches(trunk.view, pixels, rows.tolist(), batch)])
+    known = torch.from_numpy(labels[rows]) if many else None
+    engine, told = engine_for(trunk, len(manifest), sample, device, wanted, known, timings)
     folder.mkdir(parents=True, exist_ok=True)
     with progress("features", len(manifest)) as advance, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
 

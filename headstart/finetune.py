@@ -155,6 +155,7 @@ def finetune(
     resume: Path,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     engine: str = "auto",
+    timings: Path | None = None,
 ) -> None:
     """Train, keep the best epoch on validation, calibrate it, and write weights, details and the curve into ``folder``.
 
@@ -163,7 +164,7 @@ def finetune(
 
     Args:
         on_epoch: called with each epoch's row of the curve, for live tracking; also with those of resumed epochs.
-        engine: what runs the layers that stay frozen (``engines.engine_for``).
+        engine, timings: what runs the layers that stay frozen, as ``engines.engine_for`` takes ``wanted`` and ``timings``.
     """
     classes = list(head.classes)
     number = {name: n for n, name in enumerate(classes)}
@@ -196,7 +197,7 @@ def finetune(
     told = {"engine": "torch", "why": "no part of the network can be taken off as frozen"}
     if parts := cut[model]:
         seen = len(train_rows) * recipe.epochs + len(val_rows)
-        frozen, told = engine_for(parts[0].eval(), seen, sample.to(device), device, engine)
+        frozen, told = engine_for(parts[0].eval(), seen, sample.to(device), device, engine, timings=timings)
     # What is trained of each network, as it is run: without the frozen part, and with batch-norm folded where it is frozen.
     above = {network: parts[1].eval() if parts else network.trunk for network, parts in cut.items()}
     if not recipe.batch_norm_trained:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from headstart.backbones import load_trunk
+from headstart.checkout import state_folder
 from headstart.compute import set_up
 from headstart.data.manifest import read_manifest
 from headstart.data.pixels import Pixels
@@ -17,7 +18,9 @@ def main() -> None:
     params = Params.load()
     device = set_up(params.threads)
     trunk, _ = load_trunk(Path("data/backbone"), Path("data/fetch/network.py"))
-    extract(trunk, Pixels(PREPARED), read_manifest(PREPARED), device, Path("data/features"), params.features.engine)
+    pixels, manifest = Pixels(PREPARED), read_manifest(PREPARED)
+    timings = state_folder("engines") / "seconds.json"
+    extract(trunk, pixels, manifest, device, Path("data/features"), params.features.engine, timings)
 
 
 if __name__ == "__main__":

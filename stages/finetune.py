@@ -32,11 +32,11 @@ def train(params: Params) -> None:
     trunk, card = load_trunk(DATA / "backbone", DATA / "fetch" / "network.py")
     recipe = finetune.Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)
     inputs = [sha256_of_files(DATA / name) for name in ("prepare", "backbone", "head")]
-    settings = params.finetune.model_dump(), params.features.model_dump(), params.seed, params.threads
-    resume = state_folder("finetune") / finetune.resume_key(inputs, *settings)
+    key = finetune.resume_key(inputs, params.finetune, params.features, params.seed, params.threads)
     finetune.finetune(
-        trunk, load_head(DATA / "head"), Pixels(DATA / "prepare"), read_manifest(DATA / "prepare"),
-        recipe, device, FOLDER, resume, tracking.live_or_none(DATA, params) or (lambda row: None), params.features.engine,
+        trunk, load_head(DATA / "head"), Pixels(DATA / "prepare"), read_manifest(DATA / "prepare"), recipe, device, FOLDER,
+        state_folder("finetune") / key, tracking.live_or_none(DATA, params) or (lambda row: None),
+        params.features.engine, state_folder("engines") / "seconds.json",
     )  # fmt: skip
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from headstart.backbones import architecture
-from headstart.engines import PICTURES_PER_REQUEST, WORTH_COMPILING, engine_for
+from headstart.checkout import read_json, write_json
+from headstart.engines import PICTURES_PER_REQUEST, Stopwatch, _has_bfloat16, _openvino, engine_for, objection_to
 
 CPU = torch.device("cpu")
-MANY = WORTH_COMPILING
+MANY = 10**6
 
 
 def small() -> nn.Module:
@@ -22,7 +25,7 @@ def small() -> nn.Module:
 def test_openvino_answers_for_any_number_of_pictures_in_their_order(count: int) -> None:
     network = small()
     pictures = torch.randn(count, 3, 32, 32)
-    engine, told = engine_for(network, MANY, pictures, CPU)
+    engine, told = engine_for(network, MANY, pictures, CPU, "openvino")
     assert told["engine"] == "openvino"
     with torch.no_grad():
         expected = network(pictures)
@@ -33,21 +36,83 @@ def test_openvino_answers_for_any_number_of_pictures_in_their_order(count: int) 
 def test_openvino_agrees_with_torch_on_a_real_network() -> None:
     trunk = architecture("resnet18").trunk().eval()
     pictures = torch.randn(9, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    engine, told = engine_for(trunk, MANY, pictures, CPU)
+    engine, told = engine_for(trunk, MANY, pictures, CPU, "openvino")
     assert told["engine"] == "openvino"
     with torch.no_grad():
         expected = trunk(pictures)
     assert (engine(pictures) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize(
-    ("pictures", "wanted", "device"), [(MANY, "torch", "cpu"), (MANY - 1, "auto", "cpu"), (MANY, "auto", "meta")]
-)
-def test_torch_runs_it_where_asked_where_pictures_are_few_and_where_it_is_no_cpu(
-    pictures: int, wanted: str, device: str
-) -> None:
-    _, told = engine_for(small(), pictures, torch.randn(2, 3, 32, 32), torch.device(device), wanted)
+@pytest.mark.parametrize(("wanted", "device"), [("torch", "cpu"), ("auto", "meta")])
+def test_torch_runs_it_where_asked_and_where_it_is_no_cpu(wanted: str, device: str) -> None:
+    _, told = engine_for(small(), 10**9, torch.randn(2, 3, 32, 32), torch.device(device), wanted)
     assert told["engine"] == "torch"
+
+
+def test_a_pass_that_takes_no_time_is_not_worth_compiling() -> None:
+    _, told = engine_for(small(), 10, torch.randn(2, 3, 32, 32), CPU)
+    assert (told["engine"], told["why"]) == ("torch", "compiling would take longer than the whole pass")
+
+
+@pytest.mark.parametrize(("openvino", "expected"), [(0.01, "openvino"), (3.0, "torch")])
+def test_what_was_measured_once_decides_ever_after(openvino: float, expected: str, tmp_path: Path) -> None:
+    network, pictures, file = small(), torch.randn(4, 3, 32, 32), tmp_path / "seconds.json"
+    write_json(file, {"another": {"torch": 5.0}, Stopwatch(network, pictures).key: {"torch": 1.0, "openvino": openvino}})
+    assert engine_for(network, 100, pictures, CPU, timings=file)[1]["engine"] == expected
+    assert engine_for(network, 7, pictures, CPU, timings=file)[1]["engine"] == "torch"  # 7 s
+    assert "another" in read_json(file)
+
+
+def test_timings_are_measured_and_kept(tmp_path: Path) -> None:
+    network, pictures, file = small(), torch.randn(4, 3, 32, 32), tmp_path / "seconds.json"
+    first = engine_for(network, 10**7, pictures, CPU, timings=file)[1]
+    kept = file.read_bytes()
+    (measured,) = read_json(file).values()
+    assert set(measured) == {"torch", "openvino"}
+    assert min(measured.values()) > 0
+    assert engine_for(network, 10**7, pictures, CPU, timings=file)[1] == first
+    assert file.read_bytes() == kept
+
+
+# --- bfloat16 -------------------------------------------------------------------------------------------------------
+
+
+def features(offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Three overlapping clouds of 300 feature vectors."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    centres = torch.randn(3, 32, generator=generator)
+    return centres[labels] + 0.7 * torch.randn(300, 32, generator=generator) + offset, labels
+
+
+def test_rounding_to_bfloat16_is_let_pass() -> None:
+    exact, labels = features()
+    assert objection_to(exact.bfloat16().float(), exact, labels) is None
+
+
+def test_features_that_point_elsewhere_are_refused() -> None:
+    exact, labels = features()
+    assert "median cosine" in str(objection_to(exact + 0.2 * torch.randn(exact.shape), exact, labels))
+
+
+def test_rounding_that_changes_answers_is_refused_however_near_the_features_are() -> None:
+    exact, labels = features(offset=2000)  # bfloat16 knows 2000 and 2008 and nothing between
+    found = exact.bfloat16().float()
+    assert float(torch.cosine_similarity(found, exact).median()) > 0.999
+    assert "a probe's" in str(objection_to(found, exact, labels))
+
+
+def test_a_sample_of_one_class_decides_nothing() -> None:
+    exact, labels = features()
+    assert objection_to(exact, exact, torch.zeros_like(labels)) == "the sample has one class only"
+
+
+def test_bfloat16_is_compiled_and_runs_whatever_the_processor() -> None:
+    network, pictures = small(), torch.randn(11, 3, 32, 32)
+    compiled = _openvino(network, pictures.shape[1:])
+    exact, rounded = compiled("f32")(pictures), compiled("bf16")(pictures)
+    assert torch.cosine_similarity(exact, rounded).median() > 0.999
+    assert isinstance(_has_bfloat16(), bool)
 
 
 class Moody(nn.Module):
@@ -69,7 +134,7 @@ def test_a_network_that_openvino_cannot_take_or_gets_wrong_stays_with_torch(
     network: nn.Module, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = torch.randn(4, 3, 16, 16)
-    engine, told = engine_for(network.eval(), MANY, pictures, CPU)
+    engine, told = engine_for(network.eval(), MANY, pictures, CPU, "openvino")
     assert told["engine"] == "torch"
     assert reason in told["why"]
     assert "going on with torch" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +38,7 @@ class Usable:
     """A picture that passed the audit, with what is stored of it."""
 
     picture: Picture
-    stored: bytes | Array
+    stored: bytes | memoryview
     height: int
     width: int
     original_height: int
@@ -169,10 +170,21 @@ def _decoded(
         known = _already_packed(folder, _packing(settings, quality))
         fresh = [replace(job, jpeg_quality=quality) for job in jobs if job.picture.sha256 not in known]
         done: dict[str, Usable | str] = {}
-        with progress("prepare", len(fresh)) as advance:
+        spans: list[tuple[str, Usable, slice]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        # What is decoded waits for its turn in a file, not in memory, which may be smaller.
+        with progress("prepare", len(fresh)) as advance, tempfile.TemporaryFile(dir=folder) as waiting:
             for job, result in zip(fresh, spread(_decode_job, fresh, chunksize=8), strict=True):
-                done[job.picture.path] = result
+                if isinstance(result, Usable):
+                    start = waiting.tell()
+                    waiting.write(result.stored)
+                    spans.append((job.picture.path, replace(result, stored=b""), slice(start, waiting.tell())))
+                else:
+                    done[job.picture.path] = result
                 advance()
+            waiting.flush()
+            stored = np.memmap(waiting, np.uint8, "r") if waiting.tell() else np.empty(0, np.uint8)
+        done |= {path: replace(result, stored=stored[span].data) for path, result, span in spans}
     usable = []
     for picture in pictures:
         row = known.get(picture.sha256) or done[picture.path]
@@ -218,7 +230,7 @@ def _already_packed(folder: Path, packing: dict[bytes, bytes]) -> dict[str, Usab
         rows = pixels.index.to_pylist()
         return {
             row["sha256"]: Usable(
-                Picture("", ""), pixels.raw(i), row["height"], row["width"], row["original_height"],
+                Picture("", ""), pixels.raw(i).data, row["height"], row["width"], row["original_height"],
                 row["original_width"], row["phash"], row["thumbnail"], tuple(row["notes"]),
             )
             for i, row in enumerate(rows)
@@ -367,7 +379,7 @@ def _write(usable: list[Usable], packing: dict[bytes, bytes], folder: Path) -> p
     lengths = np.array([len(u.stored) for u in usable], np.int64)
     with replacing(folder / PIXELS) as part, part.open("wb") as stream:
         for u in usable:
-            stream.write(u.stored if isinstance(u.stored, bytes) else u.stored.data)
+            stream.write(u.stored)
     index = pa.table(
         {
             "sha256": [u.picture.sha256 for u in usable],

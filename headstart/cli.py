@@ -55,7 +55,7 @@ def predict(
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """
-    from headstart.data.decode import Unusable, decode
+    from headstart.data.decode import Unusable, decode, quiet
     from headstart.served import BATCH, Prediction, load_predictor
 
     if form not in ("text", "json", "csv"):
@@ -80,7 +80,8 @@ def predict(
         usable = []
         for path in files[start : start + BATCH]:
             try:
-                usable.append((path, decode(path, max_megapixels=predictor.max_megapixels).pixels))
+                with quiet():
+                    usable.append((path, decode(path, max_megapixels=predictor.max_megapixels).pixels))
             except Unusable as reason:
                 failed += 1
                 print(f"headstart: {path}: {reason}", file=sys.stderr)

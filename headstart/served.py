@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from headstart.backbones import architecture
 from headstart.classifier import Classifier, LinearHead
-from headstart.data.decode import Array, Unusable, decode
+from headstart.data.decode import Array, Unusable, decode, quiet
 from headstart.errors import HeadstartError
 from headstart.views import View
 
@@ -72,7 +72,8 @@ class Predictor:
 
     def _chunks(self, pictures: Sequence[Any]) -> Iterator[list[Array]]:
         for start in range(0, len(pictures), BATCH):
-            yield [self._decoded(p, start + n) for n, p in enumerate(pictures[start : start + BATCH])]
+            with quiet():
+                yield [self._decoded(p, start + n) for n, p in enumerate(pictures[start : start + BATCH])]
 
     def _answers(self, pictures: list[Array]) -> Iterator[Prediction]:
         with torch.inference_mode():

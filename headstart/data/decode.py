@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 Image.MAX_IMAGE_PIXELS = None  # checked below against the user's own limit, before any pixel is decoded
 
 Array = NDArray[np.uint8]
-THUMBNAIL = 16
+THUMBNAIL, FINGERPRINTED = 16, 96  # pixels
 # What undoes each value of EXIF's orientation tag. ImageOps.exif_transpose would do it, but also rewrites the whole EXIF
 # block, and gives up on a picture when another tag in there is garbled.
 ORIENTATION = 0x0112
@@ -46,6 +48,15 @@ class Decoded:
     notes: tuple[str, ...] = field(default=())
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings about files that it reads all the same. Not for use inside of threads: filters are the whole
+    process's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: float = 100.0) -> Decoded:
     """Decode one picture of any kind Pillow reads.
 
@@ -59,9 +70,7 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
     if not data:
         raise Unusable("empty file (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         raise Unusable("not a picture that Pillow can read") from None
     width, height = image.size
@@ -73,10 +82,8 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
             notes.append("animated or many pages: the first is used")
         if short_side and image.format == "JPEG" and image.mode in ("L", "RGB"):
             image.draft(image.mode, (short_side, short_side))  # the decoder itself scales by 1/2, 1/4 or 1/8
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image.load()
-            orientation = _orientation(image)
+        image.load()
+        orientation = _orientation(image)
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])
             notes.append("turned upright by its EXIF tag")
@@ -91,7 +98,7 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
     if short_side and min(image.size) > short_side:
         scale = short_side / min(image.size)
         size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        image = image.resize(size, Image.Resampling.HAMMING, reducing_gap=3.0)
     return Decoded(np.asarray(image, dtype=np.uint8), width, height, tuple(notes))
 
 
@@ -133,6 +140,7 @@ def fingerprint(pixels: Array) -> tuple[int, bytes]:
     import imagehash
 
     image = Image.fromarray(pixels)
+    image = image.reduce(max(1, min(image.size) // FINGERPRINTED))  # both are coarse: the full size adds only time
     bits = imagehash.phash(image).hash.ravel()
     number = int.from_bytes(np.packbits(bits).tobytes(), "big")
     thumbnail = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from PIL import Image
 
 from headstart.checkout import replacing, write_json
 from headstart.data import duplicates
-from headstart.data.decode import Array, Unusable, decode, fingerprint
+from headstart.data.decode import Array, Unusable, decode, fingerprint, quiet
 from headstart.data.manifest import MANIFEST
 from headstart.data.pixels import INDEX, PIXELS, Pixels, encode
 from headstart.data.sources import Picture
@@ -72,7 +70,8 @@ def prepare(
     """
     audit = _Audit()
     pictures = _without_exact_duplicates(pictures, audit)
-    usable, quality = _decoded(pictures, root, settings, threads, folder, audit)
+    with quiet():
+        usable, quality = _decoded(pictures, root, settings, threads, folder, audit)
     usable = _split(usable, split, seed, audit)
     usable = _learnable(usable, settings, audit)
     manifest = _write(usable, _packing(settings, quality), folder)
@@ -164,27 +163,26 @@ def _decoded(
 ) -> tuple[list[Usable], int | None]:
     """The pictures that passed, and the JPEG quality they are stored with; None where they are raw."""
     jobs = [Job(root, picture, settings.short_side, settings.max_megapixels, None) for picture in pictures]
-    with _workers(threads, len(jobs)) as spread:
-        raw = sum(spread(_stored_bytes, jobs, chunksize=64))
-        quality = settings.jpeg_quality if raw > settings.raw_gb * 1e9 else None
-        known = _already_packed(folder, _packing(settings, quality))
-        fresh = [replace(job, jpeg_quality=quality) for job in jobs if job.picture.sha256 not in known]
-        done: dict[str, Usable | str] = {}
-        spans: list[tuple[str, Usable, slice]] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        # What is decoded waits for its turn in a file, not in memory, which may be smaller.
-        with progress("prepare", len(fresh)) as advance, tempfile.TemporaryFile(dir=folder) as waiting:
-            for job, result in zip(fresh, spread(_decode_job, fresh, chunksize=8), strict=True):
-                if isinstance(result, Usable):
-                    start = waiting.tell()
-                    waiting.write(result.stored)
-                    spans.append((job.picture.path, replace(result, stored=b""), slice(start, waiting.tell())))
-                else:
-                    done[job.picture.path] = result
-                advance()
-            waiting.flush()
-            stored = np.memmap(waiting, np.uint8, "r") if waiting.tell() else np.empty(0, np.uint8)
-        done |= {path: replace(result, stored=stored[span].data) for path, result, span in spans}
+    raw = sum(_spread(_stored_bytes, jobs, threads))
+    quality = settings.jpeg_quality if raw > settings.raw_gb * 1e9 else None
+    known = _already_packed(folder, _packing(settings, quality))
+    fresh = [replace(job, jpeg_quality=quality) for job in jobs if job.picture.sha256 not in known]
+    done: dict[str, Usable | str] = {}
+    spans: list[tuple[str, Usable, slice]] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    # What is decoded waits for its turn in a file, not in memory, which may be smaller.
+    with progress("prepare", len(fresh)) as advance, tempfile.TemporaryFile(dir=folder) as waiting:
+        for job, result in zip(fresh, _spread(_decode_job, fresh, threads), strict=True):
+            if isinstance(result, Usable):
+                start = waiting.tell()
+                waiting.write(result.stored)
+                spans.append((job.picture.path, replace(result, stored=b""), slice(start, waiting.tell())))
+            else:
+                done[job.picture.path] = result
+            advance()
+        waiting.flush()
+        stored = np.memmap(waiting, np.uint8, "r") if waiting.tell() else np.empty(0, np.uint8)
+    done |= {path: replace(result, stored=stored[span].data) for path, result, span in spans}
     usable = []
     for picture in pictures:
         row = known.get(picture.sha256) or done[picture.path]
@@ -197,23 +195,17 @@ def _decoded(
     return usable, quality
 
 
-@contextmanager
-def _workers(threads: int, jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Yield a ``map`` that spreads over processes, or the plain one: a worker takes as long to start as 64 pictures."""
-    workers = min(threads, jobs // 64)
-    if workers < 2:
-        yield lambda function, items, chunksize: map(function, items)
-        return
-    # "spawn": forking a process that has threads (Arrow's, for one) can hang.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_ignore_ctrl_c) as pool:
-        yield pool.map
-
-
-def _ignore_ctrl_c() -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops them; a traceback from each helps nobody
+def _spread(function: Callable[[Job], Any], jobs: list[Job], threads: int) -> Iterator[Any]:
+    """``map`` over threads, a few jobs ahead of whoever takes the results: Pillow decodes, resizes and encodes without
+    Python's lock, and threads neither start up nor send pixels from process to process."""
+    ahead: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for job in jobs:
+            ahead.append(pool.submit(function, job))
+            if len(ahead) > 8 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _packing(settings: Prepare, quality: int | None) -> dict[bytes, bytes]:

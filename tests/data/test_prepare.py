@@ -146,7 +146,7 @@ def test_the_manifest_is_in_path_order_and_pixels_are_its_rows(troubled: tuple[P
     pixels = Pixels(folder)
     assert len(pixels) == len(manifest)
     row = manifest["path"].tolist().index("bees/07.png")
-    expected = photograph(107).resize((85, 64), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    expected = photograph(107).resize((85, 64), Image.Resampling.HAMMING, reducing_gap=3.0)
     assert (pixels[row] == np.asarray(expected)).all()
     assert manifest.loc[row, ["width", "height"]].tolist() == [96, 72]
     assert class_names(manifest) == sorted(set(manifest["label"]))
@@ -272,7 +272,7 @@ def test_too_little_to_learn_from_stops_with_a_sentence(tmp_path: Path, names: d
         prepared(write_pictures(tmp_path / "set", names), tmp_path / "out")
 
 
-# The split alone, on fingerprints made here: prepare starts processes, which takes too long for many examples.
+# The split alone, on fingerprints made here: prepare reads files, which takes too long for many examples.
 
 RANDOM = np.random.default_rng(0)
 NOISE: Array = RANDOM.integers(0, 256, (64, 768), dtype=np.uint8)

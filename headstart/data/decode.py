@@ -50,7 +50,7 @@ class Decoded:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Pillow's warnings about files that it reads all the same. Not for use inside of threads: filters are the whole
+    """Without Pillow's warnings about files that it reads all the same. Not inside of threads: filters are the whole
     process's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -40,6 +40,7 @@ ui: setup  ## MLflow's page on http://127.0.0.1:5000
 
 bench: setup  ## side-by-side measurements, as ratios
 	@for script in bench/[a-z]*.py; do echo "== $$script"; python $$script || exit 1; done
+	@python bench/_sides.py
 
 lock: .venv/bin/uv  ## requirements.lock again, from pyproject.toml
 	env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 SCRIPTS = Path(__file__).parent
+RESULTS = SCRIPTS / "results.json"
 
 
 def alternate(
@@ -34,9 +35,38 @@ def alternate(
     return results
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median, least and most: 1.43 (1.38–1.51)."""
-    return f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+def report(claim: str, before: Sequence[float], after: Sequence[float], unit: str, sides: Sequence[str]) -> None:
+    """Print a claim's medians and the ratio of each round, after by before, and keep them in results.json, from which
+    ``make bench`` makes its table."""
+    ratios = [b / a for a, b in zip(before, after, strict=True)]
+    row = {
+        "unit": unit,
+        "sides": list(sides),
+        "medians": [round(median(before), 2), round(median(after), 2)],
+        "ratio": [round(value, 3) for value in (median(ratios), min(ratios), max(ratios))],
+        "rounds": len(ratios),
+    }
+    print(
+        f"{claim}: {sides[0]} {median(before):.1f}, {sides[1]} {median(after):.1f} {unit}, ratio {median(ratios):.2f} "
+        f"({min(ratios):.2f}–{max(ratios):.2f}), {len(ratios)} rounds"
+    )
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    RESULTS.write_text(
+        json.dumps(known | {claim: row}, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def table() -> str:
+    """All results as a table in Markdown."""
+    lines = ["| what | before | after | ratio (least–most) |", "|---|---|---|---|"]
+    for claim, row in json.loads(RESULTS.read_text(encoding="utf-8")).items():
+        (first, second), (middle, least, most) = row["sides"], row["ratio"]
+        before, after = row["medians"]
+        lines.append(
+            f"| {claim} | {first}: {before:g} {row['unit']} | {second}: {after:g} {row['unit']} | {middle:.2f} "
+            f"({least:.2f}–{most:.2f}) |"
+        )
+    return "\n".join(lines)
 
 
 def compare(
@@ -63,8 +93,9 @@ def compare(
     rounds = alternate(Path(sys.argv[0]).name, sides, asked.rounds, *threads)
     for name in rates:
         before, after = ([found[side][name] for found in rounds] for side in sides)
-        ratios = [b / a for a, b in zip(before, after, strict=True)]
-        print(
-            f"{name}: {median(before):.0f} → {median(after):.0f} pictures/s, ratio {spread(ratios)}, {len(rounds)} rounds"
-        )
+        report(f"{Path(sys.argv[0]).stem}: {name}", before, after, "pictures/s", sides)
     return rounds
+
+
+if __name__ == "__main__":
+    print(table())

@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from statistics import median
 
-from _sides import alternate, spread
+from _sides import alternate, report
 
 ONE, PATH = "one fit", "path"
 STRENGTHS = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0]
@@ -71,11 +70,8 @@ def main() -> None:
         return
     rounds = alternate("head_path.py", (ONE, PATH), asked.rounds, "--rows", str(asked.rows))
     theirs, ours = ([found[side]["seconds"] for found in rounds] for side in (ONE, PATH))
-    print(
-        f"{asked.rows} rows: one fit {median(theirs):.1f} s, seven strengths {median(ours):.1f} s, ratio "
-        f"{spread([o / t for t, o in zip(theirs, ours, strict=True)])}, {len(rounds)} rounds; log-loss at {STRENGTH:g} "
-        f"{rounds[0][ONE]['log_loss']:.4f} and {rounds[0][PATH]['log_loss']:.4f}"
-    )
+    report(f"head: one scikit-learn fit, seven strengths of ours; {asked.rows} × {WIDTH}", theirs, ours, "s", (ONE, PATH))
+    print(f"log-loss at {STRENGTH:g}: {rounds[0][ONE]['log_loss']:.4f} and {rounds[0][PATH]['log_loss']:.4f}")
 
 
 if __name__ == "__main__":

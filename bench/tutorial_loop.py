@@ -1,14 +1,14 @@
 """Features of a folder of photographs: headstart against the loop that everybody writes.
 
-    python bench/tutorial_loop.py        # about two minutes on two quiet cores
+    python bench/tutorial_loop.py        # about five minutes on two quiet cores
     python bench/tutorial_loop.py --pictures 600 --rounds 5
 
 The loop is ImageFolder (Pillow), a DataLoader with one worker per core, batches of 32, and the network in eager fp32.
 headstart's side is everything its first three stages do for the same pictures: listing and hashing, audit with search for
 near-duplicates, decoding and packing, and the frozen pass. Both get the same generated 400×533 JPEGs, the same network
 (tf_efficientnet_lite0, random weights) and all cores; they run alternately, each time in a process of its own. Prints
-pictures per second of both and, per round, two ratios as median (least–most): end to end, and for the next backbone, when
-the pictures are packed already.
+pictures per second of both and, per round, ratios as median (least–most): end to end, for the next backbone, when the
+pictures are packed already, and of that, compiling included, to the bare forward pass of the engine that was picked.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
-from _sides import alternate, spread
+from _sides import alternate, report
 
 LOOP, HEADSTART = "loop", "headstart"
 HEIGHT, WIDTH = 400, 533
+BARE = 4  # batches of 64
 
 
-def generate(folder: Path, count: int) -> None:
-    """``count`` JPEGs of coloured clouds with some grain, in two class folders."""
+def generate(folder: Path, count: int, first: int = 0) -> None:
+    """``count`` JPEGs of coloured clouds with some grain, in two class folders, numbered from ``first``."""
     import numpy as np
     from PIL import Image
 
-    random = np.random.default_rng(0)
-    for number in range(count):
+    random = np.random.default_rng(first)
+    for number in range(first, first + count):
         clouds = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize(
             (WIDTH, HEIGHT), Image.Resampling.BICUBIC
         )
@@ -71,11 +71,14 @@ def loop(folder: Path) -> dict[str, float]:
 
 
 def headstart(folder: Path) -> dict[str, float]:
+    import torch
+
     from headstart.backbones import architecture
     from headstart.compute import set_up
     from headstart.data.pixels import Pixels
     from headstart.data.prepare import prepare
     from headstart.data.sources import fetch
+    from headstart.engines import engine_for
     from headstart.features import extract
     from headstart.params import Data, Prepare, Split, cores
 
@@ -90,12 +93,23 @@ def headstart(folder: Path) -> dict[str, float]:
         extract(trunk, Pixels(out / "prepare"), manifest, device, out / "features")
         end = time.perf_counter()
     assert len(manifest) == len(pictures)
-    return {"end to end": len(pictures) / (end - start), "next backbone": len(pictures) / (end - packed)}
+    sample = torch.randn(64, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    engine, _ = engine_for(trunk, len(pictures), sample, device)
+    engine(sample)
+    bare = time.perf_counter()
+    for _ in range(BARE):
+        engine(sample)
+    forward = BARE * len(sample) / (time.perf_counter() - bare)
+    return {
+        "end to end": len(pictures) / (end - start),
+        "next backbone": len(pictures) / (end - packed),
+        "bare": forward,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=(LOOP, HEADSTART), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -109,8 +123,9 @@ def main() -> None:
         rounds = alternate("tutorial_loop.py", (LOOP, HEADSTART), asked.rounds, "--folder", str(folder), cwd=Path(name))
     for what in ("end to end", "next backbone"):
         theirs, ours = ([found[side][what] for found in rounds] for side in (LOOP, HEADSTART))
-        ratios = [b / a for a, b in zip(theirs, ours, strict=True)]
-        print(f"{what}: {median(theirs):.0f} → {median(ours):.0f} pictures/s, ratio {spread(ratios)}, {len(rounds)} rounds")
+        report(f"features of a folder, {what}", theirs, ours, "pictures/s", (LOOP, HEADSTART))
+    bare, ours = ([found[HEADSTART][what] for found in rounds] for what in ("bare", "next backbone"))
+    report("features, packed pixels to tensor file", bare, ours, "pictures/s", ("bare forward pass", "all of it"))
 
 
 if __name__ == "__main__":

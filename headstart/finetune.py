@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from headstart.backbones import Trunk
@@ -41,7 +41,7 @@ from headstart.heads import calibrated_losses, fit_temperature, within_one_stand
 from headstart.params import Finetune
 from headstart.progress import progress
 from headstart.surgery import fold_batch_norm, split_frozen
-from headstart.views import batches
+from headstart.views import View, batches
 
 WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
 Ints = NDArray[np.integer[Any]]
@@ -223,6 +223,38 @@ def finetune(
         with torch.no_grad():
             return torch.cat([network.head(above[network](shown)).float().cpu() for shown in validation()])
 
+    batch = recipe.settings.batch_size
+    drop_last = len(views) > batch  # a last batch of one picture would shake batch-norm and the step alike
+    stored: list[NDArray[np.float32]] = []
+    if frozen and recipe.settings.views:
+        count = min(recipe.settings.views, recipe.epochs)
+        stored = _stored_views(frozen, views, trunk.view, count, eval_batch, frozen(sample[:1]).shape[1:], resume)
+
+    def training(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training pictures in batches, as the trained layers see them, and their labels. Seeded by the epoch, so that
+        a resumed run draws what the first would have."""
+        seed_everything(recipe.seed, epoch)
+        order = torch.Generator().manual_seed(derived_seed(recipe.seed, epoch))
+        if stored:
+            view = stored[(epoch - 1) % len(stored)]
+            for rows in BatchSampler(RandomSampler(views, generator=order), batch, drop_last):
+                yield torch.from_numpy(view[rows]).to(device), torch.from_numpy(views.labels[rows])
+            return
+        views.epoch = epoch
+        loader = DataLoader(
+            views,
+            batch_size=batch,
+            shuffle=True,
+            drop_last=drop_last,
+            generator=order,
+            num_workers=1 if device.type == "cpu" else 4,
+            multiprocessing_context="fork",
+            pin_memory=device.type == "cuda",
+        )
+        for pictures, numbers in loader:
+            inputs = trunk.view.normalise(pictures.to(device, non_blocking=True))
+            yield frozen(inputs) if frozen else inputs, numbers
+
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {}
     saved = resume / "epoch.pt"
@@ -238,8 +270,9 @@ def finetune(
 
     while len(curve) < recipe.epochs and len(curve) - best.get("epoch", 0) < recipe.settings.patience:
         epoch = len(curve) + 1
+        steps = max(1, len(views) // batch)
         train_loss = _one_epoch(
-            model, frozen, above[model], averaged, optimizer, rates, views, recipe, loss_of, epoch, device
+            model, above[model], training(epoch), steps, averaged, optimizer, rates, recipe, loss_of, epoch, device
         )
         said = said_by(shadow)
         row = {"epoch": epoch, "train_loss": train_loss} | _validation(said.numpy(), labels[val_rows])
@@ -321,48 +354,61 @@ def resume_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
+def _stored_views(
+    frozen: Engine, views: TrainingViews, view: View, count: int, batch: int, shape: torch.Size, folder: Path
+) -> list[NDArray[np.float32]]:
+    """For each of ``count`` random views of all training pictures, what the frozen layers make of them: (N, ...) float32 in
+    files, so that epochs after these need not run those layers again. Views that an earlier run finished are used."""
+    found: list[NDArray[np.float32]] = []
+    for number in range(count):
+        file = folder / f"view-{number + 1}"
+        whole = (len(views), *shape)
+        if not file.exists():
+            views.epoch = number + 1
+            part = file.with_suffix(".part")
+            stored = np.memmap(part, np.float32, "w+", shape=whole)
+            at = 0
+            with progress(f"view {number + 1}/{count}", len(views)) as advance:
+                for pictures, _ in DataLoader(views, batch, num_workers=1, multiprocessing_context="fork"):
+                    stored[at : at + len(pictures)] = frozen(view.normalise(pictures)).float().cpu().numpy()
+                    at += len(pictures)
+                    advance(len(pictures))
+            stored.flush()
+            part.rename(file)
+        found.append(np.memmap(file, np.float32, "r+", shape=whole))
+    return found
+
+
 def _one_epoch(
     model: Classifier,
-    frozen: Engine | None,
     above: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    steps: int,
     averaged: AveragedModel,
     optimizer: torch.optim.Optimizer,
     rates: list[float],
-    views: TrainingViews,
     recipe: Recipe,
     loss_of: nn.Module,
     epoch: int,
     device: torch.device,
 ) -> float:
-    """Train for one epoch; the mean loss. Seeded by the epoch, so that a resumed run draws what the first would have."""
-    seed_everything(recipe.seed, epoch)
-    views.epoch = epoch
-    batch = recipe.settings.batch_size
-    loader = DataLoader(
-        views,
-        batch_size=batch,
-        shuffle=True,
-        drop_last=len(views) > batch,  # a last batch of one picture would shake batch-norm and the step alike
-        generator=torch.Generator().manual_seed(derived_seed(recipe.seed, epoch)),
-        num_workers=1 if device.type == "cpu" else 4,
-        multiprocessing_context="fork",
-        pin_memory=device.type == "cuda",
-    )
+    """Train for one epoch; the mean loss.
+
+    Args:
+        batches: ``steps`` times what ``above`` takes, and its labels.
+    """
     above.train()
     if not recipe.batch_norm_trained:
         for module in above.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-    total = recipe.epochs * len(loader)
     losses = []
-    with progress(f"finetune {epoch}/{recipe.epochs}", len(loader) * batch) as advance:
-        for step, (pictures, labels) in enumerate(loader, start=(epoch - 1) * len(loader)):
+    with progress(f"finetune {epoch}/{recipe.epochs}", steps * recipe.settings.batch_size) as advance:
+        for step, (inputs, labels) in enumerate(batches, start=(epoch - 1) * steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * recipe.schedule(step, total)
-            inputs = model.trunk.view.normalise(pictures.to(device, non_blocking=True))
+                group["lr"] = rate * recipe.schedule(step, recipe.epochs * steps)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.settings.precision == "bf16"):
-                features = above(frozen(inputs) if frozen else inputs)
-                loss = loss_of(model.head(features), labels.to(device))
+                loss = loss_of(model.head(above(inputs)), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -78,6 +78,7 @@ class Head(Section):
 class Finetune(Section):
     unfreeze: Literal["none", "last", "half", "all"] = "half"
     epochs: Count = 4
+    views: Count | None = None
     patience: Count = 3
     batch_size: Annotated[int, Field(ge=2)] = 32
     size_ratio: Annotated[float, Field(gt=0.2, le=2)] = 1.0

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch import Tensor
 
 from headstart import finetune
 from headstart.backbones import architecture
@@ -148,8 +149,9 @@ def test_training_learns_what_the_start_did_not_know(
     assert read_json(tmp_path / "out" / finetune.DETAILS)["trained_share"] == 1.0
 
 
+@pytest.mark.parametrize("settings", [{}, {"unfreeze": "last", "views": 2}], ids=["other views every epoch", "two views"])
 def test_a_training_that_stops_in_between_ends_with_the_same_bytes(
-    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, settings: dict[str, object]
 ) -> None:
     class StopError(Exception):
         pass
@@ -158,19 +160,50 @@ def test_a_training_that_stops_in_between_ends_with_the_same_bytes(
         if row["epoch"] == 1:
             raise StopError
 
-    train(network, pictures, tmp_path / "whole", recipe(epochs=3))
+    train(network, pictures, tmp_path / "whole", recipe(epochs=3, **settings))
     with pytest.raises(StopError):
-        train(network, pictures, tmp_path / "parts", recipe(epochs=3), resume=tmp_path / "r", on_epoch=stop_after_one)
+        train(
+            network,
+            pictures,
+            tmp_path / "parts",
+            recipe(epochs=3, **settings),
+            resume=tmp_path / "r",
+            on_epoch=stop_after_one,
+        )
     assert (tmp_path / "r" / "epoch.pt").exists()
     seen: list[float] = []
     train(
-        network, pictures, tmp_path / "parts", recipe(epochs=3),
+        network, pictures, tmp_path / "parts", recipe(epochs=3, **settings),
         resume=tmp_path / "r", on_epoch=lambda row: seen.append(row["epoch"]),
     )  # fmt: skip
     assert seen == [1, 2, 3]
     assert not (tmp_path / "r").exists()
     for name in (finetune.WEIGHTS, finetune.DETAILS, finetune.CURVE, finetune.VAL_LOGITS):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_stored_views_are_what_the_frozen_layers_make_of_each_epochs_views(
+    pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    pixels, manifest = pictures
+    rows = np.flatnonzero(manifest["split"] == "train")
+    views = finetune.TrainingViews(pixels, rows, rows % 2, finetune.augmentation(recipe().settings, 32), seed=5)
+    view = architecture("squeezenet1_0").view
+
+    def frozen(batch: Tensor) -> Tensor:
+        return batch.mean(dim=3)
+
+    stored = finetune._stored_views(frozen, views, view, 2, 6, torch.Size([3, 32]), tmp_path)
+    assert not np.array_equal(stored[0], stored[1])
+    for epoch in (1, 2):
+        views.epoch = epoch
+        expected = torch.stack([frozen(view.normalise(views[n][0][None]))[0] for n in range(len(views))])
+        assert torch.allclose(torch.from_numpy(stored[epoch - 1]), expected, atol=1e-6)
+    (tmp_path / "view-2").unlink()
+    before = (tmp_path / "view-1").stat().st_mtime_ns
+    again = finetune._stored_views(frozen, views, view, 2, 6, torch.Size([3, 32]), tmp_path)
+    assert np.array_equal(again[1], stored[1])
+    assert (tmp_path / "view-1").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(("kept", "still"), [("frozen", True), ("trained", False)])

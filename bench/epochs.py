@@ -6,9 +6,10 @@
 The tutorial's two loops, as they are written there (ImageFolder, batches of 4, four workers, SGD, eager fp32): the network
 as a fixed feature extractor, of which only the last layer is trained, and the whole network fine-tuned. headstart's side is
 the second epoch of `finetune` with `unfreeze: last`, whose frozen layers have answered for good in the first (`views: 1`),
-and with `unfreeze: all`, on the same pictures, packed as prepare packs them. An epoch is all training pictures and all validation pictures, on both sides. Both get the same generated 400×533
-JPEGs, the same network (tf_efficientnet_lite0, random weights) and all cores, alternately and each time in a process of its
-own. Prints seconds for both and, per round, their ratio as median (least–most).
+and with `unfreeze: all`, on the same pictures, packed as prepare packs them. An epoch is all training pictures and all
+validation pictures, on both sides. Both get the same generated 400×533 JPEGs, the same network (tf_efficientnet_lite0,
+random weights) and all cores, alternately and each time in a process of its own. Prints seconds for both and, per round,
+their ratio as median (least–most).
 """
 
 from __future__ import annotations

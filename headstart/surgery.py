@@ -69,11 +69,11 @@ class _FoldedConv(nn.Module):
 
 
 def fold_batch_norm(network: nn.Module, sample: Tensor) -> nn.Module:
-    """``network`` with each batch-norm folded into the convolution before it, for training with frozen statistics.
+    """``network`` with batch-norm folded into the 1×1 and grouped convolutions before it, to train with frozen statistics.
 
-    Every activation is then read and written once less, forwards and backwards: a fifth of a training step of
-    EfficientNet-Lite0 on a CPU (bench/folding.py). The folding is that of Jacob et al. 2018, "Quantization and training of
-    neural networks for efficient integer-arithmetic-only inference", section 3.2.
+    Every activation is then read and written once less, forwards and backwards, which on a CPU is worth it where there is
+    little else to do for each of them (bench/folding.py). It is the folding of Jacob et al. 2018, "Quantization and
+    training of neural networks for efficient integer-arithmetic-only inference", section 3.2.
 
     Args:
         network: in eval mode. Where it gives something else for ``sample`` than the folded one, it comes back as it is.
@@ -99,6 +99,7 @@ def _fold_inside(network: nn.Module) -> None:
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     return (
         type(conv) is nn.Conv2d
+        and (conv.kernel_size == (1, 1) or conv.groups > 1)  # those wait for memory; a dense 3×3 gains nothing
         and type(norm) in (nn.BatchNorm2d, BatchNormAct2d)
         and isinstance(norm, nn.BatchNorm2d)
         and norm.affine

@@ -106,7 +106,7 @@ def test_a_folded_network_says_the_same_and_trains_the_same_parameters(name: str
 
 def test_a_folded_convolution_keeps_its_own_bias_and_the_activation_behind() -> None:
     network = settled(
-        nn.Sequential(nn.Conv2d(3, 4, 3, bias=True), BatchNormAct2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        nn.Sequential(nn.Conv2d(3, 4, 1, bias=True), BatchNormAct2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4))
     )
     pictures = torch.randn(2, 3, 8, 8)
     folded = fold_batch_norm(network, pictures)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -69,28 +70,46 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def compare(
-    doc: str, sides: tuple[str, str], measure: Callable[[str, int | None], dict[str, float]], rates: Sequence[str]
-) -> list[dict[str, dict[str, float]]]:
-    """The command line of a script that compares two ``sides``: print the ``rates`` of both, and their ratios.
+def measured(
+    doc: str,
+    sides: Sequence[str],
+    measure: Callable[[str, argparse.Namespace], dict[str, float]],
+    rounds: int,
+    options: dict[str, int | None],
+    fill: Callable[[argparse.Namespace], None] = lambda asked: None,
+) -> tuple[argparse.Namespace, list[dict[str, dict[str, float]]]]:
+    """The command line of a script that measures ``sides``: what was asked for, and what ``alternate`` found.
 
     Args:
         doc: the script's own docstring, for ``--help``.
-        measure: (side, threads) → pictures per second by name, run in a process of its own.
-
-    Returns:
-        What ``alternate`` found, for what else the script has to say; it does not return in a measuring process.
+        measure: (side, what was asked for) → numbers by name, run in processes of their own, which end with it.
+        rounds: unless others are asked for.
+        options: whole numbers that can be asked for, by name, with what they are otherwise.
+        fill: puts what both sides get into ``asked.folder``, a path in a temporary folder.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
+    for name, value in (options | {"rounds": rounds}).items():
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value or 'all cores'}")
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.side:
-        print(json.dumps(measure(asked.side, asked.threads)))
+        print(json.dumps(measure(asked.side, asked)))
         sys.exit()
-    threads = ["--threads", str(asked.threads)] if asked.threads else []
-    rounds = alternate(Path(sys.argv[0]).name, sides, asked.rounds, *threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        asked.folder = Path(scratch) / "pictures"
+        fill(asked)
+        given = {name: getattr(asked, name) for name in (*options, "folder")}
+        arguments = [part for name, value in given.items() if value for part in (f"--{name}", str(value))]
+        return asked, alternate(Path(sys.argv[0]).name, sides, asked.rounds, *arguments, cwd=Path(scratch))
+
+
+def compare(
+    doc: str, sides: tuple[str, str], measure: Callable[[str, int | None], dict[str, float]], rates: Sequence[str]
+) -> list[dict[str, dict[str, float]]]:
+    """``measured`` with any number of threads: report the ``rates`` of both sides, in pictures per second, and return all
+    that was found."""
+    _, rounds = measured(doc, sides, lambda side, asked: measure(side, asked.threads), 5, {"threads": None})
     for name in rates:
         before, after = ([found[side][name] for found in rounds] for side in sides)
         report(f"{Path(sys.argv[0]).stem}: {name}", before, after, "pictures/s", sides)

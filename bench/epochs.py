@@ -15,12 +15,11 @@ their ratio as median (least–most).
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
-from _sides import alternate, report
+from _sides import measured, report
 from tutorial_loop import generate
 
 TUTORIAL, HEADSTART = "tutorial", "headstart"
@@ -99,27 +98,19 @@ def headstart(folder: Path) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=320)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--side", choices=(TUTORIAL, HEADSTART), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.side:
-        print(json.dumps((tutorial if asked.side == TUTORIAL else headstart)(asked.folder)))
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "pictures"
-        held_out = asked.pictures // 5
-        generate(folder / "train", asked.pictures)
-        generate(folder / "val", held_out, first=asked.pictures)
-        generate(folder / "test", 8, first=asked.pictures + held_out)
-        rounds = alternate("epochs.py", (TUTORIAL, HEADSTART), asked.rounds, "--folder", str(folder), cwd=Path(name))
-    for kind, theirs_is in KINDS.items():
-        theirs, ours = ([found[side][kind] for found in rounds] for side in (TUTORIAL, HEADSTART))
-        report(f"epoch: {theirs_is} of the tutorial's, unfreeze: {kind} of ours", theirs, ours, "s", (TUTORIAL, HEADSTART))
+def measure(side: str, asked: argparse.Namespace) -> dict[str, float]:
+    return (tutorial if side == TUTORIAL else headstart)(asked.folder)
+
+
+def fill(asked: argparse.Namespace) -> None:
+    held_out = asked.pictures // 5
+    generate(asked.folder / "train", asked.pictures)
+    generate(asked.folder / "val", held_out, first=asked.pictures)
+    generate(asked.folder / "test", 8, first=asked.pictures + held_out)
 
 
 if __name__ == "__main__":
-    main()
+    _, rounds = measured(__doc__, (TUTORIAL, HEADSTART), measure, 3, {"pictures": 320}, fill)
+    for kind, theirs_is in KINDS.items():
+        theirs, ours = ([found[side][kind] for found in rounds] for side in (TUTORIAL, HEADSTART))
+        report(f"epoch: {theirs_is} of the tutorial's, unfreeze: {kind} of ours", theirs, ours, "s", (TUTORIAL, HEADSTART))

@@ -11,11 +11,9 @@ seconds for both, the ratio of each round as median (least–most), and the log-
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 
-from _sides import alternate, report
+from _sides import measured, report
 
 ONE, PATH = "one fit", "path"
 STRENGTHS = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0]
@@ -59,20 +57,8 @@ def measure(side: str, rows: int) -> dict[str, float]:
     return {"seconds": seconds, "log_loss": loss}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--side", choices=(ONE, PATH), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.side:
-        print(json.dumps(measure(asked.side, asked.rows)))
-        return
-    rounds = alternate("head_path.py", (ONE, PATH), asked.rounds, "--rows", str(asked.rows))
+if __name__ == "__main__":
+    asked, rounds = measured(__doc__, (ONE, PATH), lambda side, asked: measure(side, asked.rows), 3, {"rows": 50_000})
     theirs, ours = ([found[side]["seconds"] for found in rounds] for side in (ONE, PATH))
     report(f"head: one scikit-learn fit, seven strengths of ours; {asked.rows} × {WIDTH}", theirs, ours, "s", (ONE, PATH))
     print(f"log-loss at {STRENGTH:g}: {rounds[0][ONE]['log_loss']:.4f} and {rounds[0][PATH]['log_loss']:.4f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,12 +14,11 @@ pictures are packed already, and of that, compiling included, to the bare forwar
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
-from _sides import alternate, report
+from _sides import measured, report
 
 LOOP, HEADSTART = "loop", "headstart"
 HEIGHT, WIDTH = 400, 533
@@ -107,26 +106,16 @@ def headstart(folder: Path) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1500)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--side", choices=(LOOP, HEADSTART), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.side:
-        print(json.dumps((loop if asked.side == LOOP else headstart)(asked.folder)))
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "pictures"
-        generate(folder, asked.pictures)
-        rounds = alternate("tutorial_loop.py", (LOOP, HEADSTART), asked.rounds, "--folder", str(folder), cwd=Path(name))
+def measure(side: str, asked: argparse.Namespace) -> dict[str, float]:
+    return (loop if side == LOOP else headstart)(asked.folder)
+
+
+if __name__ == "__main__":
+    _, rounds = measured(
+        __doc__, (LOOP, HEADSTART), measure, 3, {"pictures": 1500}, lambda asked: generate(asked.folder, asked.pictures)
+    )
     for what in ("end to end", "next backbone"):
         theirs, ours = ([found[side][what] for found in rounds] for side in (LOOP, HEADSTART))
         report(f"features of a folder, {what}", theirs, ours, "pictures/s", (LOOP, HEADSTART))
     bare, ours = ([found[HEADSTART][what] for found in rounds] for what in ("bare", "next backbone"))
     report("features, packed pixels to tensor file", bare, ours, "pictures/s", ("bare forward pass", "all of it"))
-
-
-if __name__ == "__main__":
-    main()

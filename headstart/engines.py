@@ -12,7 +12,7 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.checkout import read_json, write_json
-from headstart.data.pixels import Pixels
 from headstart.logistic import fit_path
-from headstart.views import View, batches
 
 Engine = Callable[[Tensor], Tensor]
 WORTH_COMPILING, WORTH_ROUNDING = 8.0, 20.0  # seconds that a pass takes; a shorter one ends sooner as it is
@@ -101,17 +99,18 @@ def engine_for(
             return eager, {"engine": "torch", "why": "compiling would take longer than the whole pass"}
         if watch.measured.get("openvino", 0) > watch.measured["torch"]:
             return eager, {"engine": "torch", "why": "measured on this machine, OpenVINO is slower"}
+    reason = ""
     try:
         compiled = _openvino(network, few.shape[1:])
         fast = compiled("f32")
         expected, found = eager(few), fast(few)
     except Exception as error:  # whatever a converter says about a network that it cannot take
         reason = f"OpenVINO cannot take this network ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-        print(f"{reason}; going on with torch")
-        return eager, {"engine": "torch", "why": reason}
-    distance = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not distance <= TOLERANCE:
-        reason = f"OpenVINO's answers are {distance:.2g} from torch's, and {TOLERANCE:g} is allowed"
+    else:
+        distance = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        if not distance <= TOLERANCE:
+            reason = f"OpenVINO's answers are {distance:.2g} from torch's, and {TOLERANCE:g} is allowed"
+    if reason:
         print(f"{reason}; going on with torch")
         return eager, {"engine": "torch", "why": reason}
     if wanted == "auto" and watch.seconds("openvino", fast) > watch.seconds("torch", eager):
@@ -162,29 +161,27 @@ def _has_bfloat16() -> bool:
 
 def answers_of(
     engine: Engine,
-    view: View,
-    pixels: Pixels,
-    rows: NDArray[np.integer[Any]],
-    batch: int,
+    batches: Iterable[Tensor],
+    count: int,
     file: Path,
-    each: Callable[[Sequence[int], NDArray[np.float32]], None] = lambda rows, found: None,
+    each: Callable[[int, NDArray[np.float32]], None] = lambda at, found: None,
 ) -> np.memmap[Any, np.dtype[np.float32]]:
-    """(len(rows), ...) float32 in ``file``: what ``engine`` makes of the pictures ``rows``, written as it comes, so that
+    """(count, ...) float32 in ``file``: what ``engine`` makes of the pictures in ``batches``, written as it comes, so that
     memory does not grow with their number.
 
     Args:
-        rows: at least one.
-        each: called for every batch, with its rows and what was found for them.
+        batches: (N, 3, H, W) normalised pictures, ``count`` in all and at least one.
+        each: called for every batch, with the number of its first picture and what was found for them.
     """
     stored: np.memmap[Any, np.dtype[np.float32]] | None = None
     at = 0
-    for chunk, pictures in batches(view, pixels, rows.tolist(), batch):
+    for pictures in batches:
         found = engine(pictures).float().cpu().numpy()
-        each(chunk, found)
+        each(at, found)
         if stored is None:
-            stored = np.memmap(file, np.float32, "w+", shape=(len(rows), *found.shape[1:]))
-        stored[at : at + len(chunk)] = found
-        at += len(chunk)
+            stored = np.memmap(file, np.float32, "w+", shape=(count, *found.shape[1:]))
+        stored[at : at + len(found)] = found
+        at += len(found)
     assert stored is not None
     return stored
 

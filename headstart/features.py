@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,19 +56,20 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     with progress("features", len(manifest)) as advance, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
 
-        def check(chunk: Sequence[int], found: NDArray[np.float32]) -> None:
+        def check(at: int, found: NDArray[np.float32]) -> None:
             finite = np.isfinite(found).all(axis=1)
             if not finite.all():
-                path = manifest["path"].iloc[chunk[int(np.argmin(finite))]]
+                path = manifest["path"].iloc[rows[at + int(np.argmin(finite))]]
                 raise HeadstartError(
                     f"the backbone gives features that are no finite numbers, first for {path}; take other weights, or "
                     "mend the network if it is your own"
                 )
-            advance(len(chunk))
+            advance(len(found))
 
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
-            stored = answers_of(engine, trunk.view, pixels, rows, batch, Path(scratch) / split, check)
+            pictures = (pictures for _, pictures in batches(trunk.view, pixels, rows.tolist(), batch))
+            stored = answers_of(engine, pictures, len(rows), Path(scratch) / split, check)
             with replacing(folder / f"{split}.safetensors") as part:
                 save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels[rows])}, part)
     write_json(folder / CARD, told)

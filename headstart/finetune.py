@@ -203,15 +203,19 @@ def finetune(
     if not recipe.batch_norm_trained:
         shown = frozen(sample[:2]) if frozen else sample[:2].to(device)
         above = {network: fold_batch_norm(part, shown) for network, part in above.items()}
+
+    def seen_of_validation() -> Iterator[Tensor]:
+        yield from (pictures for _, pictures in batches(trunk.view, pixels, val_rows.tolist(), eval_batch))
+
     answers = None  # of the frozen layers for the validation pictures: the same after every epoch
     if frozen:
         resume.mkdir(parents=True, exist_ok=True)
-        answers = answers_of(frozen, trunk.view, pixels, val_rows, eval_batch, resume / "validation")
+        answers = answers_of(frozen, seen_of_validation(), len(val_rows), resume / "validation")
 
     def validation() -> Iterator[Tensor]:
         """The validation pictures, batch by batch, as the trained layers see them."""
         if answers is None:
-            yield from (pictures.to(device) for _, pictures in batches(trunk.view, pixels, val_rows.tolist(), eval_batch))
+            yield from (pictures.to(device) for pictures in seen_of_validation())
         else:
             yield from (
                 torch.from_numpy(answers[at : at + eval_batch]).to(device) for at in range(0, len(answers), eval_batch)
@@ -224,6 +228,7 @@ def finetune(
             return torch.cat([network.head(above[network](shown)).float().cpu() for shown in validation()])
 
     batch = recipe.settings.batch_size
+    steps = max(1, len(views) // batch)
     drop_last = len(views) > batch  # a last batch of one picture would shake batch-norm and the step alike
     stored: list[NDArray[np.float32]] = []
     if frozen and recipe.settings.views:
@@ -270,7 +275,6 @@ def finetune(
 
     while len(curve) < recipe.epochs and len(curve) - best.get("epoch", 0) < recipe.settings.patience:
         epoch = len(curve) + 1
-        steps = max(1, len(views) // batch)
         train_loss = _one_epoch(
             model, above[model], training(epoch), steps, averaged, optimizer, rates, recipe, loss_of, epoch, device
         )
@@ -365,16 +369,10 @@ def _stored_views(
         whole = (len(views), *shape)
         if not file.exists():
             views.epoch = number + 1
-            part = file.with_suffix(".part")
-            stored = np.memmap(part, np.float32, "w+", shape=whole)
-            at = 0
-            with progress(f"view {number + 1}/{count}", len(views)) as advance:
-                for pictures, _ in DataLoader(views, batch, num_workers=1, multiprocessing_context="fork"):
-                    stored[at : at + len(pictures)] = frozen(view.normalise(pictures)).float().cpu().numpy()
-                    at += len(pictures)
-                    advance(len(pictures))
-            stored.flush()
-            part.rename(file)
+            loader = DataLoader(views, batch, num_workers=1, multiprocessing_context="fork")
+            pictures = (view.normalise(pictures) for pictures, _ in loader)
+            with replacing(file) as part, progress(f"view {number + 1}/{count}", len(views)) as advance:
+                answers_of(frozen, pictures, len(views), part, lambda at, found: advance(len(found))).flush()
         found.append(np.memmap(file, np.float32, "r+", shape=whole))
     return found
 

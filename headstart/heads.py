@@ -45,7 +45,7 @@ def train_head(
         train, val: (N, D) features and (N,) labels, on the device that is to do the work.
     """
     strengths = sorted(settings.C)  # from strong to weak: each solution is a start for the next
-    weights = _class_weights(train[1], len(classes)) if settings.class_weight == "balanced" else None
+    weights = _class_weights(train[1], len(classes), settings)
     x, mean, scale = _standardised(train[0])
     v, v_labels = (val[0] - mean) / scale, val[1].cpu().numpy()
     rows: list[dict[str, Any]] = []
@@ -77,8 +77,7 @@ def train_head(
     best = within_one_standard_error(losses)
     chosen, temperature = rows[best]["C"], rows[best]["temperature"]
     x, mean, scale = _standardised(both)
-    final_weights = _class_weights(labels, len(classes)) if settings.class_weight == "balanced" else None
-    ((weight, bias, _),) = fit_path(x, labels, len(classes), [chosen], final_weights)
+    ((weight, bias, _),) = fit_path(x, labels, len(classes), [chosen], _class_weights(labels, len(classes), settings))
     final = _raw(weight, bias, mean, scale)
     details = {
         "C": chosen,
@@ -103,7 +102,7 @@ def _cross_validated(x: Tensor, y: Tensor, classes: int, strengths: list[float],
     logits = np.zeros((len(strengths), len(y), classes), np.float32)
     for fitted, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels):
         features, mean, scale = _standardised(x[fitted])
-        weights = _class_weights(y[fitted], classes) if settings.class_weight == "balanced" else None
+        weights = _class_weights(y[fitted], classes, settings)
         for number, (weight, bias, _) in enumerate(fit_path(features, y[fitted], classes, strengths, weights)):
             logits[number, held_out] = torch.addmm(bias, (x[held_out] - mean) / scale, weight.T).cpu()
     return [calibrated_losses(found, labels) for found in logits]
@@ -186,8 +185,10 @@ def load_head(folder: Path, refit: bool = False) -> LinearHead:
     )
 
 
-def _class_weights(labels: Tensor, classes: int) -> Tensor:
-    """Each class's share of the loss made equal, as scikit-learn's "balanced"."""
+def _class_weights(labels: Tensor, classes: int, settings: Head) -> Tensor | None:
+    """(classes,) weights that make each class's share of the loss equal, scikit-learn's "balanced", where asked for."""
+    if settings.class_weight is None:
+        return None
     return len(labels) / (classes * torch.bincount(labels, minlength=classes).double())
 
 

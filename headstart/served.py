@@ -73,7 +73,8 @@ class Predictor:
     def _chunks(self, pictures: Sequence[Any]) -> Iterator[list[Array]]:
         for start in range(0, len(pictures), BATCH):
             with quiet():
-                yield [self._decoded(p, start + n) for n, p in enumerate(pictures[start : start + BATCH])]
+                chunk = [self._decoded(p, start + n) for n, p in enumerate(pictures[start : start + BATCH])]
+            yield chunk
 
     def _answers(self, pictures: list[Array]) -> Iterator[Prediction]:
         with torch.inference_mode():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.backbones import Trunk
-from headstart.views import batches
+from headstart.views import Normalise, batches
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ class Classifier(nn.Module):
 
     def logits_of(self, pixels: Any, rows: Sequence[int], batch: int, device: torch.device) -> Iterator[Tensor]:
         """Logits of the pictures ``rows``, batch by batch, on the CPU."""
+        network = nn.Sequential(Normalise(self.trunk.view).to(device), self)
         for _, pictures in batches(self.trunk.view, pixels, rows, batch):
             with torch.inference_mode():
-                yield self(pictures.to(device)).float().cpu()
+                yield network(pictures.to(device)).float().cpu()
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities, (N, classes)."""

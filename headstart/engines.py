@@ -12,13 +12,12 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.checkout import read_json, write_json
@@ -43,12 +42,18 @@ class Stopwatch:
         self.key = hashlib.sha256(repr(known).encode()).hexdigest()[:20]
         self.sample, self.file = sample, file
         self.measured: dict[str, float] = self._stored().get(self.key, {})
+        self.answers: dict[str, Tensor] = {}
+
+    def answer(self, name: str, engine: Engine) -> Tensor:
+        if name not in self.answers:
+            self.answers[name] = engine(self.sample).cpu()
+        return self.answers[name]
 
     def seconds(self, name: str, engine: Engine) -> float:
         if name not in self.measured:
-            engine(self.sample)  # the first pass sets things up
+            self.answer(name, engine)  # the first pass sets things up
             start = time.perf_counter()
-            engine(self.sample)
+            engine(self.sample).cpu()  # an accelerator is done when its answers are here
             self.measured[name] = (time.perf_counter() - start) / len(self.sample)
             if self.file is not None:
                 write_json(self.file, self._stored() | {self.key: self.measured})
@@ -72,12 +77,12 @@ def engine_for(
 ) -> tuple[Engine, dict[str, Any]]:
     """The engine to run ``network`` with, and what to tell about it: ``engine`` and ``why``.
 
-    An engine takes (N, 3, H, W) normalised pictures and gives the network's output for them, on ``device``.
+    An engine takes (N, 3, H, W) pictures, as ``network`` does, and gives the network's output for them, on ``device``.
 
     Args:
         network: in eval mode, on ``device``; its output is one tensor.
         pictures: how many will be passed, in all.
-        sample: (N, 3, H, W) normalised pictures, on which engines are timed and have to agree with torch.
+        sample: (N, 3, H, W) pictures, on which engines are timed and have to agree with torch.
         wanted: torch, openvino or auto. OpenVINO that fails or disagrees is not used, whatever is wanted.
         labels: (N,) classes of ``sample``; without them bfloat16 is not tried.
         timings: file in which what was measured is kept from run to run.
@@ -90,10 +95,11 @@ def engine_for(
 
     if wanted == "torch":
         return eager, {"engine": "torch", "why": "params.yaml asks for it"}
-    if device.type != "cpu":
-        return eager, {"engine": "torch", "why": f"the network runs on {device.type}"}
     few = sample[:SAMPLE]
     watch = Stopwatch(network, few, timings)
+    if device.type != "cpu":
+        exactly = {"engine": "torch", "why": f"the network runs on {device.type}"}
+        return _rounded_if_as_good(watch, eager, _autocast(network, device), exactly, sample, labels)
     if wanted == "auto":
         if pictures * watch.seconds("torch", eager) < WORTH_COMPILING:
             return eager, {"engine": "torch", "why": "compiling would take longer than the whole pass"}
@@ -101,9 +107,9 @@ def engine_for(
             return eager, {"engine": "torch", "why": "measured on this machine, OpenVINO is slower"}
     reason = ""
     try:
-        compiled = _openvino(network, few.shape[1:])
+        compiled = _openvino(network, few)
         fast = compiled("f32")
-        expected, found = eager(few), fast(few)
+        expected, found = watch.answer("torch", eager), watch.answer("openvino", fast)
     except Exception as error:  # whatever a converter says about a network that it cannot take
         reason = f"OpenVINO cannot take this network ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     else:
@@ -116,15 +122,36 @@ def engine_for(
     if wanted == "auto" and watch.seconds("openvino", fast) > watch.seconds("torch", eager):
         return eager, {"engine": "torch", "why": "measured on this machine, OpenVINO is slower"}
     told = {"engine": "openvino", "why": f"within {TOLERANCE:g} of torch on {len(few)} pictures"}
-    if labels is not None and _has_bfloat16() and pictures * watch.seconds("openvino", fast) > WORTH_ROUNDING:
-        rounded = compiled("bf16")
-        objection = objection_to(rounded(sample), fast(sample), labels)
-        if objection is None and watch.seconds("openvino bf16", rounded) < watch.seconds("openvino", fast):
-            return rounded, {"engine": "openvino bf16", "why": f"a probe's answers stay the same on {len(sample)} pictures"}
-        if objection:
-            told["why"] += f"; bfloat16 was tried and refused: {objection}"
-            print(f"bfloat16 is not used: {objection}")
-    return fast, told
+    if not _has_bfloat16() or pictures * watch.seconds("openvino", fast) < WORTH_ROUNDING:
+        return fast, told
+    return _rounded_if_as_good(watch, fast, compiled("bf16"), told, sample, labels)
+
+
+def _rounded_if_as_good(
+    watch: Stopwatch, exact: Engine, rounded: Engine, told: dict[str, Any], sample: Tensor, labels: Tensor | None
+) -> tuple[Engine, dict[str, Any]]:
+    """``rounded`` where it is the faster one and nothing speaks against it, ``exact`` otherwise, and what to tell."""
+    if labels is None:
+        return exact, told
+    objection = objection_to(rounded(sample), exact(sample), labels)
+    if objection:
+        print(f"bfloat16 is not used: {objection}")
+        return exact, told | {"why": f"{told['why']}; bfloat16 was tried and refused: {objection}"}
+    name = f"{told['engine']} bf16"
+    if watch.seconds(name, rounded) > watch.seconds(told["engine"], exact):
+        return exact, told
+    return rounded, {"engine": name, "why": f"a probe's answers stay the same on {len(sample)} pictures"}
+
+
+def _autocast(network: nn.Module, device: torch.device) -> Engine:
+    """torch with bfloat16 where that is the faster way and float32 where it has to be."""
+
+    def run(batch: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            found: Tensor = network(batch.to(device))
+        return found.float()
+
+    return run
 
 
 def objection_to(found: Tensor, expected: Tensor, labels: Tensor) -> str | None:
@@ -132,7 +159,7 @@ def objection_to(found: Tensor, expected: Tensor, labels: Tensor) -> str | None:
 
     A probe, fitted on ``expected`` as the head is, has to give the same answers on both.
     """
-    found, expected = found.flatten(1), expected.flatten(1)
+    found, expected, labels = found.flatten(1).cpu(), expected.flatten(1).cpu(), labels.cpu()
     cosine = float(torch.cosine_similarity(found, expected).median())
     if not cosine >= COSINE:
         return f"the median cosine to exact features is {cosine:.4f}, and {COSINE:g} is required"
@@ -159,48 +186,23 @@ def _has_bfloat16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def answers_of(
-    engine: Engine,
-    batches: Iterable[Tensor],
-    count: int,
-    file: Path,
-    each: Callable[[int, NDArray[np.float32]], None] = lambda at, found: None,
-) -> np.memmap[Any, np.dtype[np.float32]]:
-    """(count, ...) float32 in ``file``: what ``engine`` makes of the pictures in ``batches``, written as it comes, so that
-    memory does not grow with their number.
-
-    Args:
-        batches: (N, 3, H, W) normalised pictures, ``count`` in all and at least one.
-        each: called for every batch, with the number of its first picture and what was found for them.
-    """
-    stored: np.memmap[Any, np.dtype[np.float32]] | None = None
-    at = 0
-    for pictures in batches:
-        found = engine(pictures).float().cpu().numpy()
-        each(at, found)
-        if stored is None:
-            stored = np.memmap(file, np.float32, "w+", shape=(count, *found.shape[1:]))
-        stored[at : at + len(found)] = found
-        at += len(found)
-    assert stored is not None
-    return stored
-
-
-def _openvino(network: nn.Module, shape: torch.Size) -> Callable[[str], Engine]:
-    """``network`` converted; compiled, for f32 or bf16, when called. Requests are of eight pictures of ``shape``, with one
-    stream of one thread per core.
+def _openvino(network: nn.Module, sample: Tensor) -> Callable[[str], Engine]:
+    """``network`` converted; compiled, for f32 or bf16, when called. Requests are of eight pictures like those of
+    ``sample``, with one stream of one thread per core.
 
     A stream works alone, so the same picture gives the same bytes with any number of them.
     """
     import openvino
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = torch.zeros(PICTURES_PER_REQUEST, *shape)
+    example = torch.zeros(PICTURES_PER_REQUEST, *sample.shape[1:], dtype=sample.dtype)
     # The two steps of openvino.convert_model without its telemetry: nothing leaves this machine.
     frontend = openvino.frontend.FrontEndManager().load_by_framework("pytorch")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's, about shapes that are fixed here on purpose
-        decoder = TorchScriptPythonDecoder(network, example_input=example)  # has to live until it is converted
+        # Tracing would compare the trace with the network, which takes three times as long and is done by engine_for. The
+        # decoder has to live until it is converted.
+        decoder = TorchScriptPythonDecoder(network, example_input=example, trace_kwargs={"check_trace": False})
         model = frontend.convert(frontend.load(decoder))
     model.reshape(list(example.shape))
     threads = torch.get_num_threads()

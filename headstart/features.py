@@ -11,18 +11,19 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from headstart.answers import answers_of
 from headstart.backbones import Trunk
 from headstart.checkout import replacing, write_json
 from headstart.compute import inference_batch
 from headstart.data.manifest import class_names
 from headstart.data.pixels import Pixels
 from headstart.data.splits import SPLITS
-from headstart.engines import PROBED, SAMPLE, answers_of, engine_for
+from headstart.engines import PROBED, SAMPLE, engine_for
 from headstart.errors import HeadstartError
 from headstart.progress import progress
-from headstart.views import batches
+from headstart.views import Normalise, batches
 
 CARD = "features.json"
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
@@ -46,13 +47,14 @@ def extract(
         wanted, timings: as ``engines.engine_for`` takes them.
     """
     trunk = trunk.eval().requires_grad_(False).to(device)
+    network = nn.Sequential(Normalise(trunk.view), trunk).to(device).eval()
     batch = inference_batch(trunk, trunk.view, device)
     labels = manifest["label"].map({name: number for number, name in enumerate(class_names(manifest))}).to_numpy()
     many = len(manifest) >= MANY
     rows = np.unique(np.linspace(0, len(manifest) - 1, PROBED if many else SAMPLE).astype(int))
     sample = torch.cat([pictures for _, pictures in batches(trunk.view, pixels, rows.tolist(), batch)])
     known = torch.from_numpy(labels[rows]) if many else None
-    engine, told = engine_for(trunk, len(manifest), sample, device, wanted, known, timings)
+    engine, told = engine_for(network, len(manifest), sample, device, wanted, known, timings)
     folder.mkdir(parents=True, exist_ok=True)
     with progress("features", len(manifest)) as advance, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
 

@@ -30,18 +30,19 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
+from headstart import answers
 from headstart.backbones import Trunk
 from headstart.checkout import read_json, replacing, write_json
 from headstart.classifier import Classifier, LinearHead
 from headstart.compute import derived_seed, inference_batch, seed_everything
 from headstart.data.pixels import Pixels
-from headstart.engines import SAMPLE, Engine, answers_of, engine_for
+from headstart.engines import SAMPLE, Engine, engine_for
 from headstart.errors import HeadstartError
 from headstart.heads import calibrated_losses, fit_temperature, within_one_standard_error, write_rows
 from headstart.params import Finetune
 from headstart.progress import progress
 from headstart.surgery import fold_batch_norm, split_frozen
-from headstart.views import View, batches
+from headstart.views import Normalise, batches
 
 WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
 Ints = NDArray[np.integer[Any]]
@@ -127,6 +128,11 @@ class TrainingViews(Dataset[tuple[Tensor, int]]):
         picture = torch.from_numpy(np.array(self.pixels[int(self.rows[number])])).permute(2, 0, 1)
         return self.transform(picture), int(self.labels[number])
 
+    def all(self, epoch: int, batch: int) -> Iterator[Tensor]:
+        """(N, 3, size, size) uint8, batch by batch: the views of one epoch in the order of the rows."""
+        self.epoch = epoch
+        yield from (pictures for pictures, _ in DataLoader(self, batch, num_workers=1, multiprocessing_context="fork"))
+
 
 def augmentation(settings: Finetune, size: int) -> v2.Transform:
     """(3, H, W) uint8 → (3, size, size) uint8."""
@@ -156,6 +162,7 @@ def finetune(
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     engine: str = "auto",
     timings: Path | None = None,
+    kept: Path | None = None,
 ) -> None:
     """Train, keep the best epoch on validation, calibrate it, and write weights, details and the curve into ``folder``.
 
@@ -165,6 +172,7 @@ def finetune(
     Args:
         on_epoch: called with each epoch's row of the curve, for live tracking; also with those of resumed epochs.
         engine, timings: what runs the layers that stay frozen, as ``engines.engine_for`` takes ``wanted`` and ``timings``.
+        kept: what the frozen layers answer is kept there, for other trainings on the same views; in ``resume`` otherwise.
     """
     classes = list(head.classes)
     number = {name: n for n, name in enumerate(classes)}
@@ -192,48 +200,50 @@ def finetune(
     loss_of = nn.CrossEntropyLoss(weight=weight, label_smoothing=recipe.settings.label_smoothing)
     eval_batch = inference_batch(model.eval(), trunk.view, device)
     _, sample = next(batches(trunk.view, pixels, val_rows[:SAMPLE].tolist(), SAMPLE))
-    cut = {network: split_frozen(network.eval().trunk, sample[:2].to(device)) for network in (model, shadow)}
-    frozen: Engine | None = None
+    normalise = Normalise(trunk.view).to(device)
+    sample = sample.to(device)
+    cut = {network: split_frozen(network.eval().trunk, normalise(sample[:2])) for network in (model, shadow)}
+    below: Engine = normalise  # uint8 pictures → what the trained layers see of them
     told = {"engine": "torch", "why": "no part of the network can be taken off as frozen"}
     if parts := cut[model]:
-        seen = len(train_rows) * recipe.epochs + len(val_rows)
-        frozen, told = engine_for(parts[0].eval(), seen, sample.to(device), device, engine, timings=timings)
+        passes = len(train_rows) * recipe.epochs + len(val_rows)
+        below, told = engine_for(nn.Sequential(normalise, parts[0]).eval(), passes, sample, device, engine, timings=timings)
     # What is trained of each network, as it is run: without the frozen part, and with batch-norm folded where it is frozen.
     above = {network: parts[1].eval() if parts else network.trunk for network, parts in cut.items()}
     if not recipe.batch_norm_trained:
-        shown = frozen(sample[:2]) if frozen else sample[:2].to(device)
-        above = {network: fold_batch_norm(part, shown) for network, part in above.items()}
+        above = {network: fold_batch_norm(part, below(sample[:2])) for network, part in above.items()}
 
     def seen_of_validation() -> Iterator[Tensor]:
         yield from (pictures for _, pictures in batches(trunk.view, pixels, val_rows.tolist(), eval_batch))
 
-    answers = None  # of the frozen layers for the validation pictures: the same after every epoch
-    if frozen:
-        resume.mkdir(parents=True, exist_ok=True)
-        answers = answers_of(frozen, seen_of_validation(), len(val_rows), resume / "validation")
+    batch = recipe.settings.batch_size
+    steps = max(1, len(views) // batch)
+    drop_last = len(views) > batch  # a last batch of one picture would shake batch-norm and the step alike
+    val_answers: NDArray[np.float32] | None = None  # of the frozen layers: the same after every epoch
+    stored: list[NDArray[np.float32]] = []
+    if parts:
+        shape = below(sample[:1]).shape[1:]
+        how = (str(views.transform), recipe.seed, size, train_rows.tolist(), val_rows.tolist())
+        home = answers.folder_for(kept or resume, parts[0], told["engine"], pixels, how)
+        val_answers = answers.known_or_made(home / "validation", (len(val_rows), *shape), below, seen_of_validation())
+        count = min(recipe.settings.views or 0, recipe.epochs)
+        for epoch in range(1, count + 1):
+            seen = views.all(epoch, eval_batch)
+            stored.append(answers.known_or_made(home / f"view-{epoch}", (len(views), *shape), below, seen))
 
     def validation() -> Iterator[Tensor]:
         """The validation pictures, batch by batch, as the trained layers see them."""
-        if answers is None:
-            yield from (pictures.to(device) for pictures in seen_of_validation())
+        if val_answers is None:
+            yield from (below(pictures.to(device)) for pictures in seen_of_validation())
         else:
-            yield from (
-                torch.from_numpy(answers[at : at + eval_batch]).to(device) for at in range(0, len(answers), eval_batch)
-            )
+            for at in range(0, len(val_answers), eval_batch):
+                yield torch.from_numpy(val_answers[at : at + eval_batch]).to(device)
 
     def said_by(network: Classifier) -> Tensor:
         """(N, classes) validation logits, on the CPU."""
         above[network].eval()
         with torch.no_grad():
             return torch.cat([network.head(above[network](shown)).float().cpu() for shown in validation()])
-
-    batch = recipe.settings.batch_size
-    steps = max(1, len(views) // batch)
-    drop_last = len(views) > batch  # a last batch of one picture would shake batch-norm and the step alike
-    stored: list[NDArray[np.float32]] = []
-    if frozen and recipe.settings.views:
-        count = min(recipe.settings.views, recipe.epochs)
-        stored = _stored_views(frozen, views, trunk.view, count, eval_batch, frozen(sample[:1]).shape[1:], resume)
 
     def training(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The training pictures in batches, as the trained layers see them, and their labels. Seeded by the epoch, so that
@@ -257,8 +267,7 @@ def finetune(
             pin_memory=device.type == "cuda",
         )
         for pictures, numbers in loader:
-            inputs = trunk.view.normalise(pictures.to(device, non_blocking=True))
-            yield frozen(inputs) if frozen else inputs, numbers
+            yield below(pictures.to(device, non_blocking=True)), numbers
 
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {}
@@ -300,8 +309,8 @@ def finetune(
         found.append(said_by(model))
     found.append(best["logits"].cpu())  # of the trained weights alone
     losses = [calibrated_losses(logits.numpy(), labels[val_rows]) for logits in found]
-    kept = within_one_standard_error(losses)
-    weights, logits = mix(initial, trained, shares[kept]), found[kept]
+    best_share = within_one_standard_error(losses)
+    weights, logits = mix(initial, trained, shares[best_share]), found[best_share]
     with replacing(folder / WEIGHTS) as part:
         save_file({key: value.contiguous() for key, value in weights.items()}, part)
     with replacing(folder / VAL_LOGITS) as part:
@@ -314,7 +323,7 @@ def finetune(
         "frozen_part": told,
         "epochs": len(curve),
         "best_epoch": best["epoch"],
-        "trained_share": shares[kept],
+        "trained_share": shares[best_share],
         "mixtures": [
             {"trained_share": share, "val_log_loss": float(loss.mean())} for share, loss in zip(shares, losses, strict=True)
         ],
@@ -356,25 +365,6 @@ def load_val_logits(folder: Path) -> Tensor:
 def resume_key(*parts: Any) -> str:
     """A name for one training: equal exactly where everything that shapes it is equal."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
-
-
-def _stored_views(
-    frozen: Engine, views: TrainingViews, view: View, count: int, batch: int, shape: torch.Size, folder: Path
-) -> list[NDArray[np.float32]]:
-    """For each of ``count`` random views of all training pictures, what the frozen layers make of them: (N, ...) float32 in
-    files, so that epochs after these need not run those layers again. Views that an earlier run finished are used."""
-    found: list[NDArray[np.float32]] = []
-    for number in range(count):
-        file = folder / f"view-{number + 1}"
-        whole = (len(views), *shape)
-        if not file.exists():
-            views.epoch = number + 1
-            loader = DataLoader(views, batch, num_workers=1, multiprocessing_context="fork")
-            pictures = (view.normalise(pictures) for pictures, _ in loader)
-            with replacing(file) as part, progress(f"view {number + 1}/{count}", len(views)) as advance:
-                answers_of(frozen, pictures, len(views), part, lambda at, found: advance(len(found))).flush()
-        found.append(np.memmap(file, np.float32, "r+", shape=whole))
-    return found
 
 
 def _one_epoch(

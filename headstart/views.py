@@ -10,17 +10,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
+INTERPOLATIONS = ("bilinear", "bicubic")  # what torchvision's and timm's networks were trained with, all of them
 
 
 @dataclass(frozen=True)
@@ -29,7 +22,7 @@ class View:
 
     Attributes:
         size: height and width of the network's input, in pixels.
-        crop: the fraction of the resized picture's short side that the centre crop takes.
+        crop: the fraction of the resized picture's short side that the centre crop takes, at most 1.
         interpolation: a key of ``INTERPOLATIONS``.
         mean, std: per channel, of pixel values in [0, 1].
     """
@@ -51,38 +44,57 @@ class View:
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(height, width, 3) uint8 of any size → (size, size, 3) uint8.
 
-        Resizing the short side to ``size / crop`` and cutting the centre is the same as resizing the centre alone, which
-        touches fewer pixels.
+        The short side is resized to ``size / crop`` pixels and the centre is cut out, as torchvision's and timm's presets
+        do. torch resizes uint8 as Pillow does, to a level or two, in half the time.
         """
         height, width = pixels.shape[:2]
-        side = min(height, width) * self.crop
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        image = Image.fromarray(pixels).resize((self.size, self.size), INTERPOLATIONS[self.interpolation], box=box)
-        return np.asarray(image)
+        short = int(self.size / self.crop + 1e-6)
+        rows, columns = (int(short * side / min(height, width)) for side in (height, width))
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        resized = functional.interpolate(picture, (rows, columns), mode=self.interpolation, antialias=True)
+        top, left = (round((side - self.size) / 2) for side in (rows, columns))
+        seen: NDArray[np.uint8] = resized[0, :, top : top + self.size, left : left + self.size].permute(1, 2, 0).numpy()
+        return seen
 
-    def normalise(self, batch: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 → float32, centred and scaled, channels last in memory."""
-        mean = torch.tensor(self.mean, device=batch.device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(self.std, device=batch.device).view(1, 3, 1, 1) * 255
-        return batch.float().sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    def stacked(self, pictures: Iterable[NDArray[np.uint8]]) -> Tensor:
+        """Pictures of any sizes → (N, 3, size, size) uint8, channels last in memory."""
+        return torch.from_numpy(np.stack([self(picture) for picture in pictures])).permute(0, 3, 1, 2)
 
     def batch(self, pictures: Iterable[NDArray[np.uint8]]) -> Tensor:
-        """Pictures of any sizes → (N, 3, size, size) normalised."""
-        views = np.stack([self(picture) for picture in pictures])
-        return self.normalise(torch.from_numpy(views).permute(0, 3, 1, 2))
+        """Pictures of any sizes → (N, 3, size, size) float32, normalised."""
+        normalised: Tensor = Normalise(self)(self.stacked(pictures))
+        return normalised
+
+
+class Normalise(nn.Module):
+    """(N, 3, H, W) uint8 → float32, centred and scaled as a view has it, channels last in memory. The first layer of every
+    network here, so that pictures travel as bytes, a quarter of the size."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, view: View) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (view.mean, view.std))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("scale", 1 / std, persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        pictures = pictures.float().contiguous(memory_format=torch.channels_last)
+        return (pictures - self.mean) * self.scale
 
 
 def batches(
     view: View, pictures: Sequence[NDArray[np.uint8]] | Any, rows: Sequence[int], size: int
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Batches of ``rows`` of ``pictures``, the next one made while the network works on this one."""
+    """Batches of ``rows`` of ``pictures``, each (N, 3, size, size) uint8, the next one made while the network works on this
+    one."""
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     with ThreadPoolExecutor(1) as ahead:
-        pending = ahead.submit(lambda c: view.batch(pictures[r] for r in c), chunks[0]) if chunks else None
+        pending = ahead.submit(lambda c: view.stacked(pictures[r] for r in c), chunks[0]) if chunks else None
         for number, chunk in enumerate(chunks):
             assert pending is not None
             batch = pending.result()
             if number + 1 < len(chunks):
-                pending = ahead.submit(lambda c: view.batch(pictures[r] for r in c), chunks[number + 1])
+                pending = ahead.submit(lambda c: view.stacked(pictures[r] for r in c), chunks[number + 1])
             yield chunk, batch

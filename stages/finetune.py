@@ -36,7 +36,7 @@ def train(params: Params) -> None:
     finetune.finetune(
         trunk, load_head(DATA / "head"), Pixels(DATA / "prepare"), read_manifest(DATA / "prepare"), recipe, device, FOLDER,
         state_folder("finetune") / key, tracking.live_or_none(DATA, params) or (lambda row: None),
-        params.features.engine, state_folder("engines") / "seconds.json",
+        params.features.engine, state_folder("engines") / "seconds.json", state_folder("answers"),
     )  # fmt: skip
 
 

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from headstart.backbones import architecture
 from headstart.checkout import read_json, write_json
-from headstart.engines import PICTURES_PER_REQUEST, Stopwatch, _has_bfloat16, _openvino, engine_for, objection_to
+from headstart.engines import (
+    PICTURES_PER_REQUEST,
+    Stopwatch,
+    _autocast,
+    _has_bfloat16,
+    _openvino,
+    _rounded_if_as_good,
+    engine_for,
+    objection_to,
+)
 
 CPU = torch.device("cpu")
 MANY = 10**6
@@ -109,10 +118,32 @@ def test_a_sample_of_one_class_decides_nothing() -> None:
 
 def test_bfloat16_is_compiled_and_runs_whatever_the_processor() -> None:
     network, pictures = small(), torch.randn(11, 3, 32, 32)
-    compiled = _openvino(network, pictures.shape[1:])
+    compiled = _openvino(network, pictures)
     exact, rounded = compiled("f32")(pictures), compiled("bf16")(pictures)
     assert torch.cosine_similarity(exact, rounded).median() > 0.999
     assert isinstance(_has_bfloat16(), bool)
+
+
+@pytest.mark.parametrize(
+    ("shift", "slower", "expected"), [(0.0, 0.0, "torch bf16"), (0.0, 9.0, "torch"), (9.0, 0.0, "torch")]
+)
+def test_rounding_is_used_where_it_is_faster_and_changes_no_answer(
+    shift: float, slower: float, expected: str, tmp_path: Path
+) -> None:
+    network, file = nn.Linear(32, 32).requires_grad_(False), tmp_path / "seconds.json"
+    torch.nn.init.eye_(network.weight)
+    sample, labels = features()
+    watch = Stopwatch(network, sample[:4], file)
+    watch.measured = {"torch": 1.0, "torch bf16": 0.5 + slower}
+    rounded = _autocast(network, CPU)
+
+    def shifted(batch: Tensor) -> Tensor:
+        return rounded(batch) + shift * torch.randn(batch.shape)
+
+    _, told = _rounded_if_as_good(watch, network, shifted, {"engine": "torch", "why": "asked"}, sample, labels)
+    assert told["engine"] == expected
+    assert ("refused: the median cosine" in told["why"]) is (shift > 0)
+    assert _rounded_if_as_good(watch, network, shifted, {"engine": "torch", "why": ""}, sample, None)[0] is network
 
 
 class Moody(nn.Module):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from headstart.backbones import Trunk, architecture
@@ -26,7 +27,7 @@ def packed(folder: Path, count: int, quality: int | None) -> tuple[Pixels, pd.Da
     """Pictures of many sizes, packed as prepare packs them, splits and classes shuffled."""
     rng = np.random.default_rng(0)
     sizes = [(int(h), int(w)) for h, w in rng.integers(40, 120, (count, 2))]
-    stored = [encode(rng.integers(0, 256, (h, w, 3), dtype=np.uint8), quality) for h, w in sizes]
+    stored = [encode(Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)), quality) for h, w in sizes]
     folder.mkdir()
     (folder / PIXELS).write_bytes(b"".join(stored))
     lengths = np.array([len(s) for s in stored])

@@ -14,9 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch import Tensor
 
-from headstart import finetune
+from headstart import answers, finetune
 from headstart.backbones import architecture
 from headstart.checkout import read_json
 from headstart.classifier import Classifier, LinearHead
@@ -182,28 +181,46 @@ def test_a_training_that_stops_in_between_ends_with_the_same_bytes(
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_stored_views_are_what_the_frozen_layers_make_of_each_epochs_views(
-    pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
-) -> None:
+def test_all_views_of_an_epoch_are_those_it_would_train_on(pictures: tuple[Pixels, pd.DataFrame]) -> None:
     pixels, manifest = pictures
     rows = np.flatnonzero(manifest["split"] == "train")
     views = finetune.TrainingViews(pixels, rows, rows % 2, finetune.augmentation(recipe().settings, 32), seed=5)
-    view = architecture("squeezenet1_0").view
+    first, second = (torch.cat(list(views.all(epoch, 6))) for epoch in (1, 2))
+    assert not torch.equal(first, second)
+    views.epoch = 1
+    assert torch.equal(first, torch.stack([views[n][0] for n in range(len(views))]))
 
-    def frozen(batch: Tensor) -> Tensor:
-        return batch.mean(dim=3)
 
-    stored = finetune._stored_views(frozen, views, view, 2, 6, torch.Size([3, 32]), tmp_path)
-    assert not np.array_equal(stored[0], stored[1])
-    for epoch in (1, 2):
-        views.epoch = epoch
-        expected = torch.stack([frozen(view.normalise(views[n][0][None]))[0] for n in range(len(views))])
-        assert torch.allclose(torch.from_numpy(stored[epoch - 1]), expected, atol=1e-6)
-    (tmp_path / "view-2").unlink()
-    before = (tmp_path / "view-1").stat().st_mtime_ns
-    again = finetune._stored_views(frozen, views, view, 2, 6, torch.Size([3, 32]), tmp_path)
-    assert np.array_equal(again[1], stored[1])
-    assert (tmp_path / "view-1").stat().st_mtime_ns == before
+def test_a_second_training_on_the_same_views_does_not_run_the_frozen_layers_again(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+
+    def trained(name: str, **settings: object) -> bytes:
+        how = recipe(unfreeze="last", views=2, **settings)
+        train(network, pictures, tmp_path / name, how, resume=tmp_path / "r", kept=kept)
+        return (tmp_path / name / finetune.WEIGHTS).read_bytes()
+
+    first = trained("first")
+    (folder,) = kept.iterdir()
+    written = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert set(written) == {"validation", "view-1", "view-2"}
+    assert trained("again") == first
+    assert trained("faster", lr=0.01) != first
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+    trained("cropped", crop_min=0.9)
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_answers_that_nobody_asked_for_longest_make_room(
+    pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "KEPT", 100)
+    folders = []
+    for number in range(3):
+        folders.append(answers.folder_for(tmp_path, torch.nn.Linear(2, 2), "torch", pictures[0], (number,)))
+        (folders[-1] / "view-1").write_bytes(b"x" * 60)
+    assert [folder.exists() for folder in folders] == [False, True, True]
 
 
 @pytest.mark.parametrize(("kept", "still"), [("frozen", True), ("trained", False)])

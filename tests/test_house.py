@@ -23,7 +23,7 @@ SCRIPTS = [*MODULES, *STAGES, *(PROJECT / "bench").glob("*.py"), *(PROJECT / "te
 LAYERS = (
     ("errors", "checkout", "progress", "params"),
     ("download", "views", "backbones", "weights", "data"),
-    ("compute", "logistic", "engines", "surgery", "classifier", "features", "heads", "finetune"),
+    ("compute", "logistic", "engines", "answers", "surgery", "classifier", "features", "heads", "finetune"),
     ("figures", "evaluation", "report", "served", "mlflow_model", "packaging", "tracking"),
     ("cli",),
 )

@@ -14,50 +14,32 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from headstart.backbones import architecture
-from headstart.views import INTERPOLATIONS, View, batches
+from headstart.views import INTERPOLATIONS, Normalise, View, batches
 
 Picture = NDArray[np.uint8]
-
-
-def smooth(height: int, width: int, seed: int) -> Picture:
-    """A picture without fine detail, so that a shift of half a pixel changes little and a wrong crop much."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 sides = st.integers(200, 500)
 
 
 @given(sides, sides, st.integers(0, 99), st.sampled_from(["resnet18", "inception_v3", "efficientnet_b0"]))
-@settings(max_examples=25, deadline=None)
-def test_the_view_is_torchvisions_own_preset(height: int, width: int, seed: int, name: str) -> None:
+@settings(max_examples=30, deadline=None)
+def test_the_view_is_torchvisions_own_preset_even_in_noise(height: int, width: int, seed: int, name: str) -> None:
     view = architecture(name).view
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    picture = smooth(height, width, seed)
-    normalised = preset(Image.fromarray(picture))
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preset.mean, preset.std))
-    expected = (normalised * std + mean) * 255
-    found = torch.from_numpy(view(picture).copy()).permute(2, 0, 1).float()
-    assert (found - expected).abs().mean() < 1.5
-    assert (found - expected).abs().max() < 8
-
-
-@given(st.integers(230, 500), st.integers(0, 99))
-@settings(max_examples=15, deadline=None)
-def test_a_square_picture_is_seen_as_torchvision_sees_it_to_a_level_even_in_its_noise(side: int, seed: int) -> None:
-    picture = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    picture = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preset.mean, preset.std))
     expected = (preset(Image.fromarray(picture)) * std + mean) * 255
-    found = torch.from_numpy(architecture("resnet18").view(picture).copy()).permute(2, 0, 1).float()
-    assert (found - expected).abs().max() < 1.01
+    found = torch.from_numpy(view(picture).copy()).permute(2, 0, 1).float()
+    assert (found - expected).abs().max() < 2.01  # where Pillow and torch round on two sides of a half
+    assert (found - expected).abs().mean() < 0.1
 
 
 def test_normalising_is_the_presets_arithmetic() -> None:
     view = View(32, 1.0, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     levels = torch.arange(256, dtype=torch.uint8).repeat(12).view(1, 3, 32, 32)
     expected = torchvision.transforms.Normalize(view.mean, view.std)(levels.float() / 255)
-    found = view.normalise(levels)
+    found = Normalise(view)(levels)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -86,13 +68,13 @@ def test_the_view_survives_its_card() -> None:
 @given(st.lists(st.integers(0, 39), max_size=40), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_batches_come_in_the_order_of_the_rows(rows: list[int], size: int) -> None:
-    view = View(4, 1.0, "nearest", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    view = View(4, 1.0, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     pictures = [np.full((5, 7, 3), level, np.uint8) for level in range(40)]
     chunks, levels = [], []
     for chunk, batch in batches(view, pictures, rows, size):
         assert batch.shape == (len(chunk), 3, 4, 4)
         chunks.append(list(chunk))
-        levels += (batch[:, 0, 0, 0] * 255).round().int().tolist()
+        levels += batch[:, 0, 0, 0].int().tolist()
     assert levels == rows
     assert [row for chunk in chunks for row in chunk] == rows
     assert all(len(chunk) == size for chunk in chunks[:-1])
@@ -105,7 +87,7 @@ def test_a_picture_that_fails_ahead_of_its_turn_fails_the_loop_and_does_not_hang
                 raise OSError("gone")
             return np.zeros((4, 4, 3), np.uint8)
 
-    view = View(4, 1.0, "nearest", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    view = View(4, 1.0, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     seen: list[object] = []
     loop: Callable[[], None] = lambda: seen.extend(c for c, _ in batches(view, Broken(), range(6), 2))  # noqa: E731
     with pytest.raises(OSError, match="gone"):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from headstart.backbones import find_classifier, load_trunk, torchvision_weights
 from headstart.errors import HeadstartError
+from headstart.views import Normalise
 from headstart.weights import store_backbone
 
 SIX = {"resnet18": 64, "alexnet": 64, "squeezenet1_0": 64, "vgg16": 64, "densenet161": 64, "inception_v3": 96}
@@ -160,7 +161,7 @@ def test_each_of_the_articles_six_is_what_its_publishers_file_says(
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preset.mean, preset.std))
     with torch.inference_mode():
         expected = theirs((pictures.float() / 255 - mean) / std)
-        found = trunk.eval()(trunk.view.normalise(pictures))
+        found = trunk.eval()(Normalise(trunk.view)(pictures))
     scale = float(expected.std())
     assert scale > 0
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * scale)

@@ -37,15 +37,20 @@ class Decoded:
     """A usable picture.
 
     Attributes:
-        pixels: (height, width, 3) uint8, the short side at most what was asked for.
+        image: RGB, the short side at most what was asked for.
         width, height: of the picture as stored by the user, after EXIF rotation, in pixels.
         notes: what had to be converted.
     """
 
-    pixels: Array
+    image: Image.Image
     width: int
     height: int
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def pixels(self) -> Array:
+        """A copy, (height, width, 3) uint8."""
+        return np.array(self.image)
 
 
 @contextmanager
@@ -99,7 +104,7 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
         scale = short_side / min(image.size)
         size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.HAMMING, reducing_gap=3.0)
-    return Decoded(np.asarray(image, dtype=np.uint8), width, height, tuple(notes))
+    return Decoded(image, width, height, tuple(notes))
 
 
 def _read(path: Path) -> bytes:
@@ -135,11 +140,10 @@ def _rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def fingerprint(pixels: Array) -> tuple[int, bytes]:
+def fingerprint(image: Image.Image) -> tuple[int, bytes]:
     """What near-duplicates are found by: a 64-bit perceptual hash and a 16×16 RGB thumbnail (768 bytes)."""
     import imagehash
 
-    image = Image.fromarray(pixels)
     image = image.reduce(max(1, min(image.size) // FINGERPRINTED))  # both are coarse: the full size adds only time
     bits = imagehash.phash(image).hash.ravel()
     number = int.from_bytes(np.packbits(bits).tobytes(), "big")

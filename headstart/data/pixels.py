@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -17,12 +18,12 @@ from headstart.errors import HeadstartError
 PIXELS, INDEX = "pixels.bin", "pixels.parquet"
 
 
-def encode(pixels: Array, jpeg_quality: int | None) -> bytes:
+def encode(image: Image.Image, jpeg_quality: int | None) -> bytes:
     """The bytes kept for one picture: raw RGB, or JPEG without chroma subsampling where a quality is given."""
     if jpeg_quality is None:
-        return pixels.tobytes()
+        return image.tobytes()
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=jpeg_quality, subsampling=0)
+    image.save(stream, "JPEG", quality=jpeg_quality, subsampling=0)
     return stream.getvalue()
 
 
@@ -31,8 +32,10 @@ class Pixels:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self.index: pa.Table = pq.read_table(folder / INDEX)
-            self._bytes = np.memmap(folder / PIXELS, mode="r", dtype=np.uint8)
+            packed = (folder / INDEX).read_bytes()
+            self.index: pa.Table = pq.read_table(io.BytesIO(packed))
+            self.digest = hashlib.sha256(packed).hexdigest()
+            self._bytes = np.memmap(folder / PIXELS, mode="c", dtype=np.uint8)  # torch takes no read-only arrays
         except (OSError, ValueError) as error:
             raise HeadstartError(f"{folder} has no packed pictures ({error}); run `dvc repro prepare`") from None
         self._raw = json.loads(self.settings.get(b"headstart", b"{}")).get("jpeg_quality") is None
@@ -59,4 +62,4 @@ class Pixels:
         stored = self.raw(row)
         if self._raw:
             return stored.reshape(height, width, 3)
-        return np.asarray(Image.open(io.BytesIO(stored.tobytes())).convert("RGB"))
+        return np.array(Image.open(io.BytesIO(stored.tobytes())).convert("RGB"))

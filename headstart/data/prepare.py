@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,10 +32,10 @@ AUDIT = "audit.json"
 
 @dataclass(frozen=True)
 class Usable:
-    """A picture that passed the audit, with what is stored of it."""
+    """A picture that passed the audit, and where it is packed."""
 
     picture: Picture
-    stored: bytes | memoryview
+    span: tuple[int, int]  # offset and length, in bytes
     height: int
     width: int
     original_height: int
@@ -70,10 +69,12 @@ def prepare(
     """
     audit = _Audit()
     pictures = _without_exact_duplicates(pictures, audit)
-    with quiet():
-        usable, quality = _decoded(pictures, root, settings, threads, folder, audit)
-    usable = _split(usable, split, seed, audit)
-    usable = _learnable(usable, settings, audit)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / PIXELS) as part, quiet():
+        usable, quality = _packed(pictures, root, settings, threads, folder, part, audit)
+        usable = _split(usable, split, seed, audit)
+        usable = _learnable(usable, settings, audit)
+        (folder / INDEX).unlink(missing_ok=True)  # it speaks of the file that is replaced now
     manifest = _write(usable, _packing(settings, quality), folder)
     write_json(folder / AUDIT, audit.report(manifest, _leaks(usable, split)))
     return manifest
@@ -147,51 +148,52 @@ def _stored_bytes(job: Job) -> int:
     return round(width * scale) * round(height * scale) * 3
 
 
-def _decode_job(job: Job) -> Usable | str:
+def _decode_job(job: Job) -> tuple[Usable, bytes] | str:
+    """The picture, not packed yet, and what is to be stored of it; or why it cannot be used."""
     try:
         decoded = decode(job.root / job.picture.path, job.short_side, job.max_megapixels)
     except Unusable as reason:
         return str(reason)
-    height, width, _ = decoded.pixels.shape
-    phash, thumbnail = fingerprint(decoded.pixels)
-    stored = encode(decoded.pixels, job.jpeg_quality)
-    return Usable(job.picture, stored, height, width, decoded.height, decoded.width, phash, thumbnail, decoded.notes)
+    width, height = decoded.image.size
+    usable = Usable(
+        job.picture, (0, 0), height, width, decoded.height, decoded.width, *fingerprint(decoded.image), decoded.notes
+    )
+    return usable, encode(decoded.image, job.jpeg_quality)
 
 
-def _decoded(
-    pictures: list[Picture], root: Path, settings: Prepare, threads: int, folder: Path, audit: _Audit
+def _packed(
+    pictures: list[Picture], root: Path, settings: Prepare, threads: int, folder: Path, file: Path, audit: _Audit
 ) -> tuple[list[Usable], int | None]:
-    """The pictures that passed, and the JPEG quality they are stored with; None where they are raw."""
+    """The pictures that passed, packed into ``file`` in their order, and the JPEG quality they are stored with; None where
+    they are raw.
+
+    Each is written as soon as it is decoded, so that memory does not grow with the set. What the split leaves out later
+    stays in the file and is in no index.
+    """
     jobs = [Job(root, picture, settings.short_side, settings.max_megapixels, None) for picture in pictures]
     raw = sum(_spread(_stored_bytes, jobs, threads))
     quality = settings.jpeg_quality if raw > settings.raw_gb * 1e9 else None
     known = _already_packed(folder, _packing(settings, quality))
     fresh = [replace(job, jpeg_quality=quality) for job in jobs if job.picture.sha256 not in known]
-    done: dict[str, Usable | str] = {}
-    spans: list[tuple[str, Usable, slice]] = []
-    folder.mkdir(parents=True, exist_ok=True)
-    # What is decoded waits for its turn in a file, not in memory, which may be smaller.
-    with progress("prepare", len(fresh)) as advance, tempfile.TemporaryFile(dir=folder) as waiting:
-        for job, result in zip(fresh, _spread(_decode_job, fresh, threads), strict=True):
-            if isinstance(result, Usable):
-                start = waiting.tell()
-                waiting.write(result.stored)
-                spans.append((job.picture.path, replace(result, stored=b""), slice(start, waiting.tell())))
-            else:
-                done[job.picture.path] = result
-            advance()
-        waiting.flush()
-        stored = np.memmap(waiting, np.uint8, "r") if waiting.tell() else np.empty(0, np.uint8)
-    done |= {path: replace(result, stored=stored[span].data) for path, result, span in spans}
+    decoded = _spread(_decode_job, fresh, threads)
     usable = []
-    for picture in pictures:
-        row = known.get(picture.sha256) or done[picture.path]
-        if isinstance(row, str):
-            audit.drop(picture.path, row)
-            continue
-        usable.append(replace(row, picture=picture))
-        audit.notes.update(row.notes)
-        audit.warnings += [f"{picture.path}: {note}" for note in row.notes if note.startswith("animated")]
+    at = 0
+    with progress("prepare", len(fresh)) as advance, file.open("wb") as stream:
+        for picture in pictures:
+            if picture.sha256 in known:
+                row, stored = known[picture.sha256]
+            else:
+                found = next(decoded)
+                advance()
+                if isinstance(found, str):
+                    audit.drop(picture.path, found)
+                    continue
+                row, stored = found
+            stream.write(stored)
+            usable.append(replace(row, picture=picture, span=(at, len(stored))))
+            at += len(stored)
+            audit.notes.update(row.notes)
+            audit.warnings += [f"{picture.path}: {note}" for note in row.notes if note.startswith("animated")]
     return usable, quality
 
 
@@ -213,17 +215,20 @@ def _packing(settings: Prepare, quality: int | None) -> dict[bytes, bytes]:
     return {b"headstart": json.dumps(packing).encode()}
 
 
-def _already_packed(folder: Path, packing: dict[bytes, bytes]) -> dict[str, Usable]:
-    """What an earlier run packed the same way, by SHA-256."""
+def _already_packed(folder: Path, packing: dict[bytes, bytes]) -> dict[str, tuple[Usable, memoryview]]:
+    """What an earlier run packed the same way, by SHA-256, and what is stored of it."""
     try:
         pixels = Pixels(folder)
         if pixels.settings.get(b"headstart") != packing[b"headstart"]:
             return {}
         rows = pixels.index.to_pylist()
         return {
-            row["sha256"]: Usable(
-                Picture("", ""), pixels.raw(i).data, row["height"], row["width"], row["original_height"],
-                row["original_width"], row["phash"], row["thumbnail"], tuple(row["notes"]),
+            row["sha256"]: (
+                Usable(
+                    Picture("", ""), (0, 0), row["height"], row["width"], row["original_height"], row["original_width"],
+                    row["phash"], row["thumbnail"], tuple(row["notes"]),
+                ),
+                pixels.raw(i).data,
             )
             for i, row in enumerate(rows)
         }  # fmt: skip
@@ -368,15 +373,11 @@ def _learnable(usable: list[Usable], settings: Prepare, audit: _Audit) -> list[U
 
 
 def _write(usable: list[Usable], packing: dict[bytes, bytes], folder: Path) -> pd.DataFrame:
-    lengths = np.array([len(u.stored) for u in usable], np.int64)
-    with replacing(folder / PIXELS) as part, part.open("wb") as stream:
-        for u in usable:
-            stream.write(u.stored)
     index = pa.table(
         {
             "sha256": [u.picture.sha256 for u in usable],
-            "offset": np.cumsum(lengths) - lengths,
-            "length": lengths,
+            "offset": np.array([u.span[0] for u in usable], np.int64),
+            "length": np.array([u.span[1] for u in usable], np.int64),
             "height": [u.height for u in usable],
             "width": [u.width for u in usable],
             "original_height": [u.original_height for u in usable],

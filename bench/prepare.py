@@ -1,0 +1,77 @@
+"""fetch and prepare against decoding alone.
+
+    python bench/prepare.py              # about a minute on two quiet cores
+    python bench/prepare.py --pictures 3000
+
+One side only decodes, in one process per core, with the fastest decoder at hand (Pillow with its JPEG decoder's own scaling,
+or torchvision.io, whichever is done sooner). The other is all of fetch and prepare on the same files: listing, hashing,
+decoding, resizing, fingerprints, search for near-duplicates, splitting, packing and the audit. Both get the same generated
+400×533 JPEGs and all cores, alternately and each time in a process of its own. Prints pictures per second of both and, per
+round, their ratio as median (least–most).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from _sides import measured, report
+from tutorial_loop import generate
+
+DECODING, HEADSTART = "decoding", "headstart"
+
+
+def with_pillow(path: Path) -> int:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.draft("RGB", (384, 384))
+        image.load()
+        return image.width
+
+
+def with_torchvision(path: Path) -> int:
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    return int(decode_jpeg(read_file(str(path)), ImageReadMode.RGB).shape[2])
+
+
+def decoding(folder: Path) -> float:
+    from headstart.params import cores
+
+    files = sorted(folder.rglob("*.jpg"))
+    best = 0.0
+    with ProcessPoolExecutor(cores()) as pool:
+        for decode in (with_pillow, with_torchvision):
+            list(pool.map(decode, files[: 16 * cores()]))  # imports are not on the clock
+            start = time.perf_counter()
+            list(pool.map(decode, files, chunksize=16))
+            best = max(best, len(files) / (time.perf_counter() - start))
+    return best
+
+
+def headstart(folder: Path) -> float:
+    from headstart.data.prepare import prepare
+    from headstart.data.sources import fetch
+    from headstart.params import Data, Prepare, Split, cores
+
+    with tempfile.TemporaryDirectory() as name:
+        start = time.perf_counter()
+        pictures = fetch(Data(source=str(folder)), Path(name) / "manifest.csv")
+        prepare(pictures, folder, Prepare(), Split(), 0, cores(), Path(name) / "prepare")
+        return len(pictures) / (time.perf_counter() - start)
+
+
+def measure(side: str, asked: argparse.Namespace) -> dict[str, float]:
+    return {"rate": (decoding if side == DECODING else headstart)(asked.folder)}
+
+
+if __name__ == "__main__":
+    _, rounds = measured(
+        __doc__, (DECODING, HEADSTART), measure, 5, {"pictures": 1500}, lambda asked: generate(asked.folder, asked.pictures)
+    )
+    alone, ours = ([found[side]["rate"] for found in rounds] for side in (DECODING, HEADSTART))
+    report("fetch and prepare", alone, ours, "pictures/s", ("decoding alone", "all of it"))

@@ -195,7 +195,7 @@ def _openvino(network: nn.Module, sample: Tensor) -> Callable[[str], Engine]:
     import openvino
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = torch.zeros(PICTURES_PER_REQUEST, *sample.shape[1:], dtype=sample.dtype)
+    example = torch.zeros(2, *sample.shape[1:], dtype=sample.dtype)
     # The two steps of openvino.convert_model without its telemetry: nothing leaves this machine.
     frontend = openvino.frontend.FrontEndManager().load_by_framework("pytorch")
     with warnings.catch_warnings(), torch.no_grad():
@@ -204,7 +204,7 @@ def _openvino(network: nn.Module, sample: Tensor) -> Callable[[str], Engine]:
         # decoder has to live until it is converted.
         decoder = TorchScriptPythonDecoder(network, example_input=example, trace_kwargs={"check_trace": False})
         model = frontend.convert(frontend.load(decoder))
-    model.reshape(list(example.shape))
+    model.reshape([PICTURES_PER_REQUEST, *sample.shape[1:]])
     threads = torch.get_num_threads()
 
     def compiled(precision: str) -> Engine:

@@ -3,9 +3,9 @@
 The optimum is scikit-learn's: C times the (weighted) sum of log-losses plus half the squared weights, the bias free. What
 makes a fit long is that some directions of the features vary a thousand times more than others. Turned into their
 principal axes and scaled by an estimate of the curvature along each, all directions are alike to L-BFGS, and a dozen steps
-are enough. The estimate is Böhning's (1992, "Multinomial logistic regression algorithm"): the features' second moments times
-the variance of the answers, here each class's mean p(1 - p) at the strength before. The axes are found once and serve all
-strengths, and each strength starts where the two before it point to.
+are enough. The estimate is Böhning's (1992, "Multinomial logistic regression algorithm"): the features' second moments,
+times the variance of the answers, which here is each class's mean p(1 - p) at the strength before. The axes are found once
+and serve all strengths, and each strength starts where the two before it point to.
 """
 
 from __future__ import annotations

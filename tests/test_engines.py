@@ -155,8 +155,8 @@ class Moody(nn.Module):
 
 class Unwilling(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
-        if len(pictures) == PICTURES_PER_REQUEST:
-            raise ValueError("not eight at a time")
+        if torch.jit.is_tracing():
+            raise ValueError("not when somebody is looking")
         return pictures.mean((2, 3))
 
 

@@ -3,7 +3,7 @@
     python bench/prepare.py              # about a minute on two quiet cores
     python bench/prepare.py --pictures 3000
 
-One side only decodes, in one process per core, with the fastest decoder at hand (Pillow with its JPEG decoder's own scaling,
+One side only decodes, in one process per core, with the fastest decoder at hand (Pillow with its own scaling of JPEGs,
 or torchvision.io, whichever is done sooner). The other is all of fetch and prepare on the same files: listing, hashing,
 decoding, resizing, fingerprints, search for near-duplicates, splitting, packing and the audit. Both get the same generated
 400×533 JPEGs and all cores, alternately and each time in a process of its own. Prints pictures per second of both and, per

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ def _packed(
     with progress("prepare", len(fresh)) as advance, file.open("wb") as stream:
         for picture in pictures:
             if picture.sha256 in known:
-                row, stored = known[picture.sha256]
+                row, read = known[picture.sha256]
+                stored = read().data
             else:
                 found = next(decoded)
                 advance()
@@ -215,20 +217,20 @@ def _packing(settings: Prepare, quality: int | None) -> dict[bytes, bytes]:
     return {b"headstart": json.dumps(packing).encode()}
 
 
-def _already_packed(folder: Path, packing: dict[bytes, bytes]) -> dict[str, tuple[Usable, memoryview]]:
-    """What an earlier run packed the same way, by SHA-256, and what is stored of it."""
+def _already_packed(folder: Path, packing: dict[bytes, bytes]) -> dict[str, tuple[Usable, Callable[[], Array]]]:
+    """What an earlier run packed the same way, by SHA-256, and what reads the bytes stored of it."""
     try:
         pixels = Pixels(folder)
         if pixels.settings.get(b"headstart") != packing[b"headstart"]:
             return {}
-        rows = pixels.index.to_pylist()
+        rows = pq.read_table(folder / INDEX).to_pylist()
         return {
             row["sha256"]: (
                 Usable(
                     Picture("", ""), (0, 0), row["height"], row["width"], row["original_height"], row["original_width"],
                     row["phash"], row["thumbnail"], tuple(row["notes"]),
                 ),
-                pixels.raw(i).data,
+                partial(pixels.raw, i),
             )
             for i, row in enumerate(rows)
         }  # fmt: skip

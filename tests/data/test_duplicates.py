@@ -6,7 +6,6 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.data import duplicates
 from headstart.data.duplicates import THUMBNAIL_DIFFERENCE, clusters, near_pairs
 
 
@@ -31,13 +30,13 @@ def test_the_pairs_are_those_of_a_plain_double_loop(base: list[int], flips: list
     }
 
 
-def test_pairs_are_found_across_the_blocks_they_are_searched_in() -> None:
-    n = 2 * duplicates.ROWS_AT_ONCE + 5
+def test_pairs_are_found_however_far_apart_they_are() -> None:
+    n = 2053
     hashes = np.random.default_rng(0).integers(0, 2**64, n, dtype=np.uint64)
     hashes[-1] = hashes[3] ^ np.uint64(0b101)
-    hashes[duplicates.ROWS_AT_ONCE] = hashes[duplicates.ROWS_AT_ONCE - 1]
+    hashes[1024] = hashes[1024 - 1]
     pairs = near_pairs(hashes, np.zeros((n, 768), np.uint8), bits=4)
-    assert pairs.tolist() == [[3, n - 1], [duplicates.ROWS_AT_ONCE - 1, duplicates.ROWS_AT_ONCE]]
+    assert pairs.tolist() == [[3, n - 1], [1024 - 1, 1024]]
 
 
 @given(n=st.integers(1, 30), data=st.data())

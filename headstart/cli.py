@@ -119,6 +119,20 @@ def track() -> None:
 
 
 @app.command()
+def rank(
+    apply: Annotated[bool, typer.Option("--apply", help="Write the choice into params.yaml.")] = False,
+) -> None:
+    """Say which backbone `dvc repro rank/dvc.yaml` found best for your pictures, and why."""
+    from headstart import ranked
+    from headstart.params import Params
+
+    ranking, params = ranked.load_ranking(Path("data/rank")), Params.load()
+    ranked.show(ranking, params.weights)
+    if apply:
+        print(ranked.apply(ranking, Path("params.yaml")))
+
+
+@app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="A name, or part of one; * and ? stand for anything.")] = "*",
 ) -> None:

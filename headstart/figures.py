@@ -151,5 +151,31 @@ def sheet(pixels: Pixels, manifest: pd.DataFrame, path: Path, side: int = 72, ea
         part.write_bytes(stream.getvalue())
 
 
+def accuracy_over_speed(rows: list[dict[str, Any]], choice: str | None) -> bytes | None:
+    """Probe accuracy with its interval over images per second, as PNG; the line joins those that nothing beats in both.
+    None where nothing was measured."""
+    shown = sorted((r for r in rows if r["probe_accuracy"] is not None), key=lambda r: -r["images_per_s"])
+    if not shown:
+        return None
+    figure, axes = plt.subplots(figsize=(7.2, 4))
+    front: list[dict[str, Any]] = []
+    for row in shown:
+        if not front or row["probe_accuracy"] > front[-1]["probe_accuracy"]:
+            front.append(row)
+        value = row["probe_accuracy"]
+        reach = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
+        colour = FINETUNE if row["backbone"] == choice else HEAD
+        axes.errorbar(row["images_per_s"], value, yerr=reach, fmt="o", color=colour, capsize=3)
+        axes.annotate(row["backbone"], (row["images_per_s"], value), xytext=(6, 5), textcoords="offset points", fontsize=8)
+    axes.plot([r["images_per_s"] for r in front], [r["probe_accuracy"] for r in front], color=GREY, linewidth=1, zorder=0)
+    axes.set(xscale="log", xlabel="images/s on this machine", ylabel="probe accuracy")
+    axes.margins(x=0.25)
+    figure.tight_layout()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return stream.getvalue()
+
+
 def _latin(text: str) -> str:
     return text.encode("latin-1", "replace").decode("latin-1")  # Pillow's built-in font has no more

@@ -73,7 +73,8 @@ def train_head(
     both, labels = (torch.cat(pair) for pair in zip(train, val, strict=True))
     few = len(v) < FEW_PICTURES and int(torch.bincount(train[1], minlength=len(classes)).min()) >= FOLDS
     if few:
-        losses = _cross_validated(both, labels, len(classes), strengths, settings)
+        held_out = cross_validated(both, labels, len(classes), strengths, settings, folds_of(labels.cpu().numpy()))
+        losses = [calibrated_losses(logits, labels.cpu().numpy()) for logits in held_out]
     best = within_one_standard_error(losses)
     chosen, temperature = rows[best]["C"], rows[best]["temperature"]
     x, mean, scale = _standardised(both)
@@ -93,19 +94,33 @@ def train_head(
     return load_head(folder)
 
 
-def _cross_validated(x: Tensor, y: Tensor, classes: int, strengths: list[float], settings: Head) -> list[Floats]:
-    """For each strength, the (N,) calibrated log-losses of all pictures, each by a head that was fitted without its
-    fifth."""
-    from sklearn.model_selection import StratifiedKFold  # seconds, which where pictures are many nobody need wait for
+Folds = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
-    labels = y.cpu().numpy()
+
+def folds_of(labels: NDArray[np.int64], groups: NDArray[Any] | None = None) -> Folds:
+    """Five times the pictures to fit on and those held out, (N,) numbers in all; ``groups``, (N,), stay together."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # seconds, which not everybody need wait for
+
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    return list(kind(FOLDS, shuffle=True, random_state=0).split(labels, labels, groups))
+
+
+def cross_validated(
+    x: Tensor, y: Tensor, classes: int, strengths: list[float], settings: Head, folds: Folds
+) -> NDArray[np.float32]:
+    """(strengths, N, classes) logits of all pictures, each by a head that was fitted without its fold.
+
+    Args:
+        x, y: (N, D) features and (N,) labels.
+        strengths: in ascending order.
+    """
     logits = np.zeros((len(strengths), len(y), classes), np.float32)
-    for fitted, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels):
+    for fitted, held_out in folds:
         features, mean, scale = _standardised(x[fitted])
         weights = _class_weights(y[fitted], classes, settings)
         for number, (weight, bias, _) in enumerate(fit_path(features, y[fitted], classes, strengths, weights)):
             logits[number, held_out] = torch.addmm(bias, (x[held_out] - mean) / scale, weight.T).cpu()
-    return [calibrated_losses(found, labels) for found in logits]
+    return logits
 
 
 def within_one_standard_error(losses: list[Floats]) -> int:

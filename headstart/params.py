@@ -20,6 +20,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a folder and a DVC stage are named after it
 
 
 def cores() -> int:
@@ -108,6 +109,33 @@ class Tracking(Section):
     model: bool = True
 
 
+class Budget(Section):
+    images_per_s: Positive | None = None
+    megabytes: Positive | None = None
+
+
+class Rank(Section):
+    candidates: Annotated[list[Text], Field(min_length=1)] = [f"tf_efficientnet_lite{n}" for n in range(3)]
+    first: Annotated[int, Field(ge=20)] = 500
+    pictures: Annotated[int, Field(ge=20)] = 2000
+    budget: Budget = Budget()
+
+    @model_validator(mode="after")
+    def each_candidate_once_and_with_weights(self) -> Self:
+        for name in self.candidates:
+            if self.candidates.count(name) > 1:
+                raise ValueError(f"rank.candidates names {name!r} {self.candidates.count(name)} times; once is enough")
+            if ".py:" in name:
+                raise ValueError(
+                    f"rank.candidates: {name!r} is a network of your own, which has no published weights to rank"
+                )
+            if not NETWORK_NAME.fullmatch(name):
+                raise ValueError(f"rank.candidates: {name!r} is not the name of a network; `headstart models` lists them")
+        if self.first > self.pictures:
+            raise ValueError(f"rank.first is {self.first}, more than rank.pictures, {self.pictures}")
+        return self
+
+
 class Params(Section):
     """The whole of params.yaml; every key is optional here, and the shipped file names them all."""
 
@@ -124,6 +152,7 @@ class Params(Section):
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
+    rank: Rank = Rank()
 
     @property
     def finetune_is_on(self) -> bool:

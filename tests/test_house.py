@@ -24,7 +24,18 @@ LAYERS = (
     ("errors", "checkout", "progress", "params"),
     ("download", "views", "backbones", "weights", "data"),
     ("compute", "logistic", "engines", "answers", "surgery", "classifier", "features", "heads", "finetune"),
-    ("figures", "evaluation", "report", "served", "mlflow_model", "packaging", "tracking"),
+    (
+        "candidates",
+        "ranking",
+        "ranked",
+        "figures",
+        "evaluation",
+        "report",
+        "served",
+        "mlflow_model",
+        "packaging",
+        "tracking",
+    ),
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -41,6 +52,12 @@ def imports(path: Path) -> frozenset[str]:
             assert node.level == 0, f"{path}: relative import"
             found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
     return frozenset(found)
+
+
+def of_the_pipelines() -> set[str]:
+    """The stages of the main path, and of the branches off it."""
+    files = [PROJECT / "dvc.yaml", PROJECT / "rank" / "dvc.yaml"]
+    return {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]}
 
 
 def of_headstart(path: Path) -> set[str]:
@@ -159,7 +176,7 @@ def test_commands_that_documents_show_exist() -> None:
     verbs = set(re.findall(r"^([a-z]+):.*##", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     doors = ast.parse((PROJECT / "headstart" / "cli.py").read_text(encoding="utf-8"))
     commands = {f.name for f in doors.body if isinstance(f, ast.FunctionDef) and f.decorator_list}
-    stages = set(yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+    stages = of_the_pipelines()
     tests = " ".join(re.findall(r"def (test_\w+)", (PROJECT / "tests/stages/test_pipeline.py").read_text(encoding="utf-8")))
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
@@ -215,8 +232,7 @@ def test_a_stage_can_be_read_aloud_in_a_minute(path: Path) -> None:
 
 
 def test_every_stage_has_its_script_and_every_script_its_stage() -> None:
-    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    assert {path.stem for path in STAGES} == set(stages)
+    assert {path.stem for path in STAGES} == of_the_pipelines()
 
 
 # --- what is in git ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,222 @@
+"""The networks that rank compares: for each a folder with its weights, its card and what it makes of a sample.
+
+What is in the folder depends on the pictures, the network and the seed alone; whatever has to be measured on the machine is
+measured later, by ``ranking``.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from headstart.answers import answers_of, folder_for, known_or_made
+from headstart.backbones import CARD, WEIGHTS, Trunk, architecture, load_trunk
+from headstart.checkout import read_json, replacing, write_json, write_text
+from headstart.compute import inference_batch
+from headstart.data.pixels import Pixels
+from headstart.data.splits import place
+from headstart.engines import SAMPLE, Engine, engine_for
+from headstart.errors import HeadstartError
+from headstart.heads import FOLDS
+from headstart.progress import progress
+from headstart.views import Normalise, batches
+from headstart.weights import store_backbone
+
+FEATURES, ENGINE, MISSING = "features.safetensors", "features.json", "missing.txt"
+NO_OWN_NETWORK = Path("none")  # candidates are published networks, never a file of the user's
+NO_WEIGHTS = "no weights: neither torch's cache, a mirror, an installed package nor the publisher has given them"
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The pictures that candidates are judged on, of training and validation, never test: in an order of which every
+    beginning is a stratified sample, so that a larger one holds the smaller.
+
+    Attributes:
+        rows: (N,) rows of the manifest.
+        labels: (N,) numbers of the classes.
+        groups: (N,) names; pictures of one group must not be on both sides of a fold.
+        classes: names; those with fewer than five pictures are left out, since not every fold could hold one.
+        left_out: names of those.
+    """
+
+    rows: Ints
+    labels: Ints
+    groups: NDArray[Any]
+    classes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @classmethod
+    def of(cls, manifest: pd.DataFrame, seed: int) -> Self:
+        """
+        Raises:
+            HeadstartError: fewer than two classes have pictures enough.
+        """
+        shown = manifest[manifest["split"].isin(["train", "val"])]
+        counts = shown["label"].value_counts()
+        classes = tuple(sorted(counts.index[counts >= FOLDS]))
+        if len(classes) < 2:
+            raise HeadstartError(
+                f"a comparison needs two classes with at least {FOLDS} training and validation pictures; found "
+                f"{len(classes)} in data/prepare/manifest.parquet"
+            )
+        shown = shown[shown["label"].isin(classes)]
+        drawn = shown["path"].map(lambda path: place(str(path), seed))
+        number = drawn.groupby(shown["label"]).rank(method="first").sub(1)
+        # Each class is spread evenly over the whole order, after five of each that every sample needs.
+        order = pd.DataFrame(
+            {
+                "later": number >= FOLDS,
+                "at": (number + 0.5) / shown["label"].map(counts),
+                "label": shown["label"],
+                "row": np.flatnonzero(manifest.index.isin(shown.index)),
+            }
+        ).sort_values(["later", "at", "label"], kind="stable")
+        rows = order["row"].to_numpy(np.int64, copy=True)  # pandas' own arrays are read-only, which torch warns of
+        labels = order["label"].map({name: n for n, name in enumerate(classes)}).to_numpy(np.int64, copy=True)
+        groups = manifest["group"].to_numpy()[rows]
+        return cls(rows, labels, groups, classes, tuple(sorted(set(counts.index) - set(classes))))
+
+    def sizes(self, first: int, most: int) -> list[int]:
+        """How many pictures to look at in each round: ``first``, then twice as many, up to ``most`` or all; each with at
+        least five of every class."""
+        least, most = FOLDS * len(self.classes), min(max(most, FOLDS * len(self.classes)), len(self.rows))
+        found = [min(max(first, least), most)]
+        while found[-1] < most:
+            found.append(min(2 * found[-1], most))
+        return found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate's folder.
+
+    Attributes:
+        missing: why there are no weights, in one sentence; None where there are.
+    """
+
+    name: str
+    folder: Path
+    missing: str | None
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Self:
+        told = folder / MISSING
+        return cls(name, folder, told.read_text(encoding="utf-8").strip() if told.exists() else None)
+
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        """What the backbone stage would say of it."""
+        try:
+            card: dict[str, Any] = read_json(self.folder / CARD)
+        except (OSError, ValueError) as error:
+            raise HeadstartError(f"{self.folder} holds no candidate ({error}); run `dvc repro rank/dvc.yaml`") from None
+        return card
+
+    @property
+    def megabytes(self) -> float:
+        return (self.folder / WEIGHTS).stat().st_size / 1e6
+
+    def trunk(self) -> Trunk:
+        return load_trunk(self.folder, NO_OWN_NETWORK)[0]
+
+    def first_features(self) -> Tensor:
+        """(N, D) of the first N pictures of the sample."""
+        try:
+            return load_file(self.folder / FEATURES)["features"]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise HeadstartError(f"{self.folder} holds no features ({error}); run `dvc repro rank/dvc.yaml`") from None
+
+
+def store_candidate(
+    name: str,
+    pixels: Pixels,
+    sample: Sample,
+    count: int,
+    seed: int,
+    mirror: str | None,
+    device: torch.device,
+    folder: Path,
+    wanted: str = "auto",
+    timings: Path | None = None,
+) -> Candidate:
+    """Write weights, card and features (N, D) float32 of the first ``count`` pictures of the sample into ``folder``; where
+    the weights are nowhere to be found, one sentence that says so.
+
+    Args:
+        wanted, timings: as ``engines.engine_for`` takes them.
+
+    Raises:
+        HeadstartError: nobody knows the name, or the network gives no finite numbers.
+    """
+    architecture(name)
+    for old in (MISSING, FEATURES, ENGINE):
+        (folder / old).unlink(missing_ok=True)
+    try:
+        store_backbone(name, "default", mirror, seed, NO_OWN_NETWORK, folder)
+    except HeadstartError as error:
+        print(f"headstart: {error}", file=sys.stderr)
+        for old in (CARD, WEIGHTS):
+            (folder / old).unlink(missing_ok=True)
+        write_text(folder / MISSING, f"{NO_WEIGHTS}\n")
+        return Candidate.of(name, folder)
+    rows = sample.rows[:count]
+    shown = Shown(load_trunk(folder, NO_OWN_NETWORK)[0], pixels, device)
+    engine, told = engine_for(shown.network, count, shown.few(rows), device, wanted, timings=timings)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch, progress(name, count) as advance:
+
+        def check(at: int, found: Floats) -> None:
+            if not np.isfinite(found).all():
+                raise HeadstartError(f"{name} gives features that are no finite numbers; leave it out of rank.candidates")
+            advance(len(found))
+
+        features = answers_of(engine, shown.batches(rows), count, Path(scratch) / "features", check)
+        with replacing(folder / FEATURES) as part:
+            save_file({"features": torch.from_numpy(features), "labels": torch.from_numpy(sample.labels[:count])}, part)
+    write_json(folder / ENGINE, told)
+    return Candidate.of(name, folder)
+
+
+class Shown:
+    """A frozen network, and the pictures as it is shown them."""
+
+    def __init__(self, trunk: Trunk, pixels: Pixels, device: torch.device) -> None:
+        self.trunk, self.pixels, self.device = trunk.eval().requires_grad_(False).to(device), pixels, device
+        self.network = nn.Sequential(Normalise(trunk.view), trunk).to(device).eval()
+        self.batch = inference_batch(trunk, trunk.view, device)
+
+    def batches(self, rows: Sequence[int] | Ints) -> Any:
+        """(N, 3, size, size) uint8 pictures, batch by batch."""
+        numbers = [int(row) for row in rows]
+        return (pictures for _, pictures in batches(self.trunk.view, self.pixels, numbers, self.batch))
+
+    def few(self, rows: Ints) -> Tensor:
+        """Enough of them to measure engines on."""
+        return torch.cat(list(self.batches(rows[:SAMPLE])))
+
+    def features(self, engine_name: str, engine: Callable[[], Engine], rows: Ints, width: int, kept: Path) -> Tensor:
+        """(N, width) features of ``rows``, kept in ``kept``; ``engine`` is made only where they are not there."""
+        folder = folder_for(kept, self.network, engine_name, self.pixels, ("rank", rows.tolist()))
+        made: list[Engine] = []
+
+        def run(pictures: Tensor) -> Tensor:
+            made[:] = made or [engine()]
+            return made[0](pictures)
+
+        known = known_or_made(folder / "features", (len(rows), width), run, self.batches(rows))
+        return torch.from_numpy(np.array(known))

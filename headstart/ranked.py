@@ -104,22 +104,21 @@ def apply(ranking: dict[str, Any], params: Path) -> str:
     Raises:
         HeadstartError: there is no choice to write.
     """
-    from io import StringIO
-
-    from ruamel.yaml import YAML
+    import yaml
 
     choice = ranking["choice"]
     if choice is None:
         raise HeadstartError(f"there is no choice to apply. {ranking['reason']}")
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 10_000
-    values = yaml.load(params.read_text(encoding="utf-8"))
-    changed = {key: new for key, new in {"backbone": choice, "weights": "default"}.items() if values.get(key, new) != new}
-    if not changed and "backbone" in values:
+    text = params.read_text(encoding="utf-8")
+    wanted = {"backbone": choice, "weights": "default"}  # a file of weights would belong to another network
+    told = []
+    root = yaml.compose(text)
+    for key, value in reversed(root.value if root else []):  # from the end, so that earlier positions stay right
+        new = wanted.get(key.value)
+        if new is not None and value.value != new:
+            text = f"{text[: value.start_mark.index]}{new}{text[value.end_mark.index :]}"
+            told.append(f"{key.value}: {new}")
+    if not told:
         return f"{params} has backbone: {choice} already"
-    values |= changed or {"backbone": choice}
-    stream = StringIO()
-    yaml.dump(values, stream)
-    write_text(params, stream.getvalue())
-    return f"{params}: {', '.join(f'{key}: {value}' for key, value in (changed or {'backbone': choice}).items())}"
+    write_text(params, text)
+    return f"{params}: {', '.join(reversed(told))}"

@@ -1,0 +1,132 @@
+"""`dvc repro rank/dvc.yaml`: a branch off the main path, in which only what is new runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from tests.stages.conftest import SLICE, Clone
+from tests.stages.test_pipeline import digests
+
+pytestmark = [pytest.mark.slow]
+
+BRANCH = "rank/dvc.yaml"
+SMALL = ["test_resnet", "test_efficientnet"]
+RANK = {"candidates": SMALL, "first": 45, "pictures": 90}
+
+
+def with_mirror(clone: Clone) -> Clone:
+    """Files of weights for three small networks where a publisher's mirror would have them; random ones will do."""
+    for name in (*SMALL, "test_byobnet"):
+        torch.manual_seed(0)
+        network = timm.create_model(name, pretrained=False)
+        cfg = timm.models.get_pretrained_cfg(name)
+        file = clone.folder / "mirror" / f"timm/{cfg.architecture}.{cfg.tag}" / "model.safetensors"
+        file.parent.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, file)
+    clone.set(weights_mirror="mirror")
+    return clone
+
+
+def ran(clone: Clone, *arguments: str) -> list[str]:
+    """The stages of the branch that ran."""
+    return [stage.removeprefix(f"{BRANCH}:") for stage in clone.stages_run(*arguments) if stage.startswith(BRANCH)]
+
+
+@pytest.fixture
+def ranked(project: Callable[..., Clone]) -> Clone:
+    clone = with_mirror(project(**SLICE | {"rank": RANK}))
+    output = clone.repro(BRANCH).stdout
+    assert "Running stage 'rank/dvc.yaml:rank'" in output
+    assert "Running stage 'head'" not in output
+    return clone
+
+
+def test_a_candidate_more_runs_alone_and_nothing_else_does(ranked: Clone) -> None:
+    ranking = json.loads(ranked.read("data/rank/rank.json"))
+    assert ranking["choice"] in SMALL
+    assert {row["backbone"] for row in ranking["table"]} == set(SMALL)
+    assert ran(ranked, BRANCH) == []
+    before = digests(ranked.folder / "data/candidates")
+    ranked.set(rank={"candidates": [*SMALL, "test_byobnet", "squeezenet1_0"]})
+    closed = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(ranked.folder)}
+    output = ranked.repro(BRANCH, **closed).stdout
+    for name in ("test_byobnet", "squeezenet1_0"):
+        assert f"Running stage '{BRANCH}:candidate@{name}'" in output
+    for name in SMALL:
+        assert f"Running stage '{BRANCH}:candidate@{name}'" not in output
+    table = json.loads(ranked.read("data/rank/rank.json"))["table"]
+    assert table[-1]["backbone"] == "squeezenet1_0"
+    assert table[-1]["note"].startswith("no weights: ")
+    assert "squeezenet1_0: no weights: " in output
+    assert before.items() <= digests(ranked.folder / "data/candidates").items()
+    ranked.set(rank={"budget": {"images_per_s": None, "megabytes": 0.001}})
+    assert ran(ranked, BRANCH) == ["rank"]
+    assert json.loads(ranked.read("data/rank/rank.json"))["choice"] is None
+    done = ranked.run("headstart", "rank", "--apply", check=False)
+    assert done.returncode == 1
+    assert "there is no choice to apply" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_same_inputs_give_the_same_bytes_and_the_choice_can_be_applied(ranked: Clone) -> None:
+    before = digests(ranked.folder / "data/candidates")
+    assert before
+    ranked.repro("--force", "--single-item", f"{BRANCH}:candidate@test_resnet", f"{BRANCH}:candidate@test_efficientnet")
+    assert digests(ranked.folder / "data/candidates") == before
+    choice = json.loads(ranked.read("data/rank/rank.json"))["choice"]
+    output = ranked.run("headstart", "rank", "--apply").stdout
+    assert f"dvc exp run -S backbone={choice}" in output
+    assert yaml.safe_load(ranked.read("params.yaml"))["backbone"] == choice
+
+
+def test_killed_half_way_it_loses_no_candidate_that_was_finished(project: Callable[..., Clone]) -> None:
+    clone = with_mirror(project(**SLICE | {"rank": RANK}))
+    process = subprocess.Popen(
+        ["dvc", "repro", BRANCH], cwd=clone.folder, env=clone.environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    lock = clone.folder / "rank/dvc.lock"
+    deadline = time.monotonic() + 300
+    while not lock.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)  # into the next stage
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for left in (clone.folder / ".dvc/tmp").glob("*lock*"):
+        left.unlink()
+    finished = [name.partition("@")[2] for name in yaml.safe_load(lock.read_text())["stages"] if "@" in name]
+    assert finished
+    before = digests(clone.folder / "data/candidates" / finished[0])
+    again = ran(clone, BRANCH)
+    assert f"candidate@{finished[0]}" not in again
+    assert "rank" in again
+    assert digests(clone.folder / "data/candidates" / finished[0]) == before
+
+
+def test_the_main_path_does_not_know_of_it(copy_of: Clone, tmp_path: Path) -> None:
+    for command in (["repro"], ["exp", "run"]):
+        assert BRANCH not in copy_of.run("dvc", *command).stdout
+    assert not (copy_of.folder / "data/candidates").exists()
+    copy_of.commit()
+    assert "rank.json" not in copy_of.run("dvc", "metrics", "show").stdout
+    copy_of.run("dvc", "remote", "add", "-d", "there", str(tmp_path / "remote"))
+    copy_of.commit()
+    copy_of.run("dvc", "push")
+    copy_of.run("git", "clone", "-q", ".", str(tmp_path / "fresh"))
+    fresh = Clone(tmp_path / "fresh")
+    fresh.run("dvc", "pull")
+    assert (fresh.folder / "data/package/model/MLmodel").exists()

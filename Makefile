@@ -1,4 +1,4 @@
-.PHONY: help setup repro test lint format ui bench clean lock
+.PHONY: help setup repro rank test lint format ui bench clean lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -22,6 +22,9 @@ setup: .venv/ready  ## the environment, from requirements.lock
 
 repro: setup  ## the whole pipeline: dvc repro
 	dvc repro
+
+rank: setup  ## which backbone? dvc repro rank/dvc.yaml
+	dvc repro rank/dvc.yaml
 
 test: setup  ## every test, the slow ones too
 	pytest -q -n 2 --dist worksteal --durations 15

@@ -100,7 +100,8 @@ def log_me(features: Floats, labels: Ints) -> float:
     """
     n = len(labels)
     u, s, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
-    squared = s**2
+    some = s > s.max() * 1e-7  # directions in which the features have any extent
+    u, squared = u[:, some], s[some] ** 2
     evidences = []
     for y in (labels == number for number in np.unique(labels)):
         along = (u.T @ y) ** 2
@@ -115,7 +116,7 @@ def log_me(features: Floats, labels: Ints) -> float:
             if abs(alpha / beta - ratio) <= 1e-4 * ratio:
                 break
         fit = n * np.log(beta / (2 * np.pi)) - beta * residual - alpha * weights
-        evidences.append((fit + (np.log(alpha) - np.log(alpha + beta * squared)).sum()) / (2 * n))
+        evidences.append((fit + np.log(alpha / (alpha + beta * squared)).sum()) / (2 * n))
     return float(np.mean(evidences))
 
 

@@ -199,3 +199,24 @@ def test_params_cannot_be_changed_after_the_door(section: BaseModel) -> None:
     name = next(iter(type(section).model_fields))
     with pytest.raises(ValueError, match="frozen"):
         setattr(section, name, getattr(section, name))
+
+
+# --- candidates of the ranking ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ("candidates: []", "rank.candidates must have at least 1 item, found []"),
+        ("candidates: [resnet18, vgg16, resnet18]", "rank.candidates names 'resnet18' 2 times; once is enough"),
+        ("candidates: ['my_net.py:small']", "rank.candidates: 'my_net.py:small' is a network of your own"),
+        ("candidates: ['../resnet18']", "rank.candidates: '../resnet18' is not the name of a network"),
+        ("candidates: ['a; rm b']", "rank.candidates: 'a; rm b' is not the name of a network"),
+        ("{first: 500, pictures: 100}", "rank.first is 500, more than rank.pictures, 100"),
+        ("budget: {image_per_s: 3}", "unknown key 'rank.budget.image_per_s', did you mean 'images_per_s'?"),
+        ("budget: {megabytes: -1.0}", "rank.budget.megabytes must be greater than 0 or null, found -1.0"),
+    ],
+)
+def test_what_is_wrong_with_the_candidates_is_said(tmp_path: Path, section: str, expected: str) -> None:
+    text = f"rank: {section}" if section.startswith("{") else f"rank:\n  {section}"
+    assert expected in complaint(tmp_path, text)

@@ -142,6 +142,14 @@ def test_logme_is_the_maximal_evidence(count: int, width: int) -> None:
     assert log_me(features, labels) == pytest.approx(evidence_by_brute_force(features, labels), abs=2e-3)
 
 
+def test_logme_of_features_that_say_nothing_is_a_number() -> None:
+    _, labels = clusters(60, 4, 1.0)
+    nothing = log_me(np.zeros((60, 4), np.float32), labels)
+    assert np.isfinite(nothing)
+    assert nothing < log_me(clusters(60, 4, 5.0)[0], labels)
+    assert np.isfinite(log_me(np.ones((60, 4), np.float32), labels))
+
+
 def test_logme_and_knn_prefer_features_that_tell_classes_apart() -> None:
     (near, labels), (far, _) = clusters(200, 16, 1.0), clusters(200, 16, 5.0)
     folds = folds_of(labels)

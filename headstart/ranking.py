@@ -256,8 +256,8 @@ def halve(standings: list[Standing], sizes: list[int], look: Callable[[str, int]
 def choose(standings: list[Standing]) -> tuple[str | None, str]:
     """The candidate to take, or None, and the reason in words.
 
-    Among those in the running to the end the lowest log-loss is best; those that cannot be told from it are as good, and
-    the fastest of them is taken.
+    Among those in the running to the end the lowest log-loss is taken. Where others cannot be told from it, that is said,
+    and which of them is the fastest.
     """
     if not standings:
         return None, "Nothing could be measured: no candidate's weights were found."
@@ -268,19 +268,19 @@ def choose(standings: list[Standing]) -> tuple[str | None, str]:
     running = sorted((s for s in within if s.dropped is None), key=lambda s: s.log_loss)
     best, others = running[0], running[1:]
     tied = [best, *(other for other in others if other.behind(best)[2] <= 0)]
-    choice = max(tied, key=lambda s: s.images_per_s)
+    fastest = max(tied, key=lambda s: s.images_per_s)
     sentences = []
     if len(tied) > 1:
         names = " and ".join([", ".join(s.name for s in tied[:-1]), tied[-1].name])
         sentences.append(f"Too close to call between {names} on {best.pictures} pictures.")
-        if choice is best:
+        if fastest is best:
             sentences.append(f"{best.name} has the lowest log-loss ({best.log_loss:.3f}) and is the fastest of them here.")
         else:
-            _, by, low, high = choice.behind(best)
+            _, by, low, high = fastest.behind(best)
             sentences.append(
-                f"{best.name} has the lowest log-loss ({best.log_loss:.3f}), and {choice.name} is the fastest of them here "
-                f"({choice.images_per_s:.0f} images/s against {best.images_per_s:.0f}); its log-loss differs by {by:+.3f} "
-                f"({low:+.3f} to {high:+.3f})."
+                f"{best.name} has the lowest log-loss ({best.log_loss:.3f}). Where speed counts take {fastest.name}, the "
+                f"fastest of them here ({fastest.images_per_s:.0f} images/s against {best.images_per_s:.0f}); its log-loss "
+                f"differs by {by:+.3f} ({low:+.3f} to {high:+.3f})."
             )
     elif len(within) == 1:
         sentences.append(f"{best.name} is the only candidate {_that_was_measured(standings)}.")
@@ -292,13 +292,13 @@ def choose(standings: list[Standing]) -> tuple[str | None, str]:
             f"{following.name}, is behind by {by:.3f} ({low:+.3f} to {high:+.3f}) on {count}."
         )
     for standing in standings:
-        if standing.over_budget is not None and standing.behind(choice)[1] < 0:
-            count, by, low, high = standing.behind(choice)
+        if standing.over_budget is not None and standing.behind(best)[1] < 0:
+            count, by, low, high = standing.behind(best)
             sentences.append(
                 f"{standing.name} has a lower log-loss, by {-by:.3f} ({-high:+.3f} to {-low:+.3f}) on {count} pictures, "
                 f"but is over the budget: {standing.over_budget}."
             )
-    return choice.name, " ".join(sentences)
+    return best.name, " ".join(sentences)
 
 
 def _that_was_measured(standings: list[Standing]) -> str:

@@ -7,8 +7,7 @@ measured later, by ``ranking``.
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,27 +18,25 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 
-from headstart.answers import answers_of, folder_for, known_or_made
+from headstart.answers import folder_for, known_or_made
 from headstart.backbones import CARD, WEIGHTS, Trunk, architecture, load_trunk
-from headstart.checkout import read_json, replacing, write_json, write_text
-from headstart.compute import inference_batch
+from headstart.checkout import read_json, write_json, write_text
 from headstart.data.pixels import Pixels
 from headstart.data.splits import place
 from headstart.engines import SAMPLE, Engine, engine_for
 from headstart.errors import HeadstartError
+from headstart.features import Shown, write_features
 from headstart.heads import FOLDS
 from headstart.progress import progress
-from headstart.views import Normalise, batches
 from headstart.weights import store_backbone
 
 FEATURES, ENGINE, MISSING = "features.safetensors", "features.json", "missing.txt"
 NO_OWN_NETWORK = Path("none")  # candidates are published networks, never a file of the user's
 NO_WEIGHTS = "no weights: neither torch's cache, a mirror, an installed package nor the publisher has given them"
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -177,46 +174,25 @@ def store_candidate(
         return Candidate.of(name, folder)
     rows = sample.rows[:count]
     shown = Shown(load_trunk(folder, NO_OWN_NETWORK)[0], pixels, device)
-    engine, told = engine_for(shown.network, count, shown.few(rows), device, wanted, timings=timings)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch, progress(name, count) as advance:
-
-        def check(at: int, found: Floats) -> None:
-            if not np.isfinite(found).all():
-                raise HeadstartError(f"{name} gives features that are no finite numbers; leave it out of rank.candidates")
-            advance(len(found))
-
-        features = answers_of(engine, shown.batches(rows), count, Path(scratch) / "features", check)
-        with replacing(folder / FEATURES) as part:
-            save_file({"features": torch.from_numpy(features), "labels": torch.from_numpy(sample.labels[:count])}, part)
+    engine, told = engine_for(shown.network, count, shown.at_once(rows[:SAMPLE]), device, wanted, timings=timings)
+    with progress(name, count) as advance:
+        write_features(
+            shown, engine, rows, sample.labels[:count], folder / FEATURES, advance,
+            lambda row: f"{name} gives features that are no finite numbers; leave it out of rank.candidates",
+        )  # fmt: skip
     write_json(folder / ENGINE, told)
     return Candidate.of(name, folder)
 
 
-class Shown:
-    """A frozen network, and the pictures as it is shown them."""
+def more_features(
+    shown: Shown, engine_name: str, engine: Callable[[], Engine], rows: Ints, width: int, kept: Path
+) -> Tensor:
+    """(N, width) features of ``rows``, kept in ``kept``; ``engine`` is made only where they are not there."""
+    folder = folder_for(kept, shown.network, engine_name, shown.pixels, ("rank", rows.tolist()))
+    made: list[Engine] = []
 
-    def __init__(self, trunk: Trunk, pixels: Pixels, device: torch.device) -> None:
-        self.trunk, self.pixels, self.device = trunk.eval().requires_grad_(False).to(device), pixels, device
-        self.network = nn.Sequential(Normalise(trunk.view), trunk).to(device).eval()
-        self.batch = inference_batch(trunk, trunk.view, device)
+    def run(pictures: Tensor) -> Tensor:
+        made[:] = made or [engine()]
+        return made[0](pictures)
 
-    def batches(self, rows: Sequence[int] | Ints) -> Any:
-        """(N, 3, size, size) uint8 pictures, batch by batch."""
-        numbers = [int(row) for row in rows]
-        return (pictures for _, pictures in batches(self.trunk.view, self.pixels, numbers, self.batch))
-
-    def few(self, rows: Ints) -> Tensor:
-        """Enough of them to measure engines on."""
-        return torch.cat(list(self.batches(rows[:SAMPLE])))
-
-    def features(self, engine_name: str, engine: Callable[[], Engine], rows: Ints, width: int, kept: Path) -> Tensor:
-        """(N, width) features of ``rows``, kept in ``kept``; ``engine`` is made only where they are not there."""
-        folder = folder_for(kept, self.network, engine_name, self.pixels, ("rank", rows.tolist()))
-        made: list[Engine] = []
-
-        def run(pictures: Tensor) -> Tensor:
-            made[:] = made or [engine()]
-            return made[0](pictures)
-
-        known = known_or_made(folder / "features", (len(rows), width), run, self.batches(rows))
-        return torch.from_numpy(np.array(known))
+    return torch.from_numpy(np.array(known_or_made(folder / "features", (len(rows), width), run, shown.batches(rows))))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +22,13 @@ from headstart.compute import inference_batch
 from headstart.data.manifest import class_names
 from headstart.data.pixels import Pixels
 from headstart.data.splits import SPLITS
-from headstart.engines import PROBED, SAMPLE, engine_for
+from headstart.engines import PROBED, SAMPLE, Engine, engine_for
 from headstart.errors import HeadstartError
-from headstart.progress import progress
+from headstart.progress import Advance, progress
 from headstart.views import Normalise, batches
 
 CARD = "features.json"
+Rows = NDArray[np.integer[Any]]
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
 
 
@@ -46,35 +49,69 @@ def extract(
     Args:
         wanted, timings: as ``engines.engine_for`` takes them.
     """
-    trunk = trunk.eval().requires_grad_(False).to(device)
-    network = nn.Sequential(Normalise(trunk.view), trunk).to(device).eval()
-    batch = inference_batch(trunk, trunk.view, device)
+    shown = Shown(trunk, pixels, device)
     labels = manifest["label"].map({name: number for number, name in enumerate(class_names(manifest))}).to_numpy()
     many = len(manifest) >= MANY
     rows = np.unique(np.linspace(0, len(manifest) - 1, PROBED if many else SAMPLE).astype(int))
-    sample = torch.cat([pictures for _, pictures in batches(trunk.view, pixels, rows.tolist(), batch)])
     known = torch.from_numpy(labels[rows]) if many else None
-    engine, told = engine_for(network, len(manifest), sample, device, wanted, known, timings)
+    engine, told = engine_for(shown.network, len(manifest), shown.at_once(rows), device, wanted, known, timings)
     folder.mkdir(parents=True, exist_ok=True)
-    with progress("features", len(manifest)) as advance, tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
 
-        def check(at: int, found: NDArray[np.float32]) -> None:
-            finite = np.isfinite(found).all(axis=1)
-            if not finite.all():
-                path = manifest["path"].iloc[rows[at + int(np.argmin(finite))]]
-                raise HeadstartError(
-                    f"the backbone gives features that are no finite numbers, first for {path}; take other weights, or "
-                    "mend the network if it is your own"
-                )
-            advance(len(found))
+    def complaint(row: int) -> str:
+        return (
+            f"the backbone gives features that are no finite numbers, first for {manifest['path'].iloc[row]}; take other "
+            "weights, or mend the network if it is your own"
+        )
 
+    with progress("features", len(manifest)) as advance:
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
-            pictures = (pictures for _, pictures in batches(trunk.view, pixels, rows.tolist(), batch))
-            stored = answers_of(engine, pictures, len(rows), Path(scratch) / split, check)
-            with replacing(folder / f"{split}.safetensors") as part:
-                save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels[rows])}, part)
+            write_features(shown, engine, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint)
     write_json(folder / CARD, told)
+
+
+class Shown:
+    """A frozen trunk, and the pictures as it is shown them.
+
+    Attributes:
+        network: (N, 3, size, size) uint8 pictures → (N, D) features.
+    """
+
+    def __init__(self, trunk: Trunk, pixels: Pixels, device: torch.device) -> None:
+        self.trunk, self.pixels, self.device = trunk.eval().requires_grad_(False).to(device), pixels, device
+        self.network = nn.Sequential(Normalise(trunk.view), trunk).to(device).eval()
+        self.batch = inference_batch(trunk, trunk.view, device)
+
+    def batches(self, rows: Rows) -> Iterator[Tensor]:
+        """(N, 3, size, size) uint8 pictures, batch by batch."""
+        return (pictures for _, pictures in batches(self.trunk.view, self.pixels, rows.tolist(), self.batch))
+
+    def at_once(self, rows: Rows) -> Tensor:
+        return torch.cat(list(self.batches(rows)))
+
+
+def write_features(
+    shown: Shown, engine: Engine, rows: Rows, labels: Rows, file: Path, advance: Advance, complaint: Callable[[int], str]
+) -> None:
+    """``features`` (N, D) float32 of ``rows`` and ``labels`` (N,) int64 into ``file``. Memory does not grow with N.
+
+    Args:
+        complaint: what to say where the features of a row are no finite numbers.
+
+    Raises:
+        HeadstartError: they are not.
+    """
+
+    def check(at: int, found: NDArray[np.float32]) -> None:
+        finite = np.isfinite(found).all(axis=1)
+        if not finite.all():
+            raise HeadstartError(complaint(int(rows[at + int(np.argmin(finite))])))
+        advance(len(found))
+
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as scratch:
+        stored = answers_of(engine, shown.batches(rows), len(rows), Path(scratch) / "features", check)
+        with replacing(file) as part:
+            save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels)}, part)
 
 
 def load_features(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.backbones import Trunk, architecture, torchvision_weights
-from headstart.candidates import Candidate, Sample, Shown
+from headstart.candidates import Candidate, Sample, more_features
 from headstart.checkout import read_json, write_json
 from headstart.classifier import Classifier, LinearHead
 from headstart.data.pixels import Pixels
-from headstart.engines import Engine, engine_for
+from headstart.engines import SAMPLE, Engine, engine_for
+from headstart.features import Shown
 from headstart.finetune import Recipe, train_size
 from headstart.heads import Folds, calibrated_losses, cross_validated, folds_of
 from headstart.params import Budget, Head, Params
@@ -133,7 +134,7 @@ def interval(values: Floats) -> tuple[float, float, float]:
 
 def speed(shown: Shown, rows: Ints, wanted: str, timings: Path | None) -> dict[str, Any]:
     """``engine``: the one that a long pass would be made with; ``images_per_s``: how many pictures that does a second."""
-    few = shown.few(rows)
+    few = shown.at_once(rows[:SAMPLE])
     engine, told = engine_for(shown.network, MANY, few, shown.device, wanted, timings=timings)
     seconds = _seconds(lambda: engine(few).cpu())
     return {"engine": told["engine"], "images_per_s": len(few) / seconds}
@@ -327,7 +328,7 @@ class _Contender:
         self.features = candidate.first_features().to(device)
 
     def engine(self, wanted: str, timings: Path) -> Engine:
-        few = self.shown.few(self.sample.rows)
+        few = self.shown.at_once(self.sample.rows[:SAMPLE])
         return engine_for(self.shown.network, MANY, few, self.device, wanted, timings=timings)[0]
 
     def extend(self, count: int, engine_name: str, wanted: str, timings: Path, kept: Path) -> None:
@@ -335,7 +336,7 @@ class _Contender:
         rows = self.sample.rows[len(self.features) : count]
         if len(rows):
             width = self.features.shape[1]
-            more = self.shown.features(engine_name, lambda: self.engine(wanted, timings), rows, width, kept)
+            more = more_features(self.shown, engine_name, lambda: self.engine(wanted, timings), rows, width, kept)
             self.features = torch.cat([self.features, more.to(self.device)])
 
 

@@ -109,3 +109,13 @@ def test_missing_and_damaged_features_are_said(tmp_path: Path) -> None:
     (tmp_path / "val.safetensors").write_bytes(b"damaged")
     with pytest.raises(HeadstartError, match="run `dvc repro features`"):
         load_features(tmp_path, "val")
+
+
+def test_packed_pictures_that_are_cut_short_are_noticed_before_they_are_used(tmp_path: Path) -> None:
+    pixels, _ = packed(tmp_path / "prepare", 3, None)
+    whole = pixels[2].copy()
+    file = tmp_path / "prepare" / PIXELS
+    assert np.array_equal(Pixels(tmp_path / "prepare")[2], whole)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(HeadstartError, match=r"pixels\.bin is cut short; run `dvc repro prepare`"):
+        Pixels(tmp_path / "prepare")

@@ -24,11 +24,12 @@ from scipy.stats import multivariate_normal
 from sklearn.linear_model import LogisticRegression
 
 from headstart import ranked
-from headstart.candidates import MISSING, Candidate, Sample, Shown, store_candidate
+from headstart.candidates import MISSING, Candidate, Sample, more_features, store_candidate
 from headstart.data.decode import decode
 from headstart.data.pixels import INDEX, PIXELS, Pixels, encode
 from headstart.data.sources import fetch, locate
 from headstart.errors import HeadstartError
+from headstart.features import Shown
 from headstart.heads import folds_of
 from headstart.params import Budget, Data, Params
 from headstart.ranking import (
@@ -454,8 +455,8 @@ def test_features_kept_are_those_of_a_fresh_pass(
         return lambda batch: shown.network(batch)
 
     width = candidate.card["features"]
-    first = shown.features("torch", engine, rows, width, tmp_path / "kept")
-    second = shown.features("torch", engine, rows, width, tmp_path / "kept")
+    first = more_features(shown, "torch", engine, rows, width, tmp_path / "kept")
+    second = more_features(shown, "torch", engine, rows, width, tmp_path / "kept")
     assert made == ["once"]
     assert torch.equal(first, second)
     trunk = candidate.trunk().eval()

@@ -3,6 +3,7 @@ above them are trained."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,10 +68,11 @@ def folder_for(kept: Path, frozen: nn.Module, engine: str, pixels: Pixels, seen:
     mine.mkdir(parents=True, exist_ok=True)
     os.utime(mine)
     left = KEPT
-    for folder in sorted((path for path in kept.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime_ns):
-        left -= sum(file.stat().st_size for file in folder.iterdir())
-        if left < 0 and folder != mine:
-            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # another process makes room or finishes a file: there is a next time
+        for folder in sorted((path for path in kept.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime_ns):
+            left -= sum(file.stat().st_size for file in folder.iterdir())
+            if left < 0 and folder != mine:
+                shutil.rmtree(folder, ignore_errors=True)
     return mine
 
 

@@ -122,7 +122,7 @@ def engine_for(
     if wanted == "auto" and watch.seconds("openvino", fast) > watch.seconds("torch", eager):
         return eager, {"engine": "torch", "why": "measured on this machine, OpenVINO is slower"}
     told = {"engine": "openvino", "why": f"within {TOLERANCE:g} of torch on {len(few)} pictures"}
-    if not _has_bfloat16() or pictures * watch.seconds("openvino", fast) < WORTH_ROUNDING:
+    if labels is None or not _has_bfloat16() or pictures * watch.seconds("openvino", fast) < WORTH_ROUNDING:
         return fast, told
     return _rounded_if_as_good(watch, fast, compiled("bf16"), told, sample, labels)
 

@@ -210,8 +210,9 @@ def finetune(
         below, told = engine_for(nn.Sequential(normalise, parts[0]).eval(), passes, sample, device, engine, timings=timings)
     # What is trained of each network, as it is run: without the frozen part, and with batch-norm folded where it is frozen.
     above = {network: parts[1].eval() if parts else network.trunk for network, parts in cut.items()}
+    shown = below(sample[:2])
     if not recipe.batch_norm_trained:
-        above = {network: fold_batch_norm(part, below(sample[:2])) for network, part in above.items()}
+        above = {network: fold_batch_norm(part, shown) for network, part in above.items()}
 
     def seen_of_validation() -> Iterator[Tensor]:
         yield from (pictures for _, pictures in batches(trunk.view, pixels, val_rows.tolist(), eval_batch))
@@ -222,7 +223,7 @@ def finetune(
     val_answers: NDArray[np.float32] | None = None  # of the frozen layers: the same after every epoch
     stored: list[NDArray[np.float32]] = []
     if parts:
-        shape = below(sample[:1]).shape[1:]
+        shape = shown.shape[1:]
         how = (str(views.transform), recipe.seed, size, train_rows.tolist(), val_rows.tolist())
         home = answers.folder_for(kept or resume, parts[0], told["engine"], pixels, how)
         val_answers = answers.known_or_made(home / "validation", (len(val_rows), *shape), below, seen_of_validation())
@@ -243,7 +244,7 @@ def finetune(
         """(N, classes) validation logits, on the CPU."""
         above[network].eval()
         with torch.no_grad():
-            return torch.cat([network.head(above[network](shown)).float().cpu() for shown in validation()])
+            return torch.cat([network.head(above[network](inputs)).float().cpu() for inputs in validation()])
 
     def training(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The training pictures in batches, as the trained layers see them, and their labels. Seeded by the epoch, so that

@@ -46,6 +46,10 @@ def fit_path(
     curvature = torch.full((classes,), (classes - 1) / classes**2, device=features.device)
     found: list[tuple[float, Tensor]] = []  # logarithm of the strength, and weights along the axes beside the bias
     for strength in strengths:
+        if found:
+            weight, offset = found[-1][1][:, :-1].contiguous(), found[-1][1][:, -1].contiguous()
+            p = torch.softmax(torch.addmm(offset, turned, weight.T), dim=1)
+            curvature = (p * (1 - p) * share[:, None]).sum(0).clamp(min=LEAST_CURVATURE)
         decay = (2 if classes == 2 else 1) / (strength * n)  # scikit-learn has one row for two classes: w counts twice
         scale = (curvature[:, None] * moments.clamp(min=0) + decay).rsqrt()
         bias_scale = curvature.rsqrt()
@@ -74,8 +78,6 @@ def fit_path(
         given = torch.from_numpy(result.x).to(features).view(classes, width + 1)
         solution, bias = given[:, :-1] * scale, given[:, -1] * bias_scale
         found.append((math.log(strength), torch.cat([solution, bias[:, None]], dim=1)))
-        p = torch.softmax(torch.addmm(bias, turned, solution.T), dim=1)
-        curvature = (p * (1 - p) * share[:, None]).sum(0).clamp(min=LEAST_CURVATURE)
         yield solution @ axes.T, bias, int(result.nit)
 
 

@@ -23,7 +23,7 @@ class View:
     Attributes:
         size: height and width of the network's input, in pixels.
         crop: the fraction of the resized picture's short side that the centre crop takes, at most 1.
-        interpolation: a key of ``INTERPOLATIONS``.
+        interpolation: one of ``INTERPOLATIONS``.
         mean, std: per channel, of pixel values in [0, 1].
     """
 

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from headstart.classifier import Classifier
 from headstart.data.decode import Array
-from headstart.heads import FEW_PICTURES, within_one_standard_error
+from headstart.heads import FEW_PICTURES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -111,13 +112,17 @@ def gain(before: Scores, after: Scores, resamples: int, seed: int) -> dict[str, 
 def choose(val: dict[str, Scores]) -> str:
     """head or finetune: the lower validation log-loss, which tells more than accuracy where pictures are few.
 
-    Where they are so few that one lucky picture can decide, the head stays unless the fine-tuned network is better by
-    more than one standard error.
+    Where they are so few that two lucky pictures make most of the difference (and epoch and mixture were chosen on the same
+    ones), the head stays unless the fine-tuned network is also right on clearly more of them: p < 0.05 in McNemar's exact
+    test (McNemar 1947, "Note on the sampling error of the difference between correlated proportions").
     """
-    losses = {name: _surprise(scores) for name, scores in val.items()}
-    if len(losses["head"]) < FEW_PICTURES:
-        return list(losses)[within_one_standard_error(list(losses.values()))]
-    return min(losses, key=lambda name: losses[name].mean())
+    best = min(val, key=lambda name: _surprise(val[name]).mean())
+    if best == "head" or len(val["head"].labels) >= FEW_PICTURES:
+        return best
+    won = int((val[best].correct & ~val["head"].correct).sum())
+    lost = int((~val[best].correct & val["head"].correct).sum())
+    clearly = won > lost and binomtest(won, won + lost, alternative="greater").pvalue < 0.05
+    return best if clearly else "head"
 
 
 def _surprise(scores: Scores) -> Floats:

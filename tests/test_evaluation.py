@@ -126,10 +126,18 @@ def test_validation_chooses_by_log_loss_and_keeps_the_head_on_a_tie() -> None:
     assert choose({"head": sure(0.7, 200)}) == "head"
 
 
-def test_on_few_pictures_one_lucky_answer_does_not_take_the_head_away() -> None:
-    lucky = Scores(np.concatenate([sure(0.7, 38).probabilities, [[0.99, 0.01], [0.6, 0.4]]]), np.zeros(40, np.int64))
-    assert choose({"head": sure(0.7, 40), "finetune": lucky}) == "head"
-    assert choose({"head": sure(0.7, 40), "finetune": sure(0.8, 40)}) == "finetune"
+def right_on(count: int, of: int = 40) -> Scores:
+    """Sure of the right class on ``count`` pictures, a little on the wrong side on the others."""
+    return Scores(
+        np.concatenate([sure(0.9, count).probabilities, sure(0.4, of - count).probabilities]), np.zeros(of, np.int64)
+    )
+
+
+def test_on_few_pictures_two_lucky_answers_do_not_take_the_head_away() -> None:
+    assert choose({"head": right_on(37), "finetune": right_on(39)}) == "head"
+    assert choose({"head": sure(0.7, 40), "finetune": sure(0.9, 40)}) == "head"  # surer, and right on the same pictures
+    assert choose({"head": right_on(32), "finetune": right_on(39)}) == "finetune"
+    assert choose({"head": right_on(39), "finetune": right_on(32)}) == "head"
 
 
 @given(scores)

@@ -1,13 +1,13 @@
 """Features of a folder of photographs: headstart against the loop that everybody writes.
 
-    python bench/tutorial_loop.py        # about five minutes on two quiet cores
+    python bench/tutorial_loop.py        # about ten minutes on two quiet cores
     python bench/tutorial_loop.py --pictures 600 --rounds 5
 
 The loop is ImageFolder (Pillow), a DataLoader with one worker per core, batches of 32, and the network in eager fp32.
 headstart's side is everything its first three stages do for the same pictures: listing and hashing, audit with search for
-near-duplicates, decoding and packing, and the frozen pass. Both get the same generated 400×533 JPEGs, the same network
-(tf_efficientnet_lite0, random weights) and all cores; they run alternately, each time in a process of its own. Prints
-pictures per second of both and, per round, ratios as median (least–most): end to end, for the next backbone, when the
+near-duplicates, decoding and packing, and the frozen pass. Both get the same generated 400×533 JPEGs, the same networks
+(tf_efficientnet_lite0 and resnet18, random weights) and all cores; they run alternately, each time in a process of its own.
+Prints pictures per second of both and, per round, ratios as median (least–most): end to end, for the next backbone, when the
 pictures are packed already, and of that, compiling included, to the bare forward pass of the engine that was picked.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from _sides import measured, report
 
 LOOP, HEADSTART = "loop", "headstart"
+NETWORKS = ("tf_efficientnet_lite0", "resnet18")
 HEIGHT, WIDTH = 400, 533
 BARE = 4  # batches of 64
 
@@ -51,7 +52,6 @@ def loop(folder: Path) -> dict[str, float]:
 
     from headstart.params import cores
 
-    model = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     view = transforms.Compose(
         [
             transforms.Resize(256),
@@ -60,13 +60,16 @@ def loop(folder: Path) -> dict[str, float]:
             transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         ]
     )
-    start = time.perf_counter()
-    pictures = ImageFolder(folder, view)
-    with torch.no_grad():
-        found = [model(batch) for batch, _ in DataLoader(pictures, 32, num_workers=cores())]
-    torch.cat(found)
-    seconds = time.perf_counter() - start
-    return {"end to end": len(pictures) / seconds, "next backbone": len(pictures) / seconds}
+    found = {}
+    for name in NETWORKS:
+        model = timm.create_model(name, num_classes=0).eval()
+        start = time.perf_counter()
+        pictures = ImageFolder(folder, view)
+        with torch.no_grad():
+            torch.cat([model(batch) for batch, _ in DataLoader(pictures, 32, num_workers=cores())])
+        rate = len(pictures) / (time.perf_counter() - start)
+        found |= {f"{name}, end to end": rate, f"{name}, next backbone": rate}
+    return found
 
 
 def headstart(folder: Path) -> dict[str, float]:
@@ -82,28 +85,29 @@ def headstart(folder: Path) -> dict[str, float]:
     from headstart.params import Data, Prepare, Split, cores
 
     device = set_up(None)
-    trunk = architecture("tf_efficientnet_lite0").trunk()
-    with tempfile.TemporaryDirectory() as name:
-        out = Path(name)
+    trunks = {name: architecture(name).trunk() for name in NETWORKS}
+    found = {}
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place)
         start = time.perf_counter()
         pictures = fetch(Data(source=str(folder)), out / "manifest.csv")
         manifest = prepare(pictures, folder, Prepare(), Split(), 0, cores(), out / "prepare")
-        packed = time.perf_counter()
-        extract(trunk, Pixels(out / "prepare"), manifest, device, out / "features")
-        end = time.perf_counter()
-    assert len(manifest) == len(pictures)
-    sample = torch.randn(64, 3, 224, 224).contiguous(memory_format=torch.channels_last)
-    engine, _ = engine_for(trunk, len(pictures), sample, device)
-    engine(sample)
-    bare = time.perf_counter()
-    for _ in range(BARE):
-        engine(sample)
-    forward = BARE * len(sample) / (time.perf_counter() - bare)
-    return {
-        "end to end": len(pictures) / (end - start),
-        "next backbone": len(pictures) / (end - packed),
-        "bare": forward,
-    }
+        packing = time.perf_counter() - start
+        assert len(manifest) == len(pictures)
+        for name, trunk in trunks.items():
+            start = time.perf_counter()
+            extract(trunk, Pixels(out / "prepare"), manifest, device, out / "features")
+            extracting = time.perf_counter() - start
+            sample = torch.randn(64, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+            engine, _ = engine_for(trunk, len(pictures), sample, device)
+            engine(sample)
+            start = time.perf_counter()
+            for _ in range(BARE):
+                engine(sample)
+            found[f"{name}, bare"] = BARE * len(sample) / (time.perf_counter() - start)
+            found[f"{name}, next backbone"] = len(pictures) / extracting
+            found[f"{name}, end to end"] = len(pictures) / (packing + extracting)
+    return found
 
 
 def measure(side: str, asked: argparse.Namespace) -> dict[str, float]:
@@ -114,8 +118,11 @@ if __name__ == "__main__":
     _, rounds = measured(
         __doc__, (LOOP, HEADSTART), measure, 3, {"pictures": 1500}, lambda asked: generate(asked.folder, asked.pictures)
     )
-    for what in ("end to end", "next backbone"):
-        theirs, ours = ([found[side][what] for found in rounds] for side in (LOOP, HEADSTART))
-        report(f"features of a folder, {what}", theirs, ours, "pictures/s", (LOOP, HEADSTART))
-    bare, ours = ([found[HEADSTART][what] for found in rounds] for what in ("bare", "next backbone"))
-    report("features, packed pixels to tensor file", bare, ours, "pictures/s", ("bare forward pass", "all of it"))
+    for name in NETWORKS:
+        for what in (f"{name}, end to end", f"{name}, next backbone"):
+            theirs, ours = ([found[side][what] for found in rounds] for side in (LOOP, HEADSTART))
+            report(f"features of a folder: {what}", theirs, ours, "pictures/s", (LOOP, HEADSTART))
+        bare, ours = ([found[HEADSTART][f"{name}, {what}"] for found in rounds] for what in ("bare", "next backbone"))
+        report(
+            f"features: {name}, packed pixels to tensor file", bare, ours, "pictures/s", ("bare forward pass", "all of it")
+        )

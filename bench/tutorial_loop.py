@@ -7,8 +7,8 @@ The loop is ImageFolder (Pillow), a DataLoader with one worker per core, batches
 headstart's side is everything its first three stages do for the same pictures: listing and hashing, audit with search for
 near-duplicates, decoding and packing, and the frozen pass. Both get the same generated 400×533 JPEGs, the same networks
 (tf_efficientnet_lite0 and resnet18, random weights) and all cores; they run alternately, each time in a process of its own.
-Prints pictures per second of both and, per round, ratios as median (least–most): end to end, for the next backbone, when the
-pictures are packed already, and of that, compiling included, to the bare forward pass of the engine that was picked.
+Prints pictures per second of both and, per round, ratios as median (least–most): end to end, for the next backbone, when
+the pictures are packed already, and of that, compiling included, to the bare forward pass of the engine that was picked.
 """
 
 from __future__ import annotations

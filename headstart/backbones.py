@@ -22,7 +22,7 @@ from headstart.checkout import read_json
 from headstart.errors import HeadstartError, nearest
 from headstart.views import View
 
-CARD, WEIGHTS = "card.json", "weights.safetensors"
+CARD, WEIGHTS, CLASSIFIER = "card.json", "weights.safetensors", "classifier.safetensors"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
 # These were published with ``transform_input``: a switch that turns torchvision's usual normalisation into the 0.5/0.5
@@ -122,6 +122,16 @@ def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, d
     trunk.network.load_state_dict(state)
     trunk.view = View.from_card(card)
     return trunk, card
+
+
+def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:
+    """The publisher's ImageNet classifier on the trunk's features, (1000, D) and (1000,); None where it was not stored."""
+    from safetensors.torch import load_file
+
+    if not (folder / CLASSIFIER).exists():
+        return None
+    stored = load_file(folder / CLASSIFIER)
+    return stored["weight"], stored["bias"]
 
 
 def gmacs(trunk: Trunk) -> float:

@@ -136,6 +136,19 @@ class Rank(Section):
         return self
 
 
+class Why(Section):
+    fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.1, 0.25, 0.5, 1.0]
+    folds: Annotated[int, Field(ge=1, le=5)] = 3
+    scratch_passes: Count = 10_000
+    scratch_size: Annotated[int, Field(ge=32)] = 128
+
+    @model_validator(mode="after")
+    def up_to_all_pictures(self) -> Self:
+        if self.fractions != sorted(set(self.fractions)) or self.fractions[-1] != 1:
+            raise ValueError(f"why.fractions must ascend and end with 1.0 (all pictures), found {self.fractions}")
+        return self
+
+
 class Params(Section):
     """The whole of params.yaml; every key is optional here, and the shipped file names them all."""
 
@@ -153,6 +166,7 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
     rank: Rank = Rank()
+    why: Why = Why()
 
     @property
     def finetune_is_on(self) -> bool:

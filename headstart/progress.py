@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Protocol
 
 PLAIN_LINE_EVERY_S = 15.0
+_hidden = False
 
 
 class Advance(Protocol):
@@ -18,10 +20,24 @@ class Advance(Protocol):
 @contextmanager
 def progress(what: str, total: int, unit: str = "pictures") -> Iterator[Advance]:
     """Yield a function to call with the number of units done since the last call."""
-    if sys.stderr.isatty():
+    if _hidden:
+        yield lambda count=1: None
+    elif sys.stderr.isatty():
         yield from _bar(what, total, unit)
     else:
         yield from _lines(what, total, unit)
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Neither progress nor standard output is shown inside: one that runs many trainings shows progress of its own."""
+    global _hidden
+    before, _hidden = _hidden, True
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        _hidden = before
 
 
 def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:

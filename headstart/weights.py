@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from headstart import backbones
-from headstart.backbones import CARD, WEIGHTS, Architecture, Trunk, architecture
+from headstart.backbones import CARD, CLASSIFIER, WEIGHTS, Architecture, Trunk, architecture
 from headstart.checkout import checkout, read_json, replacing, write_json
 from headstart.download import download, is_address, sha256_of
 from headstart.errors import HeadstartError
@@ -61,22 +61,28 @@ def store_backbone(
 ) -> dict[str, Any]:
     """Resolve architecture and weights; write weights.safetensors and card.json into ``folder``; return the card.
 
+    The publisher's own ImageNet classifier goes to classifier.safetensors, where it is a linear layer on the features.
+
     Raises:
         HeadstartError: unknown names, or no source of the weights answered (the message lists each and its reason).
     """
     arch = architecture(name, network_file, weights)
     if weights == "none" or (weights == "default" and arch.library == "own"):
-        trunk = arch.trunk(seed)
+        trunk, classifier = arch.trunk(seed), State()
         source = {"origin": f"random initialisation, seed {seed}", "digest": "", "licence": "none"}
     else:
         stored = _stored(arch, weights, folder)
         if stored is not None:
             return stored
-        trunk, source = _resolve(arch, weights, mirror)
+        trunk, classifier, source = _resolve(arch, weights, mirror)
     width = backbones.feature_width(trunk)
     state = {key: value.contiguous() for key, value in trunk.network.state_dict().items()}
     with replacing(folder / WEIGHTS) as part:
         save_file(_unshared(state), part)
+    (folder / CLASSIFIER).unlink(missing_ok=True)
+    if classifier:
+        with replacing(folder / CLASSIFIER) as part:
+            save_file(classifier, part)
     card = {
         "name": name,
         "library": arch.library,
@@ -119,11 +125,16 @@ def _stored(arch: Architecture, weights: str, folder: Path) -> dict[str, Any] | 
     return None
 
 
-def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trunk, dict[str, str]]:
+def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trunk, State, dict[str, str]]:
+    """The trunk, the classifier that came with it, and what the card says of the source."""
     file = _local_file(weights)
     if file is not None:
-        trunk = _trunk(arch, _read(file), f"the file {weights}")
-        return trunk, {"origin": f"file {file.name}", "digest": sha256_of(file), "licence": "unknown: a local file"}
+        trunk, classifier = _parts(arch, _read(file), f"the file {weights}")
+        return (
+            trunk,
+            classifier,
+            {"origin": f"file {file.name}", "digest": sha256_of(file), "licence": "unknown: a local file"},
+        )
     published = _published(arch, weights)
     mirror = mirror or os.environ.get(MIRROR_VARIABLE)
     tried: list[str] = []
@@ -134,12 +145,12 @@ def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trun
                 digest = sha256_of(path)
                 if published.digest and origin == published.origin and not digest.startswith(published.digest):
                     raise HeadstartError(f"SHA-256 {digest[:8]}… where {published.digest} is published")
-                trunk = _trunk(arch, _read(path), path.name)
+                parts = _parts(arch, _read(path), path.name)
         except HeadstartError as error:
             tried.append(f"{label} ({error})")
             continue
         print(f"weights of {arch.name} from {label}")
-        return trunk, {"origin": origin, "digest": digest, "licence": licence}
+        return *parts, {"origin": origin, "digest": digest, "licence": licence}
     example = f"{(mirror or 'https://your.mirror').rstrip('/')}/{published.mirrored or 'FILE'}"
     raise HeadstartError(
         f"no weights for backbone {arch.name!r} (weights: {weights}). Tried: {'; '.join(tried)}. Three ways out: "
@@ -290,8 +301,9 @@ def _read(path: Path) -> State:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def _trunk(arch: Architecture, state: State, what: str) -> Trunk:
-    """Load ``state`` into the network, strictly in all but the classifier, and take the classifier off.
+def _parts(arch: Architecture, state: State, what: str) -> tuple[Trunk, State]:
+    """Load ``state`` into the network, strictly in all but the classifier, and take the classifier off: the trunk, and
+    ``weight`` and ``bias`` of the classifier, where ``state`` has a linear one for ImageNet's classes.
 
     A classifier for another number of classes is fine, since it comes off, and so is a file from before batch norm
     counted its batches, since only training reads the count; anything else that does not fit is not.
@@ -319,7 +331,12 @@ def _trunk(arch: Architecture, state: State, what: str) -> Trunk:
     network.load_state_dict(
         {k: v for k, v in state.items() if k in expected and v.shape == expected[k].shape}, strict=False
     )
-    return Trunk(network, arch.view)
+    name = backbones.find_classifier(network, backbones.IMAGENET_CLASSES)
+    linear = name and isinstance(network.get_submodule(name), nn.Linear)
+    own = {part: state.get(f"{name}.{part}") for part in ("weight", "bias")} if linear else {}
+    whole = all(value is not None and len(value) == backbones.IMAGENET_CLASSES for value in own.values())
+    trunk = Trunk(network, arch.view)
+    return trunk, {part: value.contiguous() for part, value in own.items() if value is not None} if whole else {}
 
 
 def _classifier_keys(network: nn.Module) -> set[str]:

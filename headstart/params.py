@@ -44,6 +44,8 @@ class Section(BaseModel):
 class Data(Section):
     source: Text = "emoji"
     mirror: str | None = None
+    exclude: Text | None = None
+    relabel: Text | None = None
     limit: Count | None = None
 
 
@@ -136,6 +138,10 @@ class Rank(Section):
         return self
 
 
+class Labels(Section):
+    shown: Count = 30
+
+
 class Params(Section):
     """The whole of params.yaml; every key is optional here, and the shipped file names them all."""
 
@@ -153,6 +159,7 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
     rank: Rank = Rank()
+    labels: Labels = Labels()
 
     @property
     def finetune_is_on(self) -> bool:

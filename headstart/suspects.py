@@ -38,8 +38,8 @@ def training_and_validation(manifest: pd.DataFrame, folder: Path, device: torch.
 
 
 def examine(pictures: pd.DataFrame, features: Tensor) -> dict[str, Any]:
-    """What labels.json holds: ``counts``, ``left_out`` (classes), and ``suspects``, ``outliers`` and ``duplicates``, each with
-    the plainest case first.
+    """What labels.json holds: ``counts``, ``left_out`` (classes), and ``suspects``, ``outliers`` and ``duplicates``, each
+    with the plainest case first.
 
     Args:
         pictures: path, label, split and group of N training and validation pictures.

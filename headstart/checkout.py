@@ -24,6 +24,11 @@ def checkout() -> Path:
     return Path(here.split(EXPERIMENT_FOLDER)[0]).resolve()
 
 
+def users_path(name: str) -> Path:
+    """A path as params.yaml gives it: ``~`` is the user's home, and a relative one starts in their own checkout."""
+    return checkout() / os.path.expanduser(name)  # noqa: PTH111 - Path's own raises for a user that is not there
+
+
 def state_folder(name: str) -> Path:
     """A folder under ``.headstart/`` in the user's checkout for what is costly to lose and is not an output."""
     folder = checkout() / ".headstart" / name

@@ -133,6 +133,15 @@ def rank(
 
 
 @app.command()
+def labels() -> None:
+    """Say which labels `dvc repro labels/dvc.yaml` found to look wrong, and where the pictures are to be seen."""
+    from headstart import gallery
+
+    folder = Path("data/labels")
+    gallery.show(gallery.load_labels(folder), folder)
+
+
+@app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="A name, or part of one; * and ? stand for anything.")] = "*",
 ) -> None:

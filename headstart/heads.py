@@ -28,6 +28,7 @@ Floats = NDArray[np.floating[Any]]
 WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
 FEW_PICTURES = 100  # fewer validation pictures than these cannot tell good from lucky
 FOLDS = 5
+PROBED = [0.001, 0.01, 0.1]  # strengths of a probe, in ascending order: it need not hit the best one, only come near
 TEMPERATURE_PRIOR = 0.5  # deviation of the temperature's logarithm
 
 
@@ -57,7 +58,7 @@ def train_head(
         ):
             logits = torch.addmm(bias, v, weight.T).cpu().numpy()
             temperature = fit_temperature(logits, v_labels)
-            losses.append(_log_losses(logits / temperature, v_labels))
+            losses.append(log_losses(logits / temperature, v_labels))
             found.append(_raw(weight, bias, mean, scale))
             rows.append(
                 {
@@ -123,6 +124,20 @@ def cross_validated(
     return logits
 
 
+def held_out_logits(features: Tensor, labels: NDArray[np.int64], folds: Folds) -> Floats:
+    """(N, classes) logits of all pictures, calibrated, each by a regression that was fitted without its fold, at that of a
+    few strengths which has the least log-loss over all folds.
+
+    Args:
+        features: (N, D).
+        labels: (N,) numbers of the classes.
+    """
+    numbers = torch.from_numpy(labels).to(features.device)
+    found = cross_validated(features, numbers, int(labels.max()) + 1, PROBED, Head(), folds)
+    calibrated = [logits / fit_temperature(logits, labels) for logits in found]
+    return min(calibrated, key=lambda logits: float(log_losses(logits, labels).mean()))
+
+
 def within_one_standard_error(losses: list[Floats]) -> int:
     """Which of several models to take, the most regularised first: the first that is not clearly worse than the best.
 
@@ -165,7 +180,7 @@ def fit_temperature(logits: Floats, labels: NDArray[np.integer[Any]]) -> float:
 
     def loss(log_t: float) -> float:
         return float(
-            (_log_losses(logits / np.exp(log_t), labels).sum() + log_t**2 / (2 * TEMPERATURE_PRIOR**2)) / len(labels)
+            (log_losses(logits / np.exp(log_t), labels).sum() + log_t**2 / (2 * TEMPERATURE_PRIOR**2)) / len(labels)
         )
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
@@ -174,10 +189,11 @@ def fit_temperature(logits: Floats, labels: NDArray[np.integer[Any]]) -> float:
 
 def calibrated_losses(logits: Floats, labels: NDArray[np.integer[Any]]) -> Floats:
     """(N,) log-losses after calibration on the same pictures."""
-    return _log_losses(logits / fit_temperature(logits, labels), labels)
+    return log_losses(logits / fit_temperature(logits, labels), labels)
 
 
-def _log_losses(logits: Floats, labels: NDArray[np.integer[Any]]) -> Floats:
+def log_losses(logits: Floats, labels: NDArray[np.integer[Any]]) -> Floats:
+    """(N,) of (N, classes) logits, as they are."""
     losses: Floats = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
     return losses
 

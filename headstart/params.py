@@ -44,6 +44,8 @@ class Section(BaseModel):
 class Data(Section):
     source: Text = "emoji"
     mirror: str | None = None
+    exclude: Text | None = None
+    relabel: Text | None = None
     limit: Count | None = None
 
 
@@ -149,6 +151,10 @@ class Why(Section):
         return self
 
 
+class Labels(Section):
+    shown: Count = 30
+
+
 class Params(Section):
     """The whole of params.yaml; every key is optional here, and the shipped file names them all."""
 
@@ -167,6 +173,7 @@ class Params(Section):
     tracking: Tracking = Tracking()
     rank: Rank = Rank()
     why: Why = Why()
+    labels: Labels = Labels()
 
     @property
     def finetune_is_on(self) -> bool:

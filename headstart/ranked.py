@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,19 +80,14 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def write_page(ranking: dict[str, Any], path: Path) -> None:
     """One page that needs no network: the reason, the table, and accuracy over speed."""
-    import jinja2
+    from headstart import figures, pages
 
-    from headstart import figures
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     drawing = figures.accuracy_over_speed(ranking["table"], ranking["choice"])
-    text = environment.get_template("rank.html.j2").render(
+    text = pages.template("rank.html.j2").render(
         ranking=ranking,
         headings=[heading for heading, _, _ in COLUMNS],
         rows=[(row, cells(row)) for row in ranking["table"]],
-        plot="data:image/png;base64," + base64.b64encode(drawing).decode() if drawing else None,
+        plot=pages.embedded(drawing) if drawing else None,
     )
     write_text(path, text)
 

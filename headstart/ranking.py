@@ -30,12 +30,11 @@ from headstart.data.pixels import Pixels
 from headstart.engines import SAMPLE, Engine, engine_for
 from headstart.features import Shown
 from headstart.finetune import Recipe, train_size
-from headstart.heads import Folds, calibrated_losses, cross_validated, folds_of
-from headstart.params import Budget, Head, Params
+from headstart.heads import Folds, folds_of, held_out_logits, log_losses
+from headstart.params import Budget, Params
 from headstart.surgery import fold_batch_norm, split_frozen
 from headstart.views import Normalise
 
-STRENGTHS = [0.001, 0.01, 0.1]
 RESAMPLES = 2000
 NEIGHBOURS = 5
 MANY = 1_000_000  # pictures, for which any engine is worth compiling: what is measured is speed once it runs
@@ -68,13 +67,9 @@ class Probe:
 
 
 def probe(features: Tensor, labels: Ints, folds: Folds) -> Probe:
-    """(N, D) features → the answers of five regressions, each on the fold it was not fitted on, at that of a few strengths
-    which has the least log-loss over all folds."""
-    numbers = torch.from_numpy(labels).to(features.device)
-    found = cross_validated(features, numbers, int(labels.max()) + 1, STRENGTHS, Head(), folds)
-    losses = [calibrated_losses(logits, labels) for logits in found]
-    best = int(np.argmin([loss.mean() for loss in losses]))
-    return Probe(losses[best], found[best].argmax(axis=1) == labels)
+    """(N, D) features → what five regressions say of them, each of the fold that it was not fitted on."""
+    logits = held_out_logits(features, labels, folds)
+    return Probe(log_losses(logits, labels), logits.argmax(axis=1) == labels)
 
 
 def knn_accuracy(features: Tensor, labels: Ints, folds: Folds) -> float:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 import torch
 
-from headstart import evaluation, figures, finetune, heads
+from headstart import evaluation, figures, finetune, heads, pages
 from headstart.backbones import load_trunk
 from headstart.checkout import read_json, replacing, write_json, write_text
 from headstart.classifier import Classifier
@@ -144,14 +142,10 @@ def _mistakes(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: S
 
 
 def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[str, Any]], drawn: Path) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    environment.filters["interval"] = interval
-    pictures = {path.stem: _embedded(path) for path in sorted(drawn.glob("*.png"))}
-    pictures["sheet"] = _embedded(data / "prepare" / "sheet.png")
-    return environment.get_template("report.html.j2").render(
+    pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
+    pictures["sheet"] = pages.embedded((data / "prepare" / "sheet.png").read_bytes())
+    page = pages.template("report.html.j2", percent=lambda value: f"{100 * value:.1f} %", interval=interval)
+    return page.render(
         params=params,
         result=result,
         verdict=verdict(result),
@@ -179,7 +173,3 @@ def verdict(result: dict[str, Any]) -> str:
         points = f"{100 * gain['accuracy']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
         sentence += f" Fine-tuning changed test accuracy by {points}."
     return sentence
-
-
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -30,6 +30,9 @@ LAYERS = (
         "ranked",
         "curves",
         "why",
+        "suspects",
+        "gallery",
+        "pages",
         "figures",
         "evaluation",
         "report",
@@ -58,7 +61,7 @@ def imports(path: Path) -> frozenset[str]:
 
 def of_the_pipelines() -> set[str]:
     """The stages of the main path, and of the branches off it."""
-    files = [PROJECT / "dvc.yaml", PROJECT / "rank" / "dvc.yaml", PROJECT / "why" / "dvc.yaml"]
+    files = [PROJECT / "dvc.yaml", *PROJECT.glob("*/dvc.yaml")]
     return {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]}
 
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headstart.checkout import checkout, read_json, replacing, state_folder, write_json, write_text
+from headstart.checkout import read_json, replacing, state_folder, users_path, write_json, write_text
+from headstart.data.corrections import corrected
+from headstart.data.tables import read_table
 from headstart.download import download, download_folder, is_address, is_archive, sha256_of, unpack
 from headstart.errors import HeadstartError, nearest
 from headstart.params import Data
@@ -52,22 +54,25 @@ class Listing:
 
 
 def fetch(data: Data, manifest: Path) -> list[Picture]:
-    """List the source's pictures, hash what is new or touched, and write ``manifest`` (CSV).
+    """List the source's pictures, correct them as the user asks, hash what is new or touched, and write ``manifest`` (CSV).
 
     The same pictures give the same bytes, whatever their times on disk.
 
     Raises:
-        HeadstartError: the source is unknown, empty, has fewer than two classes, or cannot be reached.
+        HeadstartError: the source is unknown, empty, has fewer than two classes, or cannot be reached; or the user's
+            corrections are not as they should be.
     """
     listing = locate(data)
     if not listing.pictures:
         raise HeadstartError(
             f"data.source {data.source!r} holds no files in class folders; expected one folder per class ({listing.root})"
         )
-    pictures = _hashed(listing, data.source)
+    pictures = _hashed(Listing(listing.root, corrected(listing.pictures, data)), data.source)
     labels = {picture.label for picture in pictures}
     if len(labels) < 2:
-        raise HeadstartError(f"data.source {data.source!r} has one class only ({labels.pop()!r}); at least two are needed")
+        has = f"one class only ({labels.pop()!r})" if labels else "no class"
+        left = f"{has}, as data.exclude and data.relabel leave it" if data.exclude or data.relabel else has
+        raise HeadstartError(f"data.source {data.source!r} has {left}; at least two are needed")
     if data.limit:
         pictures = _first_of_each_class(pictures, data.limit)
     text = io.StringIO()
@@ -96,8 +101,7 @@ def locate(data: Data) -> Listing:
         return _torchvision(source.removeprefix("torchvision:"))
     if is_address(source):
         return _address(source)
-    path = Path(os.path.expanduser(source))  # noqa: PTH111 - Path's own raises for a user that is not there
-    path = path if path.is_absolute() else checkout() / path
+    path = users_path(source)
     if path.suffix.lower() in (".csv", ".parquet") and path.is_file():
         return _table(path)
     if path.is_file() and is_archive(path.name):
@@ -181,37 +185,17 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _table(path: Path) -> Listing:
     """A .csv or .parquet with ``path`` and ``label`` columns, optionally ``split`` and ``group``; paths from its folder."""
-    rows: list[tuple[str, dict[str, Any]]]
-    try:
-        if path.suffix.lower() == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream)
-                rows = [(f"line {reader.line_num}", row) for row in reader]
-        else:
-            import pyarrow.parquet
-
-            table = pyarrow.parquet.read_table(path).to_pylist()
-            rows = [(f"row {number}", row) for number, row in enumerate(table, start=1)]
-    except (OSError, ValueError, csv.Error) as error:
-        raise HeadstartError(f"{path} cannot be read as a table: {error}") from None
-    found = list(rows[0][1]) if rows else []
-    for column in ("path", "label"):
-        if column not in found:
-            raise HeadstartError(
-                f"{path} has no column {column!r} (it has {', '.join(map(str, found)) or 'no rows'}); "
-                "needed: path, label; optional: split, group"
-            )
     root, pictures = path.parent, []
-    for where, row in rows:
-        name, label, split, group = (_cell(row.get(key)) for key in ("path", "label", "split", "group"))
-        if not name or not label:
-            raise HeadstartError(f"{path}, {where}: empty {'path' if not name else 'label'}")
+    for where, row in read_table(path, ("path", "label"), ("split", "group")):
+        name, label, split, group = row["path"], row["label"], row["split"], row["group"]
         if split and split.lower() not in SPLIT_NAMES:
             raise HeadstartError(f"{path}, {where}: split {split!r}; allowed: train, val, test or empty")
-        relative = os.path.relpath(root / os.path.expanduser(name), root)  # noqa: PTH111 - as above
+        relative = os.path.relpath(root / os.path.expanduser(name), root)  # noqa: PTH111 - no error for ~nobody
         if not (root / relative).is_file():
             raise HeadstartError(f"{path}, {where}: {name} is not there; paths are relative to {root}")
         pictures.append(Picture(Path(relative).as_posix(), label, SPLIT_NAMES.get(split.lower(), ""), group))
+    if not pictures:
+        raise HeadstartError(f"{path} has no rows")
     given = {picture.split for picture in pictures}
     if "" in given and len(given) > 1:
         raise HeadstartError(f"{path}: some rows have a split and others none; fill the column or leave it out")
@@ -222,10 +206,6 @@ def _table(path: Path) -> Listing:
     if given != {""} and "train" not in given:
         raise HeadstartError(f"{path}: the split column has no 'train' row; there is nothing to learn from")
     return Listing(root, sorted(pictures, key=lambda picture: picture.path))
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None or value != value else str(value).strip()  # NaN is pandas' way to leave a cell empty
 
 
 # --- sets known by name -------------------------------------------------------------------------------------------

@@ -1,0 +1,23 @@
+"""Pages that need no network: their text in a template beside this file, their pictures inside them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+
+
+def template(name: str, **filters: Callable[..., str]) -> jinja2.Template:
+    """A template beside this file: what is filled in is escaped, and what is missing is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(filters)
+    return environment.get_template(name)
+
+
+def embedded(picture: bytes, kind: str = "png") -> str:
+    """The address of a picture that is inside the page."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

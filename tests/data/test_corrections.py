@@ -1,0 +1,191 @@
+"""What the user knows better than the source is done as said, and what cannot be done is said."""
+
+from __future__ import annotations
+
+import csv
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pictures import everything_below, write_pictures
+
+from headstart.data.corrections import corrected
+from headstart.data.sources import Picture, fetch
+from headstart.errors import HeadstartError
+from headstart.params import Data
+
+MANIFEST = Path("data/fetch/manifest.csv")
+NAMES = {f"{label}/{i}.png": 10 * k + i for k, label in enumerate(("ants", "bees", "wasps")) for i in range(3)}
+
+
+@pytest.fixture
+def source(project: Path) -> Path:
+    return write_pictures(project / "set", NAMES)
+
+
+def fetched(**keys: object) -> dict[str, str]:
+    return {p.path: p.label for p in fetch(Data(source="set", **keys), MANIFEST)}  # type: ignore[arg-type]
+
+
+def complaint(**keys: object) -> str:
+    with pytest.raises(HeadstartError) as caught:
+        fetched(**keys)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def write(name: str, text: str) -> str:
+    Path(name).write_text(text, encoding="utf-8")
+    return name
+
+
+def test_rows_of_suspects_csv_can_be_pasted_into_both(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = everything_below(source)
+    exclude = write("out.csv", "path,label,suggested,quality\nants/0.png,ants,bees,0.1\n./bees/1.png,bees,ants,0.2\n")
+    relabel = write("right.csv", "path,was,label,quality\nants/1.png,ants,bees,0.1\n")
+    found = fetched(exclude=exclude, relabel=relabel)
+    assert found == {
+        path: "bees" if path == "ants/1.png" else path.split("/")[0]
+        for path in NAMES
+        if path not in ("ants/0.png", "bees/1.png")
+    }
+    assert fetched() == {path: path.split("/")[0] for path in NAMES}
+    assert everything_below(source) == before
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", ["{project}/out.csv", "out.csv", "~/out.csv"])
+def test_the_table_is_found_from_the_checkout(
+    source: Path, project: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Also from the temporary folder that DVC runs an experiment in."""
+    write("out.csv", "path\nants/0.png\n")
+    monkeypatch.setenv("HOME", str(project))
+    experiment = project / ".dvc" / "tmp" / "exps" / "tmpx"
+    experiment.mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    monkeypatch.setenv("DVC_ROOT", str(experiment))
+    assert "ants/0.png" not in fetched(exclude=place.format(project=project))
+
+
+def test_an_edit_of_the_table_changes_the_manifest_and_no_edit_does_not(source: Path) -> None:
+    relabel = write("right.csv", "path,label\nants/1.png,bees\n")
+    fetched(relabel=relabel)
+    first = MANIFEST.read_bytes()
+    fetched(relabel=relabel)
+    assert MANIFEST.read_bytes() == first
+    write("right.csv", "path,label\n")  # a table of which nothing is left is one all the same
+    fetched(relabel=relabel)
+    assert MANIFEST.read_bytes() != first
+
+
+def test_a_picture_in_both_tables_is_left_out(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exclude, relabel = write("out.csv", "path\nants/0.png\n"), write("right.csv", "path,label\nants/0.png,bees\n")
+    assert "ants/0.png" not in fetched(exclude=exclude, relabel=relabel)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_limit_counts_what_the_corrections_leave(source: Path) -> None:
+    exclude = write("out.csv", "path\nbees/0.png\n")
+    relabel = write("right.csv", "path,label\nants/0.png,bees\nants/1.png,bees\n")
+    assert Counter(fetched(exclude=exclude, relabel=relabel, limit=3).values()) == {"ants": 1, "bees": 3, "wasps": 3}
+
+
+def test_paths_that_the_source_does_not_have_are_told_in_one_line_and_passed_over(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exclude = write("out.csv", "path\nants/0.png\n" + "".join(f"ants/9{i}.png\n" for i in range(5)))
+    relabel = write("right.csv", "path,label\nbees/7.png,dragons\nbees/0.png,ants\n")  # nor does its class matter then
+    found = fetched(exclude=exclude, relabel=relabel)
+    assert len(found) == len(NAMES) - 1
+    assert found["bees/0.png"] == "ants"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "headstart: data.exclude names ants/90.png, ants/91.png, ants/92.png and 2 more, which data.source does not have "
+        "(any more); passed over",
+        "headstart: data.relabel names bees/7.png, which data.source does not have (any more); passed over",
+    ]
+
+
+def test_a_row_that_changes_nothing_is_told(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row of suspects.csv under `path,label,suggested,quality` gives the picture the label that is suspected."""
+    relabel = write("right.csv", "path,label,suggested,quality\nants/0.png,ants,bees,0.1\n")
+    assert fetched(relabel=relabel) == fetched()
+    assert "data.relabel gives ants/0.png the label that the source has; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "sentence"),
+    [
+        ("exclude", "file\nants/0.png\n", r"t\.csv has no column 'path' \(it has file\); needed: path$"),
+        (
+            "relabel",
+            "path,class\nants/0.png,bees\n",
+            r"t\.csv has no column 'label' \(it has path, class\); needed: path, ",
+        ),
+        ("relabel", "path,label\nants/0.png,\n", r"t\.csv, line 2: empty label"),
+        ("exclude", "path,label\n,ants\n", r"t\.csv, line 2: empty path"),
+        (
+            "relabel",
+            "path,label\nants/0.png,beees\n",
+            r"data\.relabel 't\.csv', line 2: .* no class 'beees', did you mean 'bees'\?",
+        ),
+        ("relabel", "path,label\nants/0.png,cats\n", r"no class 'cats', it has ants, bees, wasps"),
+        (
+            "relabel",
+            "path,label\nants/0.png,bees\nants/0.png,bees\nants/0.png,wasps\n",
+            r"line 4: ants/0\.png becomes 'wasps' here and 'bees' above; keep one of them",
+        ),
+        (
+            "exclude",
+            "path\n" + "".join(f"{p}\n" for p in NAMES if p[0] != "a"),
+            r"has one class only \('ants'\), as data\.exclude and data\.relabel leave it; at least two",
+        ),
+        ("exclude", "path\n" + "".join(f"{p}\n" for p in NAMES), "has no class, as data.exclude and data.relabel leave it"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_one_sentence(source: Path, key: str, text: str, sentence: str) -> None:
+    assert re.search(sentence, complaint(**{key: write("t.csv", text)}))
+
+
+def test_a_table_that_is_not_there_says_where_it_was_looked_for(source: Path, project: Path) -> None:
+    for key in ("exclude", "relabel"):
+        message = complaint(**{key: "out.csv"})
+        assert message.startswith(f"data.{key} 'out.csv': there is no file {project / 'out.csv'}; ")
+
+
+# --- of any set and any tables ------------------------------------------------------------------------------------------
+
+names = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0/\r\n", exclude_categories=["Cs"]), min_size=1, max_size=8
+)
+paths = names.map(str.strip).filter(lambda name: name not in ("", ".", ".."))
+
+
+@given(
+    st.dictionaries(
+        paths, st.tuples(st.sampled_from("abc"), st.booleans(), st.none() | st.sampled_from("abc")), max_size=12
+    )
+)
+@settings(deadline=None)
+def test_each_picture_comes_out_as_the_tables_say_whatever_its_name(
+    plan: dict[str, tuple[str, bool, str | None]],
+) -> None:
+    pictures = [Picture(f"x/{path}", label) for path, (label, _, _) in plan.items()]
+    pictures += [Picture(f"{label}.png", label) for label in "abc"]
+    with tempfile.TemporaryDirectory() as name:
+        tables = {"exclude": Path(name) / "exclude.csv", "relabel": Path(name) / "relabel.csv"}
+        for key, table in tables.items():
+            with table.open("w", encoding="utf-8", newline="") as stream:
+                rows = csv.writer(stream)
+                rows.writerow(["note", "path", "label"])
+                for path, (label, out, new) in plan.items():
+                    if out if key == "exclude" else new:
+                        rows.writerow(["", f"x/{path}", new if key == "relabel" else label])
+        found = corrected(pictures, Data(**{key: str(table) for key, table in tables.items()}))  # type: ignore[arg-type]
+    wanted = [Picture(f"x/{path}", new or label) for path, (label, out, new) in plan.items() if not out]
+    assert found == wanted + pictures[len(plan) :]

@@ -1,6 +1,6 @@
-"""How much of a network there is: multiply-accumulates and depth.
+"""How much of a network there is: multiply-accumulates, depth, and what training has to remember.
 
-Both are read off one forward pass of one black picture. On torch's meta device that pass has shapes and no numbers, so it
+All are read off one forward pass of one black picture. On torch's meta device that pass has shapes and no numbers, so it
 takes no memory and hardly any time, however large the network.
 """
 
@@ -52,6 +52,23 @@ def depth(network: nn.Module, size: int) -> int:
             longest[node] = layers.found.get(node, 0) + max((longest[found] for found in below), default=0)
             waiting.pop()
     return longest[answer.grad_fn]
+
+
+def remembered(network: nn.Module, size: int) -> int:
+    """Bytes that the forward pass of one picture keeps for the backward one, weights left out."""
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        answer = network.eval()(_black(network, size))
+    del answer  # until here it has kept all storages, so that no two of them had the same number
+    return sum(kept.values())
 
 
 class _Layers(TorchFunctionMode):

@@ -17,9 +17,9 @@ import timm
 import torch
 import torchvision
 
-from headstart.backbones import architecture
+from headstart.backbones import Architecture, architecture
 from headstart.catalogue import LIBRARIES, names, published, with_tag
-from headstart.complexity import depth, gmacs
+from headstart.complexity import depth, gmacs, remembered
 from headstart.compute import free_memory, set_up
 from headstart.errors import HeadstartError, nearest
 from headstart.measured import Measurements, machine
@@ -233,18 +233,14 @@ def measure(rows: list[Row], query: Query, threads: int | None, state: Callable[
 
 def milliseconds(name: str, device: torch.device) -> Row | None:
     """What a picture takes forward and backward through the whole network in torch, all of it trained, batch norm frozen:
-    the better of two steps, after a first that sets things up. None where there is too little memory."""
-    arch = architecture(name)
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in arch.create().parameters())
-    if 8 * parameters > free_memory(device):  # four bytes for a weight and four for its gradient, and nothing else yet
-        print(f"headstart: {name}: not measured, its weights and gradients do not fit into free memory", file=sys.stderr)
-        return None
-    network = arch.whole().eval().to(device).to(memory_format=torch.channels_last)
-    size = arch.view.size
-    pictures = torch.rand(TOGETHER, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    forward, backward = [], []
+    the better of two steps, after a first that sets things up. None where that fails or memory is too small."""
     try:
+        arch = architecture(name)
+        _refuse_what_does_not_fit(arch, device)
+        network = arch.whole().eval().to(device).to(memory_format=torch.channels_last)
+        size = arch.view.size
+        pictures = torch.rand(TOGETHER, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        forward, backward = [], []
         for _ in range(3):
             start = time.perf_counter()
             answer = network(pictures).float().sum()
@@ -257,13 +253,25 @@ def milliseconds(name: str, device: torch.device) -> Row | None:
             network.zero_grad(set_to_none=True)
             forward.append(between - start)
             backward.append(end - between)
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        print(f"headstart: {name}: not measured, {TOGETHER} pictures do not fit into free memory", file=sys.stderr)
+    except Exception as error:  # whatever a network may say; the others can be measured all the same
+        print(f"headstart: {name} is not measured: {' '.join(str(error).split())[:200]}", file=sys.stderr)
         return None
     each = 1000 / TOGETHER
     return {"forward_ms": round(min(forward[1:]) * each, 3), "backward_ms": round(min(backward[1:]) * each, 3)}
+
+
+def _refuse_what_does_not_fit(arch: Architecture, device: torch.device) -> None:
+    """Before the system ends the process for it.
+
+    Raises:
+        HeadstartError: weights, gradients and what a step remembers are more than is free.
+    """
+    with torch.device("meta"):
+        network = arch.create()
+        weights = 4 * sum(p.numel() for p in network.parameters())
+        needed, free = 2 * weights + TOGETHER * remembered(network, arch.view.size), free_memory(device)
+    if needed > free:
+        raise HeadstartError(f"a step takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
 
 
 def _fill(rows: list[Row], kept: Measurements, keys: dict[str, str], find: Callable[[Row], Row | None], what: str) -> None:

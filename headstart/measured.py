@@ -58,7 +58,7 @@ class Measurements:
         return self[key]
 
     def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError):
             if self.file is not None:
                 return dict(read_json(self.file))
         return {}

@@ -233,11 +233,10 @@ def test_who_interrupts_keeps_what_has_been_measured(threads: int, monkeypatch: 
             raise KeyboardInterrupt
         return create(name, **options)
 
-    monkeypatch.setattr(timm, "create_model", impatient)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(timm, "create_model", impatient)
         measure(found, query, threads, state)
     (kept,) = read_json(Path("state/models/milliseconds.json")).values()
-    monkeypatch.undo()
     again = listed(query, None, state)
     measure(again, query, threads, state)
     assert {"forward_ms": again[0]["forward_ms"], "backward_ms": again[0]["backward_ms"]} == kept

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from headstart.checkout import read_json
 from headstart.errors import HeadstartError, nearest
@@ -132,16 +131,6 @@ def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:
         return None
     stored = load_file(folder / CLASSIFIER)
     return stored["weight"], stored["bias"]
-
-
-def gmacs(trunk: Trunk) -> float:
-    """Billions of multiply-accumulates for one picture."""
-    counter = FlopCounterMode(display=False)
-    was_training = trunk.training
-    with torch.inference_mode(), counter:
-        trunk.eval()(torch.zeros(1, 3, trunk.view.size, trunk.view.size))
-    trunk.train(was_training)
-    return counter.get_total_flops() / 2 / 1e9
 
 
 def feature_width(trunk: Trunk) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 import json
 import sys
 from pathlib import Path
@@ -143,17 +142,35 @@ def labels() -> None:
 
 @app.command()
 def models(
-    pattern: Annotated[str, typer.Argument(help="A name, or part of one; * and ? stand for anything.")] = "*",
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATTERN]...",
+            help="Names, or parts of them; * and ? stand for anything. A whole name is that one alone.",
+        ),
+    ] = None,
+    sort: Annotated[str, typer.Option(help="name, top1, top5, depth, parameters, gmacs or size.")] = "name",
+    library: Annotated[str | None, typer.Option(help="torchvision or timm.")] = None,
+    at_hand: Annotated[bool, typer.Option("--at-hand", help="Only those whose weights are on this machine.")] = False,
+    max_parameters: Annotated[float | None, typer.Option(help="Millions of parameters, at most.")] = None,
+    min_top1: Annotated[float | None, typer.Option(help="Published top-1 accuracy on ImageNet, in percent.")] = None,
+    limit: Annotated[int | None, typer.Option(help="So many rows at most.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time a picture forward and backward on this machine, with random weights.")
+    ] = False,
+    form: Annotated[str, typer.Option("--format", help="text, csv, or json (one object per line).")] = "text",
 ) -> None:
-    """List the backbones that params.yaml can name, with the library that knows each."""
-    import timm
-    import torchvision
+    """List the backbones that params.yaml can name: accuracy on ImageNet, depth, parameters, cost, and whether the weights
+    are at hand. No network is asked."""
+    from headstart import listing
+    from headstart.checkout import state_folder
+    from headstart.params import Params
 
-    ours = dict.fromkeys(torchvision.models.list_models(module=torchvision.models), "torchvision")
-    names = dict.fromkeys([*timm.list_models(), *timm.list_pretrained()], "timm") | ours
-    wanted = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    found = [name for name in sorted(names) if fnmatch.fnmatch(name, wanted)]
-    if not found:
-        raise HeadstartError(f"no backbone matches {pattern!r}")
-    for name in found:
-        print(f"{name}\t{names[name]}")
+    if form not in listing.FORMATS:
+        raise HeadstartError(f"--format {form!r}; allowed: {', '.join(listing.FORMATS)}")
+    query = listing.Query(tuple(patterns or ()), sort, library, at_hand, max_parameters, min_top1, limit)
+    params = Params.load() if Path("params.yaml").exists() else Params()
+    rows = listing.listed(query, params.weights_mirror, state_folder)
+    note = listing.measure(rows, query, params.threads, state_folder) if measure else None
+    listing.count(rows, state_folder)
+    listing.show(rows, form, note)

@@ -7,9 +7,6 @@ them is worth it depends on the network, on the machine and on how many pictures
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -20,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.checkout import read_json, write_json
 from headstart.logistic import fit_path
+from headstart.measured import Measurements, machine
 
 Engine = Callable[[Tensor], Tensor]
 WORTH_COMPILING, WORTH_ROUNDING = 8.0, 20.0  # seconds that a pass takes; a shorter one ends sooner as it is
@@ -38,10 +35,9 @@ class Stopwatch:
     that was measured once is run with the same engine ever after, and gives the same bytes."""
 
     def __init__(self, network: nn.Module, sample: Tensor, file: Path | None = None) -> None:
-        known = (platform.node(), torch.get_num_threads(), torch.__version__, tuple(sample.shape[1:]), str(network))
-        self.key = hashlib.sha256(repr(known).encode()).hexdigest()[:20]
-        self.sample, self.file = sample, file
-        self.measured: dict[str, float] = self._stored().get(self.key, {})
+        self.key = Measurements.key(machine(), sample.shape[1:], str(network))
+        self.sample, self.kept = sample, Measurements(file)
+        self.measured: dict[str, float] = dict(self.kept.get(self.key, {}))
         self.answers: dict[str, Tensor] = {}
 
     def answer(self, name: str, engine: Engine) -> Tensor:
@@ -55,15 +51,8 @@ class Stopwatch:
             start = time.perf_counter()
             engine(self.sample).cpu()  # an accelerator is done when its answers are here
             self.measured[name] = (time.perf_counter() - start) / len(self.sample)
-            if self.file is not None:
-                write_json(self.file, self._stored() | {self.key: self.measured})
+            self.kept[self.key] = self.measured
         return self.measured[name]
-
-    def _stored(self) -> dict[str, dict[str, float]]:
-        try:
-            return dict(read_json(self.file)) if self.file is not None else {}
-        except (OSError, json.JSONDecodeError):
-            return {}
 
 
 def engine_for(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from headstart.checkout import read_json, write_text
 from headstart.errors import HeadstartError
+from headstart.tables import Column, cells, console, number, table
 
 RANK, PAGE = "rank.json", "rank.html"
 COMMAND = "dvc repro rank/dvc.yaml"
@@ -28,54 +28,35 @@ def show(ranking: dict[str, Any], weights: str = "default") -> None:
     Args:
         weights: as params.yaml has it; candidates were compared with their default ones.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 124, highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="left" if heading == "backbone" else "right", no_wrap=True)
-    for row in ranking["table"]:
-        style = "bold" if row["backbone"] == ranking["choice"] else None
-        table.add_row(*cells(row), style=style)
-    console.print(table)
+    terminal = console()
+    terminal.print(table(ranking["table"], COLUMNS, bold=ranking["choice"]))
     for row in ranking["table"]:
         if row["note"]:
-            console.print(f"{row['backbone']}: {row['note']}", markup=False)
-    console.print(ranking["reason"], markup=False)
+            terminal.print(f"{row['backbone']}: {row['note']}", markup=False)
+    terminal.print(ranking["reason"], markup=False)
     if ranking["choice"]:
-        console.print(f"{try_it(ranking['choice'], weights)}", markup=False)
+        terminal.print(f"{try_it(ranking['choice'], weights)}", markup=False)
 
 
 def try_it(choice: str, weights: str) -> str:
     return f"dvc exp run -S backbone={choice}" + ("" if weights == "default" else " -S weights=default")
 
 
-def _number(form: str) -> Any:
-    return lambda value: "" if value is None else format(value, form)
-
-
-# Heading, key or keys of a row, and how it is written.
-COLUMNS: tuple[tuple[str, str, Any], ...] = (
+COLUMNS: tuple[Column, ...] = (
     ("backbone", "backbone", str),
-    ("accuracy", "probe_accuracy", _number(".3f")),
-    ("from", "low", _number(".3f")),
-    ("to", "high", _number(".3f")),
-    ("log-loss", "log_loss", _number(".3f")),
-    ("LogME", "logme", _number(".3f")),
-    ("kNN", "knn_accuracy", _number(".3f")),
-    ("ImageNet", "imagenet_top1", _number(".1f")),
-    ("GMACs", "gmacs", _number(".2f")),
-    ("MB", "megabytes", _number(".1f")),
-    ("images/s", "images_per_s", _number(".0f")),
-    ("minutes", "finetune_minutes", _number(".1f")),
-    ("pictures", "pictures", _number("d")),
+    ("accuracy", "probe_accuracy", number(".3f")),
+    ("from", "low", number(".3f")),
+    ("to", "high", number(".3f")),
+    ("log-loss", "log_loss", number(".3f")),
+    ("LogME", "logme", number(".3f")),
+    ("kNN", "knn_accuracy", number(".3f")),
+    ("ImageNet", "imagenet_top1", number(".1f")),
+    ("GMACs", "gmacs", number(".2f")),
+    ("MB", "megabytes", number(".1f")),
+    ("images/s", "images_per_s", number(".0f")),
+    ("minutes", "finetune_minutes", number(".1f")),
+    ("pictures", "pictures", number("d")),
 )
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table as it is shown: an empty cell where nothing is known."""
-    return [written(row[key]) for _, key, written in COLUMNS]
 
 
 def write_page(ranking: dict[str, Any], path: Path) -> None:
@@ -86,7 +67,7 @@ def write_page(ranking: dict[str, Any], path: Path) -> None:
     text = pages.template("rank.html.j2").render(
         ranking=ranking,
         headings=[heading for heading, _, _ in COLUMNS],
-        rows=[(row, cells(row)) for row in ranking["table"]],
+        rows=[(row, cells(row, COLUMNS)) for row in ranking["table"]],
         plot=pages.embedded(drawing) if drawing else None,
     )
     write_text(path, text)

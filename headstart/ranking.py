@@ -7,11 +7,6 @@ identification and hyperparameter optimization"), except that evidence and not a
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,15 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headstart.backbones import Trunk, architecture, torchvision_weights
+from headstart.backbones import Trunk
 from headstart.candidates import Candidate, Sample, more_features
-from headstart.checkout import read_json, write_json
+from headstart.catalogue import published
 from headstart.classifier import Classifier, LinearHead
 from headstart.data.pixels import Pixels
 from headstart.engines import SAMPLE, Engine, engine_for
 from headstart.features import Shown
 from headstart.finetune import Recipe, train_size
 from headstart.heads import Folds, folds_of, held_out_logits, log_losses
+from headstart.measured import Measurements, machine, seconds
 from headstart.params import Budget, Params
 from headstart.surgery import fold_batch_norm, split_frozen
 from headstart.views import Normalise
@@ -39,13 +35,6 @@ RESAMPLES = 2000
 NEIGHBOURS = 5
 MANY = 1_000_000  # pictures, for which any engine is worth compiling: what is measured is speed once it runs
 STEP = 8  # pictures in the training step that is timed
-# Of the weights that come with the installation, as timm measured them on ImageNet: results/results-imagenet.csv in timm's
-# repository. torchvision's own figures come with torchvision.
-MEASURED_BY_TIMM = {
-    "tf_efficientnet_lite0": (74.830, 92.172),
-    "tf_efficientnet_lite1": (76.644, 93.230),
-    "tf_efficientnet_lite2": (77.464, 93.750),
-}
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
@@ -131,8 +120,7 @@ def speed(shown: Shown, rows: Ints, wanted: str, timings: Path | None) -> dict[s
     """``engine``: the one that a long pass would be made with; ``images_per_s``: how many pictures that does a second."""
     few = shown.at_once(rows[:SAMPLE])
     engine, told = engine_for(shown.network, MANY, few, shown.device, wanted, timings=timings)
-    seconds = _seconds(lambda: engine(few).cpu())
-    return {"engine": told["engine"], "images_per_s": len(few) / seconds}
+    return {"engine": told["engine"], "images_per_s": len(few) / seconds(lambda: engine(few).cpu())}
 
 
 def training_seconds(trunk: Trunk, width: int, classes: Sequence[str], recipe: Recipe, device: torch.device) -> float:
@@ -163,31 +151,7 @@ def training_seconds(trunk: Trunk, width: int, classes: Sequence[str], recipe: R
         optimizer.step()
         loss.item()  # an accelerator is done when the answer is here
 
-    return _seconds(step) / STEP
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    """The better of two measurements, after a first that sets things up."""
-    work()
-    found = []
-    for _ in range(2):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
-def _known_or_measured(file: Path, parts: Sequence[Any], measure: Callable[[], Any]) -> Any:
-    """What was measured of ``parts`` on this machine; it is measured once and kept in ``file``."""
-    machine = (platform.node(), torch.get_num_threads(), torch.__version__, torch.cuda.is_available())
-    key = hashlib.sha256(json.dumps([machine, parts], default=str).encode()).hexdigest()[:20]
-    known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = read_json(file)
-    if key not in known:
-        known[key] = measure()
-        write_json(file, known)
-    return known[key]
+    return seconds(step) / STEP
 
 
 # --- who stays and who is chosen ----------------------------------------------------------------------------------
@@ -352,28 +316,27 @@ def rank(
     """
     wanted, timings = params.features.engine, state("engines") / "seconds.json"
     recipe = Recipe(params.finetune, scratch=False, seed=params.seed)
-    contenders, machine, standings = {}, {}, []
+    images, steps = (Measurements(state("speed") / f"{what}.json") for what in ("images", "steps"))
+    contenders, costs, standings = {}, {}, []
     for candidate in candidates:
         if candidate.missing is not None:
             continue
         name, card = candidate.name, candidate.card
         contender = contenders[name] = _Contender(candidate, sample, pixels, device)
-        found = _known_or_measured(
-            state("speed") / "images.json",
-            ("images", name, card["sha256"], wanted),
+        found = images.known_or(
+            Measurements.key(machine(), name, card["sha256"], wanted),
             lambda shown=contender.shown: speed(shown, sample.rows, wanted, timings),  # type: ignore[misc]
         )
         found = dict(found) | {"finetune_minutes": None}
         if params.finetune_is_on:
-            seconds = _known_or_measured(
-                state("speed") / "steps.json",
-                ("step", name, card["sha256"], params.finetune.model_dump(), len(sample.classes)),
+            step = steps.known_or(
+                Measurements.key(machine(), name, card["sha256"], params.finetune.model_dump(), len(sample.classes)),
                 lambda c=candidate: training_seconds(  # type: ignore[misc]
                     c.trunk(), c.card["features"], sample.classes, recipe, device
                 ),
             )
-            found["finetune_minutes"] = seconds * to_train * recipe.epochs / 60
-        machine[name] = found
+            found["finetune_minutes"] = step * to_train * recipe.epochs / 60
+        costs[name] = found
         beyond = over_budget(params.rank.budget, found["images_per_s"], candidate.megabytes)
         standings.append(Standing(name, found["images_per_s"], beyond))
     sizes = sample.sizes(params.rank.first, params.rank.pictures)
@@ -381,7 +344,7 @@ def rank(
 
     def look(name: str, count: int) -> Probe:
         contender = contenders[name]
-        contender.extend(count, machine[name]["engine"], wanted, timings, state("rank"))
+        contender.extend(count, costs[name]["engine"], wanted, timings, state("rank"))
         found = probe(contender.features[:count], sample.labels[:count], folds[count])
         print(f"rank: {name} on {count} pictures: log-loss {found.losses.mean():.3f}, accuracy {found.correct.mean():.3f}")
         return found
@@ -391,9 +354,9 @@ def rank(
     by_name = {standing.name: standing for standing in standings}
     table = []
     for candidate in candidates:
-        top1, top5 = imagenet(candidate.name)
+        figures = published(candidate.name)
         row: dict[str, Any] = {"backbone": candidate.name} | dict.fromkeys(MEASURES) | {"note": candidate.missing}
-        row |= {"imagenet_top1": top1, "imagenet_top5": top5}
+        row |= {"imagenet_top1": figures.top1, "imagenet_top5": figures.top5}
         if candidate.missing is None:
             standing = by_name[candidate.name]
             count = standing.pictures
@@ -403,8 +366,8 @@ def rank(
                 "gmacs": candidate.card["gmacs"],
                 "parameters": candidate.card["parameters"],
                 "megabytes": round(candidate.megabytes, 2),
-                "images_per_s": round(machine[candidate.name]["images_per_s"], 1),
-                "finetune_minutes": _rounded(machine[candidate.name]["finetune_minutes"]),
+                "images_per_s": round(costs[candidate.name]["images_per_s"], 1),
+                "finetune_minutes": _rounded(costs[candidate.name]["finetune_minutes"]),
             }
         table.append(row)
     # Figures are comparable on the same pictures: those who saw the most come first, then the lowest log-loss.
@@ -441,12 +404,3 @@ def _measures(standing: Standing, features: Tensor, labels: Ints, folds: Folds) 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
-
-
-def imagenet(name: str) -> tuple[float | None, float | None]:
-    """Published top-1 and top-5 accuracy on ImageNet, in percent; None where they are not known here."""
-    if architecture(name).library == "torchvision":
-        entry = torchvision_weights(name, "default")
-        figures = entry.meta.get("_metrics", {}).get("ImageNet-1K", {}) if entry is not None else {}
-        return figures.get("acc@1"), figures.get("acc@5")
-    return MEASURED_BY_TIMM.get(name.removesuffix(".in1k"), (None, None))

@@ -1,11 +1,13 @@
 """Where a backbone's weights come from: the sources in order, each checked, the first good one taken.
 
-An explicit file; what an earlier run stored; torch's hub cache; a mirror; a package that carries them; the publisher.
-Whatever answers, the card names the publisher's file and digest, so the same weights give the same bytes.
+An explicit file; what an earlier run stored; torch's hub cache; a mirror; a package that carries them; the Hugging Face
+hub's cache; the publisher. Whatever answers, the card names the publisher's file and digest, so the same weights give the
+same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -14,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +26,7 @@ from torch import Tensor, nn
 from headstart import backbones
 from headstart.backbones import CARD, CLASSIFIER, WEIGHTS, Architecture, Trunk, architecture
 from headstart.checkout import checkout, read_json, replacing, write_json
+from headstart.complexity import gmacs
 from headstart.download import download, is_address, sha256_of
 from headstart.errors import HeadstartError
 
@@ -91,7 +96,7 @@ def store_backbone(
         "source": source,
         "sha256": sha256_of(folder / WEIGHTS),
         "parameters": sum(p.numel() for p in trunk.parameters()),
-        "gmacs": round(backbones.gmacs(trunk), 4),
+        "gmacs": round(gmacs(trunk, trunk.view.size), 4),
         "features": width,
         "blocks": len(trunk.blocks()),
         "preprocessing": trunk.view.as_dict(),
@@ -130,26 +135,23 @@ def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trun
     file = _local_file(weights)
     if file is not None:
         trunk, classifier = _parts(arch, _read(file), f"the file {weights}")
-        return (
-            trunk,
-            classifier,
-            {"origin": f"file {file.name}", "digest": sha256_of(file), "licence": "unknown: a local file"},
-        )
-    published = _published(arch, weights)
+        origin = {"origin": f"file {file.name}", "digest": sha256_of(file), "licence": "unknown: a local file"}
+        return trunk, classifier, origin
+    published = _published(arch.name, arch.library, weights)
     mirror = mirror or os.environ.get(MIRROR_VARIABLE)
     tried: list[str] = []
-    for label, find in _sources(arch, published, mirror):
+    for source in _sources(arch.name, published, mirror):
         try:
             with tempfile.TemporaryDirectory() as scratch:
-                path, origin, licence = find(Path(scratch))
+                path, origin, licence = source.find(Path(scratch))
                 digest = sha256_of(path)
                 if published.digest and origin == published.origin and not digest.startswith(published.digest):
                     raise HeadstartError(f"SHA-256 {digest[:8]}… where {published.digest} is published")
                 parts = _parts(arch, _read(path), path.name)
         except HeadstartError as error:
-            tried.append(f"{label} ({error})")
+            tried.append(f"{source.label} ({error})")
             continue
-        print(f"weights of {arch.name} from {label}")
+        print(f"weights of {arch.name} from {source.label}")
         return *parts, {"origin": origin, "digest": digest, "licence": licence}
     example = f"{(mirror or 'https://your.mirror').rstrip('/')}/{published.mirrored or 'FILE'}"
     raise HeadstartError(
@@ -158,6 +160,23 @@ def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trun
         f"that has the file ({example}); (3) weights: none to train from scratch, or a backbone whose weights come "
         f"with the installation ({', '.join(_installed())})"
     )
+
+
+def at_hand(name: str, library: str, mirror: str | None = None) -> bool:
+    """Whether a place on this machine has the publisher's default weights of ``name``: a cache, a mirror that is a folder,
+    an installed package. No network is asked, and no file is read, so a damaged one counts.
+
+    Args:
+        library: torchvision or timm.
+        mirror: as in params.yaml.
+    """
+    published = _published(name, library, "default")
+    for source in _sources(name, published, mirror or os.environ.get(MIRROR_VARIABLE)):
+        if not source.fetches:
+            with contextlib.suppress(HeadstartError):
+                source.find(Path())  # only what is fetched needs room
+                return True
+    return False
 
 
 def _local_file(weights: str) -> Path | None:
@@ -175,34 +194,32 @@ def _local_file(weights: str) -> Path | None:
     return None
 
 
-def _published(arch: Architecture, weights: str) -> Published:
-    if arch.library == "torchvision":
+def _published(name: str, library: str, weights: str) -> Published:
+    if library == "torchvision":
         import torchvision
 
-        entry = backbones.torchvision_weights(arch.name, weights)
+        entry = backbones.torchvision_weights(name, weights)
         if entry is None:
-            names = ", ".join(torchvision.models.get_model_weights(arch.name).__members__)
-            raise HeadstartError(
-                f"weights {weights!r} is unknown for {arch.name!r}; allowed: default, none, {names}, a file"
-            )
+            names = ", ".join(torchvision.models.get_model_weights(name).__members__)
+            raise HeadstartError(f"weights {weights!r} is unknown for {name!r}; allowed: default, none, {names}, a file")
         file = entry.url.rsplit("/", 1)[1]
         licence = entry.meta.get("license", TORCHVISION_LICENCE)
         return Published(f"torchvision {entry}", entry.url, file, _digest_in(file), licence)
-    if arch.library == "own":
+    if library == "own":
         raise HeadstartError(f"weights {weights!r}: for your own network give default, none, or a file that exists")
     if weights != "default":
         raise HeadstartError(
-            f"weights {weights!r} is unknown for the timm model {arch.name!r}; allowed: default, none, a file. timm's "
+            f"weights {weights!r} is unknown for the timm model {name!r}; allowed: default, none, a file. timm's "
             "other weights are part of the name: backbone: resnet50.a1_in1k"
         )
     import timm
 
-    cfg: Any = timm.models.get_pretrained_cfg(arch.name)
+    cfg: Any = timm.models.get_pretrained_cfg(name)
     repository = (cfg.hf_hub_id or "") if cfg else ""
     licence = (cfg.license if cfg else None) or "unknown: see timm"
     if cfg and cfg.url and not repository:
         file = cfg.url.rsplit("/", 1)[1]
-        return Published(f"timm {arch.name}", cfg.url, file, _digest_in(file), licence)
+        return Published(f"timm {name}", cfg.url, file, _digest_in(file), licence)
     if repository.endswith("/"):
         repository += f"{cfg.architecture}.{cfg.tag}" if cfg.tag else cfg.architecture
     file = (cfg.hf_hub_filename if cfg else None) or "model.safetensors"
@@ -219,8 +236,23 @@ def _digest_in(file: str) -> str:
 Found = tuple[Path, str, str]  # file, origin, licence
 
 
-def _sources(arch: Architecture, published: Published, mirror: str | None) -> list[tuple[str, Callable[[Path], Found]]]:
-    """What to try, in order: a label for people, and a function that gives the file or raises HeadstartError."""
+@dataclass(frozen=True)
+class Source:
+    """A place that may have the weights.
+
+    Attributes:
+        label: for people.
+        find: gives the file, or raises HeadstartError; what has to be fetched may be put into the folder it is given.
+        fetches: whether it asks the network.
+    """
+
+    label: str
+    find: Callable[[Path], Found]
+    fetches: bool = False
+
+
+def _sources(name: str, published: Published, mirror: str | None) -> list[Source]:
+    """Where to look for the weights of ``name``, in order."""
 
     def hub(_: Path) -> Found:
         path = Path(torch.hub.get_dir()) / "checkpoints" / Path(published.mirrored).name
@@ -231,19 +263,32 @@ def _sources(arch: Architecture, published: Published, mirror: str | None) -> li
     def from_mirror(scratch: Path) -> Found:
         if not published.mirrored or mirror is None:
             raise HeadstartError("no file is published for this name")
-        prefix = mirror if is_address(mirror) else (checkout() / mirror).as_uri()
-        path = scratch / Path(published.mirrored).name
-        download(f"{prefix.rstrip('/')}/{published.mirrored}", path, published.digest or None)
+        if folder is None:
+            path = scratch / Path(published.mirrored).name
+            download(f"{mirror.rstrip('/')}/{published.mirrored}", path, published.digest or None)
+        else:
+            path = folder / published.mirrored
+            if not path.is_file():
+                raise HeadstartError(f"{path} is not there")
         return path, published.origin, published.licence
 
     def from_package(_: Path) -> Found:
-        module_name, class_name, licence = PACKAGED[arch.name]
+        module_name, class_name, licence = PACKAGED[name]
         try:
             module = importlib.import_module(module_name)
         except ImportError:
             raise HeadstartError(f"the package {module_name.replace('_', '-')} is not installed") from None
         path = Path(getattr(module, class_name).get_model_file_path())
         return path, f"package {module_name.replace('_', '-')}, {path.name}", licence
+
+    def from_hub_cache(_: Path) -> Found:
+        import huggingface_hub
+
+        for file in _hub_files(published):
+            path = huggingface_hub.try_to_load_from_cache(published.address, file)
+            if isinstance(path, str):
+                return Path(path), published.origin, published.licence
+        raise HeadstartError("not there")
 
     def from_publisher(scratch: Path) -> Found:
         if not published.address:
@@ -254,12 +299,27 @@ def _sources(arch: Architecture, published: Published, mirror: str | None) -> li
         download(published.address, path, published.digest or None)
         return path, published.origin, published.licence
 
-    sources: list[tuple[str, Callable[[Path], Found]]] = [("torch's hub cache", hub)]
+    folder = _folder(mirror)
+    sources = [Source("torch's hub cache", hub)]
     if mirror:
-        sources.append((f"the mirror {mirror}", from_mirror))
-    if arch.name in PACKAGED:
-        sources.append(("the package that carries them", from_package))
-    return [*sources, (f"the publisher, {published.address or 'none'}", from_publisher)]
+        sources.append(Source(f"the mirror {mirror}", from_mirror, fetches=folder is None))
+    if name in PACKAGED:
+        sources.append(Source("the package that carries them", from_package))
+    if published.address and not is_address(published.address):
+        sources.append(Source("the Hugging Face hub's cache", from_hub_cache))
+    return [*sources, Source(f"the publisher, {published.address or 'none'}", from_publisher, fetches=True)]
+
+
+def _folder(mirror: str | None) -> Path | None:
+    """The folder that ``mirror`` is; None where it is an address elsewhere."""
+    if mirror is not None and mirror.startswith("file://"):
+        return Path(url2pathname(urlsplit(mirror).path))
+    return None if mirror is None or is_address(mirror) else checkout() / mirror
+
+
+def _hub_files(published: Published) -> tuple[str, str]:
+    """What the file may be called in its repository on the Hugging Face hub."""
+    return published.mirrored.rsplit("/", 1)[1], "pytorch_model.bin"
 
 
 def _from_hub(published: Published) -> Path:
@@ -268,7 +328,7 @@ def _from_hub(published: Published) -> Path:
     import huggingface_hub
 
     problems = []
-    for name in (published.mirrored.rsplit("/", 1)[1], "pytorch_model.bin"):
+    for name in _hub_files(published):
         try:
             return Path(huggingface_hub.hf_hub_download(published.address, name))
         except Exception as error:  # the client raises its transport's errors too

@@ -74,36 +74,74 @@ def test_the_version_is_the_packages(run: Run) -> None:
     assert run("--version")[:2] == (0, f"{__version__}\n")
 
 
-def test_models_lists_names_by_pattern_with_their_library(run: Run) -> None:
-    code, out, _ = run("models", "resnet*")
-    rows = dict(line.split("\t") for line in out.splitlines())
+ARTICLE = ["alexnet", "squeezenet1_0", "resnet18", "vgg16", "densenet161", "inception_v3"]
+
+
+def test_models_is_a_table_with_a_line_for_each(run: Run) -> None:
+    code, out, _ = run("models", *ARTICLE, "--sort", "top1")
+    lines = out.splitlines()
     assert code == 0
-    assert rows["resnet18"] == "torchvision"
-    assert rows["resnet18.a1_in1k"] == "timm"
-    assert all(name.startswith("resnet") for name in rows)
-    assert list(rows) == sorted(rows)
+    assert lines[0].split() == (
+        ["backbone", "library", "top-1", "top-5", "tested", "at", "depth", "parameters", "GMACs", "input", "at", "hand"]
+    )
+    assert [line.split()[0] for line in lines[1:]] == [*ARTICLE[::-1]]
+    assert lines[-1].split()[:10] == ["alexnet", "torchvision", "56.522", "79.066", "224", "8", "61.1", "M", "0.714", "224"]
 
 
-def test_models_takes_a_part_of_a_name(run: Run) -> None:
-    out = run("models", "efficientnet_lite0")[1]
-    assert "tf_efficientnet_lite0\ttimm" in out
+def test_the_readmes_table_is_what_models_prints(run: Run) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| `(\w+)` \| ([\d. M|]+) \|$", text, re.MULTILINE)
+    told = {name: cells.split(" | ") for name, cells in found}
+    lines = [line.split() for line in run("models", *ARTICLE)[1].splitlines()[1:]]
+    assert {
+        name: [top1, top5, depth, f"{parameters} {unit}", gmacs, size]
+        for name, _, top1, top5, _, depth, parameters, unit, gmacs, size, *_ in lines
+    } == told
+
+
+def test_models_as_json_and_csv_say_the_same(run: Run) -> None:
+    arguments = ["models", "test_resnet", "squeezenet1_0", "tf_efficientnet_lite0", "vit_small_patch14_dinov2"]
+    as_json = [json.loads(line) for line in run(*arguments, "--format", "json")[1].splitlines()]
+    as_csv = list(csv.DictReader(io.StringIO(run(*arguments, "--format", "csv")[1])))
+    assert [row["backbone"] for row in as_json] == sorted(arguments[1:])
+    for row, strings in zip(as_json, as_csv, strict=True):
+        assert list(row) == list(strings)
+        assert {key: json.loads(value) if value and key not in ("backbone", "library") else value or None
+                for key, value in strings.items()} == row  # fmt: skip
+    assert as_json[2]["at_hand"] is True
+    assert as_json[0]["parameters"] == 1248424
+    assert as_json[3]["imagenet_top1"] is None
 
 
 def test_models_that_do_not_exist_are_said(run: Run) -> None:
     assert run("models", "qqqq") == (1, "", "headstart: no backbone matches 'qqqq'\n")
 
 
-def test_every_name_listed_is_a_name_that_params_can_hold(run: Run) -> None:
-    from headstart.backbones import architecture
-    from headstart.errors import HeadstartError
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--sort", "speed"], "--sort 'speed'; allowed: name, top1, top5, depth, parameters, gmacs, size"),
+        (["--library", "keras"], "--library 'keras'; allowed: torchvision, timm"),
+        (["--format", "xml"], "--format 'xml'; allowed: text, csv, json"),
+        (["--limit", "0"], "--limit 0; give 1 or more"),
+        (["resnet18", "--min-top1", "99"], "none of the 1 backbones that match is within all of the options given"),
+    ],
+)
+def test_what_models_cannot_do_is_one_sentence(run: Run, arguments: list[str], sentence: str) -> None:
+    assert run("models", *arguments) == (1, "", f"headstart: {sentence}\n")
 
-    names = [line.split("\t")[0] for line in run("models")[1].splitlines()]
-    assert len(names) > 1000
-    for name in names[::40]:
-        try:
-            architecture(name)
-        except HeadstartError as error:
-            assert "square input" in str(error)
+
+def test_models_asks_no_network(tmp_path: Path) -> None:
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('a network was asked')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from headstart.cli import app\n"
+        "app(['models', '--at-hand', '--max-parameters', '5', '--format', 'json'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["backbone"] == "tf_efficientnet_lite0"
 
 
 def test_predict_says_label_and_probability_of_files_and_folders(run: Run, model: Path) -> None:

@@ -21,8 +21,8 @@ SCRIPTS = [*MODULES, *STAGES, *(PROJECT / "bench").glob("*.py"), *(PROJECT / "te
 # The design's layers, the lowest first: a module may import from layers below its own and from its own. Modules that are
 # in none of the design's groups stand here with the lowest group that needs them.
 LAYERS = (
-    ("errors", "checkout", "progress", "params"),
-    ("download", "views", "backbones", "weights", "data"),
+    ("errors", "checkout", "progress", "params", "measured", "tables"),
+    ("download", "views", "complexity", "backbones", "catalogue", "weights", "data"),
     ("compute", "logistic", "engines", "answers", "surgery", "classifier", "features", "heads", "finetune"),
     (
         "candidates",
@@ -33,6 +33,7 @@ LAYERS = (
         "suspects",
         "gallery",
         "pages",
+        "listing",
         "figures",
         "evaluation",
         "report",

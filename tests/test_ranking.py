@@ -37,7 +37,6 @@ from headstart.ranking import (
     Standing,
     choose,
     halve,
-    imagenet,
     interval,
     knn_accuracy,
     log_me,
@@ -179,19 +178,6 @@ def test_intervals_cover_what_they_should() -> None:
         assert low < mean < high
         covered += low < 0.3 < high
     assert 50 <= covered <= 60
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("resnet18", (69.758, 89.078)),
-        ("tf_efficientnet_lite0", (74.83, 92.172)),
-        ("tf_efficientnet_lite0.in1k", (74.83, 92.172)),
-        ("test_resnet", (None, None)),
-    ],
-)
-def test_published_accuracies_are_given_where_they_are_known(name: str, expected: tuple[float | None, ...]) -> None:
-    assert imagenet(name) == expected
 
 
 # --- halving and the choice, on constructed outcomes -------------------------------------------------------------------

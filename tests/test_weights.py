@@ -507,14 +507,26 @@ def test_the_hugging_face_hub_is_asked_through_its_own_client_and_endpoint(site:
     save_file(timm.create_model("test_resnet").state_dict(), folder / "model.safetensors")
     code = (
         "from pathlib import Path; from headstart.weights import store_backbone; "
-        "store_backbone('test_resnet.r160_in1k', 'default', None, 0, Path('n.py'), Path('backbone'))"
+        "store_backbone('test_resnet.r160_in1k', 'default', None, 0, Path('n.py'), Path('{}'))"
     )
-    variables = {"HF_ENDPOINT": site.address, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+
+    def stored(to: str) -> str:
+        variables = {"HF_ENDPOINT": site.address, "HF_HOME": str(tmp_path / "hf")}
+        variables["PYTHONPATH"] = str(Path(__file__).parents[1])
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(to)], env=os.environ | variables, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "from the publisher, timm/test_resnet.r160_in1k" in stored("backbone")
     card = json.loads(Path("backbone/card.json").read_text())
     assert card["source"]["origin"] == "timm timm/test_resnet.r160_in1k"
     assert "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors" in site.asked
+    site.asked.clear()
+    assert "from the Hugging Face hub's cache" in stored("again")
+    assert json.loads(Path("again/card.json").read_text()) == card
+    assert site.asked == []
 
 
 def test_a_timm_model_that_is_published_outside_the_hub_is_checked_against_the_digest_in_its_name(

@@ -1,4 +1,4 @@
-.PHONY: help setup repro rank test lint format ui bench clean lock
+.PHONY: help setup repro rank tune test lint format ui bench clean lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -25,6 +25,9 @@ repro: setup  ## the whole pipeline: dvc repro
 
 rank: setup  ## which backbone? dvc repro rank/dvc.yaml
 	dvc repro rank/dvc.yaml
+
+tune: setup  ## better settings of fine-tuning? dvc repro tune/dvc.yaml
+	dvc repro tune/dvc.yaml
 
 test: setup  ## every test, the slow ones too
 	pytest -q -n 2 --dist worksteal --durations 15

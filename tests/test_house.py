@@ -28,6 +28,8 @@ LAYERS = (
         "candidates",
         "ranking",
         "ranked",
+        "tuning",
+        "tuned",
         "figures",
         "evaluation",
         "report",
@@ -56,7 +58,7 @@ def imports(path: Path) -> frozenset[str]:
 
 def of_the_pipelines() -> set[str]:
     """The stages of the main path, and of the branches off it."""
-    files = [PROJECT / "dvc.yaml", PROJECT / "rank" / "dvc.yaml"]
+    files = [PROJECT / "dvc.yaml", PROJECT / "rank" / "dvc.yaml", PROJECT / "tune" / "dvc.yaml"]
     return {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]}
 
 

@@ -38,7 +38,7 @@ from headstart.ranking import interval
 from headstart.tracking import StudyRuns
 
 STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
-PATIENCE = 2  # epochs that every trial may train
+FIRST_CUT = 2  # the first epoch after which a trial may be stopped
 REPEATS = 20  # draws in a row that were tried before: there is nothing new to be found
 FACTOR = 10  # a range that spans more is searched by its logarithm
 STUDY = "study.db"
@@ -215,7 +215,7 @@ class _Study:
     ) -> None:
         self.train, self.labels, self.search, self.seed, self.folder, self.runs = train, labels, search, seed, folder, runs
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        pruner = optuna.pruners.MedianPruner(STARTUP, PATIENCE) if search.prunes else optuna.pruners.NopPruner()
+        pruner = optuna.pruners.MedianPruner(STARTUP, FIRST_CUT) if search.prunes else optuna.pruners.NopPruner()
         self.study = optuna.create_study(
             storage=f"sqlite:///{folder / STUDY}", study_name=folder.name, load_if_exists=True, pruner=pruner
         )

@@ -1,4 +1,4 @@
-.PHONY: help setup repro rank labels test lint format ui bench clean lock
+.PHONY: help setup repro rank why labels tune test lint format ui bench clean lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -26,8 +26,14 @@ repro: setup  ## the whole pipeline: dvc repro
 rank: setup  ## which backbone? dvc repro rank/dvc.yaml
 	dvc repro rank/dvc.yaml
 
+why: setup  ## is pre-training worth it? dvc repro why/dvc.yaml
+	dvc repro why/dvc.yaml
+
 labels: setup  ## which labels look wrong? dvc repro labels/dvc.yaml
 	dvc repro labels/dvc.yaml
+
+tune: setup  ## better settings of fine-tuning? dvc repro tune/dvc.yaml
+	dvc repro tune/dvc.yaml
 
 test: setup  ## every test, the slow ones too
 	pytest -q -n 2 --dist worksteal --durations 15

@@ -132,6 +132,19 @@ def rank(
 
 
 @app.command()
+def tune(
+    apply: Annotated[bool, typer.Option("--apply", help="Write the best settings into params.yaml.")] = False,
+) -> None:
+    """Say which settings of fine-tuning `dvc repro tune/dvc.yaml` found best, and whether they are better than yours."""
+    from headstart import tuned
+
+    found = tuned.load_tuning(Path("data/tune"))
+    tuned.show(found)
+    if apply:
+        print(tuned.apply(found, Path("params.yaml")))
+
+
+@app.command()
 def labels() -> None:
     """Say which labels `dvc repro labels/dvc.yaml` found to look wrong, and where the pictures are to be seen."""
     from headstart import gallery

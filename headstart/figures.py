@@ -28,12 +28,17 @@ plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.righ
 
 
 def save(figure: Figure, path: Path) -> None:
+    png = _png(figure)
+    with replacing(path) as part:
+        part.write_bytes(png)
+
+
+def _png(figure: Figure) -> bytes:
     figure.tight_layout()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     plt.close(figure)
-    with replacing(path) as part:
-        part.write_bytes(stream.getvalue())
+    return stream.getvalue()
 
 
 def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: list[str], path: Path) -> None:
@@ -170,11 +175,67 @@ def accuracy_over_speed(rows: list[dict[str, Any]], choice: str | None) -> bytes
     axes.plot([r["images_per_s"] for r in front], [r["probe_accuracy"] for r in front], color=GREY, linewidth=1, zorder=0)
     axes.set(xscale="log", xlabel="images/s on this machine", ylabel="probe accuracy")
     axes.margins(x=0.25)
-    figure.tight_layout()
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    plt.close(figure)
-    return stream.getvalue()
+    return _png(figure)
+
+
+def log_loss_by_trial(trials: list[dict[str, Any]], present: float | None) -> bytes | None:
+    """What each trial of a tuning ended with, in the order they were tried, and the lowest so far, as PNG; crosses were
+    stopped early. None where no trial has a figure."""
+    shown = sorted((t for t in trials if t["val_log_loss"] is not None), key=lambda t: t["trial"])
+    if not shown:
+        return None
+    figure, axes = plt.subplots(figsize=(7.2, 3.2))
+    _trials(axes, [t["trial"] for t in shown], shown)
+    whole = [t for t in shown if t["state"] == "complete"]
+    lowest = np.minimum.accumulate([t["val_log_loss"] for t in whole])
+    axes.step([t["trial"] for t in whole], lowest, where="post", color=GREY, linewidth=1, label="lowest so far")
+    if present is not None:
+        axes.axhline(present, color=HEAD, linestyle="--", linewidth=1, label="present settings")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="trial", ylabel="validation log-loss (lower is better)")
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def log_loss_by_knob(trials: list[dict[str, Any]], by_logarithm: set[str]) -> bytes | None:
+    """For every knob of a tuning what the trials ended with, over the values it had, as PNG. None where no trial has a
+    figure.
+
+    Args:
+        by_logarithm: the knobs whose values are shown on a logarithmic axis.
+    """
+    shown = [t for t in trials if t["val_log_loss"] is not None]
+    if not shown:
+        return None
+    names = list(shown[0]["knobs"])
+    rows, columns = -(-len(names) // 3), min(3, len(names))
+    figure, grid = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.6 * rows), squeeze=False, sharey=True)
+    for axes in grid.flat[len(names) :]:
+        axes.axis("off")
+    for axes, name in zip(grid.flat, names, strict=False):
+        values = [t["knobs"][name] for t in shown]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            _trials(axes, values, shown)
+            if name in by_logarithm:
+                axes.set_xscale("log")
+        else:
+            kinds = sorted({str(value) for value in values})
+            _trials(axes, [kinds.index(str(value)) for value in values], shown)
+            axes.set_xticks(range(len(kinds)), kinds)
+            axes.margins(x=0.25)
+        axes.set(xlabel=name)
+    for row in grid:
+        row[0].set(ylabel="validation log-loss")
+    return _png(figure)
+
+
+def _trials(axes: Any, at: list[Any], trials: list[dict[str, Any]]) -> None:
+    """A point for each trial, the best one in another colour; a cross where it was stopped early."""
+    best = min((t["val_log_loss"] for t in trials if t["state"] == "complete"), default=None)
+    for x, trial in zip(at, trials, strict=True):
+        whole = trial["state"] == "complete"
+        colour = GREY if not whole else FINETUNE if trial["val_log_loss"] == best else HEAD
+        axes.scatter(x, trial["val_log_loss"], marker="o" if whole else "x", color=colour, s=28)
 
 
 def _latin(text: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.checkout import read_json, write_json, write_text
 from headstart.errors import HeadstartError
+from headstart.tables import console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,10 +72,9 @@ def _thumbnail(pixels: Pixels, row: int) -> str:
 
 def show(found: dict[str, Any], folder: Path) -> None:
     """Print the first suspects, the counts in a sentence, and where there is more."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 124, highlight=False, markup=False, emoji=False)
+    out = console()
     if found["suspects"]:
         table = Table(box=None, pad_edge=False)
         table.add_column("picture", overflow="fold")
@@ -86,9 +85,9 @@ def show(found: dict[str, Any], folder: Path) -> None:
         for row in found["suspects"][:FIRST]:
             numbers = (row["quality"], row["probability"], row["suggested_probability"])
             table.add_row(row["path"], row["label"], row["suggested"], *(f"{number:.3f}" for number in numbers))
-        console.print(table)
-    console.print(sentence(found))
-    console.print(f"With the pictures, and what to do: {folder / PAGE}; all suspects as a table: {folder / SUSPECTS}")
+        out.print(table)
+    out.print(sentence(found), markup=False, emoji=False)
+    out.print(f"With the pictures, and what to do: {folder / PAGE}; all suspects as a table: {folder / SUSPECTS}")
 
 
 def sentence(found: dict[str, Any]) -> str:

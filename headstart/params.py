@@ -5,15 +5,17 @@ This is the only module that validates the file. Stages take the typed objects f
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from headstart.checkout import write_text
 from headstart.errors import HeadstartError, nearest
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -155,6 +157,50 @@ class Labels(Section):
     shown: Count = 30
 
 
+class Tune(Section):
+    minutes: Positive = 30.0
+    trials: Count | None = None
+    space: Annotated[dict[str, list[Any]], Field(min_length=1)] = {
+        "lr": [0.0001, 0.005],
+        "head_lr": [0.0001, 0.005],
+        "unfreeze": ["last", "half", "all"],
+        "augment": ["none", "light", "trivial"],
+    }
+
+    @field_validator("space")
+    @classmethod
+    def each_knob_is_one_of_finetune(cls, space: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The same space, its values typed as ``Finetune`` has them."""
+        return {key: cls._values(key, values) for key, values in space.items()}
+
+    @staticmethod
+    def _values(key: str, values: list[Any]) -> list[Any]:
+        here = f"tune.space.{key}"
+        if key not in Finetune.model_fields:
+            knobs = list(Finetune.model_fields)
+            raise ValueError(f"unknown key {here!r}, {nearest(key, knobs) or 'allowed here: ' + ', '.join(knobs)}")
+        try:
+            values = [getattr(Finetune.model_validate({key: value}), key) for value in values]
+        except ValidationError as error:
+            (problem, *_) = error.errors()
+            raise ValueError(f"{here}: {_explain(problem | {'loc': ('finetune', key)})}") from None
+        if len(values) < 2:
+            raise ValueError(f"{here} must hold two numbers, from and to, or two names or more, found {values}")
+        if is_range(values) and values[0] >= values[1]:
+            raise ValueError(f"{here} must go from the smaller to the larger number, found {values}")
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{here} names {value!r} {values.count(value)} times; once is enough")
+        if key == "unfreeze" and "none" in values:
+            raise ValueError(f"{here} names 'none', which is no fine-tuning; last, half and all can be searched")
+        return values
+
+
+def is_range(values: list[Any]) -> bool:
+    """Whether values of ``tune.space`` are the ends of a range; they are a choice otherwise."""
+    return len(values) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
 class Params(Section):
     """The whole of params.yaml; every key is optional here, and the shipped file names them all."""
 
@@ -174,6 +220,7 @@ class Params(Section):
     rank: Rank = Rank()
     why: Why = Why()
     labels: Labels = Labels()
+    tune: Tune = Tune()
 
     @property
     def finetune_is_on(self) -> bool:
@@ -202,6 +249,50 @@ class Params(Section):
         except ValidationError as error:
             problems = "; ".join(_explain(problem) for problem in error.errors())
             raise HeadstartError(f"{path}: {problems}") from None
+
+
+def set_values(path: Path, wanted: dict[str, Any]) -> list[str]:
+    """Write values into the file, whose comments and other lines stay; "key: value" of those that it did not hold yet.
+
+    Args:
+        wanted: by dotted key, such as ``finetune.lr``. A key that the file leaves out is put into its section.
+    """
+    text = path.read_text(encoding="utf-8")
+    told = []
+    for key, value in wanted.items():
+        new = value if isinstance(value, str) else json.dumps(value)
+        changed = _with_value(text, key, new)
+        if changed != text:
+            text = changed
+            told.append(f"{key}: {new}")
+    if told:
+        write_text(path, text)
+    return told
+
+
+def _with_value(text: str, key: str, new: str) -> str:
+    """``text`` with ``new`` under a dotted key: in place of the scalar that stands there, or put before its neighbours."""
+    section, _, name = key.rpartition(".")
+    root = yaml.compose(text)
+    node = _below(root, section) if section else root
+    if (value := _below(node, name)) is not None:
+        at, end = value.start_mark.index, value.end_mark.index
+        same = yaml.load(text[at:end], _Loader) == yaml.load(new, _Loader)
+        return text if same else f"{text[:at]}{new}{text[end:]}"
+    entry = f"{name}: {new}" if node is not None else f"{section}: {{{name}: {new}}}"
+    node = node or root
+    if node is None:  # nothing but comments
+        return f"{text}\n{entry}\n".lstrip()
+    at, indent = node.start_mark.index, " " * node.start_mark.column
+    if node.flow_style:
+        return f"{text[: at + 1]}{entry}{', ' if node.value else ''}{text[at + 1 :]}"
+    return f"{text[:at]}{entry}\n{indent}{text[at:]}"
+
+
+def _below(node: Any, key: str) -> Any:
+    """The node under ``key``, or None."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((value for name, value in pairs if name.value == key), None)
 
 
 def _section(location: tuple[Any, ...]) -> type[BaseModel]:

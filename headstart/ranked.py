@@ -7,6 +7,7 @@ from typing import Any
 
 from headstart.checkout import read_json, write_text
 from headstart.errors import HeadstartError
+from headstart.params import set_values
 from headstart.tables import Column, cells, console, number, table
 
 RANK, PAGE = "rank.json", "rank.html"
@@ -79,21 +80,10 @@ def apply(ranking: dict[str, Any], params: Path) -> str:
     Raises:
         HeadstartError: there is no choice to write.
     """
-    import yaml
-
     choice = ranking["choice"]
     if choice is None:
         raise HeadstartError(f"there is no choice to apply. {ranking['reason']}")
-    text = params.read_text(encoding="utf-8")
-    wanted = {"backbone": choice, "weights": "default"}  # a file of weights would belong to another network
-    told = []
-    root = yaml.compose(text)
-    for key, value in reversed(root.value if root else []):  # from the end, so that earlier positions stay right
-        new = wanted.get(key.value)
-        if new is not None and value.value != new:
-            text = f"{text[: value.start_mark.index]}{new}{text[value.end_mark.index :]}"
-            told.append(f"{key.value}: {new}")
-    if not told:
-        return f"{params} has backbone: {choice} already"
-    write_text(params, text)
-    return f"{params}: {', '.join(reversed(told))}"
+    told = set_values(
+        params, {"backbone": choice, "weights": "default"}
+    )  # a file of weights would belong to another network
+    return f"{params}: {', '.join(told)}" if told else f"{params} has backbone: {choice} already"

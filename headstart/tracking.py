@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 RESULT, COMPLETE = "headstart.result", "headstart.complete"
+STUDY, TRIAL = "headstart.study", "headstart.trial"
 LIVE = "finetune/"
 
 
@@ -70,22 +71,13 @@ class Tracker:
         self.params, self.digest = params, digest
         with _store() as client:
             self.client = client
-            experiment = client.get_experiment_by_name(params.tracking.experiment)
-            if experiment is None:
-                self.experiment_id = client.create_experiment(params.tracking.experiment, _artifacts())
-            elif experiment.lifecycle_stage == "deleted":
-                raise HeadstartError(
-                    f"the MLflow experiment {params.tracking.experiment!r} is deleted; restore it with "
-                    f"`mlflow experiments restore -x {experiment.experiment_id}` or name another as tracking.experiment"
-                )
-            else:
-                self.experiment_id = experiment.experiment_id
+            self.experiment_id = _experiment(client, params.tracking.experiment)
             found = self._runs()
             self.complete = any(run.data.tags.get(COMPLETE) for run in found)
             self.run_id: str = found[0].info.run_id if found else self._create()
 
     def _runs(self) -> list[Run]:
-        runs: list[Run] = self.client.search_runs([self.experiment_id], f"tags.`{RESULT}` = '{self.digest}'")
+        runs = _tagged(self.client, self.experiment_id, RESULT, self.digest)
         return sorted(runs, key=lambda run: (COMPLETE not in run.data.tags, run.info.start_time))
 
     def _create(self) -> str:
@@ -95,14 +87,14 @@ class Tracker:
         return run_id
 
     def live(self) -> Live:
-        return Live(self)
+        return Live(self.client, self.run_id)
 
     def log_result(self, data: Path) -> None:
         """Log everything from the stages' files and mark the run complete."""
         from mlflow.entities import Metric, Param
 
         client, run = self.client, self.run_id
-        flat = flattened(self.params.model_dump(exclude={"rank", "why", "labels"}))  # no part of this result
+        flat = flattened(self.params.model_dump(exclude={"rank", "why", "labels", "tune"}))  # no part of this result
         client.log_batch(run, params=[Param(key, str(value)) for key, value in flat.items()])
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
@@ -177,9 +169,9 @@ ARTIFACTS = {
 class Live:
     """finetune's curve, epoch by epoch. Epochs that the run already has are not sent again."""
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-        history = tracker.client.get_metric_history(tracker.run_id, f"{LIVE}val_log_loss")
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client, self.run_id = client, run_id
+        history = client.get_metric_history(run_id, f"{LIVE}val_log_loss")
         self.seen = {metric.step for metric in history}
 
     def __call__(self, row: dict[str, float]) -> None:
@@ -190,7 +182,7 @@ class Live:
         if step in self.seen:
             return
         metrics = [Metric(f"{LIVE}{key}", float(value), now, step) for key, value in row.items() if key != "epoch"]
-        self.tracker.client.log_batch(self.tracker.run_id, metrics=metrics)
+        self.client.log_batch(self.run_id, metrics=metrics)
         self.seen.add(step)
 
     def catch_up(self, data: Path) -> None:
@@ -233,6 +225,110 @@ def live_or_none(data: Path, params: Params) -> Live | None:
     except HeadstartError as error:
         print(f"headstart: the curve is not shown live: {error}")
         return None
+
+
+class StudyRuns:
+    """The runs of one tuning in the user's MLflow store: a parent, and below it one run per trial. Each is known by a tag,
+    so that a tuning that goes on finds those it has.
+
+    Nothing waits for the store, and nothing is lost where it does not answer: a word to the user, and what it has not got
+    is sent by the next ``log`` or ``finish``.
+    """
+
+    def __init__(self, params: Params, study: str) -> None:
+        self.params, self.study = params, study
+
+    def live(self, trial: dict[str, Any]) -> Callable[[dict[str, float]], None]:
+        """To be called with the rows of the curve of ``trial``, a row of tune.json, while it trains."""
+        answering: Live | None = None
+        with _or_a_word(), _store() as client:
+            answering = Live(client, self._trial(client, trial))
+
+        def send(row: dict[str, float]) -> None:
+            nonlocal answering
+            if answering is None:
+                return
+            live, answering = answering, None  # who does not take a row is not asked again before the trial is over
+            with _or_a_word(), _store():
+                live(row)
+                answering = live
+
+        return send
+
+    def log(self, trials: list[dict[str, Any]], curves: dict[int, list[dict[str, float]]]) -> None:
+        """See to it that every finished trial is in the store, whole: its knobs, curve, final metrics and state.
+
+        Args:
+            trials: rows of tune.json.
+            curves: by the number of the trial.
+        """
+        from mlflow.entities import Metric
+
+        with _or_a_word(), _store() as client:
+            for trial in trials:
+                run = client.get_run(self._trial(client, trial))
+                if COMPLETE in run.data.tags:
+                    continue
+                live = Live(client, run.info.run_id)
+                for row in curves[trial["trial"]]:
+                    live(row)
+                numbers = {key: trial[key] for key in ("val_log_loss", "val_accuracy", "minutes")}
+                metrics = [Metric(key, float(value), 0, 0) for key, value in numbers.items() if value is not None]
+                client.log_batch(run.info.run_id, metrics=metrics)
+                for key, value in {"state": trial["state"], "note": trial["note"], COMPLETE: "true"}.items():
+                    if value:
+                        client.set_tag(run.info.run_id, key, value)
+                client.set_terminated(run.info.run_id, _STATUS[trial["state"]])
+
+    def finish(self, found: dict[str, Any]) -> None:
+        """The outcome on the parent: what tune.json says in one sentence is its description."""
+        with _or_a_word(), _store() as client:
+            run_id = self._parent(client)
+            client.set_tag(run_id, "mlflow.note.content", found["sentence"])
+            whole = [trial["val_log_loss"] for trial in found["trials"] if trial["state"] == "complete"]
+            if whole:
+                client.log_metric(run_id, "val_log_loss", min(whole), step=len(found["trials"]))
+            client.set_terminated(run_id)
+
+    def _parent(self, client: MlflowClient) -> str:
+        from mlflow.entities import Param
+
+        name = f"tune {self.params.backbone} {self.study[:7]}"
+        run_id = self._found_or_created(client, STUDY, self.study, name)
+        space = {f"finetune.{key}": str(values) for key, values in self.params.tune.space.items()}
+        client.log_batch(run_id, params=[Param(key, value) for key, value in space.items()])
+        return run_id
+
+    def _trial(self, client: MlflowClient, trial: dict[str, Any]) -> str:
+        from mlflow.entities import Param
+
+        tags = {"mlflow.parentRunId": self._parent(client)}
+        knobs = hashlib.sha256(json.dumps(trial["knobs"], sort_keys=True).encode()).hexdigest()[:20]
+        run_id = self._found_or_created(client, TRIAL, f"{self.study}/{knobs}", f"trial {trial['trial']}", tags)
+        params = [Param(f"finetune.{key}", str(value)) for key, value in trial["knobs"].items()]
+        client.log_batch(run_id, params=params)
+        return run_id
+
+    def _found_or_created(
+        self, client: MlflowClient, tag: str, value: str, name: str, tags: dict[str, str] | None = None
+    ) -> str:
+        experiment = _experiment(client, self.params.tracking.experiment)
+        for run in _tagged(client, experiment, tag, value):
+            return str(run.info.run_id)
+        source = {"mlflow.source.name": "dvc repro tune/dvc.yaml", "mlflow.source.type": "PROJECT"} | _revision()
+        created = client.create_run(experiment, run_name=name, tags={tag: value} | source | (tags or {}))
+        return str(created.info.run_id)
+
+
+_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}  # as MLflow has it
+
+
+@contextmanager
+def _or_a_word() -> Iterator[None]:
+    try:
+        yield
+    except HeadstartError as error:
+        print(f"headstart: the trial is not shown in MLflow for now: {error}")
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -297,6 +393,24 @@ def _store() -> Iterator[MlflowClient]:
             f"MLflow at {_uri()} does not answer ({_short(error)}); start it, or unset MLFLOW_TRACKING_URI to use "
             "the checkout's own store"
         ) from None
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    """The id of the experiment, which is created where there is none."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return str(client.create_experiment(name, _artifacts()))
+    if experiment.lifecycle_stage == "deleted":
+        raise HeadstartError(
+            f"the MLflow experiment {name!r} is deleted; restore it with "
+            f"`mlflow experiments restore -x {experiment.experiment_id}` or name another as tracking.experiment"
+        )
+    return str(experiment.experiment_id)
+
+
+def _tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Run]:
+    runs: list[Run] = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'")
+    return runs
 
 
 def _short(error: Exception) -> str:

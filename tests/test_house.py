@@ -34,6 +34,8 @@ LAYERS = (
         "gallery",
         "pages",
         "listing",
+        "tuning",
+        "tuned",
         "figures",
         "evaluation",
         "report",

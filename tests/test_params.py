@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from headstart.errors import HeadstartError
-from headstart.params import Params
+from headstart.params import Params, set_values
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 
@@ -55,7 +55,10 @@ def test_the_shipped_file_holds_the_defaults() -> None:
 
 
 def test_the_shipped_file_names_every_key_so_that_each_can_be_swept() -> None:
-    assert sorted(keys(yaml.safe_load(SHIPPED.read_text()))) == sorted(modelled_keys(Params))
+    named = [
+        key for key in keys(yaml.safe_load(SHIPPED.read_text())) if not key.startswith("tune.space.")
+    ]  # any of finetune
+    assert sorted(named) == sorted(modelled_keys(Params))
 
 
 def test_every_section_can_be_left_out(tmp_path: Path) -> None:
@@ -220,3 +223,65 @@ def test_params_cannot_be_changed_after_the_door(section: BaseModel) -> None:
 def test_what_is_wrong_with_the_candidates_is_said(tmp_path: Path, section: str, expected: str) -> None:
     text = f"rank: {section}" if section.startswith("{") else f"rank:\n  {section}"
     assert expected in complaint(tmp_path, text)
+
+
+# --- what tuning searches -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        ("{precison: [fp32, bf16]}", "unknown key 'tune.space.precison', did you mean 'precision'?"),
+        ("{xyz: [1, 2]}", "unknown key 'tune.space.xyz', allowed here: unfreeze, epochs, views,"),
+        ("{lr: [-1, 1]}", "tune.space.lr: finetune.lr must be greater than 0, found -1"),
+        (
+            "{unfreeze: [hlaf, all]}",
+            "tune.space.unfreeze: finetune.unfreeze must be 'none', 'last', 'half' or 'all', found",
+        ),
+        ("{unfreeze: [hlaf, all]}", "did you mean 'half'?"),
+        ("{unfreeze: [none, all]}", "tune.space.unfreeze names 'none', which is no fine-tuning"),
+        ("{epochs: [1.5, 3]}", "tune.space.epochs: finetune.epochs must be a valid integer, found 1.5"),
+        ("{lr: [0.01, 0.001]}", "tune.space.lr must go from the smaller to the larger number, found [0.01, 0.001]"),
+        ("{lr: [0.01]}", "tune.space.lr must hold two numbers, from and to, or two names or more, found [0.01]"),
+        ("{augment: [none, light, none]}", "tune.space.augment names 'none' 2 times; once is enough"),
+        ("{lr: 0.01}", "tune.space.lr must be a valid list, found 0.01"),
+        ("{}", "tune.space must have at least 1 item, found {}"),
+        ("[lr]", "tune.space must be a valid dictionary, found ['lr']"),
+    ],
+)
+def test_what_is_wrong_with_the_space_is_said(tmp_path: Path, space: str, expected: str) -> None:
+    assert expected in complaint(tmp_path, f"tune: {{space: {space}}}")
+
+
+def test_the_values_of_the_space_are_those_of_the_knobs(tmp_path: Path) -> None:
+    space = load(tmp_path, "tune: {space: {crop_min: [0, 1], hflip: [false, true], views: [null, 2, 4]}}").tune.space
+    assert space == {"crop_min": [0.0, 1.0], "hflip": [False, True], "views": [None, 2, 4]}
+    assert isinstance(space["crop_min"][1], float)
+
+
+# --- values written into it ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "backbone: a  # mine\nfinetune:\n  lr: 0.1    # fast\n",
+            "backbone: b  # mine\nfinetune:\n  lr: 1e-05    # fast\n",
+        ),
+        ("finetune:\n  # mine\n  ema: 0.5\n", "backbone: b\nfinetune:\n  # mine\n  lr: 1e-05\n  ema: 0.5\n"),
+        ("finetune: {ema: 0.5}  # mine\n", "backbone: b\nfinetune: {lr: 1e-05, ema: 0.5}  # mine\n"),
+        ("finetune: {}\n", "backbone: b\nfinetune: {lr: 1e-05}\n"),
+        ("# mine\nseed: 1\n", "# mine\nfinetune: {lr: 1e-05}\nbackbone: b\nseed: 1\n"),
+        ("# mine", "# mine\nfinetune: {lr: 1e-05}\nbackbone: b\n"),
+        ("", "finetune: {lr: 1e-05}\nbackbone: b\n"),
+        ("{backbone: a}", "{finetune: {lr: 1e-05}, backbone: b}"),
+    ],
+)
+def test_values_are_written_where_they_stand_or_into_their_section(tmp_path: Path, before: str, after: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(before)
+    assert set_values(path, {"backbone": "b", "finetune.lr": 1e-5}) == ["backbone: b", "finetune.lr: 1e-05"]
+    assert path.read_text() == after
+    assert (Params.load(path).backbone, Params.load(path).finetune.lr) == ("b", 1e-5)
+    assert set_values(path, {"backbone": "b", "finetune.lr": 1e-5}) == []

@@ -182,6 +182,20 @@ def test_a_queue_of_two_gives_two_complete_runs_in_the_checkouts_store(copy_of: 
     assert not list(copy_of.folder.glob(".dvc/tmp/exps/*/mlflow.db"))
 
 
+def test_a_grid_queues_every_combination(project: Callable[..., Clone]) -> None:
+    clone = project(**SLICE)
+    grid = ["-S", "finetune.lr=choice(0.0003,0.001)", "-S", "finetune.unfreeze=choice(last,half)", "-S", "seed=3"]
+    clone.run("dvc", "exp", "run", "--queue", *grid)
+    clone.run("dvc", "exp", "run", "--queue", "-n", "epochs", "-S", "finetune.epochs=range(4,9,2)")
+    (_, head) = json.loads(clone.run("dvc", "exp", "show", "--json").stdout)
+    queued = {found["name"]: found["revs"][0]["data"]["params"]["params.yaml"]["data"] for found in head["experiments"]}
+    params = [(p["finetune"]["lr"], p["finetune"]["unfreeze"], p["seed"]) for p in queued.values() if p["seed"] == 3]
+    assert sorted(params) == [(0.0003, "half", 3), (0.0003, "last", 3), (0.001, "half", 3), (0.001, "last", 3)]
+    assert [queued[f"epochs-{n}"]["finetune"]["epochs"] for n in (1, 2, 3)] == [4, 6, 8]
+    done = clone.run("dvc", "exp", "run", "-S", "finetune.lr=choice(0.0003,0.001)", check=False)
+    assert "Sweep overrides can't be used without `--queue`" in done.stderr
+
+
 def test_bad_params_stop_the_run_before_any_work(copy_of: Clone) -> None:
     before = digests(copy_of.folder / "data")
     copy_of.set(finetune={"unfreez": "all"})

@@ -1,0 +1,61 @@
+"""`dvc repro tune/dvc.yaml`: a branch off the main path that goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+
+from tests.stages.conftest import Clone
+from tests.stages.test_pipeline import runs_of
+
+pytestmark = [pytest.mark.slow]
+
+BRANCH = "tune/dvc.yaml"
+TUNE = {"minutes": 5, "trials": 2, "space": {"lr": [0.0003, 0.03], "augment": ["none", "light"]}}
+
+
+def test_killed_it_goes_on_and_a_larger_budget_adds_to_it(copy_of: Clone) -> None:
+    copy_of.set(tune=TUNE)
+    process = subprocess.Popen(
+        ["dvc", "repro", BRANCH], cwd=copy_of.folder, env=copy_of.environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list((copy_of.folder / ".headstart/tune").glob("*/*/resume/epoch.pt")):
+        assert process.poll() is None, "tuning ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for lock in (copy_of.folder / ".dvc/tmp").glob("*lock*"):
+        lock.unlink()
+    output = copy_of.repro(BRANCH).stdout
+    assert "finetune: going on after epoch" in output
+    assert [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")] == [
+        "fetch", f"{BRANCH}:tune"
+    ]  # fmt: skip
+    found = json.loads(copy_of.read("data/tune/tune.json"))
+    assert sorted(row["trial"] for row in found["trials"]) == [0, 1]
+    assert found["present"] == {"lr": 0.001, "augment": "light"}
+    assert found["sentence"] in copy_of.run("headstart", "tune").stdout.replace("\n", " ")
+    assert 'src="data:image/png;base64,' in copy_of.read("data/tune/tune.html")
+
+    copy_of.set(tune={"trials": 3})
+    output = copy_of.repro(BRANCH).stdout
+    assert output.count("tune: trial 2: ") == 2
+    assert "tune: trial 0: " not in output
+    runs = runs_of(copy_of)
+    nested = [tags["mlflow.runName"] for tags in runs["tags"] if "mlflow.parentRunId" in tags]
+    assert sorted(nested) == ["trial 0", "trial 1", "trial 2"]
+    assert len([tags for tags in runs["tags"] if tags["mlflow.runName"].startswith("tune ")]) == 1
+
+    copy_of.run("headstart", "tune", "--apply")
+    best = json.loads(copy_of.read("data/tune/tune.json"))["trials"][0]["knobs"]
+    assert best.items() <= yaml.safe_load(copy_of.read("params.yaml"))["finetune"].items()
+    assert "tune: trial" not in copy_of.repro(BRANCH).stdout  # they were tried, so there is nothing to do

@@ -145,6 +145,32 @@ def tune(
 
 
 @app.command()
+def why(
+    apply: Annotated[bool, typer.Option("--apply", help="Write how much to train into params.yaml.")] = False,
+    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Open the page in a browser.")] = None,
+) -> None:
+    """Say whether pre-training is worth it for your pictures, which network, how much to train, and what to do next.
+
+    The page opens where there is a terminal; its path is printed in any case.
+    """
+    import webbrowser
+
+    from headstart.params import Params
+    from headstart.story import PAGE, Story
+
+    data = Path("data")
+    story = Story.of(data, Params.load())
+    print("\n".join(story.lines()))
+    page = data / "why" / PAGE
+    story.write_page(page, data)
+    print(f"The whole story, with plots: {page}")
+    if show if show is not None else sys.stdout.isatty():
+        webbrowser.open(page.resolve().as_uri())
+    if apply:
+        print(story.apply(Path("params.yaml")))
+
+
+@app.command()
 def labels() -> None:
     """Say which labels `dvc repro labels/dvc.yaml` found to look wrong, and where the pictures are to be seen."""
     from headstart import gallery

@@ -238,5 +238,47 @@ def _trials(axes: Any, at: list[Any], trials: list[dict[str, Any]]) -> None:
         axes.scatter(x, trial["val_log_loss"], marker="o" if whole else "x", color=colour, s=28)
 
 
+STARTS = {"finetuned": ("fine-tuned", FINETUNE), "frozen": ("frozen", HEAD), "scratch": ("random weights", GREY)}
+
+
+def accuracy_over_pictures(points: list[dict[str, Any]]) -> bytes:
+    """Learning curves with their 95 % intervals, and the minutes they took, as PNG.
+
+    Args:
+        points: ``curves`` of why.json.
+    """
+    figure, (accuracy, minutes) = plt.subplots(1, 2, figsize=(8.6, 3.4), width_ratios=(3, 2))
+    for start, (name, colour) in STARTS.items():
+        mine = [p for p in points if p["start"] == start]
+        counts, values = [p["n"] for p in mine], [p["accuracy"] for p in mine]
+        reach = [[max(0.0, p["accuracy"] - p["low"]) for p in mine], [max(0.0, p["high"] - p["accuracy"]) for p in mine]]
+        accuracy.errorbar(counts, values, yerr=reach, fmt="o-", color=colour, capsize=3, label=name)
+        minutes.plot(counts, [p["seconds"] / 60 for p in mine], "o-", color=colour)
+    accuracy.legend(frameon=False)
+    for axes, name in ((accuracy, "accuracy on held-out pictures"), (minutes, "minutes of training")):
+        axes.set(xscale="log", xlabel="pictures to learn from", ylabel=name)
+        axes.set_xticks(sorted({p["n"] for p in points}), [str(n) for n in sorted({p["n"] for p in points})])
+        axes.minorticks_off()
+    return _png(figure)
+
+
+def accuracy_by_cut(rows: list[dict[str, Any]], measured: str) -> bytes:
+    """Accuracy on all pictures by how much of the network is trained, with its 95 % interval, as PNG.
+
+    Args:
+        rows: ``freeze.table`` of why.json.
+    """
+    figure, axes = plt.subplots(figsize=(5, 2.2))
+    for number, row in enumerate(rows):
+        reach = [[max(0.0, row["accuracy"] - row["low"])], [max(0.0, row["high"] - row["accuracy"])]]
+        colour = FINETUNE if row["cut"] == measured else HEAD
+        axes.errorbar(row["accuracy"], number, xerr=reach, fmt="o", color=colour, capsize=3)
+    axes.set_yticks(range(len(rows)), [row["cut"] for row in rows])
+    axes.set(xlabel="accuracy on held-out pictures", ylabel="trained")
+    axes.invert_yaxis()
+    axes.margins(y=0.2)
+    return _png(figure)
+
+
 def _latin(text: str) -> str:
     return text.encode("latin-1", "replace").decode("latin-1")  # Pillow's built-in font has no more

@@ -86,7 +86,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
             numbers = (row["quality"], row["probability"], row["suggested_probability"])
             table.add_row(row["path"], row["label"], row["suggested"], *(f"{number:.3f}" for number in numbers))
         out.print(table)
-    out.print(sentence(found), markup=False, emoji=False)
+    out.print(sentence(found))
     out.print(f"With the pictures, and what to do: {folder / PAGE}; all suspects as a table: {folder / SUSPECTS}")
 
 

@@ -33,10 +33,10 @@ def show(ranking: dict[str, Any], weights: str = "default") -> None:
     terminal.print(table(ranking["table"], COLUMNS, bold=ranking["choice"]))
     for row in ranking["table"]:
         if row["note"]:
-            terminal.print(f"{row['backbone']}: {row['note']}", markup=False)
-    terminal.print(ranking["reason"], markup=False)
+            terminal.print(f"{row['backbone']}: {row['note']}")
+    terminal.print(ranking["reason"])
     if ranking["choice"]:
-        terminal.print(f"{try_it(ranking['choice'], weights)}", markup=False)
+        terminal.print(f"{try_it(ranking['choice'], weights)}")
 
 
 def try_it(choice: str, weights: str) -> str:

@@ -22,10 +22,13 @@ def cells(row: dict[str, Any], columns: Iterable[Column]) -> list[str]:
 
 
 def console(width: int | None = None) -> Console:
-    """Standard output, ``width`` characters wide: by default as wide as the terminal, and 124 where there is none."""
+    """Standard output, ``width`` characters wide: by default as wide as the terminal, and 124 where there is none.
+
+    Text is printed as it is: [brackets] and :colons: in people's file names are no markup.
+    """
     from rich.console import Console
 
-    return Console(width=width or (None if sys.stdout.isatty() else 124), highlight=False)
+    return Console(width=width or (None if sys.stdout.isatty() else 124), highlight=False, markup=False, emoji=False)
 
 
 def table(rows: Iterable[dict[str, Any]], columns: Iterable[Column], bold: str | None = None) -> Table:

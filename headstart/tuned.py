@@ -37,10 +37,10 @@ def show(found: dict[str, Any]) -> None:
     out.print(table)
     for trial in found["trials"]:
         if trial["state"] == "failed":
-            out.print(f"trial {trial['trial']}: {trial['note']}", markup=False)
-    out.print(found["sentence"], markup=False)
+            out.print(f"trial {trial['trial']}: {trial['note']}")
+    out.print(found["sentence"])
     if found["command"]:
-        out.print(found["command"], markup=False, soft_wrap=True)
+        out.print(found["command"], soft_wrap=True)
 
 
 def headings(found: dict[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ LAYERS = (
         "ranked",
         "curves",
         "why",
+        "story",
         "suspects",
         "gallery",
         "pages",

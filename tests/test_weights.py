@@ -24,7 +24,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from headstart.backbones import find_classifier, load_trunk, torchvision_weights
+from headstart.backbones import architecture, find_classifier, load_classifier, load_trunk, torchvision_weights
 from headstart.errors import HeadstartError
 from headstart.views import Normalise
 from headstart.weights import store_backbone
@@ -550,3 +550,23 @@ def test_a_timm_model_that_is_published_outside_the_hub_is_checked_against_the_d
                 store("test_resnet.r160_in1k")
         else:
             assert store("test_resnet.r160_in1k")["source"]["digest"] == digest
+
+
+def test_the_imagenet_classifier_that_came_with_the_weights_is_kept_and_gives_the_whole_networks_answers(
+    tmp_path: Path,
+) -> None:
+    store_backbone("tf_efficientnet_lite0", "default", None, 0, tmp_path / "none", tmp_path)
+    found = load_classifier(tmp_path)
+    assert found is not None
+    trunk, _ = load_trunk(tmp_path)
+    pictures = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = trunk.eval()(pictures)
+        logits = torch.addmm(found[1], features, found[0].T)
+    network = architecture("tf_efficientnet_lite0").whole().eval()
+    state = {**trunk.network.state_dict(), "classifier.weight": found[0], "classifier.bias": found[1]}
+    network.load_state_dict(state)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, network(pictures), rtol=1e-4, atol=1e-4)
+    store_backbone("squeezenet1_0", "none", None, 0, tmp_path / "none", tmp_path)
+    assert load_classifier(tmp_path) is None, "no other network's classifier is left"

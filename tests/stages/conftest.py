@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,22 @@ class Clone:
         output = self.repro(*arguments).stdout
         ran = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
         return [stage for stage in ran if stage != "fetch"]
+
+    def killed_when(self, ready: Callable[[], bool], *command: str) -> None:
+        """Run until ``ready``, then kill -9 it and all that it started, and take away the locks that DVC leaves behind."""
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=self.environment(), start_new_session=True, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 300
+        while not ready():
+            assert process.poll() is None, f"{' '.join(command)} ended before it was to be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for left in (self.folder / ".dvc/tmp").glob("*lock*"):
+            left.unlink()
 
     def run_every_stage_in_one_process(self) -> None:
         """All stage scripts in the pipeline's order, without DVC: the libraries are imported once and not nine times."""

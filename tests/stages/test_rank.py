@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,21 +90,12 @@ def test_the_same_inputs_give_the_same_bytes_and_the_choice_can_be_applied(ranke
 
 def test_killed_half_way_it_loses_no_candidate_that_was_finished(project: Callable[..., Clone]) -> None:
     clone = with_mirror(project(**SLICE | {"rank": RANK}))
-    process = subprocess.Popen(
-        ["dvc", "repro", BRANCH], cwd=clone.folder, env=clone.environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
     lock = clone.folder / "rank/dvc.lock"
-    deadline = time.monotonic() + 300
-    while not lock.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1)  # into the next stage
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for left in (clone.folder / ".dvc/tmp").glob("*lock*"):
-        left.unlink()
+
+    def in_the_second_stage() -> bool:
+        return lock.exists() and time.time() - lock.stat().st_mtime > 1
+
+    clone.killed_when(in_the_second_stage, "dvc", "repro", BRANCH)
     finished = [name.partition("@")[2] for name in yaml.safe_load(lock.read_text())["stages"] if "@" in name]
     assert finished
     before = digests(clone.folder / "data/candidates" / finished[0])

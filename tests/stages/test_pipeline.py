@@ -133,24 +133,12 @@ def test_a_prepare_knob_reruns_what_follows_and_not_the_backbone(copy_of: Clone)
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(finished: Clone, copy_of: Clone) -> None:
     expected = digests(finished.folder / "data/finetune")
-    process = subprocess.Popen(
-        ["dvc", "repro", "--force", "--single-item", "finetune"],
-        cwd=copy_of.folder, env=copy_of.environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list((copy_of.folder / ".headstart/finetune").glob("*/epoch.pt")):
-        assert process.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for lock in (copy_of.folder / ".dvc/tmp").glob("*lock*"):
-        lock.unlink()
+    kept = copy_of.folder / ".headstart/finetune"
+    copy_of.killed_when(lambda: any(kept.glob("*/epoch.pt")), "dvc", "repro", "--force", "--single-item", "finetune")
     output = copy_of.repro("--force", "--single-item", "finetune").stdout
     assert "going on after epoch" in output
     assert digests(copy_of.folder / "data/finetune") == expected
-    assert not list((copy_of.folder / ".headstart/finetune").glob("*/epoch.pt"))
+    assert not list(kept.glob("*/epoch.pt"))
 
 
 def test_an_experiment_is_a_run_named_after_it(copy_of: Clone) -> None:

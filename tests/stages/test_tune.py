@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import time
 
 import pytest
 import yaml
@@ -22,19 +18,8 @@ TUNE = {"minutes": 5, "trials": 2, "space": {"lr": [0.0003, 0.03], "augment": ["
 
 def test_killed_it_goes_on_and_a_larger_budget_adds_to_it(copy_of: Clone) -> None:
     copy_of.set(tune=TUNE)
-    process = subprocess.Popen(
-        ["dvc", "repro", BRANCH], cwd=copy_of.folder, env=copy_of.environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list((copy_of.folder / ".headstart/tune").glob("*/*/resume/epoch.pt")):
-        assert process.poll() is None, "tuning ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for lock in (copy_of.folder / ".dvc/tmp").glob("*lock*"):
-        lock.unlink()
+    kept = copy_of.folder / ".headstart/tune"
+    copy_of.killed_when(lambda: any(kept.glob("*/*/resume/epoch.pt")), "dvc", "repro", BRANCH)
     output = copy_of.repro(BRANCH).stdout
     assert "finetune: going on after epoch" in output
     assert [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")] == [

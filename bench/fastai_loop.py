@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,12 +31,12 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from _project import ROOT, clone, stages
 from _sides import alternate, report
 
 FASTAI, HEADSTART, INSIDE = "fastai", "headstart", "inside fastai's environment"
 RELEASE = "2.8.12"
 NETWORK, BATCH = "tf_efficientnet_lite0", 32
-ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".headstart" / "fastai" / "bin" / "python"
 
 
@@ -51,25 +50,10 @@ def install() -> None:
     subprocess.run([PYTHON, "-W", "ignore", "-c", "import fastai.vision.all"], check=True)  # read from the disk once
 
 
-def clone(asked: argparse.Namespace, folder: Path) -> None:
-    import yaml
-
-    subprocess.run(["git", "clone", "--quiet", "--local", ROOT, folder], check=True)
-    subprocess.run([sys.executable, "-m", "compileall", "-q", "headstart"], cwd=folder, check=True)  # as in a used checkout
-    file = folder / "params.yaml"
-    params = yaml.safe_load(file.read_text(encoding="utf-8")) | {"backbone": NETWORK, "weights": "default"}
-    params["data"] |= {"source": asked.source, "limit": asked.limit}
-    params["finetune"] |= {"epochs": asked.epochs, "batch_size": BATCH}
-    file.write_text(yaml.safe_dump(params), encoding="utf-8")
-
-
-def stages(folder: Path, *names: str) -> None:
-    """Run a clone's stages, with its own MLflow store."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
-    for name in names:
-        command = [sys.executable, f"stages/{name}.py"]
-        environment = kept | {"PYTHONPATH": str(folder)}
-        subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
+def project(asked: argparse.Namespace, folder: Path) -> None:
+    data = {"source": asked.source, "limit": asked.limit}
+    finetune = {"epochs": asked.epochs, "batch_size": BATCH}
+    clone(folder, backbone=NETWORK, weights="default", data=data, finetune=finetune)
 
 
 def fill(asked: argparse.Namespace) -> None:
@@ -81,7 +65,7 @@ def fill(asked: argparse.Namespace) -> None:
     from headstart.data.sources import locate
     from headstart.params import Data
 
-    clone(asked, asked.folder)
+    project(asked, asked.folder)
     stages(asked.folder, "fetch", "prepare", "backbone")
     root = locate(Data(source=asked.source)).root.resolve()
     for number, row in enumerate(read_manifest(asked.folder / "data" / "prepare").itertuples()):
@@ -97,7 +81,7 @@ def fill(asked: argparse.Namespace) -> None:
 def headstart(asked: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clone(asked, folder)
+        project(asked, folder)
         start = time.perf_counter()
         stages(folder, "fetch", "prepare", "backbone", "features", "head")
         head = time.perf_counter() - start

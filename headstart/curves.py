@@ -113,18 +113,27 @@ class Pictures:
         self.labels = torch.from_numpy(sample.labels).to(device)
 
     def pictures(self, fold: int, share: float) -> Ints:
-        """Numbers in the sample of the pictures to learn from; a larger share holds the smaller."""
+        """Numbers in the sample of the pictures to learn from: a share of those outside the fold, and at least so many that
+        there are three of each class. A larger share holds the smaller."""
         fitted = self.folds[fold][0]
-        return fitted[: max(round(share * len(fitted)), 2 * len(self.sample.classes))]
+        labels = self.sample.labels[fitted]
+        least = max(int(np.flatnonzero(labels == number)[:3][-1]) + 1 for number in range(len(self.sample.classes)))
+        return fitted[: max(round(share * len(fitted)), least)]
+
+    def shares(self, fractions: Sequence[float]) -> list[float]:
+        """Those of the fractions that are different numbers of pictures here."""
+        counts = [len(self.pictures(0, share)) for share in fractions]
+        return [share for share, n, larger in zip(fractions, counts, [*counts[1:], 0], strict=True) if n != larger]
 
     def inner(self, fold: int, share: float) -> tuple[Ints, Ints]:
         """Of those, the ones to train on and the ones to choose with: a fifth of each class, and nothing that resembles one
-        of them among the others."""
+        of them among the others, unless a class has nothing else."""
         order = self.pictures(fold, share)
         by_class = order[np.argsort(self.sample.labels[order], kind="stable")]
         val = np.sort(by_class[2::5])
         rest = np.setdiff1d(order, val)
-        return rest[~np.isin(self.sample.groups[rest], self.sample.groups[val])], val
+        apart = rest[~np.isin(self.sample.groups[rest], self.sample.groups[val])]
+        return (apart if len(np.unique(self.sample.labels[apart])) == len(self.sample.classes) else rest), val
 
     def as_manifest(self, train: Ints, val: Ints) -> pd.DataFrame:
         """A manifest in which these are all the training and validation pictures there are."""

@@ -238,7 +238,7 @@ def answer(data: Path, params: Params, device: torch.device, state: Callable[[st
     )  # fmt: skip
     kept, cut = state("why") / resume_key(*shaped_by), cut_of(params.finetune)
     laboratory = Laboratory(pictures, backbone, network, params, device, 1 / rate, kept / "running", timings)
-    found = measure(laboratory, plan(params.why.fractions, params.why.folds, cut), kept)
+    found = measure(laboratory, plan(pictures.shares(params.why.fractions), params.why.folds, cut), kept)
     top1 = imagenet(card["name"])[0]
     sure = confidence(pictures.features, load_classifier(backbone))
     about = Set(len(sample.rows), len(sample.classes), sure, top1 / 100 if top1 else None)

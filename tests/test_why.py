@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.curves import CUTS, FINETUNED, FROZEN, SCRATCH, Curve, Curves, Training, plan
+from headstart.candidates import Sample
+from headstart.curves import CUTS, FINETUNED, FROZEN, SCRATCH, Curve, Curves, Pictures, Training, plan
+from headstart.heads import folds_of
 from headstart.why import (
     CANT_TELL,
     NOT_WORTH,
@@ -181,3 +184,28 @@ def test_every_start_is_trained_on_every_share_of_every_fold_and_other_cuts_on_a
     assert {t.cut for t in trainings} == set(CUTS)
     assert len({t.name for t in trainings}) == len(trainings)
     assert Training(FROZEN, "none", 0, 0.1).name == "frozen-none-0-0.1"
+
+
+@given(st.integers(0, 1000), st.lists(st.integers(5, 40), min_size=2, max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_shares_are_nested_stratified_and_hold_every_class_on_the_side_that_is_trained(seed: int, sizes: list[int]) -> None:
+    names = [f"class {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    paths = [f"{number}.png" for number in range(len(names))]
+    manifest = pd.DataFrame({"path": paths, "label": names, "split": "train", "group": paths})
+    pictures = object.__new__(Pictures)  # its features are of no interest here
+    pictures.sample, pictures.manifest = Sample.of(manifest, seed), manifest
+    pictures.folds = folds_of(pictures.sample.labels, pictures.sample.groups)
+    shares = pictures.shares([0.1, 0.25, 0.5, 1.0])
+    assert shares[-1] == 1.0
+    before: set[int] = set()
+    for share in shares:
+        train, val = pictures.inner(0, share)
+        chosen = set(pictures.pictures(0, share).tolist())
+        assert before < chosen
+        assert set(train) | set(val) == chosen and not set(train) & set(val) and len(val)
+        assert not chosen & set(pictures.folds[0][1].tolist())
+        assert set(pictures.sample.labels[train]) == set(range(len(sizes)))
+        before = chosen
+    table = pictures.as_manifest(train, val)
+    assert (table["split"] == "train").sum() == len(train)
+    assert table["label"][pictures.sample.rows[train]].tolist() == [names[row] for row in pictures.sample.rows[train]]

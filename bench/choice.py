@@ -1,0 +1,81 @@
+"""Is the backbone that rank chooses the one that is best when all are fine-tuned?
+
+    python bench/choice.py                   # emoji, about half an hour on two quiet cores
+    python bench/choice.py --source FOLDER   # your own
+
+In a fresh clone of the last commit, with the defaults of params.yaml: rank compares its candidates, and then every
+candidate that has weights is fine-tuned and evaluated, which is what rank is there to save. Prints for each what rank said
+of it and the fine-tuned network's accuracy on the test pictures, by how many points rank's choice is behind the best, and
+Spearman's rank correlation with the fine-tuned accuracy: of each of rank's figures, and of the published ImageNet accuracy
+alone. All of it is kept in choices.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from _project import clone, stages
+
+KEPT = Path(__file__).with_name("choices.json")
+FIGURES = {"log_loss": -1, "probe_accuracy": 1, "logme": 1, "knn_accuracy": 1, "imagenet_top1": 1}  # 1: more is better
+
+
+def measure(source: str, limit: int | None, candidates: list[str] | None) -> list[dict[str, Any]]:
+    import yaml
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clone(folder, data={"source": source, "limit": limit})
+        if candidates:
+            clone(folder, rank={"candidates": candidates})
+        params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        named = [f"candidate {candidate}" for candidate in params["rank"]["candidates"]]
+        stages(folder, "fetch", "prepare", *named, "rank", shown=True)
+        ranking = json.loads((folder / "data/rank/rank.json").read_text(encoding="utf-8"))
+        rows = [row for row in ranking["table"] if row["probe_accuracy"] is not None]
+        for row in rows:
+            clone(folder, backbone=row["backbone"])
+            stages(folder, "fetch", "backbone", "features", "head", "finetune", "evaluate")
+            found = json.loads((folder / "data/evaluate/metrics.json").read_text(encoding="utf-8"))["test"]
+            row["chosen"] = row["backbone"] == ranking["choice"]
+            tuned, head = found["finetune"], found["head"]
+            row |= {f"finetuned_{key}": tuned[key] for key in ("accuracy", "accuracy_low", "accuracy_high", "n")}
+            print(f"{row['backbone']}: fine-tuned {tuned['accuracy']:.3f} on test, head {head['accuracy']:.3f}", flush=True)
+        return rows
+
+
+def show(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from scipy.stats import spearmanr
+
+    tuned = [row["finetuned_accuracy"] for row in rows]
+    best = max(rows, key=lambda row: row["finetuned_accuracy"])
+    chosen = next(row for row in rows if row["chosen"])
+    behind = 100 * (best["finetuned_accuracy"] - chosen["finetuned_accuracy"])
+    print(
+        f"\n{name}: {chosen['backbone']} was chosen, {best['backbone']} is best fine-tuned; behind by {behind:.1f} points"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all equal: no correlation
+        agree = {key: float(spearmanr([sign * row[key] for row in rows], tuned).statistic) for key, sign in FIGURES.items()}
+    for key, value in agree.items():
+        print(f"rank correlation of {key} with the fine-tuned accuracy: {value:+.2f} ({len(rows)} networks)")
+    return {"behind_points": round(behind, 2), "rank_correlation": {k: round(v, 3) for k, v in agree.items() if v == v}}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="emoji", help="data.source, a folder for instance; default: emoji")
+    parser.add_argument("--limit", type=int, help="data.limit, for a quick look; default: all pictures")
+    parser.add_argument("--candidates", nargs="+", help="rank.candidates; default: those of params.yaml")
+    asked = parser.parse_args()
+    given = str(Path(asked.source).resolve()) if Path(asked.source).exists() else asked.source
+    label = Path(given).name
+    table = measure(given, asked.limit, asked.candidates)
+    known = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    known[label] = show(label, table) | {"table": table}
+    KEPT.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")

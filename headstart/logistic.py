@@ -21,7 +21,7 @@ from torch import Tensor
 
 LEAST_CURVATURE = 1e-5  # of a class that is told with certainty
 MAX_ITERATIONS = 200
-TOLERANCE = 1e-6  # of the mean log-loss from one step to the next
+TOLERANCE = 1e-5  # of the mean log-loss from one step to the next
 
 
 def fit_path(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from headstart.backbones import load_classifier, load_trunk
 from headstart.candidates import Sample
+from headstart.catalogue import published
 from headstart.checkout import sha256_of_files
 from headstart.curves import CUTS, FINETUNED, FROZEN, SCRATCH, Curve, Curves, Laboratory, Pictures, cut_of, measure, plan
 from headstart.data.manifest import read_manifest
@@ -26,7 +27,7 @@ from headstart.features import Shown
 from headstart.finetune import resume_key
 from headstart.heads import within_one_standard_error
 from headstart.params import Params
-from headstart.ranking import imagenet, speed
+from headstart.ranking import speed
 
 MARGIN = 0.01  # of accuracy: less than a point is nobody's reason for anything
 RESAMPLES = 2000
@@ -239,7 +240,7 @@ def answer(data: Path, params: Params, device: torch.device, state: Callable[[st
     kept, cut = state("why") / resume_key(*shaped_by), cut_of(params.finetune)
     laboratory = Laboratory(pictures, backbone, network, params, device, 1 / rate, kept / "running", timings)
     found = measure(laboratory, plan(pictures.shares(params.why.fractions), params.why.folds, cut), kept)
-    top1 = imagenet(card["name"])[0]
+    top1 = published(card["name"]).top1 if card["library"] != "own" else None
     sure = confidence(pictures.features, load_classifier(backbone))
     about = Set(len(sample.rows), len(sample.classes), sure, top1 / 100 if top1 else None)
     return {"backbone": card["name"], **conclude(found, cut, about), "left_out": list(sample.left_out)}

@@ -94,6 +94,7 @@ class Story:
     def write_page(self, path: Path, data: Path) -> None:
         """One page that needs no network."""
         from headstart import figures, pages, ranked
+        from headstart.tables import cells
 
         sheet = data / "prepare" / "sheet.png"
         rank_drawing = figures.accuracy_over_speed(self.rank["table"], self.rank["choice"]) if self.rank else None
@@ -106,7 +107,7 @@ class Story:
             why=self.why,
             pictures={name: pages.embedded(drawing) for name, drawing in drawings.items() if drawing},
             headings=[heading for heading, _, _ in ranked.COLUMNS],
-            rows=[(row, ranked.cells(row, ranked.COLUMNS)) for row in rows],
+            rows=[(row, cells(row, ranked.COLUMNS)) for row in rows],
         )
         write_text(path, text)
 

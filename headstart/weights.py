@@ -135,8 +135,8 @@ def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trun
     file = _local_file(weights)
     if file is not None:
         trunk, classifier = _parts(arch, _read(file), f"the file {weights}")
-        origin = {"origin": f"file {file.name}", "digest": sha256_of(file), "licence": "unknown: a local file"}
-        return trunk, classifier, origin
+        told = {"origin": f"file {file.name}", "digest": sha256_of(file), "licence": "unknown: a local file"}
+        return trunk, classifier, told
     published = _published(arch.name, arch.library, weights)
     mirror = mirror or os.environ.get(MIRROR_VARIABLE)
     tried: list[str] = []

@@ -105,7 +105,7 @@ def with_more(curve: Curve) -> dict[str, Any]:
     low, high = np.percentile(np.exp(errors[1:]), [2.5, 97.5], axis=0)
     if ((fitted < low) | (fitted > high)).any():
         return {"n": n, "refused": "the points do not lie on a power law"}
-    if interval(resampled)[1] >= 0:
+    if interval(resampled)[1] > -1e-9:  # nothing but rounding is no decay
         return {"n": n, "refused": "from the pictures at hand it is not certain that more of them help"}
     at = np.log(n) - np.log(curve.n).mean()
     expected = 1 - np.exp(errors.mean(axis=1) + slopes * at)

@@ -119,13 +119,13 @@ def test_the_sentence_on_labels_is_true_in_each_case() -> None:
 
 
 @given(st.floats(0.2, 0.8), st.floats(0.2, 0.9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_power_law_is_found_again_and_followed_to_twice_the_pictures(start: float, exponent: float) -> None:
     errors = [start * (n / COUNTS[0]) ** -exponent for n in COUNTS]
-    found = with_more(curve([1 - error for error in errors], held_out=20_000))
+    found = with_more(curve([1 - error for error in errors], held_out=5000))
     assert found["n"] == 1000
-    assert found["exponent"] == pytest.approx(exponent, abs=0.05)
-    assert 1 - found["accuracy"] == pytest.approx(start * (1000 / COUNTS[0]) ** -exponent, rel=0.1)
+    assert found["exponent"] == pytest.approx(exponent, abs=0.1)
+    assert 1 - found["accuracy"] == pytest.approx(start * (1000 / COUNTS[0]) ** -exponent, rel=0.15)
     assert found["low"] < found["accuracy"] < found["high"]
 
 

@@ -105,7 +105,7 @@ class Story:
         text = pages.template("story.html.j2", percent=lambda value: f"{100 * value:.1f} %").render(
             story=self,
             why=self.why,
-            pictures={name: pages.embedded(drawing) for name, drawing in drawings.items() if drawing},
+            pictures={name: pages.embedded(drawing) if drawing else None for name, drawing in drawings.items()},
             headings=[heading for heading, _, _ in ranked.COLUMNS],
             rows=[(row, cells(row, ranked.COLUMNS)) for row in rows],
         )

@@ -103,9 +103,7 @@ def sentence(found: dict[str, Any]) -> str:
         f"{counts['duplicates_under_two_labels']} under two labels."
     )
     if counts["suspects"] > MANY * counts["judged"]:
-        words += (
-            " So many suspects mean that the features hardly tell some classes apart, not that so many labels are wrong."
-        )
+        words += " So many mean that the features hardly tell some classes apart, not that so many labels are wrong."
     if found["left_out"]:
         words += f" Labels with too few pictures to be judged: {', '.join(found['left_out'])}."
     return words

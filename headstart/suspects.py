@@ -24,12 +24,12 @@ from headstart.features import load_features
 from headstart.heads import FOLDS, folds_of, held_out_logits
 
 NEIGHBOURS = 10
-# Outliers are beyond Tukey's fence, as wide as cleanlab's Datalab has it: so many interquartile ranges above the upper quartile.
+# Outliers are beyond Tukey's fence, as wide as in cleanlab's Datalab: in interquartile ranges above the upper quartile.
 FENCE = 1 / 0.37037 - 1
-# Duplicates are nearer than this part of the median distance to a nearest neighbour. With the default backbone most copies of a
-# photograph that are mirrored, cropped to 85 %, halved or lighter are (the median of each is 0.03 to 0.28), while no two of the
-# ants and bees are (0.56), nor of 2,000 photographs of hands (0.45). Datalab's own 0.13 finds one copy in three of those
-# cropped to 95 % and none of the others that are cropped.
+# Duplicates are nearer than this part of the median distance to a nearest neighbour. With the default backbone most copies
+# of a photograph that are mirrored, cropped to 85 %, halved or lighter are (the median of each is 0.03 to 0.28), while no
+# two of the ants and bees are (0.56 at least), nor of 2,000 photographs of hands (0.45). Datalab's own 0.13 misses what is
+# cropped.
 SAME = 0.3
 DIGITS = 6
 
@@ -91,8 +91,8 @@ def find_suspects(pictures: pd.DataFrame, features: Tensor, classes: list[str]) 
     labels = pd.Categorical(pictures["label"], categories=classes).codes.astype(np.int64)
     logits = held_out_logits(features, labels, folds_of(labels, pictures["group"].to_numpy()))
     p = softmax(logits.astype(np.float64), axis=1)
-    # Of cleanlab's scores this one held up best where labels of ants and bees, signs and emoji were swapped at random or for
-    # the most similar class. Taking off each class's average confidence first (adjust_pred_probs) did not help.
+    # Of cleanlab's scores this one held up best where labels of ants and bees, signs and emoji were swapped, at random or
+    # for the likeliest other. Taking off each class's average confidence first (adjust_pred_probs) did not help.
     quality = get_label_quality_scores(labels, p, method="normalized_margin")
     suggested = p.argmax(axis=1)
     paths = pictures["path"].tolist()

@@ -1,10 +1,12 @@
-"""`dvc repro labels/dvc.yaml`: a branch off the main path; and what the user then asks to be corrected is."""
+"""`dvc repro labels/dvc.yaml`: a branch off the main path; and what the user then asks to be corrected is.
+
+That the main path, `dvc push` and `dvc pull` do not know of it is shown in test_rank.py.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -74,18 +76,6 @@ def test_the_branch_runs_alone_gives_the_same_bytes_and_can_be_read_again(projec
     told = clone.run("headstart", "labels").stdout
     assert found["suspects"][0]["path"] in told
     assert "With the pictures, and what to do: data/labels/labels.html" in told
-
-
-def test_the_main_path_does_not_know_of_it(copy_of: Clone, tmp_path: Path) -> None:
-    assert BRANCH not in copy_of.run("dvc", "repro").stdout
-    assert not (copy_of.folder / "data/labels").exists()
-    copy_of.run("dvc", "remote", "add", "-d", "there", str(tmp_path / "remote"))
-    copy_of.commit()
-    copy_of.run("dvc", "push")
-    copy_of.run("git", "clone", "-q", ".", str(tmp_path / "fresh"))
-    fresh = Clone(tmp_path / "fresh")
-    fresh.run("dvc", "pull")
-    assert (fresh.folder / "data/package/model/MLmodel").exists()
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not beside the project")

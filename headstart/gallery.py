@@ -20,6 +20,7 @@ LABELS, SUSPECTS, PAGE = "labels.json", "suspects.csv", "labels.html"
 COMMAND = "dvc repro labels/dvc.yaml"
 COLUMNS = ("path", "label", "suggested", "quality")  # those of suspects.csv
 FIRST = 15  # suspects in the terminal
+MANY = 0.1  # of the pictures; only the worst of sets have so many wrong labels
 SIDE = 160  # pixels of a thumbnail
 
 
@@ -95,11 +96,13 @@ def sentence(found: dict[str, Any]) -> str:
     counts = found["counts"]
     words = (
         f"Of {counts['judged']} training and validation pictures, {counts['suspects']} have a label that the others "
-        f"contradict; about {counts['wrong_labels']} labels are wrong, by cleanlab's estimate. "
+        f"contradict, of which cleanlab counts {counts['label_issues']} as wrong. "
         f"{_many(counts['outliers'], 'picture is', 'pictures are')} unlike the others, and "
         f"{_many(counts['duplicates'], 'pair looks', 'pairs look')} the same, "
         f"{counts['duplicates_under_two_labels']} under two labels."
     )
+    if counts["suspects"] > MANY * counts["judged"]:
+        words += " So many mean that the features hardly tell some classes apart, not that so many labels are wrong."
     if found["left_out"]:
         words += f" Labels with too few pictures to be judged: {', '.join(found['left_out'])}."
     return words

@@ -82,7 +82,9 @@ class Clone:
 
     def run_every_stage_in_one_process(self) -> None:
         """All stage scripts in the pipeline's order, without DVC: the libraries are imported once and not nine times."""
-        stages = yaml.safe_load(self.read("dvc.yaml"))["stages"]
+        self.run_in_one_process(*yaml.safe_load(self.read("dvc.yaml"))["stages"])
+
+    def run_in_one_process(self, *stages: str) -> None:
         program = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py', run_name='__main__')"
         self.run(sys.executable, "-c", program, *stages)
 

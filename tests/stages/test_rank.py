@@ -105,10 +105,13 @@ def test_killed_half_way_it_loses_no_candidate_that_was_finished(project: Callab
     assert digests(clone.folder / "data/candidates" / finished[0]) == before
 
 
-def test_the_main_path_does_not_know_of_it(copy_of: Clone, tmp_path: Path) -> None:
+def test_the_main_path_does_not_know_of_the_branches(copy_of: Clone, tmp_path: Path) -> None:
     for command in (["repro"], ["exp", "run"]):
-        assert BRANCH not in copy_of.run("dvc", *command).stdout
+        output = copy_of.run("dvc", *command).stdout
+        assert BRANCH not in output
+        assert "labels/dvc.yaml" not in output
     assert not (copy_of.folder / "data/candidates").exists()
+    assert not (copy_of.folder / "data/labels").exists()
     copy_of.commit()
     assert "rank.json" not in copy_of.run("dvc", "metrics", "show").stdout
     copy_of.run("dvc", "remote", "add", "-d", "there", str(tmp_path / "remote"))

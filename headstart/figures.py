@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from headstart.checkout import replacing
 from headstart.data.decode import Array
@@ -191,7 +192,7 @@ def log_loss_by_trial(trials: list[dict[str, Any]], present: float | None) -> by
     axes.step([t["trial"] for t in whole], lowest, where="post", color=GREY, linewidth=1, label="lowest so far")
     if present is not None:
         axes.axhline(present, color=HEAD, linestyle="--", linewidth=1, label="present settings")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel="validation log-loss (lower is better)")
     axes.legend(frameon=False)
     return _png(figure)

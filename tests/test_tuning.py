@@ -190,7 +190,8 @@ def test_a_choice_that_is_exhausted_ends_the_study(bench: Bench, capsys: pytest.
 
 def test_a_hopeless_trial_is_stopped_early_and_leaves_nothing_behind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "STARTUP", 1)
-    found = bench.tune(bench.params({"head_lr": [0.002, 2.0, 3.0]}, trials=2, epochs=4))
+    learns_nothing = {"head_lr": [1e-7, 2e-7, 0.05]}
+    found = bench.tune(bench.params(learns_nothing, trials=2, epochs=4, unfreeze="last", lr=1e-7, head_lr=0.05))
     (pruned,) = [row for row in found["trials"] if row["state"] == "pruned"]
     assert pruned["epochs"] == 2
     assert "above the median" in pruned["note"]

@@ -39,7 +39,7 @@ from headstart.tracking import StudyRuns
 
 STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
-REPEATS = 20  # draws in a row that were tried before: there is nothing new to be found
+REPEATS = 50  # draws in a row that were tried before: there is nothing new to be found
 FACTOR = 10  # a range that spans more is searched by its logarithm
 STUDY = "study.db"
 SIGNIFICANT = 3  # digits of a number that was drawn: lr 0.000731 and not 0.0007312845
@@ -233,8 +233,11 @@ class _Study:
         rows, trials = self.rows, self._trials()
         interrupted = sum(t.state == TrialState.FAIL and "note" not in t.user_attrs for t in trials)
         # Each draw has a seed of its own, so that a study that goes on does not draw again what it drew at first.
-        drawn = derived_seed(self.seed, len(trials) - interrupted) % 2**32
-        self.study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=STARTUP)
+        seed = derived_seed(self.seed, len(trials) - interrupted) % 2**32
+        if trials and "repeats" in trials[-1].user_attrs:  # the estimator likes few values best; chance finds those it left
+            self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        else:
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
         trial = self.study.ask(self.search.distributions)
         knobs = self.search.knobs(trial.params)
         trial.set_user_attr("knobs", knobs)

@@ -252,7 +252,7 @@ def set_values(path: Path, wanted: dict[str, Any]) -> list[str]:
 def _with_value(text: str, key: str, new: str) -> str:
     """``text`` with ``new`` under a dotted key: in place of the scalar that stands there, or put before its neighbours."""
     section, _, name = key.rpartition(".")
-    root = yaml.compose(text)
+    root: Any = yaml.compose(text)
     node = _below(root, section) if section else root
     if (value := _below(node, name)) is not None:
         at, end = value.start_mark.index, value.end_mark.index

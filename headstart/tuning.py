@@ -149,9 +149,8 @@ def inputs_of(stage: str, pipeline: Path = Path("dvc.yaml")) -> list[str]:
 
 def validation_labels(manifest: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.int64]:
     """(N,) class numbers of the validation pictures, in the order of ``load_val_logits``."""
-    held_out = manifest[manifest["split"] == "val"]
-    labels: NDArray[np.int64] = held_out["label"].map({name: n for n, name in enumerate(classes)}).to_numpy(np.int64)
-    return labels
+    numbers = {name: n for n, name in enumerate(classes)}
+    return np.array([numbers[label] for label in manifest.loc[manifest["split"] == "val", "label"]], np.int64)
 
 
 def tune(

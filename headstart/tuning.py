@@ -361,6 +361,7 @@ class _Study:
             "command": command(best) if best else None,
             "gain": gain,
             "present": self.search.present,
+            "choices": {key: values for key, values in self.search.space.items() if not is_range(values)},
             "by_logarithm": [key for key, found in self.search.distributions.items() if getattr(found, "log", False)],
             "trials": rows,
         }

@@ -187,8 +187,7 @@ def tune(
         if again == REPEATS:
             print(f"tune: the last {REPEATS} draws had been tried before, so there is nothing new to try")
         found = study.outcome()
-        runs.log(study.rows, study.curves)
-        runs.finish(found)
+        runs.finish(found, study.curves)
         return found
 
 
@@ -249,7 +248,7 @@ class _Study:
         row = self.rows[-1]
         ended = "" if row["val_log_loss"] is None else f", log-loss {row['val_log_loss']:.3f}"
         print(f"tune: trial {row['trial']}: {row['state']}{ended}" + (f"; {row['note']}" if row["note"] else ""))
-        self.runs.log([row], self.curves)
+        self.runs.log(row, self.curves[row["trial"]])
         return True
 
     def _run(self, trial: optuna.Trial, knobs: Knobs, number: int) -> None:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from headstart.checkout import replacing
 from headstart.data.decode import Array
@@ -191,38 +192,38 @@ def log_loss_by_trial(trials: list[dict[str, Any]], present: float | None) -> by
     axes.step([t["trial"] for t in whole], lowest, where="post", color=GREY, linewidth=1, label="lowest so far")
     if present is not None:
         axes.axhline(present, color=HEAD, linestyle="--", linewidth=1, label="present settings")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="trial", ylabel="validation log-loss (lower is better)")
     axes.legend(frameon=False)
     return _png(figure)
 
 
-def log_loss_by_knob(trials: list[dict[str, Any]], by_logarithm: set[str]) -> bytes | None:
+def log_loss_by_knob(trials: list[dict[str, Any]], choices: dict[str, list[Any]], by_logarithm: list[str]) -> bytes | None:
     """For every knob of a tuning what the trials ended with, over the values it had, as PNG. None where no trial has a
     figure.
 
     Args:
-        by_logarithm: the knobs whose values are shown on a logarithmic axis.
+        choices: the values of each knob that is no range, in the order in which they are shown.
+        by_logarithm: the ranges that are shown on a logarithmic axis.
     """
     shown = [t for t in trials if t["val_log_loss"] is not None]
     if not shown:
         return None
     names = list(shown[0]["knobs"])
-    rows, columns = -(-len(names) // 3), min(3, len(names))
-    figure, grid = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.6 * rows), squeeze=False, sharey=True)
+    rows, columns = -(-len(names) // 4), min(4, len(names))
+    figure, grid = plt.subplots(rows, columns, figsize=(2.4 * columns, 2.6 * rows), squeeze=False, sharey=True)
     for axes in grid.flat[len(names) :]:
         axes.axis("off")
     for axes, name in zip(grid.flat, names, strict=False):
         values = [t["knobs"][name] for t in shown]
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        if name in choices:
+            _trials(axes, [choices[name].index(value) for value in values], shown)
+            axes.set_xticks(range(len(choices[name])), [str(value).lower() for value in choices[name]])
+            axes.set_xlim(-0.5, len(choices[name]) - 0.5)
+        else:
             _trials(axes, values, shown)
             if name in by_logarithm:
                 axes.set_xscale("log")
-        else:
-            kinds = sorted({str(value) for value in values})
-            _trials(axes, [kinds.index(str(value)) for value in values], shown)
-            axes.set_xticks(range(len(kinds)), kinds)
-            axes.margins(x=0.25)
         axes.set(xlabel=name)
     for row in grid:
         row[0].set(ylabel="validation log-loss")

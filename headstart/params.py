@@ -182,8 +182,8 @@ class Tune(Section):
         try:
             values = [getattr(Finetune.model_validate({key: value}), key) for value in values]
         except ValidationError as error:
-            (problem, *_) = error.errors()
-            raise ValueError(f"{here}: {_explain(problem | {'loc': ('finetune', key)})}") from None
+            problem = dict(error.errors()[0]) | {"loc": ("finetune", key)}
+            raise ValueError(f"{here}: {_explain(problem)}") from None
         if len(values) < 2:
             raise ValueError(f"{here} must hold two numbers, from and to, or two names or more, found {values}")
         if is_range(values) and values[0] >= values[1]:
@@ -273,13 +273,13 @@ def set_values(path: Path, wanted: dict[str, Any]) -> list[str]:
 def _with_value(text: str, key: str, new: str) -> str:
     """``text`` with ``new`` under a dotted key: in place of the scalar that stands there, or put before its neighbours."""
     section, _, name = key.rpartition(".")
-    root = yaml.compose(text)
+    root: Any = yaml.compose(text)
     node = _below(root, section) if section else root
     if (value := _below(node, name)) is not None:
         at, end = value.start_mark.index, value.end_mark.index
         same = yaml.load(text[at:end], _Loader) == yaml.load(new, _Loader)
         return text if same else f"{text[:at]}{new}{text[end:]}"
-    entry = f"{name}: {new}" if node is not None else f"{section}: {{{name}: {new}}}"
+    entry = f"{name}: {new}" if node is not None or not section else f"{section}: {{{name}: {new}}}"
     node = node or root
     if node is None:  # nothing but comments
         return f"{text}\n{entry}\n".lstrip()
@@ -319,7 +319,9 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "model_type":
         inside = ", ".join(_section((*location, "")).model_fields)
         return f"{key} must hold keys and values ({inside}), found {found!r}"
-    message = re.sub(r"^(Input|List|String) should", "must", problem["msg"]).removesuffix(" after validation, not 0")
+    message = re.sub(r"^(Input|List|String|Dictionary) should", "must", problem["msg"]).removesuffix(
+        " after validation, not 0"
+    )
     field = _section(location).model_fields.get(str(location[-1]))
     if field is not None and type(None) in get_args(field.annotation):
         message += " or null"

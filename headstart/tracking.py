@@ -231,64 +231,80 @@ class StudyRuns:
     """The runs of one tuning in the user's MLflow store: a parent, and below it one run per trial. Each is known by a tag,
     so that a tuning that goes on finds those it has.
 
-    Nothing waits for the store, and nothing is lost where it does not answer: a word to the user, and what it has not got
-    is sent by the next ``log`` or ``finish``.
+    Nothing waits for the store, and nothing is lost where it does not answer: a word to the user, it is left alone until
+    the tuning is over, and ``finish``, of this run or the next, sends what it has not got.
     """
 
     def __init__(self, params: Params, study: str) -> None:
         self.params, self.study = params, study
+        self.answers = True
 
     def live(self, trial: dict[str, Any]) -> Callable[[dict[str, float]], None]:
         """To be called with the rows of the curve of ``trial``, a row of tune.json, while it trains."""
-        answering: Live | None = None
-        with _or_a_word(), _store() as client:
-            answering = Live(client, self._trial(client, trial))
+        live: list[Live] = []
+        if self.answers:
+            with self._or_a_word(), _store() as client:
+                live = [Live(client, self._trial(client, trial))]
 
         def send(row: dict[str, float]) -> None:
-            nonlocal answering
-            if answering is None:
-                return
-            live, answering = answering, None  # who does not take a row is not asked again before the trial is over
-            with _or_a_word(), _store():
-                live(row)
-                answering = live
+            for answering in live if self.answers else []:
+                with self._or_a_word(), _store():
+                    answering(row)
 
         return send
 
-    def log(self, trials: list[dict[str, Any]], curves: dict[int, list[dict[str, float]]]) -> None:
-        """See to it that every finished trial is in the store, whole: its knobs, curve, final metrics and state.
+    def log(self, trial: dict[str, Any], curve: list[dict[str, float]]) -> None:
+        """See to it that a trial that is over is in the store, whole: its knobs, curve, final metrics and state.
 
         Args:
-            trials: rows of tune.json.
+            trial: a row of tune.json.
+        """
+        if self.answers:
+            with self._or_a_word(), _store() as client:
+                self._log(client, trial, curve)
+
+    def finish(self, found: dict[str, Any], curves: dict[int, list[dict[str, float]]]) -> None:
+        """See to it that all trials are in the store, and the outcome on the parent: what tune.json says in one sentence is
+        its description.
+
+        Args:
+            found: what tune.json holds.
             curves: by the number of the trial.
         """
-        from mlflow.entities import Metric
-
-        with _or_a_word(), _store() as client:
-            for trial in trials:
-                run = client.get_run(self._trial(client, trial))
-                if COMPLETE in run.data.tags:
-                    continue
-                live = Live(client, run.info.run_id)
-                for row in curves[trial["trial"]]:
-                    live(row)
-                numbers = {key: trial[key] for key in ("val_log_loss", "val_accuracy", "minutes")}
-                metrics = [Metric(key, float(value), 0, 0) for key, value in numbers.items() if value is not None]
-                client.log_batch(run.info.run_id, metrics=metrics)
-                for key, value in {"state": trial["state"], "note": trial["note"], COMPLETE: "true"}.items():
-                    if value:
-                        client.set_tag(run.info.run_id, key, value)
-                client.set_terminated(run.info.run_id, _STATUS[trial["state"]])
-
-    def finish(self, found: dict[str, Any]) -> None:
-        """The outcome on the parent: what tune.json says in one sentence is its description."""
-        with _or_a_word(), _store() as client:
+        with self._or_a_word(), _store() as client:
+            for trial in found["trials"]:
+                self._log(client, trial, curves[trial["trial"]])
             run_id = self._parent(client)
             client.set_tag(run_id, "mlflow.note.content", found["sentence"])
             whole = [trial["val_log_loss"] for trial in found["trials"] if trial["state"] == "complete"]
             if whole:
                 client.log_metric(run_id, "val_log_loss", min(whole), step=len(found["trials"]))
             client.set_terminated(run_id)
+
+    @contextmanager
+    def _or_a_word(self) -> Iterator[None]:
+        try:
+            yield
+        except HeadstartError as error:
+            self.answers = False
+            print(f"headstart: the trials are not shown in MLflow for now: {error}")
+
+    def _log(self, client: MlflowClient, trial: dict[str, Any], curve: list[dict[str, float]]) -> None:
+        from mlflow.entities import Metric
+
+        run = client.get_run(self._trial(client, trial))
+        if COMPLETE in run.data.tags:
+            return
+        live = Live(client, run.info.run_id)
+        for row in curve:
+            live(row)
+        numbers = {key: trial[key] for key in ("val_log_loss", "val_accuracy", "minutes")}
+        metrics = [Metric(key, float(value), 0, 0) for key, value in numbers.items() if value is not None]
+        client.log_batch(run.info.run_id, metrics=metrics)
+        for key, value in {"state": trial["state"], "note": trial["note"], COMPLETE: "true"}.items():
+            if value:
+                client.set_tag(run.info.run_id, key, value)
+        client.set_terminated(run.info.run_id, _STATUS[trial["state"]])
 
     def _parent(self, client: MlflowClient) -> str:
         from mlflow.entities import Param
@@ -321,14 +337,6 @@ class StudyRuns:
 
 
 _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}  # as MLflow has it
-
-
-@contextmanager
-def _or_a_word() -> Iterator[None]:
-    try:
-        yield
-    except HeadstartError as error:
-        print(f"headstart: the trial is not shown in MLflow for now: {error}")
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

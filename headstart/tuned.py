@@ -63,7 +63,7 @@ def write_page(found: dict[str, Any], path: Path) -> None:
     present = next(trial["val_log_loss"] for trial in trials if trial["knobs"] == found["present"])
     drawings = (
         figures.log_loss_by_trial(trials, present),
-        figures.log_loss_by_knob(trials, set(found["by_logarithm"])),
+        figures.log_loss_by_knob(trials, found["choices"], found["by_logarithm"]),
     )
     by_trial, by_knob = (pages.embedded(drawing) if drawing else None for drawing in drawings)
     text = pages.template("tune.html.j2").render(

@@ -39,7 +39,7 @@ from headstart.tracking import StudyRuns
 
 STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
-REPEATS = 20  # draws in a row that were tried before: there is nothing new to be found
+REPEATS = 50  # draws in a row that were tried before: there is nothing new to be found
 FACTOR = 10  # a range that spans more is searched by its logarithm
 STUDY = "study.db"
 SIGNIFICANT = 3  # digits of a number that was drawn: lr 0.000731 and not 0.0007312845
@@ -149,9 +149,8 @@ def inputs_of(stage: str, pipeline: Path = Path("dvc.yaml")) -> list[str]:
 
 def validation_labels(manifest: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.int64]:
     """(N,) class numbers of the validation pictures, in the order of ``load_val_logits``."""
-    held_out = manifest[manifest["split"] == "val"]
-    labels: NDArray[np.int64] = held_out["label"].map({name: n for n, name in enumerate(classes)}).to_numpy(np.int64)
-    return labels
+    numbers = {name: n for n, name in enumerate(classes)}
+    return np.array([numbers[label] for label in manifest.loc[manifest["split"] == "val", "label"]], np.int64)
 
 
 def tune(
@@ -188,8 +187,7 @@ def tune(
         if again == REPEATS:
             print(f"tune: the last {REPEATS} draws had been tried before, so there is nothing new to try")
         found = study.outcome()
-        runs.log(study.rows, study.curves)
-        runs.finish(found)
+        runs.finish(found, study.curves)
         return found
 
 
@@ -233,8 +231,11 @@ class _Study:
         rows, trials = self.rows, self._trials()
         interrupted = sum(t.state == TrialState.FAIL and "note" not in t.user_attrs for t in trials)
         # Each draw has a seed of its own, so that a study that goes on does not draw again what it drew at first.
-        drawn = derived_seed(self.seed, len(trials) - interrupted) % 2**32
-        self.study.sampler = optuna.samplers.TPESampler(seed=drawn, n_startup_trials=STARTUP)
+        seed = derived_seed(self.seed, len(trials) - interrupted) % 2**32
+        if trials and "repeats" in trials[-1].user_attrs:  # the estimator likes few values best; chance finds those it left
+            self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        else:
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
         trial = self.study.ask(self.search.distributions)
         knobs = self.search.knobs(trial.params)
         trial.set_user_attr("knobs", knobs)
@@ -247,7 +248,7 @@ class _Study:
         row = self.rows[-1]
         ended = "" if row["val_log_loss"] is None else f", log-loss {row['val_log_loss']:.3f}"
         print(f"tune: trial {row['trial']}: {row['state']}{ended}" + (f"; {row['note']}" if row["note"] else ""))
-        self.runs.log([row], self.curves)
+        self.runs.log(row, self.curves[row["trial"]])
         return True
 
     def _run(self, trial: optuna.Trial, knobs: Knobs, number: int) -> None:
@@ -359,6 +360,7 @@ class _Study:
             "command": command(best) if best else None,
             "gain": gain,
             "present": self.search.present,
+            "choices": {key: values for key, values in self.search.space.items() if not is_range(values)},
             "by_logarithm": [key for key, found in self.search.distributions.items() if getattr(found, "log", False)],
             "trials": rows,
         }

@@ -254,9 +254,9 @@ def test_what_is_wrong_with_the_space_is_said(tmp_path: Path, space: str, expect
 
 
 def test_the_values_of_the_space_are_those_of_the_knobs(tmp_path: Path) -> None:
-    space = load(tmp_path, "tune: {space: {crop_min: [0, 1], hflip: [false, true], views: [null, 2, 4]}}").tune.space
-    assert space == {"crop_min": [0.0, 1.0], "hflip": [False, True], "views": [None, 2, 4]}
-    assert isinstance(space["crop_min"][1], float)
+    space = load(tmp_path, "tune: {space: {weight_decay: [0, 1], hflip: [false, true], views: [null, 2, 4]}}").tune.space
+    assert space == {"weight_decay": [0.0, 1.0], "hflip": [False, True], "views": [None, 2, 4]}
+    assert isinstance(space["weight_decay"][1], float)
 
 
 # --- values written into it ---------------------------------------------------------------------------------------

@@ -48,14 +48,7 @@ class Bench:
     stop: Callable[[int, float], None] = lambda number, epoch: None
 
     def params(self, space: dict[str, list[Any]], trials: int | None, **settings: object) -> Params:
-        given = {
-            "epochs": 1,
-            "batch_size": 8,
-            "size_ratio": 0.5,
-            "lr": 0.002,
-            "head_lr": 0.002,
-            "unfreeze": "all",
-        } | settings
+        given = {"epochs": 1, "views": 1, "batch_size": 8, "size_ratio": 0.5, "lr": 0.002, "head_lr": 0.002} | settings
         return Params.model_validate({"finetune": given, "tune": {"minutes": 5, "trials": trials, "space": space}})
 
     def train(self, settings: Finetune, folder: Path, resume: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
@@ -67,7 +60,8 @@ class Bench:
 
         trunk = architecture("small.py:net", self.network).trunk(seed=1)
         recipe = finetune.Recipe(settings, scratch=False, seed=3)
-        finetune.finetune(trunk, head(), *self.pictures, recipe, CPU, folder, resume, told)
+        kept = self.folder / "kept"
+        finetune.finetune(trunk, head(), *self.pictures, recipe, CPU, folder, resume, told, kept=kept)
 
     def tune(self, params: Params, name: str = "study") -> dict[str, Any]:
         search = Search.of(params, scratch=False)
@@ -134,9 +128,9 @@ def test_a_study_starts_with_the_present_settings_and_ends_with_the_best(bench: 
 def test_stopped_and_taken_up_again_it_tries_the_rest_and_nothing_twice(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = bench.params(LEARNS, trials=4, epochs=2)
+    params = bench.params(LEARNS, trials=3, epochs=2)
     whole = outcomes(bench.tune(params, "whole"))
-    assert len(bench.trained) == 4
+    assert len(bench.trained) == 3
 
     def stop(number: int, epoch: float) -> None:
         if (number, epoch) == (2, 1):
@@ -149,9 +143,9 @@ def test_stopped_and_taken_up_again_it_tries_the_rest_and_nothing_twice(
     capsys.readouterr()
     assert outcomes(bench.tune(params)) == whole
     assert "going on after epoch 1" in capsys.readouterr().out
-    assert [settings.lr for settings in bench.trained] == [whole[n][2]["lr"] for n in (0, 1, 1, 2, 3)]
+    assert [settings.lr for settings in bench.trained] == [whole[n][2]["lr"] for n in (0, 1, 1, 2)]
     assert outcomes(bench.tune(params)) == whole
-    assert len(bench.trained) == 5
+    assert len(bench.trained) == 4
 
 
 def test_a_trial_that_was_trained_but_not_noted_is_not_trained_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +176,10 @@ def test_a_larger_budget_and_other_present_settings_go_on_with_the_same_study(be
     assert Search.of(params, scratch=False).key("other data") != keys[0]
 
 
-def test_a_choice_that_is_exhausted_ends_the_study(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_choice_that_is_exhausted_ends_the_study(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuning, "REPEATS", 10)
     found = bench.tune(bench.params({"unfreeze": ["half", "all"]}, trials=None))
     assert sorted(row["knobs"]["unfreeze"] for row in found["trials"]) == ["all", "half"]
     assert "nothing new to try" in capsys.readouterr().out
@@ -190,7 +187,8 @@ def test_a_choice_that_is_exhausted_ends_the_study(bench: Bench, capsys: pytest.
 
 def test_a_hopeless_trial_is_stopped_early_and_leaves_nothing_behind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "STARTUP", 1)
-    found = bench.tune(bench.params({"head_lr": [0.002, 2.0, 3.0]}, trials=2, epochs=4))
+    learns_nothing = {"head_lr": [1e-7, 2e-7, 0.05]}
+    found = bench.tune(bench.params(learns_nothing, trials=2, epochs=4, lr=1e-7, head_lr=0.05))
     (pruned,) = [row for row in found["trials"] if row["state"] == "pruned"]
     assert pruned["epochs"] == 2
     assert "above the median" in pruned["note"]
@@ -206,7 +204,7 @@ def test_no_trial_is_stopped_where_the_number_of_epochs_is_searched(bench: Bench
 
 
 def test_a_trial_that_diverges_is_told_and_the_study_goes_on(bench: Bench) -> None:
-    found = bench.tune(bench.params({"lr": [0.002, 1e29, 1e30]}, trials=2, warmup=0.0))
+    found = bench.tune(bench.params({"lr": [0.002, 1e29, 1e30]}, trials=2, warmup=0.0, unfreeze="all"))
     (failed,) = [row for row in found["trials"] if row["state"] == "failed"]
     assert failed["note"].startswith("training diverged in epoch 1")
     assert found["trials"][0]["state"] == "complete"
@@ -223,11 +221,11 @@ def test_two_processes_do_not_work_on_one_study(bench: Bench) -> None:
 
 
 def test_ranges_are_searched_by_their_logarithm_where_they_span_a_factor_of_ten(bench: Bench) -> None:
-    space = {"lr": [0.001, 0.01], "crop_min": [0.3, 1], "batch_size": [4, 64], "unfreeze": ["last", "all"]}
+    space = {"lr": [0.001, 0.01], "crop_min": [0.3, 1], "batch_size": [4, 64], "unfreeze": ["half", "all"]}
     lr, crop, batch, unfreeze = Search.of(bench.params(space, 1), scratch=False).distributions.values()
     assert (lr.log, crop.log, batch.log) == (True, False, True)  # type: ignore[attr-defined]
     assert (type(crop).__name__, type(batch).__name__) == ("FloatDistribution", "IntDistribution")
-    assert unfreeze.choices == ("last", "all")  # type: ignore[attr-defined]
+    assert unfreeze.choices == ("half", "all")  # type: ignore[attr-defined]
 
 
 def test_numbers_drawn_are_short_and_stay_in_their_range_and_the_present_ones_stay_exact(bench: Bench) -> None:
@@ -344,6 +342,7 @@ def found_of(*rows: dict[str, Any]) -> dict[str, Any]:
     best = {"lr": rows[0]["knobs"]["lr"]}
     return {
         "best": best, "sentence": "It is so.", "command": tuning.command(best), "gain": None, "by_logarithm": ["lr"],
+        "choices": {"unfreeze": ["last", "half"], "hflip": [False, True]},
         "present": row_of(0, 0.7)["knobs"], "trials": list(rows),
     }  # fmt: skip
 

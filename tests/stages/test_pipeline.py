@@ -176,10 +176,10 @@ def test_a_grid_queues_every_combination(project: Callable[..., Clone]) -> None:
     clone.run("dvc", "exp", "run", "--queue", *grid)
     clone.run("dvc", "exp", "run", "--queue", "-n", "epochs", "-S", "finetune.epochs=range(4,9,2)")
     (_, head) = json.loads(clone.run("dvc", "exp", "show", "--json").stdout)
-    queued = {found["name"]: found["revs"][0]["data"]["params"]["params.yaml"]["data"] for found in head["experiments"]}
-    params = [(p["finetune"]["lr"], p["finetune"]["unfreeze"], p["seed"]) for p in queued.values() if p["seed"] == 3]
+    queued = [(e["name"], e["revs"][0]["data"]["params"]["params.yaml"]["data"]) for e in head["experiments"]]
+    params = [(p["finetune"]["lr"], p["finetune"]["unfreeze"], p["seed"]) for _, p in queued if p["seed"] == 3]
     assert sorted(params) == [(0.0003, "half", 3), (0.0003, "last", 3), (0.001, "half", 3), (0.001, "last", 3)]
-    assert [queued[f"epochs-{n}"]["finetune"]["epochs"] for n in (1, 2, 3)] == [4, 6, 8]
+    assert [dict(queued)[f"epochs-{n}"]["finetune"]["epochs"] for n in (1, 2, 3)] == [4, 6, 8]
     done = clone.run("dvc", "exp", "run", "-S", "finetune.lr=choice(0.0003,0.001)", check=False)
     assert "Sweep overrides can't be used without `--queue`" in done.stderr
 

@@ -16,7 +16,7 @@ BRANCH = "tune/dvc.yaml"
 TUNE = {"minutes": 5, "trials": 2, "space": {"lr": [0.0003, 0.03], "augment": ["none", "light"]}}
 
 
-def test_killed_it_goes_on_and_a_larger_budget_adds_to_it(copy_of: Clone) -> None:
+def test_killed_it_goes_on_where_it_was_and_the_best_can_be_applied(copy_of: Clone) -> None:
     copy_of.set(tune=TUNE)
     kept = copy_of.folder / ".headstart/tune"
     copy_of.killed_when(lambda: any(kept.glob("*/*/resume/epoch.pt")), "dvc", "repro", BRANCH)
@@ -28,19 +28,14 @@ def test_killed_it_goes_on_and_a_larger_budget_adds_to_it(copy_of: Clone) -> Non
     found = json.loads(copy_of.read("data/tune/tune.json"))
     assert sorted(row["trial"] for row in found["trials"]) == [0, 1]
     assert found["present"] == {"lr": 0.001, "augment": "light"}
-    assert found["sentence"] in copy_of.run("headstart", "tune").stdout.replace("\n", " ")
+    assert found["sentence"] in " ".join(output.split())
     assert 'src="data:image/png;base64,' in copy_of.read("data/tune/tune.html")
 
-    copy_of.set(tune={"trials": 3})
-    output = copy_of.repro(BRANCH).stdout
-    assert output.count("tune: trial 2: ") == 2
-    assert "tune: trial 0: " not in output
     runs = runs_of(copy_of)
     nested = [tags["mlflow.runName"] for tags in runs["tags"] if "mlflow.parentRunId" in tags]
-    assert sorted(nested) == ["trial 0", "trial 1", "trial 2"]
+    assert sorted(nested) == ["trial 0", "trial 1"]
     assert len([tags for tags in runs["tags"] if tags["mlflow.runName"].startswith("tune ")]) == 1
 
-    copy_of.run("headstart", "tune", "--apply")
-    best = json.loads(copy_of.read("data/tune/tune.json"))["trials"][0]["knobs"]
-    assert best.items() <= yaml.safe_load(copy_of.read("params.yaml"))["finetune"].items()
-    assert "tune: trial" not in copy_of.repro(BRANCH).stdout  # they were tried, so there is nothing to do
+    output = copy_of.run("headstart", "tune", "--apply").stdout
+    assert found["sentence"] in " ".join(output.split())
+    assert found["trials"][0]["knobs"].items() <= yaml.safe_load(copy_of.read("params.yaml"))["finetune"].items()

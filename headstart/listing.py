@@ -8,8 +8,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,24 +280,19 @@ def _fill(rows: list[Row], kept: Measurements, keys: dict[str, str], find: Calla
     network's. What a row has already stays."""
     missing = [row for row in rows if keys[row["backbone"]] not in kept]
     if missing:
-        with progress(what, len(missing), "networks") as advance, _told_what_stays():
-            for row in missing:
-                found = find(row)
-                if found is not None:
-                    kept[keys[row["backbone"]]] = found
-                advance()
+        with progress(what, len(missing), "networks") as advance:
+            try:
+                for row in missing:
+                    found = find(row)
+                    if found is not None:
+                        kept[keys[row["backbone"]]] = found
+                    advance()
+            except KeyboardInterrupt:
+                print("headstart: interrupted; the networks that are done are kept", file=sys.stderr)
+                raise
     for row in rows:
         found = kept.get(keys[row["backbone"]], {})
         row |= {key: value for key, value in found.items() if row[key] is None}
-
-
-@contextmanager
-def _told_what_stays() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("headstart: interrupted; the networks that are done are kept", file=sys.stderr)
-        raise
 
 
 # --- how it is shown ----------------------------------------------------------------------------------------------

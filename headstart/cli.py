@@ -184,7 +184,7 @@ def models(
     patterns: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PATTERN]...",
+            metavar="PATTERN",
             help="Names, or parts of them; * and ? stand for anything. A whole name is that one alone.",
         ),
     ] = None,

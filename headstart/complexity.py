@@ -19,9 +19,17 @@ def gmacs(network: nn.Module, size: int) -> float:
     """Billions of multiply-accumulates for one picture of ``size`` pixels a side."""
     counter = FlopCounterMode(display=False)
     was_training = network.training
-    with torch.inference_mode(), counter:
-        network.eval()(_black(network, size))
-    network.train(was_training)
+    # The counter would follow what is learned into autograd's graph, of which there is none here.
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        with torch.no_grad(), counter:  # not inference_mode: some networks keep tensors that they make, for later passes
+            network.eval()(_black(network, size))
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+        network.train(was_training)
     return counter.get_total_flops() / 2 / 1e9
 
 

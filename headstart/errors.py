@@ -25,5 +25,5 @@ def run_cleanly(main: Callable[[], None]) -> None:
         print(f"headstart: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("headstart: interrupted; finished stages, epochs and measurements are kept", file=sys.stderr)
+        print("headstart: interrupted; finished stages and finished epochs are kept", file=sys.stderr)
         raise SystemExit(130) from None

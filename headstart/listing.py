@@ -17,6 +17,7 @@ import timm
 import torch
 import torchvision
 
+from headstart import tables
 from headstart.backbones import Architecture, architecture
 from headstart.catalogue import LIBRARIES, names, published, with_tag
 from headstart.complexity import depth, gmacs, remembered
@@ -24,7 +25,7 @@ from headstart.compute import free_memory, set_up
 from headstart.errors import HeadstartError, nearest
 from headstart.measured import Measurements, machine
 from headstart.progress import progress
-from headstart.tables import Column, console, number, table
+from headstart.tables import Column, number
 from headstart.weights import at_hand
 
 FORMATS = ("text", "csv", "json")
@@ -280,11 +281,15 @@ def _fill(rows: list[Row], kept: Measurements, keys: dict[str, str], find: Calla
     missing = [row for row in rows if keys[row["backbone"]] not in kept]
     if missing:
         with progress(what, len(missing), "networks") as advance:
-            for row in missing:
-                found = find(row)
-                if found is not None:
-                    kept[keys[row["backbone"]]] = found
-                advance()
+            try:
+                for row in missing:
+                    found = find(row)
+                    if found is not None:
+                        kept[keys[row["backbone"]]] = found
+                    advance()
+            except KeyboardInterrupt:
+                print("headstart: interrupted; the networks that are done are kept", file=sys.stderr)
+                raise
     for row in rows:
         found = kept.get(keys[row["backbone"]], {})
         row |= {key: value for key, value in found.items() if row[key] is None}
@@ -309,10 +314,8 @@ def show(rows: list[Row], form: str, note: str | None = None) -> None:
         writer.writerow(keys)
         writer.writerows([json.dumps(v) if isinstance(v, bool) else v for v in (row[k] for k in keys)] for row in rows)
     else:
-        # As wide as it takes: a number that is cut off is worse than a line that the terminal breaks.
-        terminal = console(width=240)
-        terminal.print(table(rows, columns))
+        tables.show(rows, columns)
         if note:
-            terminal.print(note)
+            print(note)
         if len(rows) > AT_MOST_COUNTED and any(row["depth"] is None for row in rows):
-            terminal.print(f"What nobody has published is counted for {AT_MOST_COUNTED} rows at most, or to sort by it.")
+            print(f"What nobody has published is counted for {AT_MOST_COUNTED} rows at most, or to sort by it.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from headstart import tables
 from headstart.checkout import read_json, write_text
 from headstart.errors import HeadstartError
 from headstart.params import set_values
-from headstart.tables import Column, cells, console, number, table
+from headstart.tables import Column, cells, number
 
 RANK, PAGE = "rank.json", "rank.html"
 COMMAND = "dvc repro rank/dvc.yaml"
@@ -29,8 +30,8 @@ def show(ranking: dict[str, Any], weights: str = "default") -> None:
     Args:
         weights: as params.yaml has it; candidates were compared with their default ones.
     """
-    terminal = console()
-    terminal.print(table(ranking["table"], COLUMNS, bold=ranking["choice"]))
+    tables.show(ranking["table"], COLUMNS, bold=ranking["choice"])
+    terminal = tables.console()
     for row in ranking["table"]:
         if row["note"]:
             terminal.print(f"{row['backbone']}: {row['note']}")

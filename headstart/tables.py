@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 Column = tuple[str, str, Callable[[Any], str]]  # heading, key of a row, and how a value is written
 
@@ -21,24 +20,28 @@ def cells(row: dict[str, Any], columns: Iterable[Column]) -> list[str]:
     return [written(row[key]) for _, key, written in columns]
 
 
-def console(width: int | None = None) -> Console:
-    """Standard output, ``width`` characters wide: by default as wide as the terminal, and 124 where there is none.
+def console() -> Console:
+    """Standard output, as wide as the terminal, and 124 characters where there is none.
 
     Text is printed as it is: [brackets] and :colons: in people's file names are no markup.
     """
     from rich.console import Console
 
-    return Console(width=width or (None if sys.stdout.isatty() else 124), highlight=False, markup=False, emoji=False)
+    return Console(width=None if sys.stdout.isatty() else 124, highlight=False, markup=False, emoji=False)
 
 
-def table(rows: Iterable[dict[str, Any]], columns: Iterable[Column], bold: str | None = None) -> Table:
-    """Numbers stand to the right, names to the left; the row of the backbone ``bold`` is printed that way."""
-    from rich.table import Table
+def show(rows: Iterable[dict[str, Any]], columns: Sequence[Column], bold: str | None = None) -> None:
+    """Print a table: numbers to the right, names to the left, the headings and the row of the backbone ``bold`` in bold.
 
-    columns = list(columns)
-    made = Table(box=None, pad_edge=False)
-    for heading, _, written in columns:
-        made.add_column(heading, justify="left" if written is str else "right", no_wrap=True)
-    for row in rows:
-        made.add_row(*cells(row, columns), style="bold" if row["backbone"] == bold else None)
-    return made
+    A line is as long as it takes, since half a number is worse than a line that the terminal breaks. (rich's own tables cut
+    numbers off, and take seconds for a thousand rows.)
+    """
+    rows = list(rows)
+    written = [[heading for heading, _, _ in columns], *(cells(row, columns) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*written, strict=True)]
+    places = [str.ljust if write is str else str.rjust for _, _, write in columns]
+    terminal = console()
+    for line, row in zip(written, [None, *rows], strict=True):
+        text = "  ".join(place(cell, width) for place, cell, width in zip(places, line, widths, strict=True)).rstrip()
+        style = "bold" if row is None or row["backbone"] == bold else None
+        terminal.print(text, style=style, soft_wrap=True)

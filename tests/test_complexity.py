@@ -67,6 +67,15 @@ def test_depth_is_the_longest_way_through_layers_that_learn(device: str) -> None
     assert depth(Branches().to(device), 8) == 3
 
 
+@pytest.mark.parametrize("name", ["pit_ti_224", "convit_tiny"])
+def test_networks_that_hand_on_parameters_or_keep_tensors_are_counted_and_stay_as_they_were(name: str) -> None:
+    network, size = on_meta(name)
+    assert gmacs(network, size) > 0.5
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert depth(network, size) > 40
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
 def test_multiply_accumulates_are_the_same_without_memory(name: str) -> None:
     network, size = on_meta(name)

@@ -223,7 +223,9 @@ def test_times_are_measured_once_and_read_back(threads: int, capsys: pytest.Capt
     assert Path("state/models/milliseconds.json").read_bytes() == kept
 
 
-def test_who_interrupts_keeps_what_has_been_measured(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_interrupts_keeps_what_has_been_measured(
+    threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     query, state = Query(("test_resnet", "test_efficientnet")), in_folder(Path("state"))
     found = listed(query, None, state)
     create = timm.create_model
@@ -236,6 +238,7 @@ def test_who_interrupts_keeps_what_has_been_measured(threads: int, monkeypatch: 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(timm, "create_model", impatient)
         measure(found, query, threads, state)
+    assert "headstart: interrupted; the networks that are done are kept" in capsys.readouterr().err
     (kept,) = read_json(Path("state/models/milliseconds.json")).values()
     again = listed(query, None, state)
     measure(again, query, threads, state)

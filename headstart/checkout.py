@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from headstart.errors import HeadstartError
+
 EXPERIMENT_FOLDER = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
 
 
@@ -63,6 +65,19 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_found(file: Path, command: str) -> dict[str, Any]:
+    """What a branch of the pipeline has found.
+
+    Raises:
+        HeadstartError: it is not there, and ``command`` makes it.
+    """
+    try:
+        found: dict[str, Any] = read_json(file)
+    except (OSError, ValueError):
+        raise HeadstartError(f"{file} is not there or not whole; run `{command}` first") from None
+    return found
 
 
 def sha256_of_files(folder: Path, leave_out: tuple[str, ...] = ()) -> str:

@@ -7,8 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.checkout import read_json, write_json, write_text
-from headstart.errors import HeadstartError
+from headstart.checkout import read_found, write_json, write_text
 from headstart.tables import console
 
 if TYPE_CHECKING:
@@ -26,11 +25,7 @@ SIDE = 160  # pixels of a thumbnail
 
 def load_labels(folder: Path) -> dict[str, Any]:
     """labels.json: ``counts``, ``left_out``, ``suspects``, ``outliers`` and ``duplicates``."""
-    try:
-        found: dict[str, Any] = read_json(folder / LABELS)
-    except (OSError, ValueError):
-        raise HeadstartError(f"{folder / LABELS} is not there or not whole; run `{COMMAND}` first") from None
-    return found
+    return read_found(folder / LABELS, COMMAND)
 
 
 def write(found: dict[str, Any], pixels: Pixels, pictures: pd.DataFrame, shown: int, folder: Path) -> None:

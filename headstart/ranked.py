@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart import tables
-from headstart.checkout import read_json, write_text
+from headstart.checkout import read_found, write_text
 from headstart.errors import HeadstartError
 from headstart.params import set_values
 from headstart.tables import Column, cells, number
@@ -17,11 +17,7 @@ COMMAND = "dvc repro rank/dvc.yaml"
 
 def load_ranking(folder: Path) -> dict[str, Any]:
     """rank.json: ``choice``, ``reason`` and ``table``, best first."""
-    try:
-        ranking: dict[str, Any] = read_json(folder / RANK)
-    except (OSError, ValueError):
-        raise HeadstartError(f"{folder / RANK} is not there or not whole; run `{COMMAND}` first") from None
-    return ranking
+    return read_found(folder / RANK, COMMAND)
 
 
 def show(ranking: dict[str, Any], weights: str = "default") -> None:

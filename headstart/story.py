@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headstart.checkout import read_json, write_text
+from headstart.checkout import read_found, write_text
 from headstart.errors import HeadstartError
 from headstart.params import Params, set_values
 
@@ -38,9 +38,7 @@ class Story:
         Raises:
             HeadstartError: why.json is not there.
         """
-        why = _known(data / "why" / WHY)
-        if why is None:
-            raise HeadstartError(f"{data / 'why' / WHY} is not there or not whole; run `{COMMAND}` first")
+        why = read_found(data / "why" / WHY, COMMAND)
         branches = ("prepare/audit", "labels/labels", "rank/rank", "tune/tune", "evaluate/metrics")
         return cls(params, why, *(_known(data / f"{branch}.json") for branch in branches))
 
@@ -119,7 +117,6 @@ class Story:
 
 def _known(file: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = read_json(file)
-    except (OSError, ValueError):
+        return read_found(file, "")
+    except HeadstartError:
         return None
-    return found

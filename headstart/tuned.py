@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from headstart.checkout import read_json, write_text
+from headstart.checkout import read_found, write_text
 from headstart.errors import HeadstartError
 from headstart.params import set_values
 from headstart.tables import console
@@ -17,11 +17,7 @@ COMMAND = "dvc repro tune/dvc.yaml"
 
 def load_tuning(folder: Path) -> dict[str, Any]:
     """tune.json: ``best``, ``sentence``, ``command``, ``gain``, ``present`` and ``trials``, best first."""
-    try:
-        found: dict[str, Any] = read_json(folder / TUNE)
-    except (OSError, ValueError):
-        raise HeadstartError(f"{folder / TUNE} is not there or not whole; run `{COMMAND}` first") from None
-    return found
+    return read_found(folder / TUNE, COMMAND)
 
 
 def show(found: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ Image.MAX_IMAGE_PIXELS = None  # checked below against the user's own limit, bef
 
 Array = NDArray[np.uint8]
 THUMBNAIL, FINGERPRINTED = 16, 96  # pixels
+SPARED = 1.25  # times the short side: to make a picture smaller by so little takes longer than to decode it, for nothing
 # What undoes each value of EXIF's orientation tag. ImageOps.exif_transpose would do it, but also rewrites the whole EXIF
 # block, and gives up on a picture when another tag in there is garbled.
 ORIENTATION = 0x0112
@@ -66,7 +67,7 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
     """Decode one picture of any kind Pillow reads.
 
     Transparency is laid over white, CMYK and grey become RGB, 16 bits are scaled to 8, EXIF rotation is applied, and of
-    an animation the first frame is taken. Pictures are made smaller to ``short_side``, never larger.
+    an animation the first frame is taken. Pictures are made smaller to ``short_side``, unless they are hardly larger.
 
     Raises:
         Unusable: not a picture, damaged, too large, or with pixels that have no proper 8-bit form.
@@ -100,7 +101,7 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
     except Exception as error:  # Pillow's plugins raise many kinds on damaged data, none of them worth a stop
         reason = " ".join(str(error).split()) or type(error).__name__
         raise Unusable(f"truncated or damaged: {reason[:120]}") from None
-    if short_side and min(image.size) > short_side:
+    if short_side and min(image.size) > SPARED * short_side:
         scale = short_side / min(image.size)
         size = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.HAMMING, reducing_gap=3.0)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from headstart.checkout import replacing, write_json
 from headstart.data import duplicates
-from headstart.data.decode import Array, Unusable, decode, fingerprint, quiet
+from headstart.data.decode import SPARED, Array, Unusable, decode, fingerprint, quiet
 from headstart.data.manifest import MANIFEST
 from headstart.data.pixels import INDEX, PIXELS, Pixels, encode
 from headstart.data.sources import Picture
@@ -145,7 +145,8 @@ def _stored_bytes(job: Job) -> int:
             width, height = image.size
     except Exception:  # the audit itself gives the reason
         return 0
-    scale = min(1.0, job.short_side / min(width, height))
+    short = min(width, height)
+    scale = job.short_side / short if short > SPARED * job.short_side else 1.0
     return round(width * scale) * round(height * scale) * 3
 
 

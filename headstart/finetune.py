@@ -47,6 +47,7 @@ from headstart.views import Normalise, batches
 WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
 Ints = NDArray[np.integer[Any]]
 SIZE_STEP = 32  # most networks halve the picture five times
+SAVES = 20  # times that the state of a training is saved at most: of a hundred short epochs, writing it takes a third
 MIXTURES = (0.5, 0.75, 1.0)  # share of the trained weights in the final ones; the rest is the start's
 UNFROZEN = {"none": 0.0, "last": 0.25, "half": 0.5, "all": 1.0}  # of the blocks, from the output side
 
@@ -166,7 +167,7 @@ def finetune(
 ) -> None:
     """Train, keep the best epoch on validation, calibrate it, and write weights, details and the curve into ``folder``.
 
-    After every epoch the whole state goes to ``resume``; a run that finds it there goes on from it and ends with the
+    After every epoch, or every few of very many, the whole state goes to ``resume``; a run that finds it there goes on from it and ends with the
     same bytes as one that was never stopped. It is removed at the end.
 
     Args:
@@ -294,7 +295,8 @@ def finetune(
         if row["val_log_loss"] < best.get("log_loss", math.inf):
             weights = {k: v.detach().cpu().clone() for k, v in shadow.state_dict().items()}
             best = {"epoch": epoch, "log_loss": row["val_log_loss"], "weights": weights, "logits": said}
-        _save(saved, model, averaged, optimizer, curve, best)
+        if epoch % max(1, recipe.epochs // SAVES) == 0:
+            _save(saved, model, averaged, optimizer, curve, best)
         on_epoch(row)
         print(
             f"finetune: epoch {epoch}/{recipe.epochs}, training loss {train_loss:.3f}, validation log-loss "

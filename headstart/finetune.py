@@ -167,8 +167,8 @@ def finetune(
 ) -> None:
     """Train, keep the best epoch on validation, calibrate it, and write weights, details and the curve into ``folder``.
 
-    After every epoch, or every few of very many, the whole state goes to ``resume``; a run that finds it there goes on from it and ends with the
-    same bytes as one that was never stopped. It is removed at the end.
+    After every epoch, or every few of very many, the whole state goes to ``resume``; a run that finds it there goes on from
+    it and ends with the same bytes as one that was never stopped. It is removed at the end.
 
     Args:
         on_epoch: called with each epoch's row of the curve, for live tracking; also with those of resumed epochs.

@@ -127,7 +127,7 @@ def test_a_backbone_knob_leaves_prepare_alone(copy_of: Clone) -> None:
 
 
 def test_a_prepare_knob_reruns_what_follows_and_not_the_backbone(copy_of: Clone) -> None:
-    copy_of.set(prepare={"short_side": 64}, finetune={"unfreeze": "none"})
+    copy_of.set(prepare={"raw_gb": 0}, finetune={"unfreeze": "none"})  # stored as JPEG
     assert copy_of.stages_run() == ["prepare", "features", *DOWNSTREAM_OF_HEAD]
 
 

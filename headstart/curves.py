@@ -28,7 +28,7 @@ from headstart.compute import inference_batch
 from headstart.data.pixels import Pixels
 from headstart.features import load_features
 from headstart.finetune import Recipe, finetune, load_finetuned
-from headstart.heads import folds_of, load_head, train_head
+from headstart.heads import folds_of, load_head, log_losses, train_head
 from headstart.params import Finetune, Params
 from headstart.progress import hidden, progress
 
@@ -209,8 +209,7 @@ class Laboratory:
                 logits = torch.cat(list(model.logits_of(p.pixels, rows, batch, self.device)))
                 temperature = model.temperature
         said, labels = (logits.cpu() / temperature).numpy(), sample.labels[held_out]
-        odds = said.astype(np.float64) - said.max(axis=1, keepdims=True)
-        losses = np.log(np.exp(odds).sum(axis=1)) - odds[np.arange(len(labels)), labels]
+        losses = log_losses(said.astype(np.float64), labels)
         return {
             "n": len(train) + len(val),
             "seconds": round(seconds, 2),

@@ -55,7 +55,7 @@ class Story:
     def pictures(self) -> str:
         freeze = self.why["freeze"]
         kept = f"{self.audit['kept']} kept, {len(self.audit['dropped'])} left out; " if self.audit else ""
-        wrong = f"; about {self.labels['counts']['wrong_labels']} labels look wrong" if self.labels else ""
+        wrong = f"; about {self.labels['counts']['label_issues']} labels look wrong" if self.labels else ""
         return f"Your pictures: {kept}{freeze['per_class']} per class for training and validation{wrong}."
 
     def outcome(self) -> str:
@@ -69,7 +69,7 @@ class Story:
         steps = []
         if self.labels is None:
             steps.append("`dvc repro labels/dvc.yaml` looks for wrong labels")
-        elif self.labels["counts"]["wrong_labels"]:
+        elif self.labels["counts"]["label_issues"]:
             steps.append("look at data/labels/labels.html and put wrong labels right")
         if self.rank is None:
             steps.append("`dvc repro rank/dvc.yaml` compares networks")

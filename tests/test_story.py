@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -51,22 +52,35 @@ def test_what_was_not_run_is_among_the_next_steps(story: Story) -> None:
 
 def test_where_all_is_known_and_done_what_is_left_is_to_use_it() -> None:
     why = outcome([0.9] * 4, [0.9] * 4, [0.5] * 4)
-    labels = {"counts": {"wrong_labels": 0}}
+    labels = {"counts": {"label_issues": 0}}
     params = Params.model_validate({"backbone": "resnet18", "finetune": {"unfreeze": "none"}})
     story = Story(params, why, None, labels, RANK, {"best": {}}, RESULT)
     assert story.next_steps() == ["use it: `headstart predict`"]
 
 
-def test_another_network_and_wrong_labels_are_named(story: Story) -> None:
-    found = replace(story, rank=RANK, labels={"counts": {"wrong_labels": 7}})
+def test_another_network_and_label_issues_are_named(story: Story) -> None:
+    found = replace(story, rank=RANK, labels={"counts": {"label_issues": 7}})
     steps = " ".join(found.next_steps())
     assert "dvc exp run -S backbone=resnet18" in steps
     assert "data/labels/labels.html" in steps
     assert "about 7 labels look wrong" in found.pictures()
 
 
+def test_the_counts_that_are_told_are_those_that_labels_writes(story: Story) -> None:
+    import torch
+
+    from headstart.suspects import examine
+
+    names = ["a", "b"] * 10
+    paths = [f"{n}.png" for n in range(20)]
+    pictures = pd.DataFrame({"path": paths, "label": names, "split": "train", "group": paths})
+    found = examine(pictures, torch.randn(20, 4, generator=torch.Generator().manual_seed(0)))
+    assert f"about {found['counts']['label_issues']} labels look wrong" in replace(story, labels=found).pictures()
+    assert replace(story, labels=found).next_steps()
+
+
 def test_it_is_told_in_ten_lines(story: Story) -> None:
-    full = replace(story, rank=RANK, result=RESULT, labels={"counts": {"wrong_labels": 7}})
+    full = replace(story, rank=RANK, result=RESULT, labels={"counts": {"label_issues": 7}})
     assert len(full.lines()) == 10
     assert set(full.why["sentences"]) <= set(full.lines())
     assert RANK["reason"] in full.lines()

@@ -14,6 +14,7 @@ from statistics import median
 
 SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS / "results.json"
+DEFAULTS = {"threads": "all cores", "source": "generated pictures"}  # where nothing is given
 
 
 def alternate(
@@ -75,7 +76,7 @@ def measured(
     sides: Sequence[str],
     measure: Callable[[str, argparse.Namespace], dict[str, float]],
     rounds: int,
-    options: dict[str, int | None],
+    options: dict[str, int | str | None],
     fill: Callable[[argparse.Namespace], None] = lambda asked: None,
 ) -> tuple[argparse.Namespace, list[dict[str, dict[str, float]]]]:
     """The command line of a script that measures ``sides``: what was asked for, and what ``alternate`` found.
@@ -84,12 +85,13 @@ def measured(
         doc: the script's own docstring, for ``--help``.
         measure: (side, what was asked for) → numbers by name, run in processes of their own, which end with it.
         rounds: unless others are asked for.
-        options: whole numbers that can be asked for, by name, with what they are otherwise.
+        options: numbers and words that can be asked for, by name, with what they are otherwise.
         fill: puts what both sides get into ``asked.folder``, a path in a temporary folder.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (options | {"rounds": rounds}).items():
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value or 'all cores'}")
+        kind = str if isinstance(value, str) else int
+        parser.add_argument(f"--{name}", type=kind, default=value, help=f"default: {value or DEFAULTS[name]}")
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -2,12 +2,13 @@
 
     python bench/prepare.py              # about a minute on two quiet cores
     python bench/prepare.py --pictures 3000
+    python bench/prepare.py --source FOLDER   # your own JPEGs
 
 One side only decodes, in one process per core, with the fastest decoder at hand (Pillow with its own scaling of JPEGs,
 or torchvision.io, whichever is done sooner). The other is all of fetch and prepare on the same files: listing, hashing,
-decoding, resizing, fingerprints, search for near-duplicates, splitting, packing and the audit. Both get the same generated
-400×533 JPEGs and all cores, alternately and each time in a process of its own. Prints pictures per second of both and, per
-round, their ratio as median (least–most).
+decoding, resizing, fingerprints, search for near-duplicates, splitting, packing and the audit. Both get the same JPEGs
+(generated ones of 400×533 pixels, where no folder is named) and all cores, alternately and each time in a process of its
+own. Prints pictures per second of both and, per round, their ratio as median (least–most).
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ def decoding(folder: Path) -> float:
     return best
 
 
+def fill(asked: argparse.Namespace) -> None:
+    if asked.source:
+        asked.folder = Path(asked.source).resolve()
+    else:
+        generate(asked.folder, asked.pictures)
+
+
 def headstart(folder: Path) -> float:
     from headstart.data.prepare import prepare
     from headstart.data.sources import fetch
@@ -70,8 +78,12 @@ def measure(side: str, asked: argparse.Namespace) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    _, rounds = measured(
-        __doc__, (DECODING, HEADSTART), measure, 5, {"pictures": 1500}, lambda asked: generate(asked.folder, asked.pictures)
-    )
+    asked, rounds = measured(__doc__, (DECODING, HEADSTART), measure, 5, {"pictures": 1500, "source": ""}, fill)
     alone, ours = ([found[side]["rate"] for found in rounds] for side in (DECODING, HEADSTART))
-    report("fetch and prepare", alone, ours, "pictures/s", ("decoding alone", "all of it"))
+    report(
+        f"fetch and prepare{', ' if asked.source else ''}{Path(asked.source).name}",
+        alone,
+        ours,
+        "pictures/s",
+        ("decoding alone", "all of it"),
+    )

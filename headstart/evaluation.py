@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from headstart.classifier import Classifier
@@ -119,6 +118,8 @@ def choose(val: dict[str, Scores]) -> str:
     best = min(val, key=lambda name: _surprise(val[name]).mean())
     if best == "head" or len(val["head"].labels) >= FEW_PICTURES:
         return best
+    from scipy.stats import binomtest  # a second, which only sets of few pictures need wait for
+
     won = int((val[best].correct & ~val["head"].correct).sum())
     lost = int((~val[best].correct & val["head"].correct).sum())
     clearly = won > lost and binomtest(won, won + lost, alternative="greater").pvalue < 0.05

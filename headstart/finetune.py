@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
-from torchvision.transforms import v2
 
 from headstart import answers
 from headstart.backbones import Trunk
@@ -43,6 +42,9 @@ from headstart.params import Finetune
 from headstart.progress import progress
 from headstart.surgery import fold_batch_norm, split_frozen
 from headstart.views import Normalise, batches
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
 Ints = NDArray[np.integer[Any]]
@@ -137,6 +139,8 @@ class TrainingViews(Dataset[tuple[Tensor, int]]):
 
 def augmentation(settings: Finetune, size: int) -> v2.Transform:
     """(3, H, W) uint8 → (3, size, size) uint8."""
+    from torchvision.transforms import v2
+
     steps: list[nn.Module] = [
         v2.RandomResizedCrop(size, scale=(settings.crop_min, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
         if settings.augment != "none"

@@ -9,7 +9,6 @@ import copy
 from itertools import chain, pairwise
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
@@ -90,7 +89,7 @@ def _fold_inside(network: nn.Module) -> None:
     for (name, part), (next_name, norm) in pairwise([*network.named_children(), ("", nn.Identity())]):
         if _foldable(part, norm):
             setattr(network, name, _FoldedConv(part, norm))  # type: ignore[arg-type]
-            behind = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+            behind = nn.Sequential(norm.drop, norm.act) if _with_activation(norm) else nn.Identity()
             setattr(network, next_name, behind)
         else:
             _fold_inside(part)
@@ -100,12 +99,18 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     return (
         type(conv) is nn.Conv2d
         and (conv.kernel_size == (1, 1) or conv.groups > 1)  # those wait for memory; a dense 3×3 gains nothing
-        and type(norm) in (nn.BatchNorm2d, BatchNormAct2d)
         and isinstance(norm, nn.BatchNorm2d)
+        and (type(norm) is nn.BatchNorm2d or _with_activation(norm))
         and norm.affine
         and norm.track_running_stats
         and norm.num_features == conv.out_channels
     )
+
+
+def _with_activation(norm: nn.Module) -> bool:
+    from timm.layers.norm_act import BatchNormAct2d  # seconds, which networks that are not trained need not wait for
+
+    return type(norm) is BatchNormAct2d
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:

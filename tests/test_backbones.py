@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +229,19 @@ def test_a_stored_backbone_that_is_missing_or_damaged_is_said(file: str, content
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(HeadstartError, match=r"backbone holds no backbone .*; run `dvc repro backbone`"):
         load_trunk(Path("backbone"), Path("net.py"))
+
+
+def test_importing_the_libraries_of_networks_does_not_import_torchs_compiler_and_leaves_it_usable() -> None:
+    program = """
+import sys
+import torch
+from headstart.backbones import architecture
+for name in ("resnet18", "tf_efficientnet_lite0"):
+    architecture(name).trunk()
+print([module for module in sys.modules if module.startswith("torch._dynamo")])
+from torchvision.ops import roi_align
+compiled = torch.compile(lambda x: x * 2, backend="eager")(torch.ones(1))
+print(compiled.item(), tuple(roi_align(torch.rand(1, 3, 8, 8), [torch.tensor([[0.0, 0, 4, 4]])], 2).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[]", "2.0 (1, 3, 2, 2)"], done.stdout + done.stderr

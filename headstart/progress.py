@@ -47,7 +47,7 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
 
     class Rate(TextColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.0f} {unit}/s" if task.speed else "")
+            return Text(_pace(task.speed, f" {unit}") if task.speed else "")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -66,8 +66,12 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
         if now - last >= PLAIN_LINE_EVERY_S and done < total:
             last = now
             left = (total - done) * (now - start) / done
-            print(f"{what}: {done}/{total} {unit}, {done / (now - start):.0f}/s, {left:.0f} s left", file=sys.stderr)
+            print(f"{what}: {done}/{total} {unit}, {_pace(done / (now - start))}, {left:.0f} s left", file=sys.stderr)
 
     yield advance
     seconds = time.monotonic() - start
     print(f"{what}: {done} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def _pace(per_second: float, unit: str = "") -> str:
+    return f"{per_second:.0f}{unit}/s" if per_second >= 1 else f"{1 / per_second:.0f} s each"

@@ -16,6 +16,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,26 +116,26 @@ def train_size(trunk: Trunk, ratio: float) -> int:
 
 
 class TrainingViews(Dataset[tuple[Tensor, int]]):
-    """Random views of the training pictures; each depends on (seed, epoch, picture) and on nothing else."""
+    """Random views of the training pictures, by epoch and number; each depends on those, the seed, and nothing else."""
 
     def __init__(self, pixels: Pixels, rows: Ints, labels: Ints, transform: v2.Transform, seed: int) -> None:
         self.pixels, self.rows, self.labels = pixels, rows, labels
         self.transform = transform
         self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        seed_everything(self.seed, self.epoch, number)  # runs in a loader's process, whose generator is its own
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, number = at
+        seed_everything(self.seed, epoch, number)  # runs in a loader's process, whose generator is its own
         picture = torch.from_numpy(np.array(self.pixels[int(self.rows[number])])).permute(2, 0, 1)
         return self.transform(picture), int(self.labels[number])
 
     def all(self, epoch: int, batch: int) -> Iterator[Tensor]:
         """(N, 3, size, size) uint8, batch by batch: the views of one epoch in the order of the rows."""
-        self.epoch = epoch
-        yield from (pictures for pictures, _ in DataLoader(self, batch, num_workers=1, multiprocessing_context="fork"))
+        order = [(epoch, number) for number in range(len(self))]
+        yield from (p for p, _ in DataLoader(self, batch, sampler=order, num_workers=1, multiprocessing_context="fork"))
 
 
 def augmentation(settings: Finetune, size: int) -> v2.Transform:
@@ -251,28 +252,37 @@ def finetune(
         with torch.no_grad():
             return torch.cat([network.head(above[network](inputs)).float().cpu() for inputs in validation()])
 
-    def training(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The training pictures in batches, as the trained layers see them, and their labels. Seeded by the epoch, so that
-        a resumed run draws what the first would have."""
-        seed_everything(recipe.seed, epoch)
+    def shuffled(epoch: int) -> Iterator[list[int]]:
+        """The training pictures of one epoch, in batches of numbers: a resumed run draws what the first would have."""
         order = torch.Generator().manual_seed(derived_seed(recipe.seed, epoch))
-        if stored:
-            view = stored[(epoch - 1) % len(stored)]
-            for rows in BatchSampler(RandomSampler(views, generator=order), batch, drop_last):
-                yield torch.from_numpy(view[rows]).to(device), torch.from_numpy(views.labels[rows])
-            return
-        views.epoch = epoch
+        torch.empty((), dtype=torch.int64).random_(generator=order)  # as a DataLoader does before it shuffles
+        return iter(BatchSampler(RandomSampler(views, generator=order), batch, drop_last))
+
+    def loaded(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of all epochs from ``first`` on, from one process: with another one forked for each epoch, the kernel
+        copies all memory that training writes to, every time."""
+        plan = ([(epoch, n) for n in numbers] for epoch in range(first, recipe.epochs + 1) for numbers in shuffled(epoch))
         loader = DataLoader(
             views,
-            batch_size=batch,
-            shuffle=True,
-            drop_last=drop_last,
-            generator=order,
+            batch_sampler=plan,  # type: ignore[arg-type]  # any iterable will do
+            generator=torch.Generator(),  # or it takes numbers from the one that training draws from
             num_workers=1 if device.type == "cpu" else 4,
             multiprocessing_context="fork",
             pin_memory=device.type == "cuda",
         )
-        for pictures, numbers in loader:
+        return iter(loader)
+
+    coming: Iterator[tuple[Tensor, Tensor]] = iter(())
+
+    def training(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training pictures in batches, as the trained layers see them, and their labels."""
+        seed_everything(recipe.seed, epoch)
+        if stored:
+            view = stored[(epoch - 1) % len(stored)]
+            for rows in shuffled(epoch):
+                yield torch.from_numpy(view[rows]).to(device), torch.from_numpy(views.labels[rows])
+            return
+        for pictures, numbers in islice(coming, steps):
             yield below(pictures.to(device, non_blocking=True)), numbers
 
     curve: list[dict[str, float]] = []
@@ -288,6 +298,8 @@ def finetune(
         for row in curve:
             on_epoch(row)
 
+    if not stored:
+        coming = loaded(len(curve) + 1)
     while len(curve) < recipe.epochs and len(curve) - best.get("epoch", 0) < recipe.settings.patience:
         epoch = len(curve) + 1
         train_loss = _one_epoch(

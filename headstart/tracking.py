@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from headstart import saved_view
 from headstart.checkout import checkout, read_json, state_folder, write_json
 from headstart.errors import HeadstartError
 from headstart.params import Params, cores
+from headstart.verdict import verdict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +34,12 @@ if TYPE_CHECKING:
 
 RESULT, COMPLETE = "headstart.result", "headstart.complete"
 STUDY, TRIAL = "headstart.study", "headstart.trial"
+EXPERIMENT = "dvc.experiment"
 LIVE = "finetune/"
+MAKES_THE_RESULT = {
+    "data", "backbone", "weights", "weights_mirror", "seed", "threads", "prepare", "split", "features", "head", "finetune",
+    "evaluate",
+}  # fmt: skip
 
 
 def result_digest(data: Path, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:
@@ -81,8 +88,10 @@ class Tracker:
         return sorted(runs, key=lambda run: (COMPLETE not in run.data.tags, run.info.start_time))
 
     def _create(self) -> str:
-        name = os.environ.get("DVC_EXP_NAME") or f"{self.params.backbone}-{self.digest[:7]}"
+        experiment = os.environ.get("DVC_EXP_NAME")
+        name = experiment or f"{self.params.backbone} {trained(self.params)} {self.digest[:7]}"
         tags = {RESULT: self.digest, "mlflow.source.name": "dvc repro", "mlflow.source.type": "PROJECT"} | _revision()
+        tags |= _filters(self.params) | {"trained": trained(self.params)} | ({EXPERIMENT: experiment} if experiment else {})
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         return run_id
 
@@ -94,14 +103,15 @@ class Tracker:
         from mlflow.entities import Metric, Param
 
         client, run = self.client, self.run_id
-        flat = flattened(self.params.model_dump(exclude={"rank", "why", "labels", "tune"}))  # no part of this result
-        client.log_batch(run, params=[Param(key, str(value)) for key, value in flat.items()])
+        client.log_batch(run, params=[Param(key, value) for key, value in comparable(self.params).items()])
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
         self.live().catch_up(data)
+        measured = read_json(data / "evaluate" / "metrics.json")
         results = {
-            "chosen": read_json(data / "evaluate" / "metrics.json")["chosen"],
+            "chosen": measured["chosen"],
             "engine": read_json(data / "features" / "features.json")["engine"],
+            "mlflow.note.content": verdict(measured),
         }
         for key, value in (_host(self.params.threads) | results).items():
             client.set_tag(run, key, value)
@@ -112,10 +122,22 @@ class Tracker:
                 client.log_artifacts(run, str(path), target)
             elif path.exists():
                 client.log_artifact(run, str(path), target or None)
+        self._log_images(data / "evaluate" / "figures")
         if self.params.tracking.model:
             self._log_model(data / "package" / "model", numbers)
         client.set_tag(run, COMPLETE, "true")
         client.set_terminated(run)
+
+    def _log_images(self, folder: Path) -> None:
+        """The figures a second time, as MLflow's logged images: those of several runs stand side by side in its charts, which
+        files among the artifacts do not. What a run that was killed here has logged is not logged again."""
+        from PIL import Image
+
+        logged = {Path(file.path).name.split("+")[0] for file in self.client.list_artifacts(self.run_id, "images")}
+        for path in sorted(folder.glob("*.png")):
+            if f"figures~{path.stem}" not in logged:  # MLflow writes a key's slashes so
+                with Image.open(path) as figure:
+                    self.client.log_image(self.run_id, figure, key=f"figures/{path.stem}", step=0)
 
     def _log_dataset(self, data: Path) -> None:
         import mlflow
@@ -311,7 +333,7 @@ class StudyRuns:
 
         name = f"tune {self.params.backbone} {self.study[:7]}"
         run_id = self._found_or_created(client, STUDY, self.study, name)
-        space = {f"finetune.{key}": str(values) for key, values in self.params.tune.space.items()}
+        space = {f"tune.space.{key}": _text(values) for key, values in self.params.tune.space.items()}
         client.log_batch(run_id, params=[Param(key, value) for key, value in space.items()])
         return run_id
 
@@ -332,11 +354,38 @@ class StudyRuns:
         for run in _tagged(client, experiment, tag, value):
             return str(run.info.run_id)
         source = {"mlflow.source.name": "dvc repro tune/dvc.yaml", "mlflow.source.type": "PROJECT"} | _revision()
-        created = client.create_run(experiment, run_name=name, tags={tag: value} | source | (tags or {}))
+        every = {tag: value} | source | _filters(self.params)
+        created = client.create_run(experiment, run_name=name, tags=every | (tags or {}))
         return str(created.info.run_id)
 
 
 _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}  # as MLflow has it
+
+
+def trained(params: Params) -> str:
+    """What is trained, in a word: head, last, half or all; scratch where the network starts from random weights."""
+    if not params.finetune_is_on:
+        return "head"
+    return "scratch" if params.weights == "none" else params.finetune.unfreeze
+
+
+def _filters(params: Params) -> dict[str, str]:
+    """Tags that people look for runs by, from the first moment on: tags.backbone = 'resnet18'."""
+    return {"backbone": params.backbone, "source": params.data.source}
+
+
+def comparable(params: Params) -> dict[str, str]:
+    """The parameters that make a result, so that MLflow can lay them side by side: {"finetune.lr": "0.001"}.
+
+    A parameter that is a number in one run and a word in another is no axis of a plot. So what is null is left out, and a
+    list of one number is that number.
+    """
+    flat = flattened(params.model_dump(include=MAKES_THE_RESULT))
+    return {key: _text(value) for key, value in flat.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -348,13 +397,15 @@ def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def stage_metrics(data: Path) -> dict[str, float]:
-    """Every number the stages report, under names that group in the UI: test/chosen/accuracy."""
+    """Every number the stages report, under names that group in the UI: test/chosen/accuracy, val/chosen/accuracy."""
     audit = read_json(data / "prepare" / "audit.json")
     head = read_json(data / "head" / "head.json")
     tuned = read_json(data / "finetune" / "finetune.json")
     card = read_json(data / "backbone" / "card.json")
+    measured = read_json(data / "evaluate" / "metrics.json")
+    val = measured["val"]
     numbers: dict[str, Any] = {
-        key.replace(".", "/"): v for key, v in _numbers(read_json(data / "evaluate" / "metrics.json"))
+        key.replace(".", "/"): v for key, v in _numbers(measured | {"val": val | {"chosen": val[measured["chosen"]]}})
     }
     numbers |= {"prepare/kept": audit["kept"], "prepare/dropped": len(audit["dropped"]), "prepare/leaks": audit["leaks"]}
     numbers |= {"head/C": head["C"], "head/temperature": head["temperature"]}
@@ -404,15 +455,18 @@ def _store() -> Iterator[MlflowClient]:
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
-    """The id of the experiment, which is created where there is none."""
+    """The id of the experiment, which is created where there is none, and given what its page lacks to compare results."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        return str(client.create_experiment(name, _artifacts()))
+        return str(client.create_experiment(name, _artifacts(), tags=saved_view.tags()))
     if experiment.lifecycle_stage == "deleted":
         raise HeadstartError(
             f"the MLflow experiment {name!r} is deleted; restore it with "
             f"`mlflow experiments restore -x {experiment.experiment_id}` or name another as tracking.experiment"
         )
+    for key, value in saved_view.tags().items():
+        if key not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, key, value)
     return str(experiment.experiment_id)
 
 

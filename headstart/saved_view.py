@@ -1,0 +1,83 @@
+"""The view that MLflow's page offers for an experiment of headstart's: which columns, in what order, which charts.
+
+What people save with the button Views on MLflow's page becomes a tag of the experiment, ``mlflow.sharedViewState.KEY``:
+JSON with a name, two times and the state of the page, which is JSON again. Here such a view is written without a page
+(mlflow 3.17, ``ExperimentPageUIState`` and ``RunsChartsCardConfig`` of its server/js). A server that does not know these
+tags passes them over.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+VIEW, NAME = "headstart", "Results compared"
+NOTE = (
+    f"Each run is one result of headstart's pipeline. *Views*, above the table, has *{NAME}*: the best on validation first. "
+    "Choose by val/chosen; test/chosen is for the report."
+)
+COLUMNS = (
+    "params.`backbone`", "tags.`trained`", "tags.`chosen`", "metrics.`val/chosen/log_loss`",
+    "metrics.`val/chosen/accuracy`", "metrics.`test/chosen/accuracy`", "metrics.`test/chosen/accuracy_low`",
+    "metrics.`test/chosen/accuracy_high`", "metrics.`backbone/gmacs`",
+)  # fmt: skip
+COMPARED = "headstart-compared"  # the section of charts that is open
+# MLflow makes a chart of every metric, in sections by what stands before the last slash of its name. The curves of fine-tuning
+# are open too; the others, with three charts for each figure and its interval, are there for whoever opens them.
+CURVES = "finetune"
+CLOSED = (
+    "val/chosen", "test/chosen", "val/head", "test/head", "val/finetune", "test/finetune", "gain/val", "gain/test", "head",
+    "backbone", "prepare", "figures",
+)  # fmt: skip
+
+
+def tags() -> dict[str, str]:
+    """What an experiment is given: its kind, a word for those who open it, and the view."""
+    now = int(time.time() * 1000)
+    view = {"name": NAME, "createdAt": now, "updatedAt": now, "state": json.dumps(_state())}
+    return {
+        "mlflow.experimentKind": "custom_model_development",  # or the page asks, and shows what is for chats
+        "mlflow.note.content": NOTE,
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+    }
+
+
+def _state() -> dict[str, Any]:
+    return {
+        "searchFilter": "tags.chosen LIKE '%'",  # results: no trials of a tuning, and none that is not over yet
+        "orderByKey": "metrics.`val/chosen/log_loss`",
+        "orderByAsc": True,
+        "selectedColumns": COLUMNS,
+        "compareRunCharts": _charts(),
+        "compareRunSections": [
+            _section(COMPARED, "Compared", True),
+            _section("headstart-curves", CURVES, True),
+            *(_section(f"headstart-{name}", name, False) for name in CLOSED),
+        ],
+        "isAccordionReordered": True,  # or the sections are put in order by their names
+    }
+
+
+def _charts() -> list[dict[str, Any]]:
+    """Accuracy over cost, knobs and costs beside what they gave, and the figures of several results side by side."""
+    cost, accuracy, loss = "backbone/gmacs", "val/chosen/accuracy", "val/chosen/log_loss"
+    return [
+        _chart("SCATTER", xaxis={"key": cost, "type": "METRIC"}, yaxis={"key": accuracy, "type": "METRIC"}, runs=100),
+        _chart(
+            "PARALLEL", selectedParams=["backbone", "finetune.unfreeze"], selectedMetrics=[cost, loss, accuracy],
+            showAllRuns=False,
+        ),
+        _chart("IMAGE", imageKeys=["figures/confusion", "figures/reliability", "figures/mistakes"], step=0, showRunParams=False),
+    ]  # fmt: skip
+
+
+def _chart(kind: str, runs: int = 10, **settings: Any) -> dict[str, Any]:
+    card = {"uuid": f"headstart-{kind.lower()}", "type": kind, "metricSectionId": COMPARED, "runsCountToCompare": runs}
+    return card | {"deleted": False, "isGenerated": False} | settings
+
+
+def _section(key: str, name: str, is_open: bool) -> dict[str, Any]:
+    return {
+        "uuid": key, "name": name, "display": is_open, "isReordered": False, "deleted": False, "isGenerated": False
+    }  # fmt: skip

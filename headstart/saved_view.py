@@ -14,17 +14,18 @@ from typing import Any
 
 VIEW, NAME = "headstart", "Results compared"
 NOTE = (
-    f"Each run is one result of headstart's pipeline. *Views*, above the table, has *{NAME}*: the best on validation first. "
-    "Choose by val/chosen; test/chosen is for the report."
+    f"Each run is one result of headstart's pipeline. *Views*, above the table, has *{NAME}*: the best on validation "
+    "first. Choose by val/chosen; test/chosen is for the report."
 )
 COLUMNS = (
     "params.`backbone`", "tags.`trained`", "tags.`chosen`", "metrics.`val/chosen/log_loss`",
     "metrics.`val/chosen/accuracy`", "metrics.`test/chosen/accuracy`", "metrics.`test/chosen/accuracy_low`",
     "metrics.`test/chosen/accuracy_high`", "metrics.`backbone/gmacs`",
 )  # fmt: skip
+FIGURES = ("confusion", "reliability", "mistakes")
 COMPARED = "headstart-compared"  # the section of charts that is open
-# MLflow makes a chart of every metric, in sections by what stands before the last slash of its name. The curves of fine-tuning
-# are open too; the others, with three charts for each figure and its interval, are there for whoever opens them.
+# MLflow makes a chart of every metric, in sections by what stands before the last slash of its name. The curves of
+# fine-tuning are open too; the others, three charts for each figure and its interval, are there for whoever opens them.
 CURVES = "finetune"
 CLOSED = (
     "val/chosen", "test/chosen", "val/head", "test/head", "val/finetune", "test/finetune", "gain/val", "gain/test", "head",
@@ -68,7 +69,7 @@ def _charts() -> list[dict[str, Any]]:
             "PARALLEL", selectedParams=["backbone", "finetune.unfreeze"], selectedMetrics=[cost, loss, accuracy],
             showAllRuns=False,
         ),
-        _chart("IMAGE", imageKeys=["figures/confusion", "figures/reliability", "figures/mistakes"], step=0, showRunParams=False),
+        _chart("IMAGE", imageKeys=[f"figures/{name}" for name in FIGURES], step=0, showRunParams=False),
     ]  # fmt: skip
 
 

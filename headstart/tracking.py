@@ -129,8 +129,8 @@ class Tracker:
         client.set_terminated(run)
 
     def _log_images(self, folder: Path) -> None:
-        """The figures a second time, as MLflow's logged images: those of several runs stand side by side in its charts, which
-        files among the artifacts do not. What a run that was killed here has logged is not logged again."""
+        """The figures a second time, as MLflow's logged images: its charts show those of several runs side by side, and files
+        among the artifacts they do not. What a run that was killed here has logged is not logged again."""
         from PIL import Image
 
         logged = {Path(file.path).name.split("+")[0] for file in self.client.list_artifacts(self.run_id, "images")}

@@ -129,7 +129,7 @@ class Tracker:
         client.set_terminated(run)
 
     def _log_images(self, folder: Path) -> None:
-        """The figures a second time, as MLflow's logged images: its charts show those of several runs side by side, and files
+        """The figures a second time, as MLflow's logged images: its charts put those of several runs side by side, files
         among the artifacts they do not. What a run that was killed here has logged is not logged again."""
         from PIL import Image
 

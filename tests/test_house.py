@@ -45,7 +45,11 @@ LAYERS = (
         "mlflow_model",
         "packaging",
         "saved_view",
+        "store",
+        "registry",
+        "model_card",
         "tracking",
+        "gate",
     ),
     ("cli",),
 )

@@ -29,7 +29,7 @@ COMPARED = "headstart-compared"  # the section of charts that is open
 CURVES = "finetune"
 CLOSED = (
     "val/chosen", "test/chosen", "val/head", "test/head", "val/finetune", "test/finetune", "gain/val", "gain/test", "head",
-    "backbone", "prepare", "figures", "gate",
+    "backbone", "prepare", "figures", "gate", "gate/gain", "gate/champion", "gate/challenger",
 )  # fmt: skip
 
 

@@ -13,15 +13,18 @@ import time
 from typing import Any
 
 VIEW, NAME = "headstart", "Results compared"
-NOTE = (
-    f"Each run is one result of headstart's pipeline. *Views*, above the table, has *{NAME}*: the best on validation "
-    "first. Choose by val/chosen; test/chosen is for the report."
-)
-COLUMNS = (
-    "params.`backbone`", "tags.`trained`", "tags.`chosen`", "metrics.`val/chosen/log_loss`",
-    "metrics.`val/chosen/accuracy`", "metrics.`test/chosen/accuracy`", "metrics.`test/chosen/accuracy_low`",
-    "metrics.`test/chosen/accuracy_high`", "metrics.`backbone/gmacs`",
-)  # fmt: skip
+NOTE = f"*Views*, on the right, has *{NAME}*: the best on validation first. Choose by val/chosen; test/chosen is for the report."
+COLUMNS = {  # with their widths in pixels
+    "params.`backbone`": 165,
+    "tags.`trained`": 80,
+    "metrics.`val/chosen/log_loss`": 150,
+    "metrics.`val/chosen/accuracy`": 155,
+    "metrics.`test/chosen/accuracy`": 160,
+    "metrics.`test/chosen/accuracy_low`": 185,
+    "metrics.`test/chosen/accuracy_high`": 190,
+    "metrics.`backbone/gmacs`": 125,
+    "tags.`chosen`": 80,
+}
 FIGURES = ("confusion", "reliability", "mistakes")
 COMPARED = "headstart-compared"  # the section of charts that is open
 # MLflow makes a chart of every metric, in sections by what stands before the last slash of its name. The curves of
@@ -38,7 +41,7 @@ def tags() -> dict[str, str]:
     now = int(time.time() * 1000)
     view = {"name": NAME, "createdAt": now, "updatedAt": now, "state": json.dumps(_state())}
     return {
-        "mlflow.experimentKind": "custom_model_development",  # or the page asks, and shows what is for chats
+        "mlflow.experimentKind": "custom_model_development",  # the page opens on the runs, and not on what chats have
         "mlflow.note.content": NOTE,
         f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
     }
@@ -49,10 +52,12 @@ def _state() -> dict[str, Any]:
         "searchFilter": "tags.chosen LIKE '%'",  # results: no trials of a tuning, and none that is not over yet
         "orderByKey": "metrics.`val/chosen/log_loss`",
         "orderByAsc": True,
-        "selectedColumns": COLUMNS,
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": list(COLUMNS),
+        "columnWidths": COLUMNS,
         "compareRunCharts": _charts(),
         "compareRunSections": [
-            _section(COMPARED, "Compared", True),
+            _section(COMPARED, "Compared", True) | {"columns": 2, "cardHeight": 400},
             _section("headstart-curves", CURVES, True),
             *(_section(f"headstart-{name}", name, False) for name in CLOSED),
         ],
@@ -61,12 +66,12 @@ def _state() -> dict[str, Any]:
 
 
 def _charts() -> list[dict[str, Any]]:
-    """Accuracy over cost, knobs and costs beside what they gave, and the figures of several results side by side."""
+    """Accuracy over cost, what was tried beside what it gave, and the figures of several results side by side."""
     cost, accuracy, loss = "backbone/gmacs", "val/chosen/accuracy", "val/chosen/log_loss"
     return [
         _chart("SCATTER", xaxis={"key": cost, "type": "METRIC"}, yaxis={"key": accuracy, "type": "METRIC"}, runs=100),
         _chart(
-            "PARALLEL", selectedParams=["backbone", "finetune.unfreeze"], selectedMetrics=[cost, loss, accuracy],
+            "PARALLEL", selectedParams=["backbone", "finetune.unfreeze"], selectedMetrics=[loss, accuracy],
             showAllRuns=False,
         ),
         _chart("IMAGE", imageKeys=[f"figures/{name}" for name in FIGURES], step=0, showRunParams=False),

@@ -436,9 +436,9 @@ def stage_metrics(data: Path) -> dict[str, float]:
     tuned = read_json(data / "finetune" / "finetune.json")
     card = read_json(data / "backbone" / "card.json")
     measured = read_json(data / "evaluate" / "metrics.json")
-    val = measured["val"]
-    numbers: dict[str, Any] = {
-        key.replace(".", "/"): v for key, v in _numbers(measured | {"val": val | {"chosen": val[measured["chosen"]]}})
+    chosen = {split: {"chosen": measured[split][measured["chosen"]]} for split in ("val", "test")}
+    numbers: dict[str, Any] = {  # a run's page has them in this order
+        key.replace(".", "/"): value for key, value in [*_numbers(chosen), *_numbers(measured)]
     }
     numbers |= {"prepare/kept": audit["kept"], "prepare/dropped": len(audit["dropped"]), "prepare/leaks": audit["leaks"]}
     numbers |= {"head/C": head["C"], "head/temperature": head["temperature"]}

@@ -196,7 +196,7 @@ def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone,
         page.get_by_role("link", name=names[0]).first.wait_for()
         close_assistant(page)
         page.get_by_test_id("saved-views-trigger").click()
-        page.get_by_test_id("saved-views-item-headstart").get_by_text(NAME).click()
+        page.get_by_test_id("saved-views-item-headstart").filter(has_text=NAME).click()
         for heading in ("backbone", "trained", "chosen", "val/chosen/log_loss", "val/chosen/accuracy"):
             page.get_by_role("columnheader").get_by_text(heading, exact=True).first.wait_for()
         page.get_by_text("tf_efficientnet_lite1", exact=True).first.wait_for()
@@ -208,10 +208,10 @@ def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone,
         page.set_viewport_size({"width": 1400, "height": 1400})
         page.goto(f"{address}/#/experiments/{experiment}/runs?viewStateShareKey=headstart&compareRunsMode=CHART")
         cards = page.get_by_test_id("experiment-view-compare-runs-card")
-        page.get_by_text("Compared", exact=True).first.wait_for()
+        page.get_by_test_id("experiment-view-compare-runs-section-header").filter(has_text="Compared").wait_for()
         for number in range(3):
             cards.nth(number).wait_for()
-        page.locator("canvas.parcoords-lines, canvas").first.wait_for()
+        page.locator("canvas").first.wait_for(state="attached")  # of the parallel coordinates; the others are drawn as SVG
         thumbnails = (
             "[...document.images].filter(i => i.src.includes('figures') && i.complete && i.naturalWidth > 0).length"
         )

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 VIEW, NAME = "headstart", "Results compared"
-NOTE = f"*Views*, on the right, has *{NAME}*: the best on validation first. Choose by val/chosen; test/chosen is for the report."
+NOTE = f"*Views*, on the right, has *{NAME}*: the best on validation first. Choose by val/chosen; report test/chosen."
 COLUMNS = {  # with their widths in pixels
     "params.`backbone`": 165,
     "tags.`trained`": 80,

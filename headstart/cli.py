@@ -118,6 +118,29 @@ def track() -> None:
 
 
 @app.command()
+def retrain(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """One unattended round, for cron, timers and CI: pull, `dvc repro`, let the gate decide, push, commit dvc.lock.
+
+    Exit status: 0 promoted, 10 skipped (nothing new to decide), 11 kept, 12 refused, 75 another round is at work,
+    1 failed, 130 interrupted. Killed anywhere, the next round carries on.
+    """
+    from headstart import retrain as rounds
+    from headstart.params import Params
+
+    summary = rounds.retrain(Params.load())
+    unheard = summary["outcome"] in ("failed", "busy")
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    elif not unheard:
+        print(rounds.told(summary))
+    if unheard:
+        print(f"headstart: {summary['sentence']}", file=sys.stderr)
+    raise typer.Exit(rounds.EXIT[summary["outcome"]])
+
+
+@app.command()
 def rank(
     apply: Annotated[bool, typer.Option("--apply", help="Write the choice into params.yaml.")] = False,
 ) -> None:

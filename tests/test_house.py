@@ -44,6 +44,8 @@ LAYERS = (
         "mlflow_model",
         "packaging",
         "tracking",
+        "branch",
+        "retrain",
     ),
     ("cli",),
 )

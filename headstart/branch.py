@@ -143,7 +143,10 @@ class Branch:
 def _is_whole(lock: Path) -> bool:
     try:
         stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
-        return all(entry["path"] for stage in stages for kind in ("deps", "outs") for entry in stage.get(kind, []))
+        entries = [entry for stage in stages for kind in ("deps", "outs") for entry in stage.get(kind, [])]
+        return all(stage["cmd"] for stage in stages) and all(
+            entry["path"] and None not in entry.values() for entry in entries
+        )
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         return False
 

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 import traceback
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -278,5 +278,6 @@ def _post(params: Params, summary: dict[str, Any]) -> None:
     try:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json", "User-Agent": "headstart"})
         urllib.request.urlopen(request, timeout=PATIENCE).close()
-    except (OSError, ValueError, urllib.error.URLError) as error:  # the address may be a secret
-        print(f"headstart: the webhook did not take the summary: {type(error).__name__}: {error}", file=sys.stderr)
+    except (OSError, ValueError, HTTPException) as error:
+        why = error if isinstance(error, OSError) else "its address is none"  # which may be a secret, and the error has it
+        print(f"headstart: the webhook did not take the summary: {why}", file=sys.stderr)

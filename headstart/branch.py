@@ -107,10 +107,13 @@ class Branch:
         return made
 
     def push(self) -> None:
-        """
+        """Push the branch, where there is one here and not at the remote alone.
+
         Raises:
             HeadstartError: the remote does not take it.
         """
+        if not _asked("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}"):
+            return
         try:
             _git("push", "--quiet", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0")
         except HeadstartError as error:

@@ -221,9 +221,8 @@ def test_a_fresh_clone_goes_on_from_what_s3_and_git_have(copy_of: Clone, s3: str
     bare = tmp_path / "bare.git"
     copy_of.run("git", "clone", "-q", "--bare", str(copy_of.folder), str(bare))
     copy_of.run("git", "remote", "add", "origin", str(bare))
-    (copy_of.folder / "dvc.lock").unlink()  # as where nothing has been committed yet
-    copy_of.run("git", "rm", "-q", "--cached", "dvc.lock")
-    copy_of.commit("no lock")
+    copy_of.run("git", "rm", "-q", "--cached", "dvc.lock")  # as where no round has been committed yet
+    copy_of.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "no lock")
     copy_of.run("git", "push", "-q", "origin", "main")
     pushed = a_round(copy_of, 0)
     assert pushed["branch"] == "retrained"

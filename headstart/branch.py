@@ -188,5 +188,5 @@ def _git(*arguments: str, said: str = "", **variables: str) -> str:
     except FileNotFoundError:
         raise HeadstartError("git is not installed") from None
     if done.returncode != 0:
-        raise HeadstartError(f"git {arguments[0]} failed: {' '.join(done.stderr.split())[-300:] or done.returncode}")
+        raise HeadstartError(f"git {arguments[0]} failed: {' '.join(done.stderr.split())[:300] or done.returncode}")
     return done.stdout.rstrip("\n")

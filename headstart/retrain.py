@@ -89,8 +89,7 @@ class _Round:
         from headstart import gate
         from headstart.registry import Registry
 
-        if self.params.registry.model is None:
-            raise HeadstartError("registry.model is null in params.yaml; retrain needs a registry to keep its champion in")
+        registry = Registry(self.params)
         branch, remote = Branch(self.params.retrain.branch), self.params.retrain.remote
         branch.take_up()
         _remove_what_a_killed_dvc_left(checkout() / ".dvc" / "tmp" / "rwlock")
@@ -98,7 +97,6 @@ class _Round:
             # Forced: what is in data/ are outputs, and a killed stage leaves them half written.
             self._dvc("pull", "--remote", remote, "--allow-missing", "--force", "dvc.yaml")
         self._dvc("repro")
-        registry = Registry(self.params)
         version = self._version(registry)
         decision, found = None, None
         if version.outcome is None or self._opened(version) is not None:

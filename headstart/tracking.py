@@ -94,7 +94,9 @@ class Tracker:
         from mlflow.entities import Metric, Param
 
         client, run = self.client, self.run_id
-        flat = flattened(self.params.model_dump(exclude={"rank", "why", "labels", "tune"}))  # no part of this result
+        flat = flattened(
+            self.params.model_dump(exclude={"rank", "why", "labels", "tune", "drift"})
+        )  # no part of this result
         client.log_batch(run, params=[Param(key, str(value)) for key, value in flat.items()])
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])

@@ -117,6 +117,45 @@ def track() -> None:
     print(log(data, Params.load(), data / "track"))
 
 
+Why = Annotated[str, typer.Option("--why", help="The reason; it is kept with the version.")]
+
+
+@app.command()
+def gate() -> None:
+    """Decide whether the result in data/ becomes the champion, by the rules in params.yaml, and act on it; once."""
+    from headstart.gate import run
+    from headstart.params import Params
+
+    print(run(Path("data"), Params.load()).sentence)
+
+
+@app.command()
+def promote(
+    why: Why,
+    version: Annotated[int | None, typer.Argument(help="The version's number; otherwise the challenger.")] = None,
+) -> None:
+    """Make a version the champion, whatever the gate says."""
+    from headstart.params import Params
+    from headstart.registry import Registry
+
+    registry = Registry(Params.load())
+    chosen = registry.challenger() if version is None else registry.version(version)
+    if chosen is None:
+        raise HeadstartError(f"{registry.name} has no challenger; run `headstart track`, or name a version")
+    registry.promote(chosen, why)
+    print(f"version {chosen.number} of {registry.name} is the champion")
+
+
+@app.command()
+def rollback(why: Why) -> None:
+    """Make the champion before this one the champion again."""
+    from headstart.params import Params
+    from headstart.registry import Registry
+
+    registry = Registry(Params.load())
+    print(f"version {registry.rollback(why).number} of {registry.name} is the champion again")
+
+
 @app.command()
 def rank(
     apply: Annotated[bool, typer.Option("--apply", help="Write the choice into params.yaml.")] = False,

@@ -113,6 +113,19 @@ class Tracking(Section):
     model: bool = True
 
 
+class Registry(Section):
+    model: Annotated[str, Field(pattern=f"^{NETWORK_NAME.pattern}$")] | None = "headstart"
+
+
+class Gate(Section):
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"] = "accuracy"
+    margin: Annotated[float, Field(ge=0)] = 0.01
+    class_margin: Annotated[float, Field(ge=0, le=1)] = 0.1
+    min_pictures: Count = 10
+    max_ece: Annotated[float, Field(gt=0, le=1)] = 0.1
+    max_slowdown: Positive = 1.5
+
+
 class Budget(Section):
     images_per_s: Positive | None = None
     megabytes: Positive | None = None
@@ -222,6 +235,8 @@ class Params(Section):
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
+    registry: Registry = Registry()
+    gate: Gate = Gate()
     rank: Rank = Rank()
     why: Why = Why()
     labels: Labels = Labels()

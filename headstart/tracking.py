@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import shutil
@@ -22,17 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from headstart.checkout import checkout, read_json, state_folder, write_json
+from headstart import model_card
+from headstart.checkout import checkout, read_json, write_json
 from headstart.errors import HeadstartError
 from headstart.params import Params, cores
+from headstart.registry import Registry
+from headstart.store import RESULT, experiment_id, opened, short, shown_uri, tagged
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-RESULT, COMPLETE = "headstart.result", "headstart.complete"
+COMPLETE = "headstart.complete"
 STUDY, TRIAL = "headstart.study", "headstart.trial"
 LIVE = "finetune/"
+NO_PART_OF_IT = {"rank", "why", "labels", "tune", "registry", "gate", "drift"}  # sections that a result does not depend on
 
 
 def result_digest(data: Path, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:
@@ -69,15 +72,15 @@ class Tracker:
             HeadstartError: the store does not answer.
         """
         self.params, self.digest = params, digest
-        with _store() as client:
+        with opened() as client:
             self.client = client
-            self.experiment_id = _experiment(client, params.tracking.experiment)
+            self.experiment_id = experiment_id(client, params.tracking.experiment)
             found = self._runs()
             self.complete = any(run.data.tags.get(COMPLETE) for run in found)
             self.run_id: str = found[0].info.run_id if found else self._create()
 
     def _runs(self) -> list[Run]:
-        runs = _tagged(self.client, self.experiment_id, RESULT, self.digest)
+        runs = tagged(self.client, self.experiment_id, RESULT, self.digest)
         return sorted(runs, key=lambda run: (COMPLETE not in run.data.tags, run.info.start_time))
 
     def _create(self) -> str:
@@ -94,9 +97,7 @@ class Tracker:
         from mlflow.entities import Metric, Param
 
         client, run = self.client, self.run_id
-        flat = flattened(
-            self.params.model_dump(exclude={"rank", "why", "labels", "tune", "drift"})
-        )  # no part of this result
+        flat = flattened(self.params.model_dump(exclude=NO_PART_OF_IT))
         client.log_batch(run, params=[Param(key, str(value)) for key, value in flat.items()])
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
@@ -114,10 +115,38 @@ class Tracker:
                 client.log_artifacts(run, str(path), target)
             elif path.exists():
                 client.log_artifact(run, str(path), target or None)
+        card = self._card(data)
+        client.log_text(run, card, model_card.FILE)
         if self.params.tracking.model:
             self._log_model(data / "package" / "model", numbers)
+        self.register(data, card)
         client.set_tag(run, COMPLETE, "true")
         client.set_terminated(run)
+
+    def register(self, data: Path, card: str | None = None) -> None:
+        """See to it that the result has its version in the registry, unless it is to have none or has no model.
+
+        Args:
+            card: the model card; None: one that was made long ago is registered, if it is not yet.
+        """
+        model = self._logged_model()
+        if self.params.registry.model is None or model is None:
+            return
+        registry = Registry(self.params)
+        if card is None and registry.by_result(self.digest):
+            return
+        registry.register(self.run_id, self.digest, model, card or self._card(data), self._lineage(data))
+
+    def _card(self, data: Path) -> str:
+        return model_card.card(data, self.params, {"MLflow run": self.run_id} | self._lineage(data))
+
+    def _lineage(self, data: Path) -> dict[str, str]:
+        return model_card.lineage(data, self.digest) | _revision()
+
+    def _logged_model(self) -> str | None:
+        """The id of the run's model, which is linked to the run once it is whole."""
+        outputs = self.client.get_run(self.run_id).outputs
+        return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
 
     def _log_dataset(self, data: Path) -> None:
         import mlflow
@@ -139,6 +168,8 @@ class Tracker:
     def _log_model(self, folder: Path, numbers: dict[str, float]) -> None:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
+        if self._logged_model():
+            return
         details = read_json(folder / "artifacts" / "classifier" / "classifier.json")
         kept = {"backbone": details["backbone"], "chosen": details["chosen"], "classes": str(len(details["classes"]))}
         model = self.client.create_logged_model(
@@ -160,6 +191,7 @@ ARTIFACTS = {
     "evaluate/metrics.json": "",
     "prepare/sheet.png": "figures",
     "prepare/audit.json": "data",
+    "prepare/manifest.parquet": "data",
     "backbone/card.json": "backbone",
     "features/features.json": "features",
     "head/head.json": "head",
@@ -204,6 +236,7 @@ def track(data: Path, params: Params, folder: Path) -> str:
     digest = result_digest(data)
     tracker = Tracker(params, digest)
     if tracker.complete:
+        tracker.register(data)  # one that was logged before there was a registry
         sentence = f"result {digest[:7]} is already in MLflow (run {tracker.run_id}); nothing logged twice"
     else:
         try:
@@ -212,7 +245,7 @@ def track(data: Path, params: Params, folder: Path) -> str:
             raise
         except Exception as error:
             raise HeadstartError(
-                f"MLflow at {_uri()} did not take the result: {_short(error)}; run it again to go on"
+                f"MLflow at {shown_uri()} did not take the result: {short(error)}; run it again to go on"
             ) from None
         sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `make ui`"
     write_json(folder / "track.json", {"result": digest, "experiment": params.tracking.experiment})
@@ -245,12 +278,12 @@ class StudyRuns:
         """To be called with the rows of the curve of ``trial``, a row of tune.json, while it trains."""
         live: list[Live] = []
         if self.answers:
-            with self._or_a_word(), _store() as client:
+            with self._or_a_word(), opened() as client:
                 live = [Live(client, self._trial(client, trial))]
 
         def send(row: dict[str, float]) -> None:
             for answering in live if self.answers else []:
-                with self._or_a_word(), _store():
+                with self._or_a_word(), opened():
                     answering(row)
 
         return send
@@ -262,7 +295,7 @@ class StudyRuns:
             trial: a row of tune.json.
         """
         if self.answers:
-            with self._or_a_word(), _store() as client:
+            with self._or_a_word(), opened() as client:
                 self._log(client, trial, curve)
 
     def finish(self, found: dict[str, Any], curves: dict[int, list[dict[str, float]]]) -> None:
@@ -273,7 +306,7 @@ class StudyRuns:
             found: what tune.json holds.
             curves: by the number of the trial.
         """
-        with self._or_a_word(), _store() as client:
+        with self._or_a_word(), opened() as client:
             for trial in found["trials"]:
                 self._log(client, trial, curves[trial["trial"]])
             run_id = self._parent(client)
@@ -330,8 +363,8 @@ class StudyRuns:
     def _found_or_created(
         self, client: MlflowClient, tag: str, value: str, name: str, tags: dict[str, str] | None = None
     ) -> str:
-        experiment = _experiment(client, self.params.tracking.experiment)
-        for run in _tagged(client, experiment, tag, value):
+        experiment = experiment_id(client, self.params.tracking.experiment)
+        for run in tagged(client, experiment, tag, value):
             return str(run.info.run_id)
         source = {"mlflow.source.name": "dvc repro tune/dvc.yaml", "mlflow.source.type": "PROJECT"} | _revision()
         created = client.create_run(experiment, run_name=name, tags={tag: value} | source | (tags or {}))
@@ -372,59 +405,6 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in flattened(values).items():
         if isinstance(value, int | float):
             yield key, value
-
-
-def _uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{checkout() / 'mlflow.db'}"
-
-
-def _artifacts() -> str | None:
-    """With the default store, artifacts stand beside it; a server decides for itself."""
-    return None if os.environ.get("MLFLOW_TRACKING_URI") else (checkout() / "mlartifacts").as_uri()
-
-
-@contextmanager
-def _store() -> Iterator[MlflowClient]:
-    """A client, with its errors as one sentence. Locked, as two workers creating the same database at once fail."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # a new database needs no two lines about it
-    from filelock import FileLock
-    from mlflow import MlflowClient
-
-    try:
-        with FileLock(state_folder("locks") / "mlflow.lock"):
-            yield MlflowClient(_uri())
-    except HeadstartError:
-        raise
-    except Exception as error:  # connection, database and REST errors
-        raise HeadstartError(
-            f"MLflow at {_uri()} does not answer ({_short(error)}); start it, or unset MLFLOW_TRACKING_URI to use "
-            "the checkout's own store"
-        ) from None
-
-
-def _experiment(client: MlflowClient, name: str) -> str:
-    """The id of the experiment, which is created where there is none."""
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        return str(client.create_experiment(name, _artifacts()))
-    if experiment.lifecycle_stage == "deleted":
-        raise HeadstartError(
-            f"the MLflow experiment {name!r} is deleted; restore it with "
-            f"`mlflow experiments restore -x {experiment.experiment_id}` or name another as tracking.experiment"
-        )
-    return str(experiment.experiment_id)
-
-
-def _tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Run]:
-    runs: list[Run] = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'")
-    return runs
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _revision() -> dict[str, str]:

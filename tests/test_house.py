@@ -49,7 +49,11 @@ LAYERS = (
         "served",
         "mlflow_model",
         "packaging",
+        "store",
+        "registry",
+        "model_card",
         "tracking",
+        "gate",
     ),
     ("cli",),
 )

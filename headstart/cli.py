@@ -242,6 +242,36 @@ def labels() -> None:
 
 
 @app.command()
+def drift(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Pictures without labels, in place of drift.incoming of params.yaml.")
+    ] = None,
+) -> None:
+    """Say whether new pictures differ from those that the champion was made from, which are new in kind, and which of those
+    without labels are most worth labelling."""
+    from headstart import drifted
+    from headstart.drift import of_new_pictures
+    from headstart.params import Params
+    from headstart.registry import Registry
+
+    data, params = Path("data"), Params.load()
+    if folder is not None:
+        params = params.model_copy(update={"drift": params.drift.model_copy(update={"incoming": str(folder.resolve())})})
+    registry = Registry(params) if params.registry.model else None
+    champion = registry.champion() if registry else None
+    if registry and champion:
+        found = of_new_pictures(data, params, registry.pictures(champion), registry.download(champion))
+    elif params.drift.incoming is None:
+        raise HeadstartError("there is no champion to compare new pictures with; name a folder of pictures without labels")
+    else:
+        found = of_new_pictures(data, params, set(), None)
+    if found is None:
+        print("No usable picture is new.")
+    else:
+        print(f"{found.sentence}\nWith the pictures: {data / 'drift' / drifted.PAGE}")
+
+
+@app.command()
 def models(
     patterns: Annotated[
         list[str] | None,

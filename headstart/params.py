@@ -170,6 +170,11 @@ class Labels(Section):
     shown: Count = 30
 
 
+class Drift(Section):
+    incoming: Text | None = None
+    export: Count = 50
+
+
 class Tune(Section):
     minutes: Positive = 30.0
     trials: Count | None = None
@@ -250,6 +255,7 @@ class Params(Section):
     why: Why = Why()
     labels: Labels = Labels()
     tune: Tune = Tune()
+    drift: Drift = Drift()
     retrain: Retrain = Retrain()
 
     @property

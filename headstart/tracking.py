@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 COMPLETE = "headstart.complete"
 STUDY, TRIAL = "headstart.study", "headstart.trial"
 LIVE = "finetune/"
-NO_PART_OF_IT = {"rank", "why", "labels", "tune", "registry", "gate", "retrain"}  # a result does not depend on these
+NO_PART_OF_IT = {"rank", "why", "labels", "tune", "registry", "gate", "drift", "retrain"}  # a result depends on none
 
 
 def result_digest(data: Path, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:

@@ -99,8 +99,13 @@ class _Round:
         self._dvc("repro")
         version = self._version(registry)
         decision, found = None, None
-        if version.outcome is None or self._opened(version) is not None:
-            found = self._drift(registry, version)
+        opened = self._opened(version)
+        if opened is not None:
+            found = opened["drift"]  # the champion may be another by now
+        elif version.outcome is None or self.params.drift.incoming is not None:
+            found = self._drift(registry)
+        if opened is not None or version.outcome is None:
+            write_json(self.open, {"result": version.result, "drift": found})
             decision = gate.run(self.data, self.params)
         summary = self._summary(version, decision) | {"drift": found, "branch": branch.name}
         if remote and not branch.is_current():
@@ -131,20 +136,14 @@ class _Round:
             return None
         return found if found["result"] == version.result else None
 
-    def _drift(self, registry: Registry, version: Version) -> dict[str, Any] | None:
-        """How the new pictures differ from those that the champion was made from. Kept, as the champion may be another
-        by the time that a round is carried on."""
+    def _drift(self, registry: Registry) -> dict[str, Any] | None:
+        """How new pictures, and those that come in without labels, differ from those that the champion was made from."""
         from headstart import drift
 
-        if (opened := self._opened(version)) is not None:
-            kept: dict[str, Any] | None = opened["drift"]
-            return kept
-        found, champion = None, registry.champion()
-        if champion is not None and champion.result != version.result:
-            found = drift.of_new_pictures(self.data, self.params, registry.pictures(champion), registry.download(champion))
-        told = {"real": found.real, "sentence": found.sentence, "numbers": found.numbers} if found else None
-        write_json(self.open, {"result": version.result, "drift": told})
-        return told
+        champion = registry.champion()
+        known = registry.pictures(champion) if champion else set()
+        found = drift.of_new_pictures(self.data, self.params, known, registry.download(champion) if champion else None)
+        return {"real": found.real, "sentence": found.sentence, "numbers": found.numbers} if found else None
 
     def _summary(self, version: Version, decision: Decision | None) -> dict[str, Any]:
         known = {"result": version.result, "version": version.number, "run": version.run_id}

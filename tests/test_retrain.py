@@ -195,8 +195,8 @@ def test_what_dvc_or_a_stage_said_is_the_reason(checkout: Path) -> None:
         one = retrain._Round(Params(), lock)
         with pytest.raises(retrain.HeadstartError, match=r"^`dvc repro` failed: no pictures. Finished stages are kept"):
             one._dvc("repro")
-        with pytest.raises(retrain.HeadstartError, match=r"^`dvc pull` failed: .*remote 'nowhere' doesn't exist"):
-            one._dvc("pull", "--remote", "nowhere")
+        with pytest.raises(retrain.HeadstartError, match=r"^`dvc remote` failed: .*remote 'nowhere' doesn't exist"):
+            one._dvc("remote", "remove", "nowhere")
 
 
 def test_sigterm_ends_what_dvc_runs_before_the_round_ends(checkout: Path) -> None:

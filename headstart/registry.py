@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from headstart.checkout import state_folder
 from headstart.errors import HeadstartError
 from headstart.params import Params
-from headstart.store import RESULT, answering, opened, uri
+from headstart.store import RESULT, answering, opened, unless, uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +93,7 @@ class Registry:
         """
         with opened() as client:
             if self._model(client) is None:
-                _unless("RESOURCE_ALREADY_EXISTS", client.create_registered_model, self.name)
+                unless("RESOURCE_ALREADY_EXISTS", client.create_registered_model, self.name)
             found = self._of_result(client, result)
             if not found:
                 source = client.get_logged_model(model_id).artifact_location
@@ -101,9 +101,9 @@ class Registry:
                 found = self._of_result(client, result)
             first, *twins = found
             for twin in twins:
-                _unless(GONE, client.delete_model_version, self.name, str(twin.version))
+                unless(GONE, client.delete_model_version, self.name, str(twin.version))
             if OUTCOME not in first.tags:
-                client.set_registered_model_alias(self.name, CHALLENGER, str(first.version))
+                self._challenge(client, str(first.version))
             return _version(first)
 
     def _create(self, client: MlflowClient, source: str, run: str, model: str, text: str, tags: dict[str, str]) -> None:
@@ -116,6 +116,14 @@ class Registry:
             except MlflowException as error:  # MLflow tries three times to be the first of all who want the next number
                 if "Giving up" not in str(error) or attempt == 9:
                     raise
+
+    def _challenge(self, client: MlflowClient, number: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.set_registered_model_alias(self.name, CHALLENGER, number)
+        except MlflowException:  # the first alias, and another made it at the same moment: now it is there to be moved
+            client.set_registered_model_alias(self.name, CHALLENGER, number)
 
     def champion(self) -> Version | None:
         return self._under(CHAMPION)
@@ -153,12 +161,12 @@ class Registry:
         return sorted(found, key=lambda version: int(version.version))
 
     def _known(self, client: MlflowClient, number: int) -> Version | None:
-        found = _unless(GONE, client.get_model_version, self.name, str(number))
+        found = unless(GONE, client.get_model_version, self.name, str(number))
         return None if found is None else _version(found)
 
     def _model(self, client: MlflowClient) -> RegisteredModel | None:
         """The registered model, a change of champion that somebody began carried through; None where there is none."""
-        model: RegisteredModel | None = _unless(GONE, client.get_registered_model, self.name)
+        model: RegisteredModel | None = unless(GONE, client.get_registered_model, self.name)
         if model is None or CHANGING not in model.tags:
             return model
         self._carry_through(client, model.tags[CHANGING])
@@ -270,7 +278,7 @@ class Registry:
         )
 
     def _predecessor(self, client: MlflowClient, number: int) -> int | None:
-        found = _unless(GONE, client.get_model_version, self.name, str(number))
+        found = unless(GONE, client.get_model_version, self.name, str(number))
         record = json.loads(found.tags.get(PROMOTION, "{}")) if found is not None else {}
         before: int | None = record.get("before")
         return before
@@ -291,7 +299,7 @@ class Registry:
                 client.set_model_version_tag(self.name, judged, key, value)
             client.set_registered_model_tag(self.name, CHANGED, text)
             client.set_registered_model_alias(self.name, CHAMPION, str(record["champion"]))
-        _unless(GONE, client.delete_registered_model_tag, self.name, CHANGING)
+        unless(GONE, client.delete_registered_model_tag, self.name, CHANGING)
 
 
 def description(card: str) -> str:
@@ -310,18 +318,6 @@ def _version(found: ModelVersion) -> Version:
 def _number(model: RegisteredModel | None, alias: str) -> int | None:
     number = None if model is None else model.aliases.get(alias)
     return None if number is None else int(number)
-
-
-def _unless(code: str, ask: Callable[..., Any], *arguments: str) -> Any:
-    """What MLflow answers; None where its answer is the error ``code``."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return ask(*arguments)
-    except MlflowException as error:
-        if error.error_code != code:
-            raise
-        return None
 
 
 @contextmanager

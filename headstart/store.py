@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headstart.checkout import checkout, state_folder
 from headstart.errors import HeadstartError
@@ -74,7 +74,8 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     """The id of the experiment, which is created where there is none."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        return str(client.create_experiment(name, artifacts()))
+        created = unless("RESOURCE_ALREADY_EXISTS", client.create_experiment, name, artifacts())
+        return str(created) if created is not None else experiment_id(client, name)  # another checkout made it just now
     if found.lifecycle_stage == "deleted":
         raise HeadstartError(
             f"the MLflow experiment {name!r} is deleted; restore it with "
@@ -86,6 +87,18 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 def tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Run]:
     runs: list[Run] = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'")
     return runs
+
+
+def unless(code: str, ask: Callable[..., Any], *arguments: Any) -> Any:
+    """What MLflow answers; None where its answer is the error ``code``."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask(*arguments)
+    except MlflowException as error:
+        if error.error_code != code:
+            raise
+        return None
 
 
 def short(error: Exception) -> str:

@@ -144,7 +144,7 @@ class Registry:
             found = self._known(client, number)
             if found is None:
                 there = sorted(int(v.version) for v in client.search_model_versions(f"name='{self.name}'"))
-                has = f"it has {', '.join(map(str, there))}" if there else "none; run `headstart track`"
+                has = f"it has {', '.join(map(str, there))}" if there else "it has none; run `headstart track`"
                 raise HeadstartError(f"{self.name} has no version {number} in the registry; {has}")
             return found
 

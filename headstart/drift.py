@@ -98,10 +98,10 @@ def of_new_pictures(data: Path, params: Params, known: set[str], champion: Path 
     if not numbers:
         return None
     real = any(part["test"] is not None and part["test"]["differ"] for part in numbers.values())
-    found = {"real": real, "sentence": drifted.sentence(numbers)} | numbers
+    found: dict[str, Any] = {"real": real, "sentence": drifted.sentence(numbers)} | numbers
     drifted.write_page(found, manifest, pixels, incoming, data / FOLDER / drifted.PAGE)
     write_json(data / FOLDER / drifted.FOUND, found)
-    return Drift(found["real"], found["sentence"], found)
+    return Drift(real, found["sentence"], found)
 
 
 def _features(manifest: pd.DataFrame, folder: Path) -> Floats:
@@ -201,11 +201,12 @@ def _strange(manifest: pd.DataFrame, features: Floats, new: Bools, rng: np.rando
     distances = known.distances(features[new])
     beyond = distances > known.limit
     shown = beyond & (rows["split"] != "test").to_numpy()
+    named = zip(rows["path"][shown], rows["label"][shown], distances[shown].tolist(), strict=True)
     pictures = [
-        {"path": row.path, "label": row.label, "distance": round(float(far), DIGITS)}
-        for row, far in zip(rows[shown].itertuples(), distances[shown], strict=True)
+        {"path": path, "label": label, "distance": round(far, DIGITS)}
+        for path, label, far in sorted(named, key=lambda row: -row[2])
     ]
-    return share(beyond) | {"pictures": sorted(pictures, key=lambda row: -row["distance"])}
+    return share(beyond) | {"pictures": pictures}
 
 
 def _champion(manifest: pd.DataFrame, new: Bools, answers: Answers, rng: np.random.Generator) -> dict[str, Any]:
@@ -220,11 +221,9 @@ def _champion(manifest: pd.DataFrame, new: Bools, answers: Answers, rng: np.rand
     for name, values in (("confidence", answers.confidence), ("disagreement", wrong.astype(float))):
         found[name] = difference(values[fresh], values[~fresh], rng)
     shown = rows[fresh & wrong & (rows["split"] != "test").to_numpy()]
+    shown = shown.assign(probability=shown["probability"].round(DIGITS))
     shown = shown.sort_values("probability", ascending=False, kind="stable")
-    found["contradicted"] = [
-        {"path": row.path, "label": row.label, "guess": row.guess, "probability": round(float(row.probability), DIGITS)}
-        for row in shown.itertuples()
-    ]
+    found["contradicted"] = shown[["path", "label", "guess", "probability"]].to_dict("records")
     return found
 
 

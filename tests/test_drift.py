@@ -101,7 +101,7 @@ def mixed(seed: int, shift: float) -> tuple[Floats, NDArray[np.bool_], NDArray[A
     """Old pictures of two classes, half and half, and new ones of which most are bees; those moved by ``shift``."""
     rng = np.random.default_rng(seed)
     new = first(80, 280)
-    labels = np.where(rng.random(280) < np.where(new, 0.8, 0.5), "bee", "ant")
+    labels = np.where(rng.random(280) < np.where(new, 0.9, 0.4), "bee", "ant")
     features = rng.normal(size=(280, 20))
     features[:, 0] += 4 * (labels == "bee")
     features[new, 1] += shift

@@ -167,7 +167,7 @@ def check(project: Project, year: list[dict[str, Any]], remote: Path) -> None:
     assert project.run("git", "status", "--porcelain", "--untracked-files=no") == ""
     commits = int(project.run("git", "rev-list", "--count", "start..HEAD"))
     assert commits == len(MONTHS) - 1, "a commit is missing, or made twice"
-    assert "up to date" in project.run("dvc", "status", "--cloud", "--remote", "storage", "dvc.yaml")
+    assert "are in sync" in project.run("dvc", "status", "--cloud", "--remote", "storage", "dvc.yaml")
     assert remote.is_dir()
     counts = ", ".join(f"{outcomes.count(name)} {name}" for name in CODES.values())
     killed = [month["month"] for month in year if month["killed"] is not None]

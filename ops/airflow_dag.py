@@ -19,7 +19,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     doc_md=__doc__,
-):
+) as dag:
     BashOperator(
         task_id="retrain",
         bash_command=".venv/bin/headstart retrain --json",

@@ -108,7 +108,7 @@ def test_a_short_year(
     assert champion_of(client) == 1
     assert first["commit"] == clone.run("git", "rev-parse", "main").stdout.strip()
     assert "Retrained: version 1 promoted" in clone.run("git", "log", "-1", "--format=%B").stdout
-    assert "up to date" in clone.run("dvc", "status", "--cloud", "--remote", "storage", "dvc.yaml").stdout
+    assert "are in sync" in clone.run("dvc", "status", "--cloud", "--remote", "storage", "dvc.yaml").stdout
 
     nothing_new = a_round(clone, 10)
     assert (nothing_new["outcome"], nothing_new["commit"]) == ("skipped", None)

@@ -4,9 +4,9 @@
     python bench/year.py --source FOLDER --signs FOLDER   # of pictures of another kind (default: signs beside its parent)
     python bench/year.py --unfreeze half --epochs 4       # fine-tuning as shipped; the head alone is the default
 
-The pictures are cut in time, by a seed: a third is there in January, the rest arrives in eight months. In June everything
-that comes is put into one class by mistake, and July puts it right and brings nothing else. In April nothing comes, and in
-September pictures of hands come as a third class. Three of the months that have work to do are killed (SIGKILL to the round
+The pictures are cut in time, by a seed: a sixth is there in January, the rest arrives in eight months. June brings a third of
+all, and everything is put into one class by mistake; July puts it right and brings nothing else. In April nothing comes,
+and in September pictures of hands come as a third class. Three of the months that have work to do are killed (SIGKILL to the round
 and all that it started) at a moment that the seed picks, and started again, as cron would.
 
 Prints for each month what came, what was decided and why. At the end it holds, or the script fails: January was promoted
@@ -49,7 +49,11 @@ class Arrivals:
         if not self.coming:
             sys.exit(f"{source} holds no ants/*.jpg and bees/*.jpg")
         chance.shuffle(self.coming)
-        self.share = len(self.coming) * 2 // 3 // 9  # July, April and September bring none of these
+        everything, last = len(self.coming), 11
+        self.counts = {0: everything // 6, MISTAKE: everything // 3, last: everything} | dict.fromkeys(
+            (1, 2, 4), everything // 20
+        )
+        self.later = everything // 12
         self.mistaken: list[Path] = []
 
     def month(self, number: int) -> str:
@@ -65,9 +69,7 @@ class Arrivals:
             for path in self.mistaken:
                 path.rename(self.folder / "bees" / path.name)
             return f"{len(self.mistaken)} put right"
-        count = {0: len(self.coming) // 3, 11: len(self.coming)}.get(
-            number, 2 * self.share if number == MISTAKE else self.share
-        )
+        count = self.counts.get(number, self.later)
         new, self.coming = self.coming[:count], self.coming[count:]
         if number == MISTAKE:
             self.mistaken = [self._put(path, "ants") for path in new if path.parent.name == "bees"]
@@ -199,6 +201,7 @@ def main() -> None:
             threads=asked.threads,
             split={"val": 0.2, "test": 0.3},
             finetune={"unfreeze": asked.unfreeze, "epochs": asked.epochs},
+            gate={"margin": 0.03},  # so few test pictures that one of them is more than the default
             retrain={"remote": "storage"},
         )
         remote = place / "remote"

@@ -125,7 +125,7 @@ class _Round:
             track(self.data, self.params, self.data / "track")
             version = registry.by_result(result)
         if version is None:
-            raise HeadstartError(f"result {result[:7]} did not come into the model registry; run `headstart track`")
+            raise HeadstartError(f"result {result[:7]} has no version in the registry; set tracking.model to true")
         return version
 
     def _opened(self, version: Version) -> dict[str, Any] | None:

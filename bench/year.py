@@ -4,10 +4,10 @@
     python bench/year.py --source FOLDER --signs FOLDER   # of pictures of another kind (default: signs beside its parent)
     python bench/year.py --unfreeze half --epochs 4       # fine-tuning as shipped; the head alone is the default
 
-The pictures are cut in time, by a seed: a sixth is there in January, the rest arrives in eight months. June brings a third of
-all, and everything is put into one class by mistake; July puts it right and brings nothing else. In April nothing comes,
-and in September pictures of hands come as a third class. Three of the months that have work to do are killed (SIGKILL to the round
-and all that it started) at a moment that the seed picks, and started again, as cron would.
+The pictures are cut in time, by a seed: a sixth is there in January, the rest arrives in eight months. June brings a third
+of all, and everything is put into one class by mistake; July puts it right and brings nothing else. In April nothing comes,
+and in September pictures of hands come as a third class. Three of the months that have work to do are killed (SIGKILL to
+the round and all that it started) at a moment that the seed picks, and started again, as cron would.
 
 Prints for each month what came, what was decided and why. At the end it holds, or the script fails: January was promoted
 and April skipped; June was not promoted; the new kind was, and was seen to be one; every kill was carried on; there is one
@@ -49,11 +49,8 @@ class Arrivals:
         if not self.coming:
             sys.exit(f"{source} holds no ants/*.jpg and bees/*.jpg")
         chance.shuffle(self.coming)
-        everything, last = len(self.coming), 11
-        self.counts = {0: everything // 6, MISTAKE: everything // 3, last: everything} | dict.fromkeys(
-            (1, 2, 4), everything // 20
-        )
-        self.later = everything // 12
+        n = len(self.coming)
+        self.counts = [n // 6, n // 20, n // 20, 0, n // 20, n // 3, 0, n // 12, 0, n // 12, n // 12, n]
         self.mistaken: list[Path] = []
 
     def month(self, number: int) -> str:
@@ -69,7 +66,7 @@ class Arrivals:
             for path in self.mistaken:
                 path.rename(self.folder / "bees" / path.name)
             return f"{len(self.mistaken)} put right"
-        count = self.counts.get(number, self.later)
+        count = self.counts[number]
         new, self.coming = self.coming[:count], self.coming[count:]
         if number == MISTAKE:
             self.mistaken = [self._put(path, "ants") for path in new if path.parent.name == "bees"]

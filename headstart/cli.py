@@ -157,6 +157,29 @@ def rollback(why: Why) -> None:
 
 
 @app.command()
+def retrain(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """One unattended round, for cron, timers and CI: pull, `dvc repro`, let the gate decide, push, commit dvc.lock.
+
+    Exit status: 0 promoted, 10 skipped (nothing new to decide), 11 kept, 12 refused, 75 another round is at work,
+    1 failed, 130 interrupted. Killed anywhere, the next round carries on.
+    """
+    from headstart import retrain as rounds
+    from headstart.params import Params
+
+    summary = rounds.retrain(Params.load())
+    unheard = summary["outcome"] in ("failed", "busy")
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    elif not unheard:
+        print(rounds.told(summary))
+    if unheard:
+        print(f"headstart: {summary['sentence']}", file=sys.stderr)
+    raise typer.Exit(rounds.EXIT[summary["outcome"]])
+
+
+@app.command()
 def rank(
     apply: Annotated[bool, typer.Option("--apply", help="Write the choice into params.yaml.")] = False,
 ) -> None:
@@ -216,6 +239,36 @@ def labels() -> None:
 
     folder = Path("data/labels")
     gallery.show(gallery.load_labels(folder), folder)
+
+
+@app.command()
+def drift(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Pictures without labels, in place of drift.incoming of params.yaml.")
+    ] = None,
+) -> None:
+    """Say whether new pictures differ from those that the champion was made from, which are new in kind, and which of those
+    without labels are most worth labelling."""
+    from headstart import drifted
+    from headstart.drift import of_new_pictures
+    from headstart.params import Params
+    from headstart.registry import Registry
+
+    data, params = Path("data"), Params.load()
+    if folder is not None:
+        params = params.model_copy(update={"drift": params.drift.model_copy(update={"incoming": str(folder.resolve())})})
+    registry = Registry(params) if params.registry.model else None
+    champion = registry.champion() if registry else None
+    if registry and champion:
+        found = of_new_pictures(data, params, registry.pictures(champion), registry.download(champion))
+    elif params.drift.incoming is None:
+        raise HeadstartError("there is no champion to compare new pictures with; name a folder of pictures without labels")
+    else:
+        found = of_new_pictures(data, params, set(), None)
+    if found is None:
+        print("No usable picture is new.")
+    else:
+        print(f"{found.sentence}\nWith the pictures: {data / 'drift' / drifted.PAGE}")
 
 
 @app.command()

@@ -170,6 +170,11 @@ class Labels(Section):
     shown: Count = 30
 
 
+class Drift(Section):
+    incoming: Text | None = None
+    export: Count = 50
+
+
 class Tune(Section):
     minutes: Positive = 30.0
     trials: Count | None = None
@@ -209,6 +214,20 @@ class Tune(Section):
         return values
 
 
+class Retrain(Section):
+    remote: Text | None = None
+    branch: Text | None = None
+    push: bool = False
+    webhook: Text | None = None
+
+    @field_validator("webhook")
+    @classmethod
+    def an_address(cls, webhook: str | None) -> str | None:
+        if webhook is not None and not webhook.startswith(("http://", "https://")):
+            raise ValueError(f"retrain.webhook must begin with http:// or https://, found {webhook!r}")
+        return webhook
+
+
 def is_range(values: list[Any]) -> bool:
     """Whether values of ``tune.space`` are the ends of a range; they are a choice otherwise."""
     return len(values) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
@@ -236,6 +255,8 @@ class Params(Section):
     why: Why = Why()
     labels: Labels = Labels()
     tune: Tune = Tune()
+    drift: Drift = Drift()
+    retrain: Retrain = Retrain()
 
     @property
     def finetune_is_on(self) -> bool:

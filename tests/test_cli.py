@@ -56,7 +56,20 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = command("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("predict", "track", "models", "rank", "why", "labels", "tune", "gate", "promote", "rollback"):
+    for name in (
+        "predict",
+        "track",
+        "models",
+        "rank",
+        "why",
+        "labels",
+        "tune",
+        "drift",
+        "retrain",
+        "gate",
+        "promote",
+        "rollback",
+    ):
         assert name in done.stdout
 
 

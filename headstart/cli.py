@@ -105,6 +105,27 @@ def _files(given: list[Path]) -> list[Path]:
 
 
 @app.command()
+def serve(
+    model: Model = Path("data/package/model"),
+    host: Annotated[str, typer.Option(help="0.0.0.0 answers other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Of one request's body.")] = 10.0,
+    max_megapixels: Annotated[
+        float | None, typer.Option(min=0.001, help="Of one picture. By default as the model was made.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="So many pictures go through the network at once, at most.")] = 32,
+    wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a picture waits for others.")] = 5.0,
+) -> None:
+    """Answer pictures over HTTP, with a page to drop one on; until Ctrl-C or SIGTERM.
+
+    POST /predict takes a picture as body, as a form's file or as {"image": base64}; GET /health and GET /model tell.
+    """
+    from headstart import serving
+
+    serving.serve(model, host, port, serving.Limits(max_megabytes, max_megapixels, batch, wait_ms))
+
+
+@app.command()
 def track() -> None:
     """Log the result in data/ to MLflow, for instance after `dvc pull` in a fresh clone; once and no more."""
     from headstart.params import Params

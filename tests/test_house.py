@@ -42,6 +42,7 @@ LAYERS = (
         "report",
         "served",
         "mlflow_model",
+        "serving",
         "packaging",
         "tracking",
     ),

@@ -26,6 +26,7 @@ from _project import ROOT
 NETWORK, FEATURES, CLASSES = "tf_efficientnet_lite0", 1280, 10
 WIDTH, HEIGHT, PICTURES = 400, 300, 64
 BATCH, CLIENTS = 32, 64  # two batches: one comes in while the other is answered
+WAIT_S = 0.005
 WARM_UP = 4 * CLIENTS  # requests that are not counted
 BARE = 10  # batches
 PATIENCE_S = 180
@@ -130,7 +131,7 @@ def as_json(key: str | None = "image") -> list[bytes]:
 
 
 def load(port: int, path: str, kind: str, bodies: list[bytes], requests: int, clients: int = CLIENTS) -> list[float]:
-    """Seconds that each of ``requests`` took, sent by ``clients`` at the same time, each the next when the last is answered."""
+    """Seconds that each of ``requests`` took. The ``clients`` send at the same time, each when its last one is answered."""
     wire = [
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         + body

@@ -3,10 +3,11 @@
     python bench/serve.py                # about eight minutes on two quiet cores
     python bench/serve.py --requests 1000
 
-64 clients send 64 JPEGs of 400×300 pixels (tf_efficientnet_lite0 with random weights), each the next when its last is answered,
-on the same cores. The engine's bare rate is that on full batches of 32 pictures that are decoded and cut to size already, in
-another process. Prints both rates and their ratio in each round, the 50th and 99th percentile of the time to an answer with
-64 clients and with a single one, and the server's anonymous memory (RssAnon) after a tenth of the requests and after all.
+64 clients send 64 JPEGs of 400×300 pixels (tf_efficientnet_lite0 with random weights), each the next when its last is
+answered, on the same cores. The engine's bare rate is that on full batches of 32 pictures that are decoded and cut to size
+already, in another process. Prints both rates and their ratio in each round, the 50th and 99th percentile of the time to an
+answer with 64 clients and with a single one, and the server's anonymous memory (RssAnon) after a tenth of the requests and
+after all.
 """
 
 from __future__ import annotations
@@ -47,7 +48,5 @@ if __name__ == "__main__":
     report("serve", *([found[side]["rate"] for found in rounds] for side in SIDES), "pictures/s", SIDES)
     served = {name: median(found["served"][name] for found in rounds) for name in rounds[0]["served"]}
     print(f"{CLIENTS} clients: half of the answers within {served['p50']:.2f} s, 99 of 100 within {served['p99']:.2f} s")
-    print(
-        f"a single one: half within {1000 * served['alone p50']:.0f} ms, 99 of 100 within {1000 * served['alone p99']:.0f} ms"
-    )
+    print(f"a single one: half within {served['alone p50']:.3f} s, 99 of 100 within {served['alone p99']:.3f} s")
     print(f"memory: {served['early']:.0f} MB after {asked.requests // 10:,} requests, {served['late']:.0f} MB after all")

@@ -10,57 +10,22 @@ clients at the same time, each of which sends the next when its last is answered
 - litserve: LitServe, with the same engine in a worker process, batches of at most 32 and the same 5 ms to wait;
 - mlflow: `mlflow models serve` with one worker, which answers one request after the other, as eager torch does.
 
-The clients run on the same cores. Prints pictures per second, as a ratio to the engine's rate on full batches of pictures that
-are decoded and cut to size already, and for each the 99th percentile of the time to an answer.
+The clients run on the same cores. Prints pictures per second, as a ratio to the engine's rate on full batches of pictures
+that are decoded and cut to size already, and for each the 99th percentile of the time to an answer.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from _serving import BATCH, WARM_UP, as_json, bare_rate, fill, free_port, headstart, load, percentile, running
+from _serving import WARM_UP, as_json, bare_rate, fill, free_port, headstart, load, percentile, running
 from _sides import measured, report
 
 SIDES = ("bare engine", "headstart", "litserve", "mlflow")
-WAIT_S = 0.005
-
-
-def serve_with_litserve(model: Path, port: int) -> None:
-    import litserve
-
-    from headstart.predicting import Batched
-
-    class Pictures(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.model = Batched(model)
-
-        def decode_request(self, request: dict[str, str]) -> Any:
-            return self.model.view(self.model.decode(base64.b64decode(request["image"])))
-
-        def batch(self, inputs: list[Any]) -> list[Any]:
-            return inputs
-
-        def predict(self, inputs: list[Any]) -> Any:
-            return self.model.of_seen(inputs)
-
-        def unbatch(self, output: Any) -> list[Any]:
-            return list(output)
-
-        def encode_response(self, output: Any) -> dict[str, Any]:
-            best = int(output.argmax())
-            probabilities = dict(zip(self.model.classes, output.tolist(), strict=True))
-            return {"label": self.model.classes[best], "probability": float(output[best]), "probabilities": probabilities}
-
-    api = Pictures(max_batch_size=BATCH, batch_timeout=WAIT_S)
-    litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=False).run(
-        host="127.0.0.1", port=port, generate_client_file=False, log_level="warning"
-    )
 
 
 def measure(side: str, asked: argparse.Namespace) -> dict[str, float]:
@@ -71,7 +36,7 @@ def measure(side: str, asked: argparse.Namespace) -> dict[str, float]:
     port = free_port()
     command = {
         "headstart": headstart(model, port),
-        "litserve": [sys.executable, __file__, "--litserve", str(model), str(port)],
+        "litserve": [sys.executable, str(Path(__file__).with_name("_litserve.py")), str(model), str(port)],
         "mlflow": [
             sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local", "-p", str(port),
             "--workers", "1",
@@ -86,9 +51,6 @@ def measure(side: str, asked: argparse.Namespace) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--litserve"]:
-        serve_with_litserve(Path(sys.argv[2]), int(sys.argv[3]))
-        sys.exit()
     _, rounds = measured(__doc__, SIDES, measure, 3, {"requests": 1000}, lambda asked: fill(asked.folder))
     bare = [found[SIDES[0]]["rate"] for found in rounds]
     for side in SIDES[1:]:

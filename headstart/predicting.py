@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import io
 import json
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -33,9 +34,12 @@ from headstart.views import Normalise, View
 
 Floats = NDArray[np.float64]
 FORMATS = ("text", "json", "csv", "parquet")
+SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 ENDLESS = 10**9  # pictures: what a server expects
 FEW = 64  # pictures that are answered sooner than engines are compared, and before a bar is worth drawing
 ROWS = 10_000  # of a Parquet file that are written at once
+
+Write = Callable[[Path, str | None, Floats], None]  # a picture, its label (None: no answer), (classes,) probabilities
 
 
 class Batched:
@@ -108,7 +112,11 @@ class Batched:
             return np.zeros((0, len(self.classes)))
         return self._answered(self.view.stacked(pictures))
 
-    def answers(self, files: Iterable[Path]) -> Iterator[tuple[Path, Floats | Unusable]]:
+    def of_seen(self, pictures: Sequence[Array]) -> Floats:
+        """The same for what ``view`` made of pictures already, each (size, size, 3) uint8."""
+        return self._answered(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
+
+    def answers(self, files: Iterable[Path]) -> Generator[tuple[Path, Floats | Unusable], None, None]:
         """Each file with its (classes,) probabilities, or with the reason why it cannot be used, in the order given.
 
         Files are decoded by a thread per core while the network works on the batch before: Pillow decodes, and torch
@@ -128,7 +136,7 @@ class Batched:
                 seen = [(path, future.result()) for path, future in chunk]
                 decode_ahead()
                 usable = [picture for _, picture in seen if not isinstance(picture, Unusable)]
-                rows = iter(self._answered(torch.from_numpy(np.stack(usable)).permute(0, 3, 1, 2)) if usable else ())
+                rows = iter(self.of_seen(usable) if usable else ())
                 for path, picture in seen:
                     yield path, picture if isinstance(picture, Unusable) else next(rows)
         finally:
@@ -153,3 +161,139 @@ def _clouds(size: int) -> list[Array]:
     coarse = torch.from_numpy(random.integers(0, 256, (SAMPLE, 3, 8, 8), np.uint8))
     smooth = nn.functional.interpolate(coarse, (size, size), mode="bicubic", antialias=True)
     return list(smooth.permute(0, 2, 3, 1).contiguous().numpy())
+
+
+def predict(
+    files: Sequence[Path], model: Path, form: str, output: Path | None, max_error: float | None, timings: Path | None
+) -> None:
+    """Write what is on ``files``, in their order, to ``output`` or standard output. Those that cannot be used are named on
+    the error stream.
+
+    Args:
+        model: the folder that holds MLmodel.
+        form: one of ``FORMATS``; parquet needs an ``output``.
+        output: it appears when it is whole.
+        max_error: answer only where at most this share of all answers is wrong; the others get no label.
+        timings: as ``engines.engine_for`` takes it.
+
+    Raises:
+        HeadstartError: there is no model, ``max_error`` cannot be promised, ``output`` cannot be written, or at the end,
+            pictures could not be used.
+    """
+    if form == "parquet" and output is None:
+        raise HeadstartError("--format parquet needs --output FILE")
+    if output is not None and output.is_dir():
+        raise HeadstartError(f"--output {output} is a folder; name a file")
+    table, least = _threshold(model, max_error)
+    batched = Batched(model, len(files), timings=timings)
+    failed = answered = 0
+    try:
+        with (
+            _writer(form, output, batched.classes) as write,
+            _progress(len(files), output) as advance,
+            contextlib.closing(batched.answers(files)) as answers,
+            quiet(),
+        ):
+            for path, found in answers:
+                if isinstance(found, Unusable):
+                    failed += 1
+                    print(f"headstart: {path}: {found}", file=sys.stderr)
+                else:
+                    sure = float(found.max()) >= least
+                    answered += sure
+                    write(path, batched.classes[int(found.argmax())] if sure else None, found)
+                advance()
+    except OSError as error:  # pictures are read elsewhere: it is the answers that have no place
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise HeadstartError(f"{output or 'standard output'} cannot be written: {error.strerror or error}") from None
+    if table is not None:
+        print(
+            f"headstart: {answered} of {len(files) - failed} answered, those of {least:.3f} and more; on validation that "
+            f"was {table['answered']:.0%} of the pictures, and {table['error']:.1%} of these were wrong",
+            file=sys.stderr,
+        )
+    if failed:
+        raise HeadstartError(f"{failed} of {len(files)} pictures could not be used")
+
+
+def _threshold(model: Path, max_error: float | None) -> tuple[dict[str, float] | None, float]:
+    """What the model's table promises for ``max_error``, and the least confidence that is answered."""
+    if max_error is None:
+        return None, 0.0
+    try:
+        details = read_json(model / CLASSIFIER / DETAILS)
+    except (OSError, ValueError):
+        return None, 0.0  # whoever loads the model says so
+    row = threshold_for(max_error, details.get("answering"))
+    return row, row["confidence"]
+
+
+def _progress(count: int, output: Path | None) -> contextlib.AbstractContextManager[Advance]:
+    """A bar, or lines where there is no terminal; nothing where the answers themselves are what moves there."""
+    moving = output is None and sys.stdout.isatty()
+    if moving or (count <= FEW and not sys.stderr.isatty()):
+        return contextlib.nullcontext(lambda count=1: None)
+    return progress("predict", count)
+
+
+@contextmanager
+def _writer(form: str, output: Path | None, classes: tuple[str, ...]) -> Iterator[Write]:
+    if form == "parquet":
+        assert output is not None
+        with replacing(output) as part, _parquet(part, classes) as write:
+            yield write
+    elif output is not None:
+        with replacing(output) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+            yield _lines(form, stream, classes)
+    else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+        yield _lines(form, sys.stdout, classes)  # itself, before a progress bar puts its own in its place
+
+
+def _lines(form: str, stream: TextIO, classes: tuple[str, ...]) -> Write:
+    def as_text(path: Path, label: str | None, found: Floats) -> None:
+        said = label or f"no answer ({classes[int(found.argmax())]}?)"
+        print(f"{found.max():6.1%}  {said}  {path}", file=stream)
+
+    def as_json(path: Path, label: str | None, found: Floats) -> None:
+        row = {"image": str(path), "label": label, "probability": float(found.max())}
+        row |= {"probabilities": dict(zip(classes, found.tolist(), strict=True))}
+        print(json.dumps(row, ensure_ascii=False), file=stream)
+
+    def as_csv(path: Path, label: str | None, found: Floats) -> None:
+        writer.writerow([path, label or "", float(found.max()), *found.tolist()])
+
+    if form != "csv":
+        return as_json if form == "json" else as_text
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["image", "label", "probability", *classes])
+    return as_csv
+
+
+@contextmanager
+def _parquet(file: Path, classes: tuple[str, ...]) -> Iterator[Write]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = [(name, pa.float64()) for name in ("probability", *classes)]
+    schema = pa.schema([("image", pa.string()), ("label", pa.string()), *numbers])
+    rows: list[tuple[str, str | None, Floats]] = []
+
+    def flush() -> None:
+        images, labels, found = zip(*rows, strict=True)
+        each = np.stack(found)
+        columns = [pa.array(images), pa.array(labels, pa.string()), each.max(axis=1), *each.T]
+        writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
+        rows.clear()
+
+    def write(path: Path, label: str | None, found: Floats) -> None:
+        rows.append((str(path).encode("utf-8", "backslashreplace").decode(), label, found))
+        if len(rows) == ROWS:
+            flush()
+
+    with pq.ParquetWriter(file, schema) as writer:
+        yield write
+        if rows:
+            flush()

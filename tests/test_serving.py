@@ -195,11 +195,8 @@ def test_health_and_model_tell(server: Server, model: Path) -> None:
 def test_the_test_figures_beside_a_model_are_told(tmp_path: Path) -> None:
     folder = put_model(tmp_path / "package/model/artifacts/classifier").parents[1]
     (tmp_path / "evaluate").mkdir()
-    measured = {
-        "chosen": "head",
-        "test": {"chosen": {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "n": 70}},
-    }
-    (tmp_path / "evaluate/metrics.json").write_text(json.dumps(measured))
+    figures = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "n": 70}
+    (tmp_path / "evaluate/metrics.json").write_text(json.dumps({"chosen": "head", "test": {"chosen": figures}}))
     batched = Batched(folder)
     about = described(folder, batched, Limits())
     assert about["figures"] == figures

@@ -340,7 +340,7 @@ def _decoded(model: Batched, data: bytes) -> Array:
     except Unusable as reason:
         raise HTTPException(422, str(reason).replace("prepare.max_megapixels", "this server's limit")) from None
     except Image.DecompressionBombError:
-        raise HTTPException(422, f"the picture is above this server's limit ({model.max_megapixels:g})") from None
+        raise HTTPException(422, f"more pixels than this server's limit ({model.max_megapixels:g} million)") from None
 
 
 def _answer(row: Floats, classes: Sequence[str]) -> dict[str, Any]:

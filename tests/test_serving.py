@@ -262,9 +262,9 @@ HOSTILE: dict[str, tuple[int, bytes, str, str]] = {
     "nothing": (422, b"", "image/png", r"empty file \(0 bytes\)"),
     "a page": (422, b"<html>hello</html>" * 9, "text/html", "not a picture"),
     "half a picture": (422, png(Image.effect_noise((90, 90), 90))[:3000], "image/png", "truncated or damaged"),
-    "a bomb": (422, png(Image.new("L", (4000, 4000))), "image/png", r"4000×4000.*limit|above this server's limit"),
+    "a bomb": (422, png(Image.new("L", (4000, 4000))), "image/png", r"this server's limit"),
     "a smaller bomb": (422, png(Image.new("L", (800, 800))), "image/png", r"800×800 pixels is above this server's limit"),
-    "a bomb in an icon": (422, icon_with(png(Image.new("RGBA", (2000, 2000)))), "image/x-icon", "truncated or damaged"),
+    "a bomb in an icon": (422, icon_with(png(Image.new("RGBA", (2000, 2000)))), "image/x-icon", "this server's limit"),
     "a line": (422, png(Image.new("L", (100_000, 1))), "image/png", "more than 100 times as long as wide"),
     "a program": (422, PROGRAM, "image/png", "not a picture"),
     "no JSON": (400, b"{'image': ", "application/json", "JSON has to be"),
@@ -436,6 +436,7 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
     (tmp_path / "halves.png").write_bytes(halves())
     (tmp_path / "notes.txt").write_text("not a picture")
     with browser_page(tmp_path / "profile") as page:
+        page.set_default_timeout(PATIENCE_S * 1000)
         complaints: list[str] = []
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -455,13 +456,13 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
             data,
         )
         page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
-        page.get_by_role("status").get_by_text("green, 9").wait_for()
+        page.get_by_role("status").filter(has_text="green, 9").wait_for()
 
         # Chosen, and explained for one class after the other.
         page.set_input_files("#file", tmp_path / "halves.png")
         for label in ("red", "blue"):
             page.get_by_role("button", name=label).click()
-            page.locator("#explained").get_by_text(label, exact=True).wait_for()
+            page.locator("#explained").filter(has_text=label).wait_for()
             assert page.get_by_role("button", name=label).get_attribute("aria-pressed") == "true"
         page.wait_for_function("document.getElementById('heat').naturalWidth === 64")
         assert page.locator("#heat").is_visible() and page.locator("#seen").is_visible()
@@ -475,7 +476,7 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
 
         # What is no picture is said on the page, and the next one is answered.
         page.set_input_files("#file", tmp_path / "notes.txt")
-        page.get_by_role("status").get_by_text("not a picture that Pillow can read").wait_for()
+        page.get_by_role("status").filter(has_text="not a picture that Pillow can read").wait_for()
         assert not page.locator("#found").is_visible()
         page.set_input_files("#file", tmp_path / "halves.png")
         page.locator("#found").wait_for()

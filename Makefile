@@ -1,10 +1,11 @@
-.PHONY: help setup repro rank why labels tune test lint format ui bench clean lock
+.PHONY: help setup repro rank why labels tune test lint format ui docs bench clean lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := true
+export MLFLOW_DISABLE_TELEMETRY := true
 unexport VIRTUAL_ENV PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 help:  ## this list
@@ -50,6 +51,9 @@ format: setup  ## put the code in shape
 ui: setup  ## MLflow's page on http://127.0.0.1:5000
 	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}
 
+docs: setup  ## the documentation as a site: site/index.html
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 bench: setup  ## side-by-side measurements, as ratios
 	@for script in bench/[a-z]*.py; do echo "== $$script"; python $$script || exit 1; done
 	@python bench/_sides.py
@@ -62,4 +66,4 @@ lock: .venv/bin/uv  ## requirements.lock again, from pyproject.toml
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 clean:  ## remove the environment and all outputs (the DVC cache and MLflow's runs stay)
-	rm -rf .venv data/*/ .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv data/*/ site .mypy_cache .ruff_cache .pytest_cache .hypothesis

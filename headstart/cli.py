@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,55 +45,44 @@ def options(
 
 @app.command()
 def predict(
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Pictures, folders of them, or - for one path per line on standard input.")
+    ],
     model: Model = Path("data/package/model"),
-    form: Annotated[str, typer.Option("--format", help="text, json (one object per line) or csv.")] = "text",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="text, json (one object per line), csv or parquet. By default as --output ends, or text."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A file to write to; it appears when it is whole.")] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="Say nothing where not sure, so that at most this share of the answers is wrong: 0.05 is 5 %."),
+    ] = None,
 ) -> None:
     """Say what is on pictures, with the probability.
 
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """
-    from headstart.data.decode import Unusable, decode, quiet
-    from headstart.served import BATCH, Prediction, load_predictor
+    from headstart import predicting
+    from headstart.checkout import state_folder
 
-    if form not in ("text", "json", "csv"):
-        raise HeadstartError(f"--format {form!r}; allowed: text, json, csv")
-    files = _files(pictures)
-    predictor = load_predictor(model)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if form == "csv":
-        writer.writerow(["image", "label", "probability", *predictor.classes])
-
-    def write(path: Path, answer: Prediction) -> None:
-        if form == "json":
-            row = {"image": str(path), "label": answer.label, "probability": answer.probability}
-            print(json.dumps(row | {"probabilities": answer.probabilities}, ensure_ascii=False))
-        elif form == "csv":
-            writer.writerow([path, answer.label, answer.probability, *answer.probabilities.values()])
-        else:
-            print(f"{answer.probability:6.1%}  {answer.label}  {path}")
-
-    failed = 0
-    for start in range(0, len(files), BATCH):
-        usable = []
-        for path in files[start : start + BATCH]:
-            try:
-                with quiet():
-                    usable.append((path, decode(path, max_megapixels=predictor.max_megapixels).pixels))
-            except Unusable as reason:
-                failed += 1
-                print(f"headstart: {path}: {reason}", file=sys.stderr)
-        for (path, _), answer in zip(usable, predictor.predict([array for _, array in usable]), strict=True):
-            write(path, answer)
-    if failed:
-        raise HeadstartError(f"{failed} of {len(files)} pictures could not be used")
+    suffix = output.suffix.lower() if output is not None else ""
+    form = form or predicting.SUFFIXES.get(suffix, "text")
+    if form not in predicting.FORMATS:
+        raise HeadstartError(f"--format {form!r}; allowed: {', '.join(predicting.FORMATS)}")
+    timings = state_folder("engines") / "seconds.json" if Path("params.yaml").exists() else None
+    predicting.predict(_files(pictures), model, form, output, max_error, timings)
 
 
 def _files(given: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in given:
-        if path.is_dir():
+        if path == Path("-"):
+            files += [Path(line) for line in os.fsdecode(sys.stdin.buffer.read()).split("\n") if line]
+        elif path.is_dir():
             files += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         elif path.exists():
             files.append(path)
@@ -102,6 +91,44 @@ def _files(given: list[Path]) -> list[Path]:
     if not files:
         raise HeadstartError(f"no pictures in {', '.join(map(str, given))}")
     return files
+
+
+@app.command()
+def export(
+    to: Annotated[str, typer.Option(help="onnx, openvino, or int8 (OpenVINO with whole numbers of 8 bits).")],
+    output: Annotated[Path | None, typer.Option(help="A folder. By default data/export/onnx, /openvino or /int8.")] = None,
+    max_cost: Annotated[
+        float, typer.Option(help="Accuracy on validation pictures that int8 may cost; beyond it is refused.")
+    ] = 0.01,
+    model: Model = Path("data/package/model"),
+) -> None:
+    """Write the model in a form that needs neither headstart nor torch, after comparing its answers on real pictures."""
+    from headstart import exports
+
+    if to not in exports.FORMS:
+        raise HeadstartError(f"--to {to!r}; allowed: {', '.join(exports.FORMS)}")
+    print(exports.export(model, to, Path("data"), output or Path("data/export") / to, max_cost))
+
+
+@app.command()
+def serve(
+    model: Model = Path("data/package/model"),
+    host: Annotated[str, typer.Option(help="0.0.0.0 answers other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Of one request's body.")] = 10.0,
+    max_megapixels: Annotated[
+        float | None, typer.Option(min=0.001, help="Of one picture. By default as the model was made.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="So many pictures go through the network at once, at most.")] = 32,
+    wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a picture waits for others.")] = 5.0,
+) -> None:
+    """Answer pictures over HTTP, with a page to drop one on; until Ctrl-C or SIGTERM.
+
+    POST /predict takes a picture as body, as a form's file or as {"image": base64}; GET /health and GET /model tell.
+    """
+    from headstart import serving
+
+    serving.serve(model, host, port, serving.Limits(max_megabytes, max_megapixels, batch, wait_ms))
 
 
 @app.command()
@@ -115,6 +142,68 @@ def track() -> None:
         if not (data / needed).exists():
             raise HeadstartError(f"{data / needed} is not there; run `dvc pull` or `dvc repro` first")
     print(log(data, Params.load(), data / "track"))
+
+
+Why = Annotated[str, typer.Option("--why", help="The reason; it is kept with the version.")]
+
+
+@app.command()
+def gate() -> None:
+    """Decide whether the result in data/ becomes the champion, by the rules in params.yaml, and act on it; once."""
+    from headstart.gate import run
+    from headstart.params import Params
+
+    print(run(Path("data"), Params.load()).sentence)
+
+
+@app.command()
+def promote(
+    why: Why,
+    version: Annotated[int | None, typer.Argument(help="The version's number; otherwise the challenger.")] = None,
+) -> None:
+    """Make a version the champion, whatever the gate says."""
+    from headstart.params import Params
+    from headstart.registry import Registry
+
+    registry = Registry(Params.load())
+    chosen = registry.challenger() if version is None else registry.version(version)
+    if chosen is None:
+        raise HeadstartError(f"{registry.name} has no challenger; run `headstart track`, or name a version")
+    registry.promote(chosen, why)
+    print(f"version {chosen.number} of {registry.name} is the champion")
+
+
+@app.command()
+def rollback(why: Why) -> None:
+    """Make the champion before this one the champion again."""
+    from headstart.params import Params
+    from headstart.registry import Registry
+
+    registry = Registry(Params.load())
+    print(f"version {registry.rollback(why).number} of {registry.name} is the champion again")
+
+
+@app.command()
+def retrain(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """One unattended round, for cron, timers and CI: pull, `dvc repro`, let the gate decide, push, commit dvc.lock.
+
+    Exit status: 0 promoted, 10 skipped (nothing new to decide), 11 kept, 12 refused, 75 another round is at work,
+    1 failed, 130 interrupted. Killed anywhere, the next round carries on.
+    """
+    from headstart import retrain as rounds
+    from headstart.params import Params
+
+    summary = rounds.retrain(Params.load())
+    unheard = summary["outcome"] in ("failed", "busy")
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    elif not unheard:
+        print(rounds.told(summary))
+    if unheard:
+        print(f"headstart: {summary['sentence']}", file=sys.stderr)
+    raise typer.Exit(rounds.EXIT[summary["outcome"]])
 
 
 @app.command()
@@ -177,6 +266,36 @@ def labels() -> None:
 
     folder = Path("data/labels")
     gallery.show(gallery.load_labels(folder), folder)
+
+
+@app.command()
+def drift(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Pictures without labels, in place of drift.incoming of params.yaml.")
+    ] = None,
+) -> None:
+    """Say whether new pictures differ from those that the champion was made from, which are new in kind, and which of those
+    without labels are most worth labelling."""
+    from headstart import drifted
+    from headstart.drift import of_new_pictures
+    from headstart.params import Params
+    from headstart.registry import Registry
+
+    data, params = Path("data"), Params.load()
+    if folder is not None:
+        params = params.model_copy(update={"drift": params.drift.model_copy(update={"incoming": str(folder.resolve())})})
+    registry = Registry(params) if params.registry.model else None
+    champion = registry.champion() if registry else None
+    if registry and champion:
+        found = of_new_pictures(data, params, registry.pictures(champion), registry.download(champion))
+    elif params.drift.incoming is None:
+        raise HeadstartError("there is no champion to compare new pictures with; name a folder of pictures without labels")
+    else:
+        found = of_new_pictures(data, params, set(), None)
+    if found is None:
+        print("No usable picture is new.")
+    else:
+        print(f"{found.sentence}\nWith the pictures: {data / 'drift' / drifted.PAGE}")
 
 
 @app.command()

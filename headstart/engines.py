@@ -175,16 +175,15 @@ def _has_bfloat16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _openvino(network: nn.Module, sample: Tensor) -> Callable[[str], Engine]:
-    """``network`` converted; compiled, for f32 or bf16, when called. Requests are of eight pictures like those of
-    ``sample``, with one stream of one thread per core.
+def converted(network: nn.Module, example: Tensor) -> Any:
+    """``network`` as an OpenVINO model, traced with ``example``.
 
-    A stream works alone, so the same picture gives the same bytes with any number of them.
+    Raises:
+        Exception: whatever the tracer or the converter says about a network that it cannot take.
     """
     import openvino
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = torch.zeros(2, *sample.shape[1:], dtype=sample.dtype)
     # The two steps of openvino.convert_model without its telemetry: nothing leaves this machine.
     frontend = openvino.frontend.FrontEndManager().load_by_framework("pytorch")
     with warnings.catch_warnings(), torch.no_grad():
@@ -192,7 +191,18 @@ def _openvino(network: nn.Module, sample: Tensor) -> Callable[[str], Engine]:
         # Tracing would compare the trace with the network, which takes three times as long and is done by engine_for. The
         # decoder has to live until it is converted.
         decoder = TorchScriptPythonDecoder(network, example_input=example, trace_kwargs={"check_trace": False})
-        model = frontend.convert(frontend.load(decoder))
+        return frontend.convert(frontend.load(decoder))
+
+
+def _openvino(network: nn.Module, sample: Tensor) -> Callable[[str], Engine]:
+    """``network`` converted; compiled, for f32 or bf16, when called. Requests are of eight pictures like those of
+    ``sample``, with one stream of one thread per core.
+
+    A stream works alone, so the same picture gives the same bytes with any number of them.
+    """
+    import openvino
+
+    model = converted(network, torch.zeros(2, *sample.shape[1:], dtype=sample.dtype))
     model.reshape([PICTURES_PER_REQUEST, *sample.shape[1:]])
     threads = torch.get_num_threads()
 

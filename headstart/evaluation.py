@@ -47,7 +47,7 @@ class Scores:
 def metrics(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
     """Every metric of one split, each with its 95 % percentile-bootstrap interval (Efron 1979) as _low and _high."""
     n = len(scores.labels)
-    measures = _measures(scores)
+    measures = measures_of(scores)
     rng = np.random.default_rng(seed)
     draws = {name: np.empty(resamples) for name in measures}
     for resample in range(resamples):
@@ -61,7 +61,7 @@ def metrics(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
     return result | {"n": n}
 
 
-def _measures(scores: Scores) -> dict[str, Callable[[Ints], float]]:
+def measures_of(scores: Scores) -> dict[str, Callable[[Ints], float]]:
     """Each metric as a function of the rows it is taken over, with what does not change computed once."""
     classes = scores.probabilities.shape[1]
     labels, predicted, correct = scores.labels, scores.predicted, scores.correct

@@ -50,11 +50,8 @@ def extract(
         wanted, timings: as ``engines.engine_for`` takes them.
     """
     shown = Shown(trunk, pixels, device)
-    labels = manifest["label"].map({name: number for number, name in enumerate(class_names(manifest))}).to_numpy()
-    many = len(manifest) >= MANY
-    rows = np.unique(np.linspace(0, len(manifest) - 1, PROBED if many else SAMPLE).astype(int))
-    known = torch.from_numpy(labels[rows]) if many else None
-    engine, told = engine_for(shown.network, len(manifest), shown.at_once(rows), device, wanted, known, timings)
+    labels = _numbers(manifest)
+    engine, told = engine_of(shown, manifest, wanted, timings)
     folder.mkdir(parents=True, exist_ok=True)
 
     def complaint(row: int) -> str:
@@ -68,6 +65,19 @@ def extract(
             rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
             write_features(shown, engine, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint)
     write_json(folder / CARD, told)
+
+
+def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str, timings: Path | None) -> tuple[Engine, dict[str, Any]]:
+    """The engine that features are made with, as ``engines.engine_for`` has it; for the same pictures the same one."""
+    many = len(manifest) >= MANY
+    rows = np.unique(np.linspace(0, len(manifest) - 1, PROBED if many else SAMPLE).astype(int))
+    known = torch.from_numpy(_numbers(manifest)[rows]) if many else None
+    return engine_for(shown.network, len(manifest), shown.at_once(rows), shown.device, wanted, known, timings)
+
+
+def _numbers(manifest: pd.DataFrame) -> Rows:
+    """(N,) numbers of the pictures' classes."""
+    return manifest["label"].map({name: number for number, name in enumerate(class_names(manifest))}).to_numpy()
 
 
 class Shown:

@@ -20,7 +20,6 @@ COMMAND = "dvc repro labels/dvc.yaml"
 COLUMNS = ("path", "label", "suggested", "quality")  # those of suspects.csv
 FIRST = 15  # suspects in the terminal
 MANY = 0.1  # of the pictures; only the worst of sets have so many wrong labels
-SIDE = 160  # pixels of a thumbnail
 
 
 def load_labels(folder: Path) -> dict[str, Any]:
@@ -47,23 +46,11 @@ def _write_page(found: dict[str, Any], pixels: Pixels, pictures: pd.DataFrame, s
     from headstart import pages
 
     rows = dict(zip(pictures["path"], pictures.index, strict=True))
-    text = pages.template("labels.html.j2", thumbnail=lambda name: _thumbnail(pixels, int(rows[name]))).render(
+    text = pages.template("labels.html.j2", thumbnail=lambda name: pages.thumbnail(pixels[int(rows[name])])).render(
         sentence=sentence(found), left_out=found["left_out"], counts=found["counts"],
         suspects=found["suspects"][:shown], outliers=found["outliers"][:shown], duplicates=found["duplicates"][:shown],
     )  # fmt: skip
     write_text(path, text)
-
-
-def _thumbnail(pixels: Pixels, row: int) -> str:
-    from PIL import Image
-
-    from headstart import pages
-
-    picture = Image.fromarray(pixels[row])
-    picture.thumbnail((SIDE, SIDE))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=85)
-    return pages.embedded(stream.getvalue(), "jpeg")
 
 
 def show(found: dict[str, Any], folder: Path) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from headstart import served
+from headstart import selective, served
 from headstart.backbones import CARD
 from headstart.checkout import read_json, sha256_of_files, write_json, write_text
 from headstart.data.manifest import read_manifest
@@ -55,6 +56,8 @@ def package(data: Path, params: Params, folder: Path) -> None:
             "temperature": (tuned or head)["temperature"],
             "chosen": chosen,
             "max_megapixels": params.prepare.max_megapixels,
+            "short_side": params.prepare.short_side,
+            "answering": _answering(data, head["classes"]),
         }
         write_json(parts / served.DETAILS, details)
         shutil.copyfile(data / "fetch" / "network.py", parts / served.NETWORK)
@@ -75,6 +78,13 @@ def package(data: Path, params: Params, folder: Path) -> None:
             )
         _input_example(data, target)
     _without_times_and_paths(target)
+
+
+def _answering(data: Path, classes: list[str]) -> dict[str, Any]:
+    """What a least confidence would have meant on the validation pictures, as the chosen classifier answered them."""
+    table = pd.read_parquet(data / "evaluate" / "predictions.parquet")
+    val = table[table["split"] == "val"]
+    return selective.thresholds(val[classes].to_numpy().max(axis=1), (val["label"] == val["predicted"]).to_numpy())
 
 
 def _tensors(data: Path, chosen: str) -> dict[str, NDArray[Any]]:

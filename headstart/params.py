@@ -113,6 +113,19 @@ class Tracking(Section):
     model: bool = True
 
 
+class Registry(Section):
+    model: Annotated[str, Field(pattern=f"^{NETWORK_NAME.pattern}$")] | None = "headstart"
+
+
+class Gate(Section):
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"] = "accuracy"
+    margin: Annotated[float, Field(ge=0)] = 0.01
+    class_margin: Annotated[float, Field(ge=0, le=1)] = 0.1
+    min_pictures: Count = 10
+    max_ece: Annotated[float, Field(gt=0, le=1)] = 0.1
+    max_slowdown: Positive = 1.5
+
+
 class Budget(Section):
     images_per_s: Positive | None = None
     megabytes: Positive | None = None
@@ -157,6 +170,11 @@ class Labels(Section):
     shown: Count = 30
 
 
+class Drift(Section):
+    incoming: Text | None = None
+    export: Count = 50
+
+
 class Tune(Section):
     minutes: Positive = 30.0
     trials: Count | None = None
@@ -196,6 +214,20 @@ class Tune(Section):
         return values
 
 
+class Retrain(Section):
+    remote: Text | None = None
+    branch: Text | None = None
+    push: bool = False
+    webhook: Text | None = None
+
+    @field_validator("webhook")
+    @classmethod
+    def an_address(cls, webhook: str | None) -> str | None:
+        if webhook is not None and not webhook.startswith(("http://", "https://")):
+            raise ValueError(f"retrain.webhook must begin with http:// or https://, found {webhook!r}")
+        return webhook
+
+
 def is_range(values: list[Any]) -> bool:
     """Whether values of ``tune.space`` are the ends of a range; they are a choice otherwise."""
     return len(values) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
@@ -217,10 +249,14 @@ class Params(Section):
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
+    registry: Registry = Registry()
+    gate: Gate = Gate()
     rank: Rank = Rank()
     why: Why = Why()
     labels: Labels = Labels()
     tune: Tune = Tune()
+    drift: Drift = Drift()
+    retrain: Retrain = Retrain()
 
     @property
     def finetune_is_on(self) -> bool:

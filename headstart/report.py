@@ -22,6 +22,7 @@ from headstart.evaluation import Scores
 from headstart.features import load_features
 from headstart.params import Params
 from headstart.progress import progress
+from headstart.verdict import interval, verdict
 
 METRICS, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
 ALWAYS_REPORTED = ("val", "test")
@@ -156,20 +157,3 @@ def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[s
         head=read_json(data / "head" / heads.DETAILS),
         tuned=read_json(data / "finetune" / finetune.DETAILS),
     )
-
-
-def interval(measured: dict[str, float], name: str = "accuracy") -> str:
-    """A metric with its interval, as people write it: 0.812 (0.774–0.848)."""
-    return f"{measured[name]:.3f} ({measured[f'{name}_low']:.3f}–{measured[f'{name}_high']:.3f})"
-
-
-def verdict(result: dict[str, Any]) -> str:
-    """One sentence on what was chosen and what it is worth."""
-    best = result["test"]["chosen"]
-    names = {"head": "the head on frozen features", "finetune": "the fine-tuned network"}
-    sentence = f"Validation chose {names[result['chosen']]}; test accuracy {interval(best)} on {best['n']} pictures."
-    if "gain" in result:
-        gain = result["gain"]["test"]
-        points = f"{100 * gain['accuracy']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
-        sentence += f" Fine-tuning changed test accuracy by {points}."
-    return sentence

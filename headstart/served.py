@@ -21,6 +21,7 @@ from headstart.data.decode import Array, Unusable, decode, quiet
 from headstart.errors import HeadstartError
 from headstart.views import View
 
+CLASSIFIER = Path("artifacts/classifier")  # below the folder that holds MLmodel
 DETAILS, WEIGHTS, NETWORK = "classifier.json", "classifier.safetensors", "network.py"
 BATCH = 32
 
@@ -55,6 +56,7 @@ class Predictor:
         self.model.load_state_dict(state)
         self.model.eval().requires_grad_(False)
         self.max_megapixels: float = details["max_megapixels"]
+        self.short_side: int | None = details.get("short_side")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -69,6 +71,14 @@ class Predictor:
             HeadstartError: a picture cannot be used; the message says which and why.
         """
         return [prediction for chunk in self._chunks(pictures) for prediction in self._answers(chunk)]
+
+    def decoded(self, source: bytes | Path) -> Array:
+        """A picture file, or its bytes, as (height, width, 3) uint8: decoded as those that it was trained on were.
+
+        Raises:
+            Unusable: it is no picture, damaged or too large.
+        """
+        return decode(source, self.short_side, self.max_megapixels).pixels
 
     def _chunks(self, pictures: Sequence[Any]) -> Iterator[list[Array]]:
         for start in range(0, len(pictures), BATCH):
@@ -91,9 +101,9 @@ class Predictor:
                 inline = None if len(str(picture)) < 4096 and path.is_file() else _from_base64(str(picture))
                 if inline is None and not path.is_file():
                     raise Unusable("no such file")
-                return decode(path if inline is None else inline, max_megapixels=self.max_megapixels).pixels
+                return self.decoded(path if inline is None else inline)
             if isinstance(picture, bytes | bytearray | memoryview):
-                return decode(bytes(picture), max_megapixels=self.max_megapixels).pixels
+                return self.decoded(bytes(picture))
             return _from_array(picture)
         except Unusable as reason:
             raise HeadstartError(f"{name}: {reason}") from None
@@ -101,7 +111,7 @@ class Predictor:
 
 def load_predictor(model: Path) -> Predictor:
     """The predictor of a packaged model, straight from its files: without MLflow, and without what training needs."""
-    return Predictor(model / "artifacts" / "classifier")
+    return Predictor(model / CLASSIFIER)
 
 
 def _from_base64(text: str) -> bytes | None:

@@ -10,6 +10,7 @@ from typing import Any
 from headstart.checkout import read_found, write_text
 from headstart.errors import HeadstartError
 from headstart.params import Params, set_values
+from headstart.verdict import verdict
 
 WHY, PAGE = "why.json", "story.html"
 COMMAND = "dvc repro why/dvc.yaml"
@@ -59,8 +60,6 @@ class Story:
         return f"Your pictures: {kept}{freeze['per_class']} per class for training and validation{wrong}."
 
     def outcome(self) -> str:
-        from headstart.report import verdict  # which takes seconds to import
-
         assert self.result is not None
         return verdict(self.result)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import shutil
@@ -22,17 +21,26 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from headstart.checkout import checkout, read_json, state_folder, write_json
+from headstart import model_card
+from headstart.checkout import checkout, read_json, write_json
 from headstart.errors import HeadstartError
 from headstart.params import Params, cores
+from headstart.registry import Registry
+from headstart.store import RESULT, experiment_id, opened, short, shown_uri, tagged
+from headstart.verdict import verdict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-RESULT, COMPLETE = "headstart.result", "headstart.complete"
+COMPLETE = "headstart.complete"
 STUDY, TRIAL = "headstart.study", "headstart.trial"
+EXPERIMENT = "dvc.experiment"
 LIVE = "finetune/"
+MAKES_THE_RESULT = {
+    "data", "backbone", "weights", "weights_mirror", "seed", "threads", "prepare", "split", "features", "head", "finetune",
+    "evaluate",
+}  # fmt: skip
 
 
 def result_digest(data: Path, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:
@@ -69,20 +77,22 @@ class Tracker:
             HeadstartError: the store does not answer.
         """
         self.params, self.digest = params, digest
-        with _store() as client:
+        with opened() as client:
             self.client = client
-            self.experiment_id = _experiment(client, params.tracking.experiment)
+            self.experiment_id = experiment_id(client, params.tracking.experiment)
             found = self._runs()
             self.complete = any(run.data.tags.get(COMPLETE) for run in found)
             self.run_id: str = found[0].info.run_id if found else self._create()
 
     def _runs(self) -> list[Run]:
-        runs = _tagged(self.client, self.experiment_id, RESULT, self.digest)
+        runs = tagged(self.client, self.experiment_id, RESULT, self.digest)
         return sorted(runs, key=lambda run: (COMPLETE not in run.data.tags, run.info.start_time))
 
     def _create(self) -> str:
-        name = os.environ.get("DVC_EXP_NAME") or f"{self.params.backbone}-{self.digest[:7]}"
+        experiment = os.environ.get("DVC_EXP_NAME")
+        name = experiment or f"{self.params.backbone} {trained(self.params)} {self.digest[:7]}"
         tags = {RESULT: self.digest, "mlflow.source.name": "dvc repro", "mlflow.source.type": "PROJECT"} | _revision()
+        tags |= _filters(self.params) | {"trained": trained(self.params)} | ({EXPERIMENT: experiment} if experiment else {})
         run_id: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         return run_id
 
@@ -94,14 +104,15 @@ class Tracker:
         from mlflow.entities import Metric, Param
 
         client, run = self.client, self.run_id
-        flat = flattened(self.params.model_dump(exclude={"rank", "why", "labels", "tune"}))  # no part of this result
-        client.log_batch(run, params=[Param(key, str(value)) for key, value in flat.items()])
+        client.log_batch(run, params=[Param(key, value) for key, value in comparable(self.params).items()])
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
         self.live().catch_up(data)
+        measured = read_json(data / "evaluate" / "metrics.json")
         results = {
-            "chosen": read_json(data / "evaluate" / "metrics.json")["chosen"],
+            "chosen": measured["chosen"],
             "engine": read_json(data / "features" / "features.json")["engine"],
+            "mlflow.note.content": verdict(measured),
         }
         for key, value in (_host(self.params.threads) | results).items():
             client.set_tag(run, key, value)
@@ -112,10 +123,50 @@ class Tracker:
                 client.log_artifacts(run, str(path), target)
             elif path.exists():
                 client.log_artifact(run, str(path), target or None)
+        self._log_images(data / "evaluate" / "figures")
+        card = self._card(data)
+        client.log_text(run, card, model_card.FILE)
         if self.params.tracking.model:
             self._log_model(data / "package" / "model", numbers)
+        self.register(data, card)
         client.set_tag(run, COMPLETE, "true")
         client.set_terminated(run)
+
+    def _log_images(self, folder: Path) -> None:
+        """The figures a second time, as MLflow's logged images: its charts put those of several runs side by side, files
+        among the artifacts they do not. What a run that was killed here has logged is not logged again."""
+        from PIL import Image
+
+        logged = {Path(file.path).name.split("+")[0] for file in self.client.list_artifacts(self.run_id, "images")}
+        for path in sorted(folder.glob("*.png")):
+            if f"figures~{path.stem}" not in logged:  # MLflow writes a key's slashes so
+                with Image.open(path) as figure:
+                    self.client.log_image(self.run_id, figure, key=f"figures/{path.stem}", step=0)
+
+    def register(self, data: Path, card: str | None = None) -> None:
+        """See to it that the result has its version in the registry, unless it is to have none or has no model.
+
+        Args:
+            card: the model card; None: one that was made long ago is registered, if it is not yet.
+        """
+        model = self._logged_model()
+        if self.params.registry.model is None or model is None:
+            return
+        registry = Registry(self.params)
+        if card is None and registry.by_result(self.digest):
+            return
+        registry.register(self.run_id, self.digest, model, card or self._card(data), self._lineage(data))
+
+    def _card(self, data: Path) -> str:
+        return model_card.card(data, self.params, {"MLflow run": self.run_id} | self._lineage(data))
+
+    def _lineage(self, data: Path) -> dict[str, str]:
+        return model_card.lineage(data, self.digest) | _revision()
+
+    def _logged_model(self) -> str | None:
+        """The id of the run's model, which is linked to the run once it is whole."""
+        outputs = self.client.get_run(self.run_id).outputs
+        return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
 
     def _log_dataset(self, data: Path) -> None:
         import mlflow
@@ -137,6 +188,8 @@ class Tracker:
     def _log_model(self, folder: Path, numbers: dict[str, float]) -> None:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
+        if self._logged_model():
+            return
         details = read_json(folder / "artifacts" / "classifier" / "classifier.json")
         kept = {"backbone": details["backbone"], "chosen": details["chosen"], "classes": str(len(details["classes"]))}
         model = self.client.create_logged_model(
@@ -158,6 +211,7 @@ ARTIFACTS = {
     "evaluate/metrics.json": "",
     "prepare/sheet.png": "figures",
     "prepare/audit.json": "data",
+    "prepare/manifest.parquet": "data",
     "backbone/card.json": "backbone",
     "features/features.json": "features",
     "head/head.json": "head",
@@ -202,6 +256,7 @@ def track(data: Path, params: Params, folder: Path) -> str:
     digest = result_digest(data)
     tracker = Tracker(params, digest)
     if tracker.complete:
+        tracker.register(data)  # one that was logged before there was a registry
         sentence = f"result {digest[:7]} is already in MLflow (run {tracker.run_id}); nothing logged twice"
     else:
         try:
@@ -210,7 +265,7 @@ def track(data: Path, params: Params, folder: Path) -> str:
             raise
         except Exception as error:
             raise HeadstartError(
-                f"MLflow at {_uri()} did not take the result: {_short(error)}; run it again to go on"
+                f"MLflow at {shown_uri()} did not take the result: {short(error)}; run it again to go on"
             ) from None
         sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `make ui`"
     write_json(folder / "track.json", {"result": digest, "experiment": params.tracking.experiment})
@@ -243,12 +298,12 @@ class StudyRuns:
         """To be called with the rows of the curve of ``trial``, a row of tune.json, while it trains."""
         live: list[Live] = []
         if self.answers:
-            with self._or_a_word(), _store() as client:
+            with self._or_a_word(), opened() as client:
                 live = [Live(client, self._trial(client, trial))]
 
         def send(row: dict[str, float]) -> None:
             for answering in live if self.answers else []:
-                with self._or_a_word(), _store():
+                with self._or_a_word(), opened():
                     answering(row)
 
         return send
@@ -260,7 +315,7 @@ class StudyRuns:
             trial: a row of tune.json.
         """
         if self.answers:
-            with self._or_a_word(), _store() as client:
+            with self._or_a_word(), opened() as client:
                 self._log(client, trial, curve)
 
     def finish(self, found: dict[str, Any], curves: dict[int, list[dict[str, float]]]) -> None:
@@ -271,7 +326,7 @@ class StudyRuns:
             found: what tune.json holds.
             curves: by the number of the trial.
         """
-        with self._or_a_word(), _store() as client:
+        with self._or_a_word(), opened() as client:
             for trial in found["trials"]:
                 self._log(client, trial, curves[trial["trial"]])
             run_id = self._parent(client)
@@ -311,7 +366,7 @@ class StudyRuns:
 
         name = f"tune {self.params.backbone} {self.study[:7]}"
         run_id = self._found_or_created(client, STUDY, self.study, name)
-        space = {f"finetune.{key}": str(values) for key, values in self.params.tune.space.items()}
+        space = {f"tune.space.{key}": _text(values) for key, values in self.params.tune.space.items()}
         client.log_batch(run_id, params=[Param(key, value) for key, value in space.items()])
         return run_id
 
@@ -328,15 +383,42 @@ class StudyRuns:
     def _found_or_created(
         self, client: MlflowClient, tag: str, value: str, name: str, tags: dict[str, str] | None = None
     ) -> str:
-        experiment = _experiment(client, self.params.tracking.experiment)
-        for run in _tagged(client, experiment, tag, value):
+        experiment = experiment_id(client, self.params.tracking.experiment)
+        for run in tagged(client, experiment, tag, value):
             return str(run.info.run_id)
         source = {"mlflow.source.name": "dvc repro tune/dvc.yaml", "mlflow.source.type": "PROJECT"} | _revision()
-        created = client.create_run(experiment, run_name=name, tags={tag: value} | source | (tags or {}))
+        every = {tag: value} | source | _filters(self.params)
+        created = client.create_run(experiment, run_name=name, tags=every | (tags or {}))
         return str(created.info.run_id)
 
 
 _STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}  # as MLflow has it
+
+
+def trained(params: Params) -> str:
+    """What is trained, in a word: head, last, half or all; scratch where the network starts from random weights."""
+    if not params.finetune_is_on:
+        return "head"
+    return "scratch" if params.weights == "none" else params.finetune.unfreeze
+
+
+def _filters(params: Params) -> dict[str, str]:
+    """Tags that people look for runs by, from the first moment on: tags.backbone = 'resnet18'."""
+    return {"backbone": params.backbone, "source": params.data.source}
+
+
+def comparable(params: Params) -> dict[str, str]:
+    """The parameters that make a result, so that MLflow can lay them side by side: {"finetune.lr": "0.001"}.
+
+    A parameter that is a number in one run and a word in another is no axis of a plot. So what is null is left out, and a
+    list of one number is that number.
+    """
+    flat = flattened(params.model_dump(include=MAKES_THE_RESULT))
+    return {key: _text(value) for key, value in flat.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -348,13 +430,15 @@ def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def stage_metrics(data: Path) -> dict[str, float]:
-    """Every number the stages report, under names that group in the UI: test/chosen/accuracy."""
+    """Every number the stages report, under names that group in the UI: test/chosen/accuracy, val/chosen/accuracy."""
     audit = read_json(data / "prepare" / "audit.json")
     head = read_json(data / "head" / "head.json")
     tuned = read_json(data / "finetune" / "finetune.json")
     card = read_json(data / "backbone" / "card.json")
-    numbers: dict[str, Any] = {
-        key.replace(".", "/"): v for key, v in _numbers(read_json(data / "evaluate" / "metrics.json"))
+    measured = read_json(data / "evaluate" / "metrics.json")
+    chosen = {split: {"chosen": measured[split][measured["chosen"]]} for split in ("val", "test")}
+    numbers: dict[str, Any] = {  # a run's page has them in this order
+        key.replace(".", "/"): value for key, value in [*_numbers(chosen), *_numbers(measured)]
     }
     numbers |= {"prepare/kept": audit["kept"], "prepare/dropped": len(audit["dropped"]), "prepare/leaks": audit["leaks"]}
     numbers |= {"head/C": head["C"], "head/temperature": head["temperature"]}
@@ -370,59 +454,6 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in flattened(values).items():
         if isinstance(value, int | float):
             yield key, value
-
-
-def _uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{checkout() / 'mlflow.db'}"
-
-
-def _artifacts() -> str | None:
-    """With the default store, artifacts stand beside it; a server decides for itself."""
-    return None if os.environ.get("MLFLOW_TRACKING_URI") else (checkout() / "mlartifacts").as_uri()
-
-
-@contextmanager
-def _store() -> Iterator[MlflowClient]:
-    """A client, with its errors as one sentence. Locked, as two workers creating the same database at once fail."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # a new database needs no two lines about it
-    from filelock import FileLock
-    from mlflow import MlflowClient
-
-    try:
-        with FileLock(state_folder("locks") / "mlflow.lock"):
-            yield MlflowClient(_uri())
-    except HeadstartError:
-        raise
-    except Exception as error:  # connection, database and REST errors
-        raise HeadstartError(
-            f"MLflow at {_uri()} does not answer ({_short(error)}); start it, or unset MLFLOW_TRACKING_URI to use "
-            "the checkout's own store"
-        ) from None
-
-
-def _experiment(client: MlflowClient, name: str) -> str:
-    """The id of the experiment, which is created where there is none."""
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        return str(client.create_experiment(name, _artifacts()))
-    if experiment.lifecycle_stage == "deleted":
-        raise HeadstartError(
-            f"the MLflow experiment {name!r} is deleted; restore it with "
-            f"`mlflow experiments restore -x {experiment.experiment_id}` or name another as tracking.experiment"
-        )
-    return str(experiment.experiment_id)
-
-
-def _tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Run]:
-    runs: list[Run] = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'")
-    return runs
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _revision() -> dict[str, str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+STRIP = 16  # times its own height, or width: what the centre crop shows of a longer strip is far from its ends
 INTERPOLATIONS = ("bilinear", "bicubic")  # what torchvision's and timm's networks were trained with, all of them
 
 
@@ -48,6 +49,11 @@ class View:
         do. torch resizes uint8 as Pillow does, to a level or two, in half the time.
         """
         height, width = pixels.shape[:2]
+        reach = STRIP * min(height, width)
+        if max(height, width) > reach:  # resized whole, a line of a hundred thousand pixels would fill the memory
+            top, left = (max(0, (side - reach) // 2) for side in (height, width))
+            pixels = pixels[top : top + reach, left : left + reach]
+            height, width = pixels.shape[:2]
         short = int(self.size / self.crop + 1e-6)
         rows, columns = (int(short * side / min(height, width)) for side in (height, width))
         picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]

@@ -5,7 +5,8 @@ from pathlib import Path
 from headstart.compute import set_up
 from headstart.errors import run_cleanly
 from headstart.params import Params
-from headstart.report import evaluate, verdict
+from headstart.report import evaluate
+from headstart.verdict import verdict
 
 
 def main() -> None:

@@ -56,7 +56,22 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = command("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("predict", "track", "models", "rank", "why", "labels", "tune"):
+    for name in (
+        "predict",
+        "export",
+        "serve",
+        "track",
+        "models",
+        "rank",
+        "why",
+        "labels",
+        "tune",
+        "drift",
+        "retrain",
+        "gate",
+        "promote",
+        "rollback",
+    ):
         assert name in done.stdout
 
 
@@ -182,7 +197,7 @@ def test_predict_answers_the_good_names_the_bad_and_ends_with_status_1(run: Run,
     [
         (["gone.jpg"], "headstart: gone.jpg is not there\n"),
         (["empty"], "headstart: no pictures in empty\n"),
-        (["pictures", "--format", "xml"], "headstart: --format 'xml'; allowed: text, json, csv\n"),
+        (["pictures", "--format", "xml"], "headstart: --format 'xml'; allowed: text, json, csv, parquet\n"),
     ],
 )
 def test_what_predict_cannot_do_is_one_sentence(run: Run, model: Path, arguments: list[str], sentence: str) -> None:

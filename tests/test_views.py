@@ -93,3 +93,12 @@ def test_a_picture_that_fails_ahead_of_its_turn_fails_the_loop_and_does_not_hang
     with pytest.raises(OSError, match="gone"):
         loop()
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_of_a_long_strip_the_middle_is_seen_and_the_rest_takes_no_memory(upright: bool) -> None:
+    strip = np.zeros((2, 1_000_000, 3), np.uint8)  # resized whole, 384 MB
+    strip[:, 499_900:500_100] = 200
+    view = View(32, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    seen = view(strip.transpose(1, 0, 2) if upright else strip)
+    assert (seen == 200).all()

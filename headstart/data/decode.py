@@ -18,6 +18,7 @@ Image.MAX_IMAGE_PIXELS = None  # checked below against the user's own limit, bef
 
 Array = NDArray[np.uint8]
 THUMBNAIL, FINGERPRINTED = 16, 96  # pixels
+LONGEST = 100  # times its short side: a picture of one row, made 256 pixels high, would fill the memory
 SPARED = 1.25  # times the short side: to make a picture smaller by so little takes longer than to decode it, for nothing
 # What undoes each value of EXIF's orientation tag. ImageOps.exif_transpose would do it, but also rewrites the whole EXIF
 # block, and gives up on a picture when another tag in there is garbled.
@@ -82,6 +83,8 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
     width, height = image.size
     if width * height > max_megapixels * 1e6:
         raise Unusable(f"{width}×{height} pixels is above prepare.max_megapixels ({max_megapixels:g}); a bomb or a scan")
+    if max(width, height) > LONGEST * min(width, height):
+        raise Unusable(f"{width}×{height} pixels: more than {LONGEST} times as long as wide")
     notes = []
     try:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # cameras put a preview behind an MPO's picture

@@ -145,9 +145,9 @@ def _folder(root: Path) -> Listing:
         Picture(file.relative_to(root).as_posix(), label, split)
         for part, split in parts
         for label in _subfolders(part)
-        for file in _files(part / label)
+        for file in files_below(part / label)
     ]
-    if not pictures and any(_files(root)):
+    if not pictures and any(files_below(root)):
         raise HeadstartError(f"{root} holds files but no class folders; put each class's pictures in a folder of its own")
     return Listing(root, sorted(pictures, key=lambda picture: picture.path))
 
@@ -175,10 +175,11 @@ def _subfolders(folder: Path) -> list[str]:
     return [entry.name for entry in _visible(folder) if entry.is_dir()]
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files, hidden ones and what is in hidden folders passed over; in the order of their names."""
     for entry in _visible(folder):
         if entry.is_dir():
-            yield from _files(Path(entry.path))
+            yield from files_below(Path(entry.path))
         elif entry.is_file():
             yield Path(entry.path)
 
@@ -259,7 +260,7 @@ def _hymenoptera(data: Data) -> Listing:
 def content_digest(root: Path) -> str:
     """SHA-256 over the sorted ``path sha256`` lines of the files below the first folder that has more than one."""
     root = _descend(root)
-    lines = sorted(f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n" for file in _files(root))
+    lines = sorted(f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n" for file in files_below(root))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -282,7 +283,7 @@ def _address(source: str) -> Listing:
         try:
             download_folder(source, folder)
         except HeadstartError as error:
-            if not folder.exists() or not any(_files(folder)):
+            if not folder.exists() or not any(files_below(folder)):
                 raise
             print(f"headstart: {error}; going on with what was fetched before")
     return _folder(folder)

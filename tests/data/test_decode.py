@@ -200,6 +200,13 @@ def test_a_decompression_bomb_is_refused_by_its_header_alone() -> None:
         decode(KINDS["PNG"], max_megapixels=0.006)
 
 
+def test_a_line_is_no_picture() -> None:
+    """A network that is shown 256 pixels of its short side would be shown 25 million of its long one."""
+    with pytest.raises(Unusable, match="100000×1 pixels: more than 100 times as long as wide"):
+        decode(encoded(Image.new("L", (100_000, 1)), "PNG"))
+    assert decode(encoded(Image.new("L", (3, 300)), "PNG")).height == 300
+
+
 def test_a_file_that_is_not_there_is_a_reason_too(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="cannot be read: No such file or directory"):
         decode(tmp_path / "gone.jpg")

@@ -1,9 +1,10 @@
-"""MLflow's page as a person sees it: two results side by side, in a real browser on a real server."""
+"""MLflow's page as a person sees it: two results of different backbones compared, in a real browser on a real server."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,11 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
+
+from headstart.saved_view import FIGURES, NAME
+from tests.stages.conftest import Clone
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
-
-    from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -34,6 +37,7 @@ FLAGS = [
 ]  # fmt: skip
 PATIENCE_S = 300  # the page loads a hundred scripts, and other tests share the machine
 SCREENSHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
+SHOWN = ("view", "charts", "figures", "compare", "run")
 
 
 @contextmanager
@@ -86,9 +90,9 @@ def browser_page(profile: Path) -> Iterator[Page]:
 
 
 def shot(page: Page, name: str, folder: Path) -> None:
-    """A screenshot for whoever looks into a failure; with HEADSTART_SCREENSHOTS=1 those of the README too."""
+    """A screenshot for whoever looks into a failure; with HEADSTART_SCREENSHOTS=1 those of the documentation too."""
     page.screenshot(path=folder / f"{name}.png")
-    if os.environ.get("HEADSTART_SCREENSHOTS") == "1" and name in ("runs", "compare"):
+    if os.environ.get("HEADSTART_SCREENSHOTS") == "1" and name in SHOWN:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
@@ -135,28 +139,101 @@ def width_of(png: Path) -> int:
     return width
 
 
-def test_two_results_are_found_and_compared_in_the_browser(copy_of: Clone, tmp_path: Path) -> None:
-    import mlflow
-
+@pytest.fixture(scope="session")
+def compared(finished: Clone) -> Clone:
+    """The slice, and beside it a result of another backbone whose head alone was trained, made once for all workers."""
     if not any(map(shutil.which, BROWSERS)):
         pytest.skip(f"no browser on PATH (looked for {', '.join(BROWSERS)})")
-    copy_of.set(finetune={"unfreeze": "none"})
-    copy_of.repro()
-    client = mlflow.MlflowClient(f"sqlite:///{copy_of.folder / 'mlflow.db'}")
+    folder = finished.folder.with_name("compared")
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(finished.folder, folder, symlinks=True)
+            Clone(folder).set(backbone="tf_efficientnet_lite1", finetune={"unfreeze": "none"})
+            Clone(folder).repro()
+            done.touch()
+    return Clone(folder)
+
+
+def results(clone: Clone) -> tuple[str, dict[str, Any]]:
+    """The experiment's id, and the runs by what was to be fine-tuned."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("headstart").experiment_id
-    runs: dict[str, Any] = {
-        run.data.params["finetune.unfreeze"]: run for run in client.search_runs([experiment]) if run.data.tags.get("chosen")
-    }
+    runs = {run.data.params["finetune.unfreeze"]: run for run in client.search_runs([experiment], "tags.chosen LIKE '%'")}
     assert set(runs) == {"last", "none"}
+    return experiment, runs
+
+
+@contextmanager
+def nothing_foreign(page: Page, address: str) -> Iterator[None]:
+    """No error on the page, and nothing asked of anybody but the server."""
+    foreign: list[str] = []
+    page.on("request", lambda request: foreign.append(request.url) if request.url.startswith("http") else None)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield
+    assert not errors
+    assert not [url for url in foreign if not url.startswith(address)]
+
+
+def rows(page: Page, names: list[str]) -> list[str]:
+    """The runs in the table, from the top."""
+    links = page.get_by_role("link").filter(has_text=re.compile("|".join(map(re.escape, names))))
+    return [link.inner_text().strip() for link in links.all()]
+
+
+def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone, tmp_path: Path) -> None:
+    experiment, runs = results(compared)
+    best_first = sorted(runs.values(), key=lambda run: float(run.data.metrics["val/chosen/log_loss"]))
+    names = [run.info.run_name for run in best_first]
+
+    with mlflow_ui(compared) as address, browser_page(tmp_path / "profile") as page, nothing_foreign(page, address):
+        # The view stands in the menu. Its columns say what was compared, the best on validation is on top.
+        page.goto(f"{address}/#/experiments/{experiment}/runs")
+        page.get_by_role("link", name=names[0]).first.wait_for()
+        close_assistant(page)
+        page.get_by_test_id("saved-views-trigger").click()
+        page.get_by_test_id("saved-views-item-headstart").filter(has_text=NAME).click()
+        for heading in ("backbone", "trained", "chosen", "val/chosen/log_loss", "val/chosen/accuracy"):
+            page.get_by_role("columnheader").get_by_text(heading, exact=True).first.wait_for()
+        page.get_by_text("tf_efficientnet_lite1", exact=True).first.wait_for()
+        assert rows(page, names) == names
+        page.wait_for_timeout(1000)
+        shot(page, "view", tmp_path)
+
+        # As charts: accuracy over cost, parallel coordinates, the figures of both side by side.
+        page.set_viewport_size({"width": 1400, "height": 1400})
+        page.goto(f"{address}/#/experiments/{experiment}/runs?viewStateShareKey=headstart&compareRunsMode=CHART")
+        cards = page.get_by_test_id("experiment-view-compare-runs-card")
+        page.get_by_test_id("experiment-view-compare-runs-section-header").filter(has_text="Compared").wait_for()
+        for number in range(3):
+            cards.nth(number).wait_for()
+        page.locator("canvas").first.wait_for(state="attached")  # of the parallel coordinates; the others are drawn as SVG
+        thumbnails = (
+            "[...document.images].filter(i => i.src.includes('figures') && i.complete && i.naturalWidth > 0).length"
+        )
+        page.wait_for_function(f"{thumbnails} >= {2 * len(FIGURES)}")
+        shot(page, "charts", tmp_path)
+        page.set_viewport_size({"width": 1400, "height": 800})
+
+        # Tags find runs.
+        page.goto(f"{address}/#/experiments/{experiment}/runs")
+        search = page.get_by_placeholder("metrics.rmse < 1")
+        search.fill("tags.backbone = 'tf_efficientnet_lite1' and tags.trained = 'head'")
+        search.press("Enter")
+        page.get_by_role("link", name=runs["last"].info.run_name).first.wait_for(state="hidden")
+        assert rows(page, names) == [runs["none"].info.run_name]
+
+
+def test_two_results_are_found_and_compared_in_the_browser(compared: Clone, tmp_path: Path) -> None:
+    experiment, runs = results(compared)
     names = [run.info.run_name for run in runs.values()]
-    shown = json.loads(copy_of.read("data/evaluate/metrics.json"))["test"]["chosen"]["accuracy"]
+    shown = json.loads(compared.read("data/evaluate/metrics.json"))["test"]["chosen"]["accuracy"]
 
-    with mlflow_ui(copy_of) as address, browser_page(tmp_path / "profile") as page:
-        foreign: list[str] = []
-        page.on("request", lambda request: foreign.append(request.url) if request.url.startswith("http") else None)
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-
+    with mlflow_ui(compared) as address, browser_page(tmp_path / "profile") as page, nothing_foreign(page, address):
         # The table of runs has both. Tick them and press Compare.
         page.goto(f"{address}/#/experiments/{experiment}/runs")
         boxes = page.get_by_role("checkbox", name="Press Space to toggle row selection")
@@ -208,10 +285,7 @@ def test_two_results_are_found_and_compared_in_the_browser(copy_of: Clone, tmp_p
         shot(page, "run", tmp_path)
 
         # Its figures are pictures that render.
-        width = width_of(copy_of.folder / "data/evaluate/figures/confusion.png")
+        width = width_of(compared.folder / "data/evaluate/figures/confusion.png")
         page.goto(f"{address}/#/experiments/{experiment}/runs/{run}/artifacts/figures/confusion.png")
         page.wait_for_function("width => [...document.images].some(i => i.complete && i.naturalWidth === width)", arg=width)
         shot(page, "artifacts", tmp_path)
-
-        assert not errors
-        assert not [url for url in foreign if not url.startswith(address)]

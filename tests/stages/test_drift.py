@@ -1,0 +1,87 @@
+"""`headstart drift` on a finished pipeline: pictures that came in use, and pictures that are new in the set."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from headstart.data.manifest import read_manifest
+from tests.data.pictures import write_pictures
+from tests.stages.conftest import Clone
+from tests.stages.test_pipeline import digests
+
+pytestmark = [pytest.mark.slow]
+
+NEW_PICTURES = """
+import json, sys
+from pathlib import Path
+from headstart.drift import of_new_pictures
+from headstart.params import Params
+known = set(json.loads(Path(sys.argv[1]).read_text()))
+found = of_new_pictures(Path("data"), Params.load(), known, Path("data/package/model"))
+print(found.real, found.sentence)
+"""
+
+
+def test_photographs_among_emoji_are_drift_and_those_most_worth_labelling_are_copied_out(copy_of: Clone) -> None:
+    inbox = write_pictures(copy_of.folder / "inbox", {f"monday/{n}.png": n for n in range(24)})
+    (inbox / "notes.txt").write_text("not a picture")
+    write_pictures(inbox, {"copy of 3.png": 3})
+    known = read_manifest(copy_of.folder / "data/prepare")["path"].iloc[0]
+    source = copy_of.run(
+        sys.executable, "-c",
+        "from headstart.data.sources import locate; from headstart.params import Data; print(locate(Data()).root)",
+    ).stdout.strip()  # fmt: skip
+    shutil.copy(f"{source}/{known}", inbox)
+    copy_of.set(drift={"export": 5})
+    told = " ".join(copy_of.run("headstart", "drift", "inbox").stdout.split())
+    assert told.startswith("24 incoming pictures without labels beside ")
+    assert ": they differ; " in told
+    assert "Files that cannot be used: 1. The 5 most worth labelling are in data/drift/to_label." in told
+    assert told.endswith("With the pictures: data/drift/drift.html")
+    rows = list(csv.DictReader(io.StringIO(copy_of.read("data/drift/to_label/to_label.csv"))))
+    assert len(rows) == 5
+    found = json.loads(copy_of.read("data/drift/drift.json"))
+    assert found["real"]
+    assert found["incoming"]["test"]["auc"] > 0.95
+    assert found["incoming"]["strange"]["share"] > 0.9
+    assert list(found["incoming"]["unusable"]) == ["notes.txt"]
+    assert set(found["incoming"]["guesses"]) <= set(json.loads(copy_of.read("data/head/head.json"))["classes"])
+    before = digests(copy_of.folder / "data/drift")
+    copy_of.run("headstart", "drift", "inbox")
+    assert digests(copy_of.folder / "data/drift") == before
+    shutil.rmtree(inbox)
+    inbox.mkdir()
+    assert copy_of.run("headstart", "drift", "inbox").stdout == "No usable picture is new.\n"
+    failed = copy_of.run("headstart", "drift", "gone", check=False)
+    assert failed.returncode == 1
+    assert "gone': there is no such folder" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_new_pictures_of_the_same_kinds_are_no_drift_and_a_class_of_its_own_is(copy_of: Clone) -> None:
+    manifest = read_manifest(copy_of.folder / "data/prepare")
+    some = np.random.default_rng(0).permutation(len(manifest)) < 25
+    flags = (manifest["label"] == "Flags").to_numpy()
+    reals = []
+    for new in (some, flags):
+        (copy_of.folder / "known.json").write_text(json.dumps(manifest["sha256"][~new].tolist()))
+        said = copy_of.run(sys.executable, "-c", NEW_PICTURES, "known.json").stdout.splitlines()[-1]
+        real, sentence = said.split(" ", 1)
+        assert sentence.startswith(f"{new.sum()} new pictures beside {(~new).sum()} old ones: ")
+        found = json.loads(copy_of.read("data/drift/drift.json"))
+        assert found["sentence"] == sentence
+        reals.append(real == "True")
+        test = set(manifest["path"][manifest["split"] == "test"])
+        assert not test & {
+            row["path"] for row in found["new"]["strange"]["pictures"] + found["new"]["champion"]["contradicted"]
+        }
+    assert reals == [False, True]
+    assert found["new"]["test_within_classes"] is None
+    assert found["new"]["classes"][0]["label"] == "Flags"

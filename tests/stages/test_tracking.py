@@ -1,0 +1,124 @@
+"""What MLflow is told of a result, so that results can be compared there; the page itself is looked at in test_ui."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+
+from headstart import saved_view
+from tests.stages.conftest import Clone
+
+pytestmark = [pytest.mark.slow]
+
+
+def run_of(clone: Clone) -> tuple[mlflow.MlflowClient, Run]:
+    client = mlflow.MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("headstart").experiment_id])
+    return client, run
+
+
+def test_a_run_is_named_after_the_backbone_what_was_trained_and_the_result(finished: Clone) -> None:
+    _, run = run_of(finished)
+    assert run.info.run_name == f"tf_efficientnet_lite0 last {run.data.tags['headstart.result'][:7]}"
+
+
+def test_runs_are_found_by_their_tags(finished: Clone) -> None:
+    client, run = run_of(finished)
+    metrics = json.loads(finished.read("data/evaluate/metrics.json"))
+    wanted = f"tags.backbone = 'tf_efficientnet_lite0' and tags.chosen = '{metrics['chosen']}' and tags.source = 'emoji'"
+    for query, found in ((f"{wanted} and tags.trained = 'last'", 1), (f"{wanted} and tags.trained = 'half'", 0)):
+        assert len(client.search_runs([run.info.experiment_id], query)) == found
+    assert "test accuracy" in run.data.tags["mlflow.note.content"]
+
+
+def test_parameters_that_are_numbers_can_be_axes(finished: Clone) -> None:
+    """Of a result only, without null, and without lists but that of the head's strengths."""
+    _, run = run_of(finished)
+    words = {key for key, value in run.data.params.items() if not is_number(value)}
+    assert words == {
+        "backbone", "weights", "data.source", "features.engine", "head.C", "finetune.unfreeze", "finetune.batch_norm",
+        "finetune.hflip", "finetune.augment", "finetune.precision",
+    }  # fmt: skip
+    sections = {key.split(".")[0] for key in run.data.params}
+    assert not sections & {"rank", "why", "labels", "tune", "tracking"}
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def test_figures_of_the_chosen_classifier_are_grouped_for_validation_and_test(finished: Clone) -> None:
+    _, run = run_of(finished)
+    metrics = json.loads(finished.read("data/evaluate/metrics.json"))
+    for split in ("val", "test"):
+        for name in ("accuracy", "accuracy_low", "accuracy_high", "log_loss", "ece"):
+            assert run.data.metrics[f"{split}/chosen/{name}"] == metrics[split][metrics["chosen"]][name]
+    groups = {key.rpartition("/")[0] for key in run.data.metrics}
+    assert groups == {
+        "val/chosen", "val/head", "val/finetune", "test/chosen", "test/head", "test/finetune", "gain/val", "gain/test",
+        "prepare", "backbone", "head", "finetune",
+    }  # fmt: skip
+    assert groups - {"finetune"} <= set(saved_view.CLOSED)
+
+
+def test_every_figure_is_an_image_that_charts_can_show(finished: Clone) -> None:
+    client, run = run_of(finished)
+    files = [Path(file.path).name for file in client.list_artifacts(run.info.run_id, "images")]
+    drawn = sorted(path.stem for path in (finished.folder / "data/evaluate/figures").glob("*.png"))
+    assert sorted(name.split("+")[0] for name in files if name.endswith(".png")) == [f"figures~{name}" for name in drawn]
+    assert set(saved_view.FIGURES) <= set(drawn)
+    assert run.data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_the_experiment_has_a_view_whose_columns_and_charts_exist(finished: Clone) -> None:
+    client, run = run_of(finished)
+    tags = client.get_experiment(run.info.experiment_id).tags
+    view = json.loads(tags["mlflow.sharedViewState.headstart"])
+    assert view["name"] == saved_view.NAME
+    state = json.loads(view["state"])
+    for column in (*state["selectedColumns"], state["orderByKey"]):
+        kind, _, name = column.partition(".")
+        assert name.strip("`") in getattr(run.data, kind), column
+    for chart in state["compareRunCharts"]:
+        for key in (
+            *chart.get("selectedMetrics", ()),
+            *(axis["key"] for name, axis in chart.items() if name.endswith("axis")),
+        ):
+            assert key in run.data.metrics
+        assert set(chart.get("selectedParams", ())) <= run.data.params.keys()
+    assert [found.info.run_id for found in client.search_runs([run.info.experiment_id], state["searchFilter"])] == [
+        run.info.run_id
+    ]
+
+
+def test_what_a_user_makes_of_the_experiments_page_stays(copy_of: Clone) -> None:
+    client, run = run_of(copy_of)
+    client.set_experiment_tag(run.info.experiment_id, "mlflow.note.content", "our own words")
+    copy_of.run("headstart", "track")
+    tags = client.get_experiment(run.info.experiment_id).tags
+    assert tags["mlflow.note.content"] == "our own words"
+    assert "mlflow.sharedViewState.headstart" in tags
+
+
+def test_a_run_that_was_killed_while_its_figures_were_logged_gets_each_once(copy_of: Clone) -> None:
+    (copy_of.folder / "mlflow.db").unlink()  # a copy's runs have their files where the original's are
+    copy_of.run("headstart", "track")
+    client, run = run_of(copy_of)
+    folder = copy_of.folder / "mlartifacts" / run.info.run_id / "artifacts" / "images"
+    for file in folder.glob("figures~mistakes+*"):
+        file.unlink()
+    before = {file.name for file in folder.iterdir()}
+    client.delete_tag(run.info.run_id, "headstart.complete")
+    copy_of.run("headstart", "track")
+    after = {file.name for file in folder.iterdir()}
+    drawn = sorted(path.stem for path in (copy_of.folder / "data/evaluate/figures").glob("*.png"))
+    assert before < after
+    assert sorted(name.split("+")[0] for name in after if name.endswith(".png")) == [f"figures~{name}" for name in drawn]

@@ -264,7 +264,7 @@ def finetune(
         plan = ([(epoch, n) for n in numbers] for epoch in range(first, recipe.epochs + 1) for numbers in shuffled(epoch))
         loader = DataLoader(
             views,
-            batch_sampler=plan,  # type: ignore[arg-type]  # any iterable will do
+            batch_sampler=plan,
             generator=torch.Generator(),  # or it takes numbers from the one that training draws from
             num_workers=1 if device.type == "cpu" else 4,
             multiprocessing_context="fork",

@@ -89,7 +89,7 @@ def _fold_inside(network: nn.Module) -> None:
     for (name, part), (next_name, norm) in pairwise([*network.named_children(), ("", nn.Identity())]):
         if _foldable(part, norm):
             setattr(network, name, _FoldedConv(part, norm))  # type: ignore[arg-type]
-            behind = nn.Sequential(norm.drop, norm.act) if _with_activation(norm) else nn.Identity()
+            behind = nn.Sequential(norm.drop, norm.act) if _with_activation(norm) else nn.Identity()  # type: ignore[arg-type]
             setattr(network, next_name, behind)
         else:
             _fold_inside(part)

@@ -37,7 +37,7 @@ FLAGS = [
 ]  # fmt: skip
 PATIENCE_S = 300  # the page loads a hundred scripts, and other tests share the machine
 SCREENSHOTS = Path(__file__).parents[2] / "docs" / "screenshots"
-SHOWN = ("view", "charts", "figures", "compare", "run")
+SHOWN = ("view", "charts", "compare", "run")
 
 
 @contextmanager

@@ -220,6 +220,7 @@ def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone,
         page.set_viewport_size({"width": 1400, "height": 800})
 
         # Tags find runs.
+        page.goto("about:blank")  # or the page keeps what the view has set
         page.goto(f"{address}/#/experiments/{experiment}/runs")
         search = page.get_by_placeholder("metrics.rmse < 1")
         search.fill("tags.backbone = 'tf_efficientnet_lite1' and tags.trained = 'head'")

@@ -47,7 +47,7 @@ def fill(folder: Path) -> None:
     model = Classifier(trunk, LinearHead(torch.randn(CLASSES, FEATURES) / 30, torch.zeros(CLASSES), 1.0, names))
     parts = folder / "classifier"
     parts.mkdir(parents=True)
-    save_file(model.state_dict(), parts / served.WEIGHTS)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, parts / served.WEIGHTS)
     (parts / served.NETWORK).touch()
     details = {
         "backbone": NETWORK, "weights": "none", "preprocessing": trunk.view.as_dict(), "classes": names, "temperature": 1.0,

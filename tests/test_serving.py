@@ -244,6 +244,7 @@ def test_explaining_answers_as_predicting_does(server: Server) -> None:
             "one picture is explained at a time",
         ),
     ],
+    ids=["an unknown class", "a list"],
 )
 def test_what_cannot_be_explained_is_said(path: str, body: bytes, kind: str, sentence: str, server: Server) -> None:
     assert server.post(path, body, kind) == (400, {"detail": sentence})
@@ -456,7 +457,7 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
             data,
         )
         page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
-        page.get_by_role("status").filter(has_text="green, 9").wait_for()
+        page.get_by_role("status").filter(has_text="green, 100.0 %").wait_for()
 
         # Chosen, and explained for one class after the other.
         page.set_input_files("#file", tmp_path / "halves.png")

@@ -167,6 +167,12 @@ def test_a_webhook_that_does_not_take_it_is_a_word_without_its_address(
         assert "secret" not in said
 
 
+def test_a_webhook_has_to_be_an_address(checkout: Path) -> None:
+    (checkout / "params.yaml").write_text("retrain: {webhook: slack}\n")
+    with pytest.raises(retrain.HeadstartError, match=r"retrain.webhook must begin with http:// or https://, found 'slack'"):
+        Params.load()
+
+
 def test_a_failed_round_is_summed_up_too(checkout: Path, hook: str) -> None:
     params = Params(retrain=Settings(webhook=f"{hook}/hook"))
     summary = retrain.retrain(params)  # of a folder that is no git checkout

@@ -32,7 +32,7 @@ SETTINGS = {
     "evaluate": {"bootstrap": 100, "mistakes": 0},
     "features": {"engine": "torch"},
     # Few pictures, and other programs run beside the tests.
-    "gate": {"margin": 0.05, "class_margin": 0.25, "max_slowdown": 5.0},
+    "gate": {"margin": 0.05, "class_margin": 0.25, "max_ece": 0.4, "max_slowdown": 5.0},
 }
 
 

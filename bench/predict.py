@@ -47,7 +47,8 @@ def package(model: Path) -> None:
     folder.mkdir(parents=True)
     trunk = architecture(NETWORK).trunk()
     head = LinearHead(torch.randn(2, feature_width(trunk)), torch.zeros(2), 1.0, ("even", "odd"))
-    save_file(Classifier(trunk, head).state_dict(), folder / WEIGHTS)
+    state = Classifier(trunk, head).state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / WEIGHTS)
     (folder / OWN).touch()
     write_json(
         folder / DETAILS,

@@ -15,7 +15,6 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -170,7 +169,7 @@ def _onnx(network: WholeClassifier, example: Tensor, file: Path) -> Run:
         external_data=False, verbose=False,
     )  # fmt: skip
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda shown: session.run(None, {"pictures": shown})[0]  # type: ignore[no-any-return]
+    return lambda shown: session.run(None, {"pictures": shown})[0]
 
 
 def _openvino(network: WholeClassifier, example: Tensor, file: Path, calibration: Pictures | None) -> Run:
@@ -188,10 +187,10 @@ def _openvino(network: WholeClassifier, example: Tensor, file: Path, calibration
     openvino.save_model(model, file, compress_to_fp16=False)
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(file), "CPU", EXACTLY)
-    return lambda shown: compiled(shown)[0].copy()  # type: ignore[no-any-return]
+    return lambda shown: compiled(shown)[0].copy()
 
 
-def _nncf() -> ModuleType:
+def _nncf() -> Any:
     """NNCF, without the telemetry that it sends unless told otherwise: nothing leaves this machine."""
     name = "openvino_telemetry"
     present = sys.modules.get(name)

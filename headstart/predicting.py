@@ -259,8 +259,8 @@ def _lines(form: str, stream: TextIO, classes: tuple[str, ...]) -> Write:
 
     def as_json(path: Path, label: str | None, found: Floats) -> None:
         row = {"image": str(path), "label": label, "probability": float(found.max())}
-        row |= {"probabilities": dict(zip(classes, found.tolist(), strict=True))}
-        print(json.dumps(row, ensure_ascii=False), file=stream)
+        each = {"probabilities": dict(zip(classes, found.tolist(), strict=True))}
+        print(json.dumps(row | each, ensure_ascii=False), file=stream)
 
     def as_csv(path: Path, label: str | None, found: Floats) -> None:
         writer.writerow([path, label or "", float(found.max()), *found.tolist()])

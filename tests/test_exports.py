@@ -18,10 +18,13 @@ from headstart.data.manifest import MANIFEST
 from headstart.errors import HeadstartError
 from headstart.exports import ABOUT, FORMS, export
 from headstart.served import load_predictor
+from tests import test_cli
+from tests.test_cli import Run
 from tests.test_features import packed
 from tests.test_predicting import picture, put_network
 from tests.test_served import CLASSES, put_model
 
+run = test_cli.run  # a fixture
 PROJECT = Path(__file__).parents[1]
 
 
@@ -121,13 +124,13 @@ def test_a_network_that_a_converter_gets_wrong_is_refused(to: str, project: Path
 
 
 def put_whispers(folder: Path, count: int = 60) -> None:
-    """Pictures that differ by a fifth of a grey level on average, which eight bits cannot tell."""
+    """Pictures that differ by a tenth of a grey level on average, which eight bits cannot tell."""
     manifest = put_pictures(folder, count)
     random = np.random.default_rng(0)
     stored = []
     for number in range(count):
         pixels = np.full((16, 16, 3), 128, np.uint8)
-        pixels[..., 2 - number % 3] += (random.random((16, 16)) < 0.2).astype(np.uint8)
+        pixels[..., 2 - number % 3] += (random.random((16, 16)) < 0.1).astype(np.uint8)
         stored.append(pixels.tobytes())
     (folder / "prepare/pixels.bin").write_bytes(b"".join(stored))
     index = pd.read_parquet(folder / "prepare/pixels.parquet")
@@ -172,13 +175,12 @@ def test_classes_that_the_model_does_not_know_count_as_wrong_on_both_sides(proje
         (["--to", "onnx"], "data/prepare has no packed pictures"),
     ],
 )
-def test_what_export_cannot_do_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
-    put_model(tmp_path / "data/package/model/artifacts/classifier")
-    command = [str(Path(sys.executable).parent / "headstart"), "export", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"headstart: {sentence}")
-    assert done.stderr.count("\n") == 1
+def test_what_export_cannot_do_is_one_sentence(arguments: list[str], sentence: str, run: Run) -> None:
+    put_model(Path("data/package/model/artifacts/classifier"))
+    code, out, err = run("export", *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"headstart: {sentence}")
+    assert err.count("\n") == 1
 
 
 def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:

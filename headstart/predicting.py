@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from headstart.checkout import read_json, replacing
 from headstart.compute import inference_batch, set_up
 from headstart.data.decode import Array, Unusable, quiet
-from headstart.engines import SAMPLE, engine_for
+from headstart.engines import PICTURES_PER_REQUEST, SAMPLE, engine_for
 from headstart.errors import HeadstartError
 from headstart.progress import Advance, progress
 from headstart.selective import threshold_for
@@ -37,6 +37,7 @@ FORMATS = ("text", "json", "csv", "parquet")
 SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 ENDLESS = 10**9  # pictures: what a server expects
 FEW = 64  # pictures that are answered sooner than engines are compared, and before a bar is worth drawing
+HANDFUL = PICTURES_PER_REQUEST // 2  # are answered sooner by torch: OpenVINO takes as long for one as for a whole request
 ROWS = 10_000  # of a Parquet file that are written at once
 
 Write = Callable[[Path, str | None, Floats], None]  # a picture, its label (None: no answer), (classes,) probabilities
@@ -81,9 +82,9 @@ class Batched:
         self.batch = inference_batch(network, self.view, device)
         wanted = "torch" if pictures <= FEW and device.type == "cpu" else engine
         with contextlib.redirect_stdout(sys.stderr):  # answers go to standard output, and nothing else
-            self._engine, self.told = engine_for(
-                network, pictures, self.view.stacked(_clouds(self.view.size)), device, wanted, timings=timings
-            )
+            sample = self.view.stacked(_clouds(self.view.size))
+            self._engine, self.told = engine_for(network, pictures, sample, device, wanted, timings=timings)
+            self._torch, _ = engine_for(network, pictures, sample, device, "torch")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -151,7 +152,7 @@ class Batched:
     def _answered(self, pictures: Tensor) -> Floats:
         """(N, 3, size, size) uint8 → (N, classes)."""
         with self.lock:
-            logits = self._engine(pictures)
+            logits = (self._torch if len(pictures) <= HANDFUL else self._engine)(pictures)
         return self.predictor.model.probabilities(logits.double().cpu()).numpy()
 
 

@@ -51,6 +51,8 @@ def colours(num_classes):
 """
 MAX_MEGABYTES = 0.2
 PATIENCE_S = 120
+# One for all, since each reads the machine's certificates first; it gives up idle connections before the server does.
+CLIENT = httpx.Client(timeout=PATIENCE_S, limits=httpx.Limits(keepalive_expiry=2))
 
 
 def dockerfile(instruction: str) -> list[str]:
@@ -67,7 +69,7 @@ class Server:
     process: subprocess.Popen[str]
 
     def post(self, path: str, body: bytes, kind: str = "application/octet-stream") -> tuple[int, Any]:
-        reply = httpx.post(self.address + path, content=body, headers={"Content-Type": kind}, timeout=PATIENCE_S)
+        reply = CLIENT.post(self.address + path, content=body, headers={"Content-Type": kind})
         return reply.status_code, reply.json()
 
     def ask(self, body: bytes, kind: str = "application/octet-stream") -> Any:
@@ -185,8 +187,8 @@ def test_many_clients_at_once_get_their_own_answers(server: Server) -> None:
 
 
 def test_health_and_model_tell(server: Server, model: Path) -> None:
-    assert httpx.get(f"{server.address}/health").json() == {"status": "ok"}
-    about = httpx.get(f"{server.address}/model").json()
+    assert CLIENT.get(f"{server.address}/health").json() == {"status": "ok"}
+    about = CLIENT.get(f"{server.address}/model").json()
     assert about["classes"] == list(CLASSES)
     assert (about["backbone"], about["size"], about["figures"]) == ("net.py:colours", 64, None)
     assert (about["max_megabytes"], about["max_megapixels"]) == (MAX_MEGABYTES, 0.5)
@@ -345,7 +347,7 @@ def test_a_broken_connection_breaks_nothing_else(sent: bytes, server: Server) ->
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/predict", 405), ("POST", "/nowhere", 404)])
 def test_other_paths_and_methods_are_refused(method: str, path: str, status: int, server: Server) -> None:
-    reply = httpx.request(method, server.address + path)
+    reply = CLIENT.request(method, server.address + path)
     assert reply.status_code == status
     assert list(reply.json()) == ["detail"]
 
@@ -413,7 +415,7 @@ def test_a_server_that_is_told_to_stop_answers_what_is_under_way_and_ends_well(n
         assert under_way.result()["label"] == "blue"
         assert running.process.wait(PATIENCE_S) == 0
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{running.address}/health")
+            CLIENT.get(f"{running.address}/health")
     assert (model.parent / "serve.log").read_text() == ""
 
 

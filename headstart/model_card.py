@@ -54,7 +54,7 @@ def card(data: Path, params: Params, lineage: dict[str, str]) -> str:
     """
     metrics, audit = read_json(data / "evaluate" / "metrics.json"), read_json(data / "prepare" / "audit.json")
     classes = pd.read_csv(data / "evaluate" / "figures" / "per_class.csv", keep_default_na=False, dtype={"class": str})
-    template = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # it is Markdown: what people named themselves goes through the filter `plain`
         undefined=jinja2.StrictUndefined,
@@ -62,8 +62,8 @@ def card(data: Path, params: Params, lineage: dict[str, str]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    template.filters |= {"plain": plain}
-    return template.get_template(TEMPLATE).render(
+    environment.filters["plain"] = plain
+    return environment.get_template(TEMPLATE).render(
         params=params,
         chosen=metrics["chosen"],
         test=metrics["test"]["chosen"],

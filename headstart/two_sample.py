@@ -156,6 +156,8 @@ def _interval(answers: Floats, new: Bools, widened: float, rng: np.random.Genera
     won = (mine[:, None] > others).astype(float) + 0.5 * (mine[:, None] == others)
     weights = [rng.multinomial(len(side), np.full(len(side), 1 / len(side)), RESAMPLES) for side in (mine, others)]
     draws = np.einsum("rj,rj->r", weights[0] @ won, weights[1]) / won.size
+    if won.all():  # resampling shows no spread: the limit of Clopper and Pearson (1934) for the smaller of the two sides
+        return float(0.025 ** (1 / min(won.shape))), 1.0
     low, high = np.clip(won.mean() + widened * (np.percentile(draws, [2.5, 97.5]) - won.mean()), 0, 1)
     return float(low), float(high)
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from headstart import drifted, two_sample
 from headstart.data.pixels import Pixels
@@ -154,6 +155,15 @@ def test_a_hundred_pictures_of_one_scene_are_one_observation() -> None:
 def test_one_picture_of_each_group_is_taken(seed: int, groups: list[int]) -> None:
     rows = one_of_each(np.array(groups), np.random.default_rng(seed))
     assert sorted(groups[row] for row in rows) == sorted(set(groups))
+
+
+def test_that_two_dozen_pictures_are_all_told_apart_does_not_make_it_certain() -> None:
+    features = np.random.default_rng(0).normal(size=(124, 10))
+    features[:24, :5] += 12
+    found = two_sample.two_sample(features, first(24, 124), alone(124), 0)
+    assert found
+    assert found.auc == found.high == 1
+    assert found.low == pytest.approx(binomtest(24, 24).proportion_ci().low)
 
 
 def test_features_that_are_all_the_same_are_no_difference() -> None:

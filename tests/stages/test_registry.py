@@ -76,7 +76,8 @@ def test_results_pass_the_gate_are_promoted_and_rolled_back_from_the_command_lin
     assert "first champion" in copy_of.run("headstart", "gate").stdout
     assert aliases_of(client) == {"challenger": 1, "champion": 1}
     assert copy_of.run("git", "status", "--porcelain").stdout == ""
-    copy_of.set(evaluate={"mistakes": 3})  # another result with the same model
+    # Another result with the same model. So little was learned of so few pictures that it is badly calibrated.
+    copy_of.set(evaluate={"mistakes": 3}, gate={"max_ece": 1.0, "max_slowdown": 100.0})
     assert set(copy_of.stages_run()) == {"evaluate", "track"}
     assert aliases_of(client) == {"challenger": 2, "champion": 1}
     sentence = copy_of.run("headstart", "gate").stdout
@@ -87,9 +88,7 @@ def test_results_pass_the_gate_are_promoted_and_rolled_back_from_the_command_lin
     assert decision["numbers"]["challenger"]["accuracy"] == pytest.approx(measured, abs=0.02)
     (kept,) = (copy_of.folder / ".headstart/models").iterdir()
     assert digests(kept) == digests(copy_of.folder / "data/package/model")
-    if decision["outcome"] == "refused":  # two equal models: only the machine's load can have made one slower
-        assert "gate.max_slowdown" in sentence
-        copy_of.run("headstart", "promote", "--why", "as good")
+    assert decision["outcome"] == "promoted"
     assert aliases_of(client)["champion"] == 2
     again = copy_of.run("headstart", "promote", "2", "--why", "again", check=False)
     assert again.stderr == "headstart: version 2 of headstart is the champion already\n"

@@ -135,7 +135,7 @@ def postgresql() -> Iterator[str]:
         settings = f"-p {port} -k {root} -c listen_addresses=127.0.0.1 -c fsync=off"
         run("pg_ctl", *data, "-w", "-l", str(root / "log"), "-o", settings, "start")
         try:
-            yield f"postgresql://{user}@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg2://{user}@127.0.0.1:{port}/postgres"
         finally:
             run("pg_ctl", *data, "-m", "immediate", "stop")
     finally:

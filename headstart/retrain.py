@@ -241,14 +241,16 @@ def _is_dvc(pid: int) -> bool:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Wait until DVC has ended. Ctrl-C has reached what it runs too, in a terminal; that of `kill` and systemd has not."""
-    try:
-        process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
+    """Wait until DVC has ended. Ctrl-C has reached what it runs too, in a terminal; that of `kill` and systemd has not, and
+    what a shell has started in the background may not hear it at all."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=PATIENCE)
+            return
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                child.send_signal(signal.SIGINT)
-        process.communicate()
+                child.send_signal(number)
+    process.communicate()
 
 
 def _status(code: int) -> str:

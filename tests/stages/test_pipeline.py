@@ -148,28 +148,6 @@ def test_an_experiment_is_a_run_named_after_it(copy_of: Clone) -> None:
     assert "milder" in [tags["mlflow.runName"] for tags in runs["tags"]]
 
 
-def test_a_queue_of_two_gives_two_complete_runs_in_the_checkouts_store(copy_of: Clone) -> None:
-    copy_of.commit()
-    for name, strength in (("queued-a", "0.02"), ("queued-b", "0.05")):
-        copy_of.run(
-            "dvc", "exp", "run", "--queue", "-n", name, "-S", f"head.C=[{strength}]", "-S", "finetune.unfreeze=none"
-        )
-    copy_of.run("dvc", "queue", "start", "-j", "2")
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        status = copy_of.run("dvc", "queue", "status").stdout
-        if "Running" not in status and "Queued" not in status:
-            break
-        time.sleep(2)
-    copy_of.run("dvc", "queue", "stop", check=False)
-    assert "Failed" not in status, copy_of.run("dvc", "queue", "logs", "queued-a", check=False).stdout
-    runs = runs_of(copy_of)
-    named = {tags["mlflow.runName"]: tags for tags in runs["tags"]}
-    for name in ("queued-a", "queued-b"):
-        assert named[name]["headstart.complete"] == "true"
-    assert not list(copy_of.folder.glob(".dvc/tmp/exps/*/mlflow.db"))
-
-
 def test_a_grid_queues_every_combination(project: Callable[..., Clone]) -> None:
     clone = project(**SLICE)
     grid = ["-S", "finetune.lr=choice(0.0003,0.001)", "-S", "finetune.unfreeze=choice(last,half)", "-S", "seed=3"]

@@ -174,6 +174,7 @@ def whole(run: Any) -> None:
     assert len(run.outputs.model_outputs) == 1
 
 
+@pytest.mark.parametrize("shared", ["sqlite"], indirect=True)  # PostgreSQL has four writers below
 def test_four_checkouts_that_track_at_once_all_end_whole(finished: Clone, tmp_path: Path, shared: str) -> None:
     clones = []
     for number in range(WRITERS):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import psutil
 import pytest
 
 from headstart.data.sources import locate
@@ -116,21 +115,13 @@ def test_a_short_year(
     assert_nothing_is_lost_or_double(clone, client, results=1)
 
     flags, food, smileys = CLASSES
-    wrong = {label: pictures.arrive(60, label, into=smileys) for label in (flags, food)}
+    for label in (flags, food):
+        pictures.arrive(60, label, into=smileys)
     mislabelled = a_round(clone, 12)
     assert champion_of(client) == 1
     assert mislabelled["drift"] is not None
     assert mislabelled["commit"]
-
-    for label, paths in wrong.items():
-        for path in paths:
-            path.rename(pictures.folder / label / path.name)
-    done = clone.run("headstart", "retrain", check=False)
-    assert done.returncode in (0, 11), done.stdout + done.stderr
-    put_right = json.loads(clone.read(".headstart/retrain/last.json"))
-    assert done.stdout.startswith(f"{put_right['outcome']}: {put_right['sentence']}\n")
-    assert champion_of(client) == (3 if done.returncode == 0 else 1)
-    assert_nothing_is_lost_or_double(clone, client, results=3)
+    assert_nothing_is_lost_or_double(clone, client, results=2)
 
 
 def test_of_two_at_once_one_works_and_the_other_leaves_with_its_code(copy_of: Clone) -> None:
@@ -247,21 +238,3 @@ def test_a_server_that_is_gone_fails_the_round_with_one_sentence(copy_of: Clone)
     keys = {"AWS_ACCESS_KEY_ID": "moto", "AWS_SECRET_ACCESS_KEY": "moto", "AWS_MAX_ATTEMPTS": "1"}
     summary = a_round(copy_of, 1, **keys)
     assert summary["sentence"].startswith("`dvc pull` failed: ")
-
-
-def test_a_round_that_is_terminated_leaves_nothing_running(copy_of: Clone) -> None:
-    copy_of.set(head={"C": [0.02]})
-    copy_of.commit()
-    process = subprocess.Popen(
-        ["headstart", "retrain"], cwd=copy_of.folder, env=copy_of.environment(), stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("Running stage 'finetune'"):
-            break
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    said = process.stderr.read()
-    assert process.wait() == 130
-    assert "headstart: interrupted; finished stages and finished epochs are kept" in said
-    assert not psutil.wait_procs(started, timeout=5)[1]

@@ -278,20 +278,9 @@ class Project:
         return None if found is None else found.number
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture
-def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return Project(tmp_path)
+def project(checkout_with_store: Path) -> Project:
+    return Project(checkout_with_store)
 
 
 def test_the_first_result_becomes_champion_and_its_decision_is_everywhere(project: Project) -> None:

@@ -61,21 +61,9 @@ class Bench:
         return tags
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs: to make one takes seconds."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture
-def bench(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return Bench(tmp_path)
+def bench(checkout_with_store: Path) -> Bench:
+    return Bench(checkout_with_store)
 
 
 # --- versions -----------------------------------------------------------------------------------------------------------

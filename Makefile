@@ -37,7 +37,7 @@ tune: setup  ## better settings of fine-tuning? dvc repro tune/dvc.yaml
 	dvc repro tune/dvc.yaml
 
 test: setup  ## every test, the slow ones too
-	pytest -q -n 2 --dist worksteal --durations 15
+	OMP_WAIT_POLICY=passive pytest -q -n 2 --dist worksteal --durations 15  # two at a time share the cores: neither spins on them
 
 lint: setup  ## ruff and mypy
 	ruff check .

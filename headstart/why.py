@@ -23,6 +23,7 @@ from headstart.checkout import sha256_of_files
 from headstart.curves import CUTS, FINETUNED, FROZEN, SCRATCH, Curve, Curves, Laboratory, Pictures, cut_of, measure, plan
 from headstart.data.manifest import read_manifest
 from headstart.errors import HeadstartError
+from headstart.estimates import share
 from headstart.features import Shown
 from headstart.finetune import resume_key
 from headstart.heads import within_one_standard_error
@@ -52,6 +53,12 @@ def draws(correct: NDArray[np.bool_]) -> Floats:
 def interval(values: Floats) -> tuple[float, float]:
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def bounds(correct: NDArray[np.bool_]) -> tuple[float, float]:
+    """Of the accuracy on (N,) pictures; also where all of a few are right, of which a bootstrap would make a certainty."""
+    found = share(correct)
+    return found["low"], found["high"]
 
 
 def difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> dict[str, float]:
@@ -177,7 +184,7 @@ def freezing(curves: Curves, pictures: Set) -> dict[str, Any]:
     by_cut = {"none": curves[FROZEN, "none"]} | {c: curves[FINETUNED, c] for c in CUTS[1:] if (FINETUNED, c) in curves}
     table = []
     for name, curve in by_cut.items():
-        low, high = interval(draws(curve.correct[-1:])[:, 0])
+        low, high = bounds(curve.correct[-1])
         table.append(
             {
                 "cut": name, "accuracy": float(curve.accuracy[-1]), "low": low, "high": high,
@@ -270,7 +277,7 @@ def conclude(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
             {"start": start, "n": int(n), "accuracy": float(accuracy), "low": low, "high": high, "seconds": float(seconds)}
             for start, curve in rows.items()
             for n, accuracy, (low, high), seconds in zip(
-                curve.n, curve.accuracy, (interval(column) for column in draws(curve.correct).T), curve.seconds, strict=True
+                curve.n, curve.accuracy, map(bounds, curve.correct), curve.seconds, strict=True
             )
         ],
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from headstart import drifted
 from headstart.checkout import users_path, write_json
@@ -23,6 +24,7 @@ from headstart.estimates import DIGITS, difference, mean, rounded, share
 from headstart.params import Params
 from headstart.two_sample import (
     AT_LEAST,
+    LEVEL,
     Bools,
     Floats,
     Ints,
@@ -97,7 +99,8 @@ def of_new_pictures(data: Path, params: Params, known: set[str], champion: Path 
         export(incoming, numbers["incoming"]["to_label"], data / FOLDER)
     if not numbers:
         return None
-    real = any(part["test"] is not None and part["test"]["differ"] for part in numbers.values())
+    judged = [part[name] for part in numbers.values() for name in ("test", "strange")]
+    real = any(found is not None and found["differ"] for found in judged)
     found: dict[str, Any] = {"real": real, "sentence": drifted.sentence(numbers)} | numbers
     drifted.write_page(found, manifest, pixels, incoming, data / FOLDER / drifted.PAGE)
     write_json(data / FOLDER / drifted.FOUND, found)
@@ -206,7 +209,14 @@ def _strange(manifest: pd.DataFrame, features: Floats, new: Bools, rng: np.rando
         {"path": path, "label": label, "distance": round(far, DIGITS)}
         for path, label, far in sorted(named, key=lambda row: -row[2])
     ]
-    return share(beyond) | {"pictures": pictures}
+    groups = rows["group"].to_numpy(str)
+    return _kinds(beyond, groups, known) | {"pictures": pictures}
+
+
+def _kinds(beyond: Bools, groups: NDArray[np.str_], known: Known) -> dict[str, Any]:
+    """The share of pictures that are new in kind, and whether chance explains so many; one of a group counts."""
+    p = known.surprise(len(np.unique(groups)), len(np.unique(groups[beyond])))
+    return share(beyond) | {"p": round(p, DIGITS), "differ": p < LEVEL}
 
 
 def _champion(manifest: pd.DataFrame, new: Bools, answers: Answers, rng: np.random.Generator) -> dict[str, Any]:
@@ -251,8 +261,8 @@ def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: 
         beyond = distances > known.limit
         order = [int(row) for row in np.argsort(-distances, kind="stable") if beyond[row]]
         pictures = [{"path": incoming.paths[row], "distance": round(float(distances[row]), DIGITS)} for row in order]
-        strange = share(beyond) | {"pictures": pictures}
-        if test is not None and test.differ:
+        strange = _kinds(beyond, np.array(incoming.groups, str), known) | {"pictures": pictures}
+        if (test is not None and test.differ) or strange["differ"]:
             rows = worth_labelling(incoming.features, incoming.probabilities, known.features, at_most)
             to_label = described(incoming, rows, known)
     confidence = incoming.probabilities.max(axis=1)

@@ -60,6 +60,8 @@ def _verdict(part: dict[str, Any], pictures: str) -> str:
     if test is None:
         return f"{pictures}: too few to compare, {AT_LEAST} that are no near-duplicates nor of one group are needed."
     found = "they differ" if test["differ"] else "no difference is to be seen"
+    if not test["differ"] and part["strange"] is not None and part["strange"]["differ"]:
+        found += " as a whole, but more are of a new kind than chance explains"
     return (
         f"{pictures}: {found}; of a new and an old one it is told which is new in {percent(test, 'auc')} of cases, and "
         "chance is 50%."

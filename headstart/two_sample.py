@@ -9,6 +9,7 @@ matrix product. So the p-value is a permutation test's, which is right with any 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,6 +182,17 @@ class Known:
         own = _distances(features, None)
         median = max(float(np.median(own)), 1e-12)
         return cls(features, median, float(np.percentile(own, USUAL)) / median)
+
+    def surprise(self, new: int, beyond: int) -> float:
+        """How likely at least ``beyond`` of ``new`` pictures are to lie beyond the limit where all are of known kinds.
+
+        So many then come before the first few known ones in order of strangeness (negative hypergeometric distribution).
+        """
+        from scipy.stats import nhypergeom
+
+        known = len(self.features)
+        above = known - 1 - math.floor((known - 1) * USUAL / 100)
+        return float(nhypergeom.sf(beyond - 1, known + new, new, above + 1))
 
     def distances(self, features: Floats) -> Floats:
         """(N,) of other pictures, as multiples of the median old picture's."""

@@ -423,3 +423,21 @@ def test_a_folder_of_incoming_pictures_that_is_not_there_is_said(tmp_path: Path)
 
     with pytest.raises(HeadstartError, match=r"drift\.incoming '.*inbox': there is no such folder"):
         look_at(tmp_path / "inbox", tmp_path, pd.DataFrame(), Params(), tmp_path, None)  # type: ignore[arg-type]
+
+
+def test_a_new_kind_among_many_of_the_old_kinds_is_more_than_chance_explains() -> None:
+    rng = np.random.default_rng(0)
+    known = Known.of(rng.normal(size=(85, 16)))
+    assert known.surprise(243, 44) < 1e-3
+    assert known.surprise(243, 3) > 0.1
+    assert known.surprise(40, 0) == 1
+
+
+def test_pictures_of_the_old_kinds_are_seldom_taken_for_a_new_one() -> None:
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(200):
+        known = Known.of(rng.normal(size=(60, 8)))
+        beyond = known.distances(rng.normal(size=(60, 8))) > known.limit
+        alarms += known.surprise(60, int(beyond.sum())) < LEVEL
+    assert alarms <= 8  # of 200; a hundredth is two

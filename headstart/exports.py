@@ -100,7 +100,7 @@ def export(model: Path, to: str, data: Path, folder: Path, max_cost: float) -> s
             "input": f"pictures (N, {view.size}, {view.size}, 3) uint8, red green blue",
             "output": "probabilities (N, classes) float32",
             "size": view.size,
-            "short_side": int(view.size / view.crop + 1e-6),
+            "short_side": view.short_side,
             "interpolation": view.interpolation,
             "inside": {"mean": view.mean, "std": view.std, "temperature": predictor.model.temperature},
             "checked": checked,

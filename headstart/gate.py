@@ -27,6 +27,7 @@ from headstart.registry import LONGEST_WHY, ROLLED_BACK, Registry, Version
 from headstart.served import BATCH, Predictor, load_predictor
 from headstart.store import opened
 from headstart.tracking import result_digest
+from headstart.verdict import interval
 
 FOLDER, FILE = "gate", "decision.json"
 TIMED = 5  # batches, at least
@@ -235,10 +236,9 @@ def judge(
     numbers: dict[str, Any] = {"pictures": n, "left_out": left_out, "metric": rules.metric}
     numbers["challenger"] = {"version": challenger.number, "seconds_per_picture": challenger.seconds, **after}
     if champion is None:
-        figure = f"{after[rules.metric]:.3f} ({after[f'{rules.metric}_low']:.3f}–{after[f'{rules.metric}_high']:.3f})"
         sentence = (
             f"Version {challenger.number} is the first champion: there was none to compare it with. "
-            f"{_in_words(rules.metric)} {figure} on {n} test pictures."
+            f"{_in_words(rules.metric)} {interval(after, rules.metric)} on {n} test pictures."
         )
         return Decision("promoted", sentence, numbers)
     before = evaluation.metrics(champion.scores, resamples, seed)

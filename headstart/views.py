@@ -42,11 +42,16 @@ class View:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def short_side(self) -> int:
+        """Pixels that the short side is resized to before the centre is cut out."""
+        return int(self.size / self.crop + 1e-6)
+
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(height, width, 3) uint8 of any size → (size, size, 3) uint8.
 
-        The short side is resized to ``size / crop`` pixels and the centre is cut out, as torchvision's and timm's presets
-        do. torch resizes uint8 as Pillow does, to a level or two, in half the time.
+        The short side is resized to ``short_side`` and the centre is cut out, as torchvision's and timm's presets do. torch
+        resizes uint8 as Pillow does, to a level or two, in half the time.
         """
         height, width = pixels.shape[:2]
         reach = STRIP * min(height, width)
@@ -54,8 +59,7 @@ class View:
             top, left = (max(0, (side - reach) // 2) for side in (height, width))
             pixels = pixels[top : top + reach, left : left + reach]
             height, width = pixels.shape[:2]
-        short = int(self.size / self.crop + 1e-6)
-        rows, columns = (int(short * side / min(height, width)) for side in (height, width))
+        rows, columns = (int(self.short_side * side / min(height, width)) for side in (height, width))
         picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         resized = functional.interpolate(picture, (rows, columns), mode=self.interpolation, antialias=True)
         top, left = (round((side - self.size) / 2) for side in (rows, columns))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,23 +75,9 @@ class Bench:
         return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs: to make one takes seconds."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture
-def bench(
-    tmp_path: Path, network: Path, pictures: tuple[Pixels, pd.DataFrame], store: Path, monkeypatch: pytest.MonkeyPatch
-) -> Bench:
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    shutil.copy(store, tmp_path / "mlflow.db")
-    return Bench(tmp_path, network, pictures)
+def bench(checkout_with_store: Path, network: Path, pictures: tuple[Pixels, pd.DataFrame]) -> Bench:
+    return Bench(checkout_with_store, network, pictures)
 
 
 def outcomes(found: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -66,6 +66,12 @@ class Clone:
 
     def killed_when(self, ready: Callable[[], bool], *command: str) -> None:
         """Run until ``ready``, then kill -9 it and all that it started, and take away the locks that DVC leaves behind."""
+        self.left_killed_when(ready, *command)
+        for left in (self.folder / ".dvc/tmp").glob("*lock*"):
+            left.unlink()
+
+    def left_killed_when(self, ready: Callable[[], bool], *command: str) -> None:
+        """Run until ``ready``, then kill -9 it and all that it started; what that leaves behind stays."""
         process = subprocess.Popen(
             command, cwd=self.folder, env=self.environment(), start_new_session=True, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -74,11 +80,9 @@ class Clone:
         while not ready():
             assert process.poll() is None, f"{' '.join(command)} ended before it was to be killed"
             assert time.monotonic() < deadline
-            time.sleep(0.05)
+            time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for left in (self.folder / ".dvc/tmp").glob("*lock*"):
-            left.unlink()
 
     def run_every_stage_in_one_process(self) -> None:
         """All stage scripts in the pipeline's order, without DVC: the libraries are imported once and not nine times."""

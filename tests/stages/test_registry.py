@@ -19,6 +19,7 @@ import mlflow
 import pytest
 
 from tests.stages.conftest import Clone
+from tests.stages.test_pipeline import digests
 
 pytestmark = [pytest.mark.slow]
 
@@ -32,14 +33,6 @@ def client_of(clone: Clone) -> mlflow.MlflowClient:
 
 def aliases_of(client: mlflow.MlflowClient) -> dict[str, int]:
     return {alias: int(number) for alias, number in client.get_registered_model("headstart").aliases.items()}
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_a_result_is_a_version_with_its_lineage_and_its_card(finished: Clone) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -141,30 +139,16 @@ def test_of_two_at_once_one_works_and_the_other_leaves_with_its_code(copy_of: Cl
     assert json.loads(said[left.pid][0])["outcome"] == "busy"
 
 
-def killed_when(clone: Clone, ready: Callable[[], bool]) -> None:
-    """kill -9 for a retrain and all that it started, as soon as it is so far."""
-    process = subprocess.Popen(
-        ["headstart", "retrain"], cwd=clone.folder, env=clone.environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not ready():
-        assert process.poll() is None, f"ended with {process.returncode} before it was to be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def test_killed_anywhere_the_next_one_carries_on(
     pictures: Pictures, project: Callable[..., Clone], client_of: Callable[[Clone], mlflow.MlflowClient]
 ) -> None:
     clone = project(data={"source": str(pictures.folder)}, **SETTINGS)
     data, state = clone.folder / "data", clone.folder / ".headstart/retrain"
-    killed_when(clone, lambda: (data / "head").exists())  # in a stage
-    killed_when(clone, lambda: (data / "package").exists())
-    killed_when(clone, lambda: (state / "open.json").exists())  # before the gate
-    killed_when(clone, lambda: (data / "gate/decision.json").exists())  # while it is being taken, or just after
+    clone.left_killed_when(lambda: (data / "head").exists(), "headstart", "retrain")  # in a stage
+    clone.left_killed_when(lambda: (data / "package").exists(), "headstart", "retrain")
+    clone.left_killed_when(lambda: (state / "open.json").exists(), "headstart", "retrain")  # before the gate
+    # While the decision is being taken, or just after.
+    clone.left_killed_when(lambda: (data / "gate/decision.json").exists(), "headstart", "retrain")
     summary = a_round(clone, 0)
     assert (summary["outcome"], summary["version"]) == ("promoted", 1)
     assert not (state / "open.json").exists()

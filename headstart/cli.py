@@ -332,3 +332,22 @@ def models(
     note = listing.measure(rows, query, params.threads, state_folder) if measure else None
     listing.count(rows, state_folder)
     listing.show(rows, form, note)
+
+
+@app.command()
+def doctor() -> None:
+    """Say whether this machine and this checkout are ready for a run, and what to do about what is not.
+
+    Nothing is downloaded or changed. The exit status is 1 where something is wrong.
+    """
+    from headstart import doctor as examination
+    from headstart.tables import console
+
+    colours = {examination.OK: "green", examination.NOTE: "yellow", examination.WRONG: "bold red"}
+    terminal, wrong = console(), False
+    for finding in examination.examine():
+        terminal.print(f"{finding.state:6}", style=colours[finding.state], end="")
+        terminal.print(f"{finding.about}: {finding.sentence}", soft_wrap=True)
+        wrong |= finding.state == examination.WRONG
+    if wrong:
+        raise typer.Exit(1)

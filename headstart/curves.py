@@ -256,21 +256,20 @@ def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -
     Args:
         kept: a folder for the results of these very pictures, network and settings.
     """
-    found: dict[Training, dict[str, Any]] = {}
-    with progress("why", len(trainings), "trainings") as advance:
-        for training in trainings:
-            file = kept / f"{training.name}.json"
-            if not file.exists():
-                with hidden():
-                    outcome = laboratory.run(training)
-                write_json(file, outcome)
-                print(
-                    f"why: {training.start}, {training.cut} trained, fold {training.fold + 1}, {outcome['n']} pictures: "
-                    f"accuracy {np.mean(outcome['correct']):.3f} in {outcome['seconds']:.0f} s",
-                    flush=True,
-                )
-            found[training] = read_json(file)
+    files = {training: kept / f"{training.name}.json" for training in trainings}
+    missing = [training for training, file in files.items() if not file.exists()]
+    with progress("why", len(missing), "trainings") as advance:
+        for training in missing:
+            with hidden():
+                outcome = laboratory.run(training)
+            write_json(files[training], outcome)
+            print(
+                f"why: {training.start}, {training.cut} trained, fold {training.fold + 1}, {outcome['n']} pictures: "
+                f"accuracy {np.mean(outcome['correct']):.3f} in {outcome['seconds']:.0f} s",
+                flush=True,
+            )
             advance()
+    found = {training: read_json(file) for training, file in files.items()}
     return {key: _curve(key, found) for key in dict.fromkeys((t.start, t.cut) for t in trainings)}
 
 

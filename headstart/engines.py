@@ -111,7 +111,7 @@ def engine_for(
     if wanted == "auto" and watch.seconds("openvino", fast) > watch.seconds("torch", eager):
         return eager, {"engine": "torch", "why": "measured on this machine, OpenVINO is slower"}
     told = {"engine": "openvino", "why": f"within {TOLERANCE:g} of torch on {len(few)} pictures"}
-    if labels is None or not _has_bfloat16() or pictures * watch.seconds("openvino", fast) < WORTH_ROUNDING:
+    if labels is None or not has_bfloat16() or pictures * watch.seconds("openvino", fast) < WORTH_ROUNDING:
         return fast, told
     return _rounded_if_as_good(watch, fast, compiled("bf16"), told, sample, labels)
 
@@ -168,7 +168,7 @@ def objection_to(found: Tensor, expected: Tensor, labels: Tensor) -> str | None:
     return None
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 numbers itself."""
     import openvino
 

@@ -71,6 +71,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         "gate",
         "promote",
         "rollback",
+        "doctor",
     ):
         assert name in done.stdout
 

@@ -14,10 +14,10 @@ from headstart.engines import (
     PICTURES_PER_REQUEST,
     Stopwatch,
     _autocast,
-    _has_bfloat16,
     _openvino,
     _rounded_if_as_good,
     engine_for,
+    has_bfloat16,
     objection_to,
 )
 
@@ -121,7 +121,7 @@ def test_bfloat16_is_compiled_and_runs_whatever_the_processor() -> None:
     compiled = _openvino(network, pictures)
     exact, rounded = compiled("f32")(pictures), compiled("bf16")(pictures)
     assert torch.cosine_similarity(exact, rounded).median() > 0.999
-    assert isinstance(_has_bfloat16(), bool)
+    assert isinstance(has_bfloat16(), bool)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ LAYERS = (
         "gate",
         "branch",
         "retrain",
+        "doctor",
     ),
     ("cli",),
 )

@@ -115,6 +115,11 @@ def locate(data: Data) -> Listing:
     )
 
 
+def needs_network(data: Data) -> bool:
+    """Whether the pictures come from their publisher, unless an earlier run has fetched them."""
+    return data.source == "hymenoptera" or data.source.startswith("torchvision:") or is_address(data.source)
+
+
 # --- folders and tables -------------------------------------------------------------------------------------------
 
 

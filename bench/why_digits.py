@@ -4,7 +4,9 @@
 
 scikit-learn's digits: 1,797 of 8×8 pixels in shades of grey (Alpaydin and Kaynak 1998, UCI), enlarged to 64×64. Few things
 are less like ImageNet's photographs, and 180 a class are plenty for so simple a task. In a fresh clone of the last commit,
-everything is trained at 64 pixels; otherwise the defaults of params.yaml hold. Prints why's own sentences.
+random weights are trained at 64 pixels, which is all there is to see; otherwise the defaults of params.yaml hold.
+(Pre-trained networks are not trained at 64: their heads come from features of their own size, and would lose most of what
+they know.) Prints why's own sentences.
 """
 
 from __future__ import annotations
@@ -39,11 +41,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         write_digits(Path(scratch) / "digits")
         project = Path(scratch) / "project"
-        ratio = SIDE / 224
-        clone(
-            project, data={"source": str(Path(scratch) / "digits")}, finetune={"size_ratio": ratio},
-            why={"folds": asked.folds, "scratch_size": SIDE},
-        )  # fmt: skip
+        source = str(Path(scratch) / "digits")
+        clone(project, data={"source": source}, why={"folds": asked.folds, "scratch_size": SIDE})
         stages(project, "fetch", "prepare", "backbone", "features", "why", shown=True)
         found = json.loads((project / "data/why/why.json").read_text(encoding="utf-8"))
         print(json.dumps({key: found[key] for key in ("verdict", "worth_points", "worth_minutes", "curves")}, indent=1))

@@ -29,6 +29,9 @@ WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
 FEW_PICTURES = 100  # fewer validation pictures than these cannot tell good from lucky
 FOLDS = 5
 PROBED = [0.001, 0.01, 0.1]  # strengths of a probe, in ascending order: it need not hit the best one, only come near
+# Of the median deviation of the features that vary. Of 0, 0.3, 0.5 and 1 the best or next to it for ants and bees, emoji
+# and digits, with 100 and with 400 pictures; for 400 digits it takes the cross-validated log-loss from 0.94 to 0.29.
+LEAST_DEVIATION = 0.5
 TEMPERATURE_PRIOR = 0.5  # deviation of the temperature's logarithm
 
 
@@ -157,11 +160,18 @@ def within_one_standard_error(losses: list[Floats]) -> int:
 
 
 def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features with mean 0 and deviation 1, and the mean and deviation they had."""
+    """Features with mean 0 and deviation 1, and the mean and deviation they had.
+
+    On pictures that are unlike those of its training, many of a network's features hardly vary. Blown up to the deviation
+    of the others they are noise, so those of little deviation stay little.
+    """
     mean = features.mean(0, dtype=torch.float64).float()
     centred = features - mean
     scale = centred.square().mean(0, dtype=torch.float64).sqrt().float()
-    scale[scale < 1e-8] = 1.0  # a feature that never varies says nothing, and must not be divided by nothing
+    never = scale < 1e-8  # such features say nothing, and must not be divided by nothing
+    if not never.all():
+        scale = scale.clamp(min=LEAST_DEVIATION * float(scale[~never].median()))
+    scale[never] = 1.0
     return centred / scale, mean, scale
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -19,7 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from headstart.errors import HeadstartError
-from headstart.heads import fit_temperature, load_head, train_head, within_one_standard_error
+from headstart.heads import LEAST_DEVIATION, fit_temperature, load_head, train_head, within_one_standard_error
 from headstart.params import Head
 
 NAMES = ["ant", "bee", "wolf"]
@@ -36,10 +37,19 @@ def blobs(classes: int, counts: tuple[int, ...], seed: int, width: int = 12) -> 
     return torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
 
 
+class Scaler(StandardScaler):  # type: ignore[misc]
+    """scikit-learn's, but for features that hardly vary."""
+
+    def fit(self, x: NDArray[np.float64], y: None = None) -> Scaler:
+        super().fit(x)
+        self.scale_ = np.maximum(self.scale_, LEAST_DEVIATION * np.sort(self.scale_)[(len(self.scale_) - 1) // 2])
+        return self
+
+
 def optimum(x: Tensor, y: Tensor, strength: float, weights: str | None = None) -> object:
     """scikit-learn's own, to a tolerance far below ours."""
     model = LogisticRegression(C=strength, max_iter=5000, tol=1e-8, class_weight=weights)
-    return make_pipeline(StandardScaler(), model).fit(x.double().numpy(), y.numpy())
+    return make_pipeline(Scaler(), model).fit(x.double().numpy(), y.numpy())
 
 
 @pytest.mark.parametrize("classes", [2, 3], ids=["two classes", "three classes"])
@@ -94,6 +104,24 @@ def test_features_that_never_vary_say_nothing_and_break_nothing(tmp_path: Path) 
     more = train_head(with_constant(train), with_constant(val), NAMES, Head(C=[0.1]), tmp_path / "more")
     assert torch.isfinite(more.weight).all()
     torch.testing.assert_close(more.logits(with_constant(val)[0]), plain.logits(val[0]), rtol=1e-2, atol=1e-2)
+
+
+def test_features_that_hardly_vary_are_not_blown_up(tmp_path: Path) -> None:
+    """Five hundred that vary, and four hundred of noise, a thousandth as large: as if those were not there."""
+    rng = np.random.default_rng(0)
+
+    def with_noise(split: Split) -> Split:
+        noise = torch.tensor(rng.normal(0, 0.001, (len(split[0]), 400)), dtype=torch.float32)
+        return torch.cat([split[0], noise], dim=1), split[1]
+
+    def tellers(n: int, seed: int) -> Split:
+        x, y = blobs(2, (n, n), seed, width=500)
+        return (x - x.mean(0)) / x.std(0), y
+
+    train, val, new = tellers(30, 1), tellers(20, 2), tellers(200, 3)
+    head = train_head(with_noise(train), with_noise(val), NAMES[:2], Head(C=[0.1]), tmp_path / "more")
+    plain = train_head(train, val, NAMES[:2], Head(C=[0.1]), tmp_path / "plain")
+    torch.testing.assert_close(head.logits(with_noise(new)[0]), plain.logits(new[0]), rtol=0.05, atol=0.05)
 
 
 def test_the_sweep_is_written_with_a_row_per_strength_and_the_chosen_one_among_them(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_a_killed_why_goes_on_and_its_answer_can_be_read_and_applied(copy_of: Cl
     assert set(found["sentences"]) <= set(said)
     assert len(said) <= 11  # ten, and where the page is
     page = copy_of.read("data/why/story.html")
-    assert found["sentences"][0].split(":")[0] in page and "://" not in page.replace("data:image/png", "")
+    assert found["sentences"][0].split(":")[0] in html.unescape(page) and "://" not in page.replace("data:image/png", "")
     copy_of.run("headstart", "why", "--no-open", "--apply")
     assert yaml.safe_load(copy_of.read("params.yaml"))["finetune"]["unfreeze"] == found["freeze"]["measured"]
 

@@ -36,13 +36,13 @@ class Branch:
             raise HeadstartError(
                 f"{checkout()} has no git commit; `git init`, `git add -A` and `git commit` first"
             ) from None
-        self.checked_out = _asked("symbolic-ref", "--quiet", "--short", "HEAD")
-        if name is not None and not _asked("check-ref-format", "--branch", name):
+        self.checked_out = asked("symbolic-ref", "--quiet", "--short", "HEAD")
+        if name is not None and not asked("check-ref-format", "--branch", name):
             raise HeadstartError(f"retrain.branch {name!r} is not a name that git takes for a branch")
         if name is None and self.checked_out is None:
             raise HeadstartError("git has no branch checked out; check one out, or name one as retrain.branch")
         self.name = str(name or self.checked_out)
-        self.remote = _asked("config", f"branch.{self.name}.remote") or "origin"
+        self.remote = asked("config", f"branch.{self.name}.remote") or "origin"
         self._remove_what_a_killed_git_left()
         if changed := _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{f}" for f in RESULT)):
             files = ", ".join(sorted({line[2:].strip() for line in changed.splitlines()}))
@@ -52,7 +52,7 @@ class Branch:
     def tip(self) -> str | None:
         """The branch's last commit; the remote's, where the branch is only there."""
         for place in ("heads", f"remotes/{self.remote}"):
-            if found := _asked("rev-parse", "--quiet", "--verify", f"refs/{place}/{self.name}^{{commit}}"):
+            if found := asked("rev-parse", "--quiet", "--verify", f"refs/{place}/{self.name}^{{commit}}"):
                 return found
         return None
 
@@ -62,8 +62,8 @@ class Branch:
         for name in RESULT:
             file, here = checkout() / name, _digest(name)
             cut_short = name == "dvc.lock" and here is not None and not _is_whole(file)
-            if cut_short or here == _asked("rev-parse", "--quiet", "--verify", f"{self.head}:./{name}"):
-                kept = _asked("rev-parse", "--quiet", "--verify", f"{self.tip or self.head}:./{name}")
+            if cut_short or here == asked("rev-parse", "--quiet", "--verify", f"{self.head}:./{name}"):
+                kept = asked("rev-parse", "--quiet", "--verify", f"{self.tip or self.head}:./{name}")
                 if kept and kept != here:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(subprocess.check_output(["git", "cat-file", "blob", kept], cwd=checkout()))
@@ -74,7 +74,7 @@ class Branch:
         """Whether the result in the folder is the one that is committed."""
         tip = self.tip
         return tip is not None and all(
-            _digest(name) == _asked("rev-parse", "--quiet", "--verify", f"{tip}:./{name}") for name in RESULT
+            _digest(name) == asked("rev-parse", "--quiet", "--verify", f"{tip}:./{name}") for name in RESULT
         )
 
     def commit(self, message: str) -> str | None:
@@ -96,12 +96,12 @@ class Branch:
         _git("update-index", "--add", "--", *self._files(), **own)
         tree, tip = _git("write-tree", **own), self.tip
         parents = [tip] if tip else [self.head]
-        if tip and _asked("merge-base", self.head, tip) != self.head:
+        if tip and asked("merge-base", self.head, tip) != self.head:
             parents.append(self.head)
         made = _git(
             "commit-tree", tree, *(part for p in parents for part in ("-p", p)), "-F", "-", said=message, **_identity()
         )
-        here = _asked("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}") or ""
+        here = asked("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}") or ""
         _git("update-ref", "-m", "headstart retrain", f"refs/heads/{self.name}", made, here)
         index.unlink()
         return made
@@ -112,7 +112,7 @@ class Branch:
         Raises:
             HeadstartError: the remote does not take it.
         """
-        if not _asked("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}"):
+        if not asked("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}"):
             return
         try:
             _git("push", "--quiet", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0")
@@ -161,13 +161,13 @@ def _digest(name: str) -> str | None:
 
 def _identity() -> dict[str, str]:
     """Who commits, where git has not been told: under cron and in CI it often has not."""
-    if _asked("config", "user.email") or "GIT_COMMITTER_EMAIL" in os.environ:
+    if asked("config", "user.email") or "GIT_COMMITTER_EMAIL" in os.environ:
         return {}
     known = {"NAME": "headstart retrain", "EMAIL": "headstart@localhost"}
     return {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in known.items()}
 
 
-def _asked(*arguments: str) -> str | None:
+def asked(*arguments: str) -> str | None:
     """What git answers; None where it says no."""
     try:
         return _git(*arguments) or None

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from headstart import __version__, store
+from headstart.branch import asked
 from headstart.checkout import checkout
 from headstart.data.sources import locate, needs_network
 from headstart.errors import HeadstartError
@@ -109,10 +110,6 @@ def _disk() -> tuple[str, str]:
 
 
 def _git() -> tuple[str, str]:
-    def asked(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], cwd=checkout(), capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
     if shutil.which("git") is None:
         raise HeadstartError("git is not installed, and DVC needs it")
     if asked("rev-parse", "--verify", "HEAD^{commit}") is None:

@@ -34,7 +34,9 @@ class Clone:
     folder: Path
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, cwd=self.folder, env=self.environment(**variables), capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment(**variables), capture_output=True, text=True, timeout=900
+        )
         assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -77,12 +79,14 @@ class Clone:
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         deadline = time.monotonic() + 300
-        while not ready():
-            assert process.poll() is None, f"{' '.join(command)} ended before it was to be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            while not ready():
+                assert process.poll() is None, f"{' '.join(command)} ended before it was to be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def run_every_stage_in_one_process(self) -> None:
         """All stage scripts in the pipeline's order, without DVC: the libraries are imported once and not nine times."""

@@ -245,7 +245,7 @@ def test_the_model_is_served_over_http(finished: Clone) -> None:
         deadline = time.monotonic() + 120
         while True:
             try:
-                answer = json.loads(urllib.request.urlopen(request).read())
+                answer = json.loads(urllib.request.urlopen(request, timeout=60).read())
                 break
             except (urllib.error.URLError, ConnectionError):
                 assert time.monotonic() < deadline

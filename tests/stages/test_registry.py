@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +187,7 @@ def test_four_checkouts_that_track_at_once_all_end_whole(finished: Clone, tmp_pa
             for clone in clones
         ]  # fmt: skip
         for process in running:
-            said = process.communicate()[0]
+            said = process.communicate(timeout=600)[0]
             assert process.returncode == 0, said
             assert "Traceback" not in said
 
@@ -208,17 +210,33 @@ def test_four_checkouts_that_track_at_once_all_end_whole(finished: Clone, tmp_pa
     forget(shared)
 
 
-def test_four_workers_of_a_queue_all_end_whole(copy_of: Clone, shared: str) -> None:
+@pytest.fixture
+def workers(copy_of: Clone) -> Iterator[None]:
+    """Ends what is left of a queue's workers. The filesystem broker's ``get`` may read a message that another worker has
+    not written yet; what that breaks in the worker is its own end (celery/kombu issue 1551)."""
+    yield
+    for file in (copy_of.folder / ".dvc/tmp/exps/celery").glob("*.pid"):
+        with suppress(ProcessLookupError):
+            os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def test_four_workers_of_a_queue_all_end_whole(copy_of: Clone, shared: str, workers: None) -> None:
     copy_of.commit()
     names = [f"queued-{number}" for number in range(WRITERS)]
     for number, name in enumerate(names):
         copy_of.run("dvc", "exp", "run", "--queue", "-n", name, "-S", f"evaluate.mistakes={3 + number}")
-    copy_of.run("dvc", "queue", "start", "-j", str(WRITERS), MLFLOW_TRACKING_URI=shared)
+    # Its output is not captured: the workers keep it open for as long as they live.
+    subprocess.run(
+        ["dvc", "queue", "start", "-j", str(WRITERS)], cwd=copy_of.folder, check=True, timeout=300,
+        env=copy_of.environment(MLFLOW_TRACKING_URI=shared), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        status = copy_of.run("dvc", "queue", "status").stdout
-        if "Running" not in status and "Queued" not in status:
+    while True:
+        done = copy_of.run("dvc", "queue", "status", check=False)  # it may read an unfinished message too
+        status = done.stdout
+        if done.returncode == 0 and "Running" not in status and "Queued" not in status:
             break
+        assert time.monotonic() < deadline, f"{status}\n{done.stderr}"
         time.sleep(2)
     copy_of.run("dvc", "queue", "stop", check=False)
     logs = [copy_of.run("dvc", "queue", "logs", name, check=False).stdout for name in names]

@@ -92,9 +92,11 @@ class Branch:
         for left in (index, index.with_suffix(".lock")):
             left.unlink(missing_ok=True)
         own = {"GIT_INDEX_FILE": str(index)}
-        _git("read-tree", self.head, **own)
+        tip = self.tip
+        # Somebody may have committed to the branch that is checked out since the round began.
+        _git("read-tree", tip if tip and self.name == self.checked_out else self.head, **own)
         _git("update-index", "--add", "--", *self._files(), **own)
-        tree, tip = _git("write-tree", **own), self.tip
+        tree = _git("write-tree", **own)
         parents = [tip] if tip else [self.head]
         if tip and asked("merge-base", self.head, tip) != self.head:
             parents.append(self.head)
@@ -105,6 +107,11 @@ class Branch:
         _git("update-ref", "-m", "headstart retrain", f"refs/heads/{self.name}", made, here)
         index.unlink()
         return made
+
+    def fetch(self) -> None:
+        """Take over what another checkout has pushed to a branch that is not checked out, where this one only lags."""
+        if self.name != self.checked_out:
+            asked("fetch", "--quiet", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}")
 
     def push(self) -> None:
         """Push the branch, where there is one here and not at the remote alone.
@@ -117,8 +124,9 @@ class Branch:
         try:
             _git("push", "--quiet", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0")
         except HeadstartError as error:
+            behind = "`git pull --rebase`" if self.name == self.checked_out else f"`git branch -D {self.name}`"
             raise HeadstartError(
-                f"{error}; the commit is on {self.name} here. If the remote is ahead, `git pull --rebase` and retrain again"
+                f"{error}; the commit is on {self.name} here. If the remote is ahead, {behind} and retrain again"
             ) from None
 
     @staticmethod

@@ -195,7 +195,7 @@ def retrain(
     from headstart import retrain as rounds
     from headstart.params import Params
 
-    summary = rounds.retrain(Params.load())
+    summary = rounds.retrain(Params.load)
     unheard = summary["outcome"] in ("failed", "busy")
     if as_json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))

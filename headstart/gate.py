@@ -92,6 +92,8 @@ def run(data: Path, params: Params) -> Decision:
             registry.decide(version, decision.outcome, decision.sentence)
     else:
         write_json(file, asdict(decision))
+        if version.outcome is None:  # of a champion by MLflow's own alias: it is told once, not every month
+            registry.decide(version, decision.outcome, decision.sentence)
     return decision
 
 

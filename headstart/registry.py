@@ -192,7 +192,8 @@ class Registry:
                         raise HeadstartError(f"version {version.number} of {self.name} holds no MLmodel ({source})")
                     folder.rename(target)
             os.utime(target)
-            for old in sorted(models.iterdir(), key=lambda path: -path.stat().st_mtime_ns)[KEPT:]:
+            folders = [path for path in models.iterdir() if path.is_dir()]  # `headstart models` has files there
+            for old in sorted(folders, key=lambda path: -path.stat().st_mtime_ns)[KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
         return target
 

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.client import HTTPException
@@ -44,18 +44,23 @@ class BusyError(HeadstartError):
     """Another round is at work."""
 
 
-def retrain(params: Params) -> dict[str, Any]:
+def retrain(load: Callable[[], Params]) -> dict[str, Any]:
     """One round, if no other is at work; its summary is also in .headstart/retrain/last.json and sent to the webhook.
+
+    Args:
+        load: gives the parameters; that they are wrong is told like everything that fails.
 
     Returns:
         ``outcome`` (a key of EXIT), ``sentence``, and as far as the round came: ``result``, ``version``, ``run``, ``gate``
         (the decision's numbers), ``drift``, ``branch``, ``commit``, ``started``, ``seconds``.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    started, begun = datetime.now(UTC), time.monotonic()
+    started, begun, webhook = datetime.now(UTC), time.monotonic(), None
     try:
         with _alone(started) as lock:
             try:
+                params = load()
+                webhook = params.retrain.webhook
                 summary = _Round(params, lock).run()
             except HeadstartError as error:
                 summary = {"outcome": "failed", "sentence": str(error)}
@@ -64,7 +69,7 @@ def retrain(params: Params) -> dict[str, Any]:
                 summary = {"outcome": "failed", "sentence": f"{type(error).__name__}: {error}"}
             summary |= {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begun, 1)}
             write_json(state_folder("retrain") / "last.json", summary)
-            _post(params, summary)
+            _post(os.environ.get(WEBHOOK) or webhook, summary)
     except BusyError as other:
         return {"outcome": "busy", "sentence": str(other)}
     return summary
@@ -91,6 +96,8 @@ class _Round:
 
         registry = Registry(self.params)
         branch, remote = Branch(self.params.retrain.branch), self.params.retrain.remote
+        if self.params.retrain.push:
+            branch.fetch()
         branch.take_up()
         _remove_what_a_killed_dvc_left(checkout() / ".dvc" / "tmp" / "rwlock")
         if remote and Path("dvc.lock").exists():
@@ -171,6 +178,8 @@ class _Round:
         try:
             for line in process.stdout or ():
                 sys.stderr.write(line)
+                if line.startswith("Running stage "):
+                    reason = ""  # what an earlier one had to say was no error
                 if line.startswith("headstart: ") or (line.startswith("ERROR: ") and not reason.startswith("headstart: ")):
                     reason = line
             code = process.wait()
@@ -186,9 +195,9 @@ class _Round:
 
 @contextmanager
 def _alone(started: datetime) -> Iterator[int]:
-    """Hold the lock, and yield its descriptor for what is started to inherit: flock(2) keeps the lock until the last that
-    has it ends, so that no second round begins while a stage of a killed one is still at work. The filelock package cannot
-    do that.
+    """Hold the lock, and yield its descriptor for DVC to inherit: flock(2) keeps the lock until the last that has it ends,
+    so that no second round begins while the DVC of a killed one is still at work. The filelock package cannot do that. DVC
+    does not hand it on to the stages, so those are looked for.
 
     Raises:
         BusyError: another holds it.
@@ -198,6 +207,8 @@ def _alone(started: datetime) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(_holder(file)) from None
+        if stage := _stage_at_work():
+            raise BusyError(f"a stage is at work here though no retrain is: {stage}; it ends by itself")
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": started.isoformat(timespec="seconds")}, file)
         file.flush()
@@ -214,6 +225,15 @@ def _holder(file: TextIO) -> str:
     if by["host"] == socket.gethostname() and not psutil.pid_exists(by["pid"]):
         return f"what a retrain had started is still at work here, although that was killed ({who}); it ends by itself"
     return f"another retrain is at work here: {who}"
+
+
+def _stage_at_work() -> str | None:
+    """One that runs in this checkout, of a DVC that was killed or that somebody has started by hand."""
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        for part in process.info["cmdline"] or ():
+            if part.startswith("stages/") and part.endswith(".py") and process.info["cwd"] == str(checkout()):
+                return f"{part}, process {process.pid}"
+    return None
 
 
 def _remove_what_a_killed_dvc_left(rwlock: Path) -> None:
@@ -243,14 +263,19 @@ def _is_dvc(pid: int) -> bool:
 def _stop(process: subprocess.Popen[str]) -> None:
     """Wait until DVC has ended. Ctrl-C has reached what it runs too, in a terminal; that of `kill` and systemd has not, and
     what a shell has started in the background may not hear it at all."""
+    known: set[psutil.Process] = set()  # also those whose parent has ended since
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=PATIENCE)
-            return
-        for child in psutil.Process().children(recursive=True):
+            break
+        known |= set(psutil.Process().children(recursive=True))
+        for child in known:
             with suppress(psutil.NoSuchProcess):
                 child.send_signal(number)
-    process.communicate()
+    for child in psutil.wait_procs(known, timeout=PATIENCE)[1]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
 
 
 def _status(code: int) -> str:
@@ -268,9 +293,8 @@ def _message(summary: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"Result {summary['result'][:12]}, MLflow run {summary['run']}"]) + "\n"
 
 
-def _post(params: Params, summary: dict[str, Any]) -> None:
+def _post(address: str | None, summary: dict[str, Any]) -> None:
     """Send the summary; ``text`` is what chat programs show. A webhook that does not answer fails no round."""
-    address = os.environ.get(WEBHOOK) or params.retrain.webhook
     if not address:
         return
     body = json.dumps(summary | {"text": told(summary)}, ensure_ascii=False).encode()

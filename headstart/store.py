@@ -26,7 +26,7 @@ def uri() -> str:
 
 def shown_uri() -> str:
     """The address as it may be printed: a database's password is left out."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri())
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", uri())
 
 
 def artifacts() -> str | None:

@@ -26,7 +26,7 @@ from headstart.checkout import checkout, read_json, write_json
 from headstart.errors import HeadstartError
 from headstart.params import Params, cores
 from headstart.registry import Registry
-from headstart.store import RESULT, experiment_id, opened, short, shown_uri, tagged
+from headstart.store import RESULT, answering, experiment_id, opened, short, shown_uri, tagged
 from headstart.verdict import verdict
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ MAKES_THE_RESULT = {
 
 def result_digest(data: Path, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:
     """SHA-256 over what the result is made from: the code and parameters that dvc.yaml names for every stage but track,
-    the manifest of pictures, the user's network, and the backbone's weights."""
+    the manifest of pictures, the user's network, and the backbone's weights.
+
+    Raises:
+        HeadstartError: one of these is not there.
+    """
     stages = {
         name: s for name, s in yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"].items() if name != "track"
     }
@@ -53,11 +57,14 @@ def result_digest(data: Path, params: Path = Path("params.yaml"), pipeline: Path
     code = sorted({dep for s in stages.values() for dep in s.get("deps", []) if not dep.startswith("data/")})
     keys = sorted({key for s in stages.values() for key in s.get("params", []) if isinstance(key, str)})
     digest = hashlib.sha256()
-    for path in [*code, data / "fetch" / "manifest.csv", data / "fetch" / "network.py"]:
-        digest.update(f"{Path(path).name}\n".encode())
-        digest.update(hashlib.sha256((pipeline.parent / path).read_bytes()).digest())
-    digest.update(json.dumps({key: _value(values, key) for key in keys}, sort_keys=True).encode())
-    digest.update(read_json(data / "backbone" / "card.json")["sha256"].encode())
+    try:
+        for path in [*code, data / "fetch" / "manifest.csv", data / "fetch" / "network.py"]:
+            digest.update(f"{Path(path).name}\n".encode())
+            digest.update(hashlib.sha256((pipeline.parent / path).read_bytes()).digest())
+        digest.update(json.dumps({key: _value(values, key) for key in keys}, sort_keys=True).encode())
+        digest.update(read_json(data / "backbone" / "card.json")["sha256"].encode())
+    except FileNotFoundError as error:
+        raise HeadstartError(f"{error.filename} is not there; `dvc pull` or `dvc repro` brings it") from None
     return digest.hexdigest()
 
 
@@ -129,8 +136,8 @@ class Tracker:
         if self.params.tracking.model:
             self._log_model(data / "package" / "model", numbers)
         self.register(data, card)
-        client.set_tag(run, COMPLETE, "true")
         client.set_terminated(run)
+        client.set_tag(run, COMPLETE, "true")  # last: what has it is not looked at again
 
     def _log_images(self, folder: Path) -> None:
         """The figures a second time, as MLflow's logged images: its charts put those of several runs side by side, files
@@ -272,14 +279,25 @@ def track(data: Path, params: Params, folder: Path) -> str:
     return sentence
 
 
-def live_or_none(data: Path, params: Params) -> Live | None:
-    """A live curve; None, with a word to the user, where the store does not answer: training does not wait for it."""
-    try:
-        tracker = Tracker(params, result_digest(data))
-        return tracker.live()
-    except HeadstartError as error:
-        print(f"headstart: the curve is not shown live: {error}")
-        return None
+def live(data: Path, params: Params) -> Callable[[dict[str, float]], None]:
+    """To be called with the rows of the curve. Training does not wait for a store that does not answer, or no longer: then
+    there is a word to the user, once, and ``track`` sends what is missing."""
+    curve: list[Live] = []
+
+    def send(row: dict[str, float]) -> None:
+        for one in curve:
+            one(row)
+
+    def tried(step: Callable[[], object]) -> None:
+        try:
+            with answering():
+                step()
+        except HeadstartError as error:
+            curve.clear()
+            print(f"the curve is not shown live: {error}")
+
+    tried(lambda: curve.append(Tracker(params, result_digest(data)).live()))
+    return lambda row: tried(lambda: send(row))
 
 
 class StudyRuns:
@@ -302,9 +320,9 @@ class StudyRuns:
                 live = [Live(client, self._trial(client, trial))]
 
         def send(row: dict[str, float]) -> None:
-            for answering in live if self.answers else []:
+            for one in live if self.answers else []:
                 with self._or_a_word(), opened():
-                    answering(row)
+                    one(row)
 
         return send
 
@@ -356,10 +374,10 @@ class StudyRuns:
         numbers = {key: trial[key] for key in ("val_log_loss", "val_accuracy", "minutes")}
         metrics = [Metric(key, float(value), 0, 0) for key, value in numbers.items() if value is not None]
         client.log_batch(run.info.run_id, metrics=metrics)
+        client.set_terminated(run.info.run_id, _STATUS[trial["state"]])
         for key, value in {"state": trial["state"], "note": trial["note"], COMPLETE: "true"}.items():
             if value:
                 client.set_tag(run.info.run_id, key, value)
-        client.set_terminated(run.info.run_id, _STATUS[trial["state"]])
 
     def _parent(self, client: MlflowClient) -> str:
         from mlflow.entities import Param

@@ -80,6 +80,15 @@ def described(incoming: Incoming, rows: list[int], known: Known) -> list[dict[st
     return found
 
 
+def _copied(original: Path, copy: Path) -> bool:
+    """Whether it could be: somebody may have moved it since it was looked at."""
+    try:
+        shutil.copyfile(original, copy)
+    except OSError:
+        return False
+    return True
+
+
 def export(incoming: Incoming, rows: list[dict[str, Any]], folder: Path) -> None:
     """Copies of the pictures that ``rows`` describes, and those as a table, in ``folder / "to_label"``; what an earlier
     export left there goes, and where there are no rows nothing is left."""
@@ -87,8 +96,7 @@ def export(incoming: Incoming, rows: list[dict[str, Any]], folder: Path) -> None
     shutil.rmtree(part, ignore_errors=True)
     if rows:
         part.mkdir(parents=True)
-        for row in rows:
-            shutil.copyfile(incoming.folder / row["original"], part / row["path"])
+        rows = [row for row in rows if _copied(incoming.folder / row["original"], part / row["path"])]
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -69,6 +69,18 @@ def test_what_the_user_has_staged_or_not_added_stays_out_of_it() -> None:
     assert git("status", "--porcelain").splitlines() == ["A  notes.txt", "?? more.txt"]
 
 
+def test_what_was_committed_while_the_round_ran_stays() -> None:
+    branch = Branch(None)
+    Path("README.md").write_text("new\n")
+    git("add", "README.md")
+    git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "meanwhile")
+    result(1)
+    branch.commit("Retrained")
+    assert git("show", "--name-only", "--format=", "main").split() == ["data/evaluate/metrics.json", "dvc.lock"]
+    assert git("show", "main:README.md") == "new"
+    assert git("status", "--porcelain") == ""
+
+
 def test_no_hook_has_a_part_in_it(checkout: Path) -> None:
     hook = checkout / ".git/hooks/pre-commit"
     hook.parent.mkdir(exist_ok=True)
@@ -196,3 +208,23 @@ def test_a_branch_that_is_only_at_the_remote_is_carried_on(tmp_path: Path) -> No
     fresh.commit("Retrained")
     fresh.push()
     assert git("ls-remote", "origin", "refs/heads/retrained").split()[0] == git("rev-parse", "retrained")
+
+
+def test_a_named_branch_that_lags_behind_the_remote_catches_up(tmp_path: Path) -> None:
+    git("init", "-q", "--bare", "-b", "main", str(tmp_path / "remote.git"))
+    git("remote", "add", "origin", str(tmp_path / "remote.git"))
+    result(1)
+    branch = Branch("retrained")
+    branch.fetch()  # the remote has nothing yet
+    branch.commit("Retrained")
+    branch.push()
+    behind = git("rev-parse", "retrained")
+    result(2)
+    branch.commit("Retrained elsewhere")
+    branch.push()
+    git("update-ref", "refs/heads/retrained", behind)
+    result(3)
+    branch.fetch()
+    branch.commit("Retrained")
+    branch.push()
+    assert git("rev-list", "--count", f"{behind}..retrained") == "2"

@@ -325,6 +325,9 @@ def test_pictures_without_labels_are_exported_where_drift_is_real_and_only_there
         assert row["why"]
     assert len(list((tmp_path / FOLDER).iterdir())) == 8
     assert "The 7 most worth labelling are in data/drift/to_label." in drifted.sentence({"incoming": found})
+    (incoming.folder / rows[0]["original"]).unlink()  # somebody has moved it meanwhile
+    export(incoming, found["to_label"], tmp_path)
+    assert list(csv.DictReader(io.StringIO((tmp_path / FOLDER / TABLE).read_text()))) == rows[1:]
     quiet, old = arrived(tmp_path / "inbox", 0)
     found = compare_incoming(quiet, old, alone(150), 7, 0)
     assert not found["test"]["differ"]

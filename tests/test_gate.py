@@ -416,6 +416,7 @@ def test_an_alias_that_was_set_in_mlflow_is_taken_as_it_is(project: Project) -> 
     project.client.set_registered_model_alias("headstart", "champion", "1")
     assert project.gate().outcome == "promoted"
     assert project.champion() == 1
+    assert project.client.get_model_version("headstart", "1").tags["headstart.outcome"] == "promoted"
 
 
 Change = Callable[[Project], Any]

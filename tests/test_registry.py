@@ -14,6 +14,7 @@ import pytest
 
 from headstart import registry as registry_module
 from headstart import store
+from headstart.checkout import write_json
 from headstart.errors import HeadstartError
 from headstart.params import Params
 from headstart.registry import KEPT, LONGEST_DESCRIPTION, Registry, Version, description
@@ -181,9 +182,11 @@ def test_a_download_that_fails_leaves_nothing(bench: Bench) -> None:
 
 
 def test_the_models_on_disk_are_the_last_ones_used(bench: Bench) -> None:
+    models = bench.folder / ".headstart" / "models"
     for result in "abcdef"[: KEPT + 2]:
         folder = bench.registry.download(bench.registered(result * 3))
-    kept = list((bench.folder / ".headstart" / "models").iterdir())
+        write_json(models / "counted.json", {})  # of `headstart models`, newer than any
+    kept = [path for path in models.iterdir() if path.is_dir()]
     assert len(kept) == KEPT
     assert folder in kept
 
@@ -341,6 +344,8 @@ def test_a_store_that_does_not_answer_is_said(bench: Bench, monkeypatch: pytest.
 
 def test_a_databases_password_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://anna:secret@db.example.org:5432/mlflow")
+    assert store.shown_uri() == "postgresql://anna:***@db.example.org:5432/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://anna:a/b@db.example.org:5432/mlflow")
     assert store.shown_uri() == "postgresql://anna:***@db.example.org:5432/mlflow"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert store.shown_uri() == "http://127.0.0.1:5000"

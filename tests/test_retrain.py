@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -43,16 +45,34 @@ def sleeper(seconds: int = 60, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"], **options)
 
 
+def has_ended(pid: int) -> bool:
+    """Also one of which nobody has taken notice yet, as happens where process 1 is slow to."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 # --- one at a time ----------------------------------------------------------------------------------------------------
 
 
 def test_a_second_round_ends_at_once_and_names_the_first(checkout: Path) -> None:
     with retrain._alone(NOW):
-        summary = retrain.retrain(Params())
+        summary = retrain.retrain(Params)
     assert summary["outcome"] == "busy"
     assert f"process {os.getpid()} on " in summary["sentence"]
     assert summary["sentence"].endswith("since 2026-01-01T00:00:00+00:00")
     assert not (checkout / ".headstart/retrain/last.json").exists()
+
+
+def test_a_stage_that_is_at_work_without_a_round_is_waited_for(checkout: Path) -> None:
+    (checkout / "stages").mkdir()
+    (checkout / "stages/finetune.py").write_text("import time; time.sleep(60)")
+    with subprocess.Popen([sys.executable, "stages/finetune.py"]) as stage:
+        summary = retrain.retrain(Params)
+        assert summary["outcome"] == "busy"
+        assert f"stages/finetune.py, process {stage.pid}; it ends by itself" in summary["sentence"]
+        stage.kill()
+    assert retrain.retrain(Params)["outcome"] == "failed"  # of a folder that is no git checkout
 
 
 def test_the_lock_stays_with_what_a_killed_round_had_started(checkout: Path) -> None:
@@ -144,24 +164,20 @@ def hook() -> Iterator[str]:
     thread.join()
 
 
-def test_the_webhook_gets_the_summary_and_a_text_for_chats(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = Params(retrain=Settings(webhook=f"{hook}/hook"))
-    retrain._post(params, SUMMARY)
+def test_the_webhook_gets_the_summary_and_a_text_for_chats(hook: str) -> None:
+    retrain._post(f"{hook}/hook", SUMMARY)
     (body,) = Received.bodies
     assert body["version"] == 2
     assert body["text"].splitlines() == [
         "promoted: version 2 is as good", "drift: other light", "dvc.lock is committed on main as 1234567890",
     ]  # fmt: skip
-    monkeypatch.setenv(retrain.WEBHOOK, f"{hook}/hook")
-    retrain._post(Params(), SUMMARY)
-    assert len(Received.bodies) == 2
 
 
 def test_a_webhook_that_does_not_take_it_is_a_word_without_its_address(
     hook: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for address in (f"{hook}/secret", "http://127.0.0.1:9/secret"):
-        retrain._post(Params(retrain=Settings(webhook=address)), SUMMARY)
+        retrain._post(address, SUMMARY)
         said = capsys.readouterr().err
         assert said.startswith("headstart: the webhook did not take the summary: ")
         assert "secret" not in said
@@ -175,11 +191,21 @@ def test_a_webhook_has_to_be_an_address(checkout: Path) -> None:
 
 def test_a_failed_round_is_summed_up_too(checkout: Path, hook: str) -> None:
     params = Params(retrain=Settings(webhook=f"{hook}/hook"))
-    summary = retrain.retrain(params)  # of a folder that is no git checkout
+    summary = retrain.retrain(lambda: params)  # of a folder that is no git checkout
     assert summary["outcome"] == "failed"
     assert "has no git commit" in summary["sentence"]
     assert json.loads((checkout / ".headstart/retrain/last.json").read_text()) == summary
     assert Received.bodies[0]["text"].startswith("failed: ")
+
+
+def test_parameters_that_are_wrong_are_a_failed_round_of_which_the_webhook_hears(
+    checkout: Path, hook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(retrain.WEBHOOK, f"{hook}/hook")
+    (checkout / "params.yaml").write_text("sed: 0\n")
+    summary = retrain.retrain(Params.load)
+    assert summary["outcome"] == "failed" and "did you mean 'seed'" in summary["sentence"]
+    assert Received.bodies[0]["outcome"] == "failed"
 
 
 def test_the_commit_says_what_was_decided() -> None:
@@ -201,6 +227,10 @@ def test_what_dvc_or_a_stage_said_is_the_reason(checkout: Path) -> None:
         one = retrain._Round(Params(), lock)
         with pytest.raises(retrain.HeadstartError, match=r"^`dvc repro` failed: no pictures. Finished stages are kept"):
             one._dvc("repro")
+        stages = {"a": {"cmd": "echo 'headstart: a note'; touch a", "outs": ["a"]}, "b": {"cmd": "false", "deps": ["a"]}}
+        (checkout / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+        with pytest.raises(retrain.HeadstartError, match=r"^`dvc repro` failed: (?!a note)"):
+            one._dvc("repro")
         with pytest.raises(retrain.HeadstartError, match=r"^`dvc remote` failed: .*remote 'nowhere' doesn't exist"):
             one._dvc("remote", "remove", "nowhere")
 
@@ -221,8 +251,26 @@ def test_sigterm_ends_what_dvc_runs_before_the_round_ends(checkout: Path) -> Non
         "except KeyboardInterrupt: raise SystemExit(130)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], env=HERE, stderr=subprocess.DEVNULL) as one:
+        deadline = time.monotonic() + 120
         while not (pid := (checkout / "pid").read_text() if (checkout / "pid").exists() else ""):
-            assert one.poll() is None
+            assert one.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
         one.send_signal(signal.SIGTERM)
-        assert one.wait(30) == 130
-    assert not psutil.pid_exists(int(pid))
+        assert one.wait(60) == 130
+    assert has_ended(int(pid))
+
+
+def test_what_has_lost_its_parent_and_does_not_hear_ctrl_c_is_ended_too(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrain, "PATIENCE", 0.5)
+    shell = "sh -c 'trap \"\" INT; echo $$ > pid; exec sleep 60' & wait"
+    process = subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not ((checkout / "pid").exists() and (checkout / "pid").read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    begun = time.monotonic()
+    retrain._stop(process)
+    assert time.monotonic() - begun < 20
+    assert has_ended(int((checkout / "pid").read_text()))

@@ -9,7 +9,8 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from headstart import saved_view
+from headstart import saved_view, tracking
+from headstart.params import Params
 from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow]
@@ -122,3 +123,20 @@ def test_a_run_that_was_killed_while_its_figures_were_logged_gets_each_once(copy
     drawn = sorted(path.stem for path in (copy_of.folder / "data/evaluate/figures").glob("*.png"))
     assert before < after
     assert sorted(name.split("+")[0] for name in after if name.endswith(".png")) == [f"figures~{name}" for name in drawn]
+
+
+def test_a_store_that_goes_away_while_it_trains_is_a_word_and_no_more(
+    copy_of: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copy_of.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'store.db'}")
+    send = tracking.live(Path("data"), Params.load())
+    send({"epoch": 1, "train_loss": 0.7})
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("headstart").experiment_id])
+    assert run.data.metrics == {"finetune/train_loss": 0.7}
+    (tmp_path / "store.db").write_bytes(b"no longer a database" * 1000)
+    capsys.readouterr()
+    send({"epoch": 2, "train_loss": 0.6})
+    send({"epoch": 3, "train_loss": 0.5})
+    assert capsys.readouterr().out.count("the curve is not shown live: MLflow at sqlite") == 1

@@ -8,48 +8,79 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headstart.checkout import replacing
+from headstart.checkout import read_json, write_json
 from headstart.data.pixels import Pixels
 from headstart.engines import Engine
-from headstart.progress import progress
+from headstart.progress import Advance, progress
 
 KEPT = 10_000_000_000  # bytes on disk
+SAVE_EVERY_S = 10.0  # seconds that a kill can cost
 
 
 def answers_of(
     engine: Engine,
-    batches: Iterable[Tensor],
+    batches: Callable[[int], Iterable[Tensor]],
     count: int,
     file: Path,
-    each: Callable[[int, NDArray[np.float32]], None] = lambda at, found: None,
-) -> np.memmap[Any, np.dtype[np.float32]]:
-    """(count, ...) float32 in ``file``: what ``engine`` makes of the pictures in ``batches``, written as it comes, so that
-    memory does not grow with their number.
+    advance: Advance,
+    check: Callable[[int, NDArray[np.float32]], None] = lambda at, found: None,
+) -> None:
+    """(count, ...) float32 into ``file``: what ``engine`` makes of the pictures, written as it comes, so that memory does
+    not grow with their number. One that was killed is gone on with; of several processes one works and the others wait.
 
     Args:
-        batches: (N, 3, H, W) pictures, ``count`` in all and at least one.
-        each: called for every batch, with the number of its first picture and what was found for them.
+        batches: the (N, 3, H, W) pictures from a number on, ``count`` in all and at least one, always in the same batches.
+        check: called for every batch, with the number of its first picture and what was found for them.
     """
+    part, saved, lock = (file.with_name(f".{file.name}.{suffix}") for suffix in ("part", "json", "lock"))
+    with FileLock(lock):
+        if not file.exists():
+            _write(engine, batches, count, part, saved, advance, check)
+            part.replace(file)
+            saved.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)  # whoever comes now finds the file
+
+
+def _write(
+    engine: Engine,
+    batches: Callable[[int], Iterable[Tensor]],
+    count: int,
+    part: Path,
+    saved: Path,
+    advance: Advance,
+    check: Callable[[int, NDArray[np.float32]], None],
+) -> None:
     stored: np.memmap[Any, np.dtype[np.float32]] | None = None
-    at = 0
-    for pictures in batches:
+    at, last = 0, time.monotonic()
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        known = read_json(saved)
+        stored, at = np.memmap(part, np.float32, "r+", shape=tuple(known["shape"])), known["rows"]
+        advance(at)
+    for pictures in batches(at):
         found = engine(pictures).float().cpu().numpy()
-        each(at, found)
+        check(at, found)
         if stored is None:
-            stored = np.memmap(file, np.float32, "w+", shape=(count, *found.shape[1:]))
+            stored = np.memmap(part, np.float32, "w+", shape=(count, *found.shape[1:]))
         stored[at : at + len(found)] = found
         at += len(found)
+        advance(len(found))
+        if time.monotonic() - last > SAVE_EVERY_S:
+            stored.flush()
+            write_json(saved, {"rows": at, "shape": stored.shape})
+            last = time.monotonic()
     assert stored is not None
-    return stored
+    stored.flush()
 
 
 def folder_for(kept: Path, frozen: nn.Module, engine: str, pixels: Pixels, seen: tuple[Any, ...]) -> Path:
@@ -76,9 +107,15 @@ def folder_for(kept: Path, frozen: nn.Module, engine: str, pixels: Pixels, seen:
     return mine
 
 
-def known_or_made(file: Path, shape: tuple[int, ...], engine: Engine, pictures: Iterable[Tensor]) -> NDArray[np.float32]:
-    """``shape`` float32 in ``file``: what ``engine`` makes of ``pictures``, which are not looked at where that is known."""
+def known_or_made(
+    file: Path, shape: tuple[int, ...], engine: Engine, batches: Callable[[int], Iterable[Tensor]]
+) -> NDArray[np.float32]:
+    """``shape`` float32 in ``file``: what ``engine`` makes of the pictures, which are not looked at where that is known.
+
+    Args:
+        batches: as ``answers_of`` takes them.
+    """
     if not file.exists():
-        with replacing(file) as part, progress(file.name, shape[0]) as advance:
-            answers_of(engine, pictures, shape[0], part, lambda at, found: advance(len(found))).flush()
+        with progress(file.name, shape[0]) as advance:
+            answers_of(engine, batches, shape[0], file, advance)
     return np.memmap(file, np.float32, "r+", shape=shape)

@@ -6,6 +6,7 @@ measured later, by ``ranking``.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Sample:
         rows: (N,) rows of the manifest.
         labels: (N,) numbers of the classes.
         groups: (N,) names; pictures of one group must not be on both sides of a fold.
-        classes: names; those with fewer than five pictures are left out, since not every fold could hold one.
+        classes: names; those with fewer than five groups are left out, since not every fold could hold one.
         left_out: names of those.
     """
 
@@ -65,12 +66,12 @@ class Sample:
             HeadstartError: fewer than two classes have pictures enough.
         """
         shown = manifest[manifest["split"].isin(["train", "val"])]
-        counts = shown["label"].value_counts()
-        classes = tuple(sorted(counts.index[counts >= FOLDS]))
+        counts, groups_of = shown["label"].value_counts(), shown.groupby("label")["group"].nunique()
+        classes = tuple(sorted(groups_of.index[groups_of >= FOLDS]))
         if len(classes) < 2:
             raise HeadstartError(
-                f"a comparison needs two classes with at least {FOLDS} training and validation pictures; found "
-                f"{len(classes)} in data/prepare/manifest.parquet"
+                f"a comparison needs two classes with at least {FOLDS} training and validation pictures that are no "
+                f"near-duplicates nor of one group; found {len(classes)} in data/prepare/manifest.parquet"
             )
         shown = shown[shown["label"].isin(classes)]
         drawn = shown["path"].map(lambda path: place(str(path), seed))
@@ -164,6 +165,8 @@ def store_candidate(
     architecture(name)
     for old in (MISSING, FEATURES, ENGINE):
         (folder / old).unlink(missing_ok=True)
+    for left in folder.glob(".*/"):  # of a stage that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         store_backbone(name, "default", mirror, seed, NO_OWN_NETWORK, folder)
     except HeadstartError as error:
@@ -188,11 +191,13 @@ def more_features(
     shown: Shown, engine_name: str, engine: Callable[[], Engine], rows: Ints, width: int, kept: Path
 ) -> Tensor:
     """(N, width) features of ``rows``, kept in ``kept``; ``engine`` is made only where they are not there."""
-    folder = folder_for(kept, shown.network, engine_name, shown.pixels, ("rank", rows.tolist()))
+    folder = folder_for(kept, shown.network, engine_name, shown.pixels, ("rank", shown.trunk.view.as_dict(), rows.tolist()))
     made: list[Engine] = []
 
     def run(pictures: Tensor) -> Tensor:
         made[:] = made or [engine()]
         return made[0](pictures)
 
-    return torch.from_numpy(np.array(known_or_made(folder / "features", (len(rows), width), run, shown.batches(rows))))
+    return torch.from_numpy(
+        np.array(known_or_made(folder / "features", (len(rows), width), run, lambda first: shown.batches(rows[first:])))
+    )

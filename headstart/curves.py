@@ -7,6 +7,7 @@ reported chose anything. The test split is not looked at.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 import time
@@ -27,7 +28,7 @@ from headstart.checkout import read_json, write_json
 from headstart.compute import inference_batch
 from headstart.data.pixels import Pixels
 from headstart.features import load_features
-from headstart.finetune import Recipe, finetune, load_finetuned
+from headstart.finetune import STATE, Recipe, finetune, load_finetuned
 from headstart.heads import folds_of, load_head, log_losses, train_head
 from headstart.params import Finetune, Params
 from headstart.progress import hidden, progress
@@ -35,6 +36,7 @@ from headstart.progress import hidden, progress
 FROZEN, FINETUNED, SCRATCH = "frozen", "finetuned", "scratch"
 CUTS = ("none", "last", "half", "all")
 MOST_EPOCHS = 100  # of a training from random weights
+SHAPED_BY = ("answers", "classifier", "curves", "engines", "features", "finetune", "heads", "logistic", "surgery", "views")
 Ints = NDArray[np.int64]
 
 
@@ -82,6 +84,11 @@ class Curve:
 
 
 Curves = dict[tuple[str, str], Curve]  # by start and cut
+
+
+def code() -> list[str]:
+    """A digest of each module that shapes a training: what other code has found must not stand beside it."""
+    return [hashlib.sha256(Path(__file__).with_name(f"{name}.py").read_bytes()).hexdigest() for name in SHAPED_BY]
 
 
 def cut_of(settings: Finetune) -> str:
@@ -183,8 +190,9 @@ class Laboratory:
             folder = Path(name)
             train_x, val_x = (p.features[numbers] for numbers in (train, val))
             train_head(
-                (train_x, p.labels[train]), (val_x, p.labels[val]), list(sample.classes), self.params.head, folder / "head"
-            )
+                (train_x, p.labels[train]), (val_x, p.labels[val]), list(sample.classes), self.params.head, folder / "head",
+                sample.groups[np.concatenate([train, val])],
+            )  # fmt: skip
             head = load_head(folder / "head", refit=training.start == FROZEN)
             if training.start == FROZEN:
                 seconds = time.perf_counter() - start + self.seconds_per_picture * (len(train) + len(val))
@@ -193,7 +201,7 @@ class Laboratory:
                 recipe = self.recipe(training, len(train))
                 resume = self.state / training.name
                 trunk = self.trunk(training)
-                clock = Clock(resume / "seconds.json")
+                clock = Clock(resume)
                 finetune(
                     trunk, head, p.pixels, p.as_manifest(train, val), recipe, self.device, folder / "tuned", resume,
                     lambda row: clock.note(), self.params.features.engine, self.timings,
@@ -237,17 +245,23 @@ class Laboratory:
 
 
 class Clock:
-    """Seconds of a training that may be interrupted and go on another day."""
+    """Seconds of a training that may be interrupted and go on another day, from where its state was saved last."""
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.start = file, time.perf_counter()
-        self.before: float = read_json(file) if file.exists() else 0.0
+    def __init__(self, resume: Path) -> None:
+        self.file, self.state, self.start = resume / "seconds.json", resume / STATE, time.perf_counter()
+        self.before: float = read_json(self.file) if self.file.exists() else 0.0
+        self.saved = self._saved()
 
     def seconds(self) -> float:
         return self.before + time.perf_counter() - self.start
 
     def note(self) -> None:
-        write_json(self.file, self.seconds())
+        if (saved := self._saved()) != self.saved:
+            self.saved = saved
+            write_json(self.file, self.seconds())
+
+    def _saved(self) -> int:
+        return self.state.stat().st_mtime_ns if self.state.exists() else 0
 
 
 def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -> Curves:

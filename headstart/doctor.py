@@ -56,6 +56,8 @@ def _found(about: str, check: Callable[[], tuple[str, str]]) -> Finding:
         return Finding(about, *check())
     except HeadstartError as error:
         return Finding(about, WRONG, str(error))
+    except Exception as error:  # a package that is broken, or half there
+        return Finding(about, WRONG, f"{type(error).__name__}: {error}; where a package is named, run `make setup`")
 
 
 def _python() -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from headstart.answers import answers_of
+from headstart.answers import answers_of, folder_for
 from headstart.backbones import Trunk
 from headstart.checkout import replacing, write_json
 from headstart.compute import inference_batch
@@ -40,6 +41,7 @@ def extract(
     folder: Path,
     wanted: str = "auto",
     timings: Path | None = None,
+    kept: Path | None = None,
 ) -> None:
     """Write one file per split: ``features`` (N, D) float32 and ``labels`` (N,) int64, rows in manifest order; and a card
     that says which engine made them.
@@ -48,11 +50,14 @@ def extract(
 
     Args:
         wanted, timings: as ``engines.engine_for`` takes them.
+        kept: what is found stands there until all of it is, so that a run that is killed can be gone on with.
     """
     shown = Shown(trunk, pixels, device)
     labels = _numbers(manifest)
     engine, told = engine_of(shown, manifest, wanted, timings)
     folder.mkdir(parents=True, exist_ok=True)
+    seen = ("features", trunk.view.as_dict(), manifest["split"].tolist())
+    home = folder_for(kept, shown.network, told["engine"], pixels, seen) if kept else None
 
     def complaint(row: int) -> str:
         return (
@@ -63,8 +68,10 @@ def extract(
     with progress("features", len(manifest)) as advance:
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
-            write_features(shown, engine, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint)
+            write_features(shown, engine, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint, home)
     write_json(folder / CARD, told)
+    if home:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str, timings: Path | None) -> tuple[Engine, dict[str, Any]]:
@@ -101,12 +108,20 @@ class Shown:
 
 
 def write_features(
-    shown: Shown, engine: Engine, rows: Rows, labels: Rows, file: Path, advance: Advance, complaint: Callable[[int], str]
+    shown: Shown,
+    engine: Engine,
+    rows: Rows,
+    labels: Rows,
+    file: Path,
+    advance: Advance,
+    complaint: Callable[[int], str],
+    kept: Path | None = None,
 ) -> None:
     """``features`` (N, D) float32 of ``rows`` and ``labels`` (N,) int64 into ``file``. Memory does not grow with N.
 
     Args:
         complaint: what to say where the features of a row are no finite numbers.
+        kept: a folder from which one that was killed goes on.
 
     Raises:
         HeadstartError: they are not.
@@ -116,10 +131,11 @@ def write_features(
         finite = np.isfinite(found).all(axis=1)
         if not finite.all():
             raise HeadstartError(complaint(int(rows[at + int(np.argmin(finite))])))
-        advance(len(found))
 
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as scratch:
-        stored = answers_of(engine, shown.batches(rows), len(rows), Path(scratch) / "features", check)
+        found = (kept or Path(scratch)) / file.stem
+        answers_of(engine, lambda first: shown.batches(rows[first:]), len(rows), found, advance, check)
+        stored = np.memmap(found, np.float32, "r+").reshape(len(rows), -1)
         with replacing(file) as part:
             save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels)}, part)
 

@@ -16,6 +16,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -32,7 +34,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from headstart import answers
 from headstart.backbones import Trunk
-from headstart.checkout import read_json, replacing, write_json
+from headstart.checkout import read_json, replacing, sha256_of_files, write_json
 from headstart.classifier import Classifier, LinearHead
 from headstart.compute import derived_seed, inference_batch, seed_everything
 from headstart.data.pixels import Pixels
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
+STATE = "epoch.pt"  # in the folder of a training that can go on
 Ints = NDArray[np.integer[Any]]
 SIZE_STEP = 32  # most networks halve the picture five times
 SAVES = 20  # times that the state of a training is saved at most: of a hundred short epochs, writing it takes a third
@@ -132,9 +135,9 @@ class TrainingViews(Dataset[tuple[Tensor, int]]):
         picture = torch.from_numpy(np.array(self.pixels[int(self.rows[number])])).permute(2, 0, 1)
         return self.transform(picture), int(self.labels[number])
 
-    def all(self, epoch: int, batch: int) -> Iterator[Tensor]:
-        """(N, 3, size, size) uint8, batch by batch: the views of one epoch in the order of the rows."""
-        order = [(epoch, number) for number in range(len(self))]
+    def all(self, epoch: int, batch: int, first: int = 0) -> Iterator[Tensor]:
+        """(N, 3, size, size) uint8, batch by batch: the views of one epoch in the order of the rows, from ``first`` on."""
+        order = [(epoch, number) for number in range(first, len(self))]
         yield from (p for p, _ in DataLoader(self, batch, sampler=order, num_workers=1, multiprocessing_context="fork"))
 
 
@@ -220,8 +223,8 @@ def finetune(
     if not recipe.batch_norm_trained:
         above = {network: fold_batch_norm(part, shown) for network, part in above.items()}
 
-    def seen_of_validation() -> Iterator[Tensor]:
-        yield from (pictures for _, pictures in batches(trunk.view, pixels, val_rows.tolist(), eval_batch))
+    def seen_of_validation(first: int = 0) -> Iterator[Tensor]:
+        yield from (pictures for _, pictures in batches(trunk.view, pixels, val_rows[first:].tolist(), eval_batch))
 
     batch = recipe.settings.batch_size
     steps = max(1, len(views) // batch)
@@ -230,12 +233,12 @@ def finetune(
     stored: list[NDArray[np.float32]] = []
     if parts:
         shape = shown.shape[1:]
-        how = (str(views.transform), recipe.seed, size, train_rows.tolist(), val_rows.tolist())
+        how = (str(views.transform), trunk.view.as_dict(), recipe.seed, train_rows.tolist(), val_rows.tolist())
         home = answers.folder_for(kept or resume, parts[0], told["engine"], pixels, how)
-        val_answers = answers.known_or_made(home / "validation", (len(val_rows), *shape), below, seen_of_validation())
+        val_answers = answers.known_or_made(home / "validation", (len(val_rows), *shape), below, seen_of_validation)
         count = min(recipe.settings.views or 0, recipe.epochs)
         for epoch in range(1, count + 1):
-            seen = views.all(epoch, eval_batch)
+            seen = partial(views.all, epoch, eval_batch)
             stored.append(answers.known_or_made(home / f"view-{epoch}", (len(views), *shape), below, seen))
 
     def validation() -> Iterator[Tensor]:
@@ -287,7 +290,7 @@ def finetune(
 
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {}
-    saved = resume / "epoch.pt"
+    saved = resume / STATE
     if saved.exists():
         state = torch.load(saved, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
@@ -379,6 +382,15 @@ def load_finetuned(folder: Path, trunk: Trunk, head: LinearHead) -> Classifier |
 def load_val_logits(folder: Path) -> Tensor:
     """(N, classes) validation logits of the best epoch, before temperature."""
     return load_file(folder / VAL_LOGITS)["logits"]
+
+
+def inputs_of(stage: str, pipeline: Path = Path("dvc.yaml")) -> list[str]:
+    """A digest of each file or folder, code or data, that a stage depends on."""
+    digests = []
+    for path in map(Path, yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"]):
+        whole = sha256_of_files(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+        digests.append(whole)
+    return digests
 
 
 def resume_key(*parts: Any) -> str:

@@ -36,7 +36,12 @@ TEMPERATURE_PRIOR = 0.5  # deviation of the temperature's logarithm
 
 
 def train_head(
-    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], classes: list[str], settings: Head, folder: Path
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    classes: list[str],
+    settings: Head,
+    folder: Path,
+    groups: NDArray[Any] | None = None,
 ) -> LinearHead:
     """Fit one head per C, let validation log-loss choose, and write head, details and sweep.
 
@@ -47,6 +52,8 @@ def train_head(
 
     Args:
         train, val: (N, D) features and (N,) labels, on the device that is to do the work.
+        groups: of the training pictures and then the validation pictures, (N,) names; pictures of one group resemble each
+            other, and are on the same side where it is cross-validated.
     """
     strengths = sorted(settings.C)  # from strong to weak: each solution is a start for the next
     weights = _class_weights(train[1], len(classes), settings)
@@ -75,10 +82,15 @@ def train_head(
             )
             advance()
     both, labels = (torch.cat(pair) for pair in zip(train, val, strict=True))
-    few = len(v) < FEW_PICTURES and int(torch.bincount(train[1], minlength=len(classes)).min()) >= FOLDS
+    truth = labels.cpu().numpy()
+    if groups is None or len(set(groups)) == len(groups):
+        independent, groups = np.bincount(truth[: len(x)], minlength=len(classes)), None
+    else:
+        independent = np.array([len(set(groups[truth == number])) for number in range(len(classes))])
+    few = len(v) < FEW_PICTURES and int(independent.min()) >= FOLDS
     if few:
-        held_out = cross_validated(both, labels, len(classes), strengths, settings, folds_of(labels.cpu().numpy()))
-        losses = [calibrated_losses(logits, labels.cpu().numpy()) for logits in held_out]
+        held_out = cross_validated(both, labels, len(classes), strengths, settings, folds_of(truth, groups))
+        losses = [calibrated_losses(logits, truth) for logits in held_out]
     best = within_one_standard_error(losses)
     chosen, temperature = rows[best]["C"], rows[best]["temperature"]
     x, mean, scale = _standardised(both)

@@ -10,6 +10,7 @@ from typing import Any
 from headstart.checkout import read_found, write_text
 from headstart.errors import HeadstartError
 from headstart.params import Params, set_values
+from headstart.ranked import try_it
 from headstart.verdict import verdict
 
 WHY, PAGE = "why.json", "story.html"
@@ -73,7 +74,7 @@ class Story:
         if self.rank is None:
             steps.append("`dvc repro rank/dvc.yaml` compares networks")
         elif self.rank["choice"] not in (None, self.params.backbone):
-            steps.append(f"`dvc exp run -S backbone={self.rank['choice']}` tries the network that was ranked first")
+            steps.append(f"`{try_it(self.rank['choice'], self.params.weights)}` tries the network that was ranked first")
         if self.why["freeze"]["measured"] != self.params.finetune.unfreeze:
             steps.append(f"`headstart why --apply` sets finetune.unfreeze: {self.why['freeze']['measured']}")
         if self.tune is None and self.why["freeze"]["measured"] != "none":

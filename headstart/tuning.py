@@ -22,13 +22,11 @@ import numpy as np
 import optuna
 import pandas as pd
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from headstart.checkout import sha256_of_files
 from headstart.compute import derived_seed
 from headstart.errors import HeadstartError
 from headstart.finetune import CURVE, WEIGHTS, Recipe, load_val_logits, resume_key
@@ -136,15 +134,6 @@ def _distribution(values: list[Any]) -> BaseDistribution:
     if isinstance(low, int):
         return IntDistribution(low, high, log=by_logarithm)
     return FloatDistribution(low, high, log=by_logarithm)
-
-
-def inputs_of(stage: str, pipeline: Path = Path("dvc.yaml")) -> list[str]:
-    """A digest of each file or folder, code or data, that a stage depends on."""
-    digests = []
-    for path in map(Path, yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"]):
-        whole = sha256_of_files(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
-        digests.append(whole)
-    return digests
 
 
 def validation_labels(manifest: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.int64]:

@@ -20,7 +20,9 @@ def main() -> None:
     trunk, _ = load_trunk(Path("data/backbone"), Path("data/fetch/network.py"))
     pixels, manifest = Pixels(PREPARED), read_manifest(PREPARED)
     timings = state_folder("engines") / "seconds.json"
-    extract(trunk, pixels, manifest, device, Path("data/features"), params.features.engine, timings)
+    extract(
+        trunk, pixels, manifest, device, Path("data/features"), params.features.engine, timings, state_folder("answers")
+    )
 
 
 if __name__ == "__main__":

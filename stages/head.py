@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from headstart.compute import set_up
 from headstart.data.manifest import class_names, read_manifest
 from headstart.errors import run_cleanly
@@ -16,7 +18,9 @@ def main() -> None:
     params = Params.load()
     device = set_up(params.threads)
     train, val = (load_features(FEATURES, split, device) for split in ("train", "val"))
-    train_head(train, val, class_names(read_manifest(Path("data/prepare"))), params.head, Path("data/head"))
+    manifest = read_manifest(Path("data/prepare")).set_index("split")
+    groups = np.concatenate([manifest.loc[["train"], "group"], manifest.loc[["val"], "group"]])
+    train_head(train, val, class_names(manifest), params.head, Path("data/head"), groups)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main() -> None:
             on_epoch, params.features.engine, state_folder("engines") / "seconds.json", state_folder("answers"),
         )  # fmt: skip
 
-    study = search.key(tuning.inputs_of("finetune"), params.features, params.seed, params.threads)
+    study = search.key(finetune.inputs_of("finetune"), params.features, params.seed, params.threads)
     labels = tuning.validation_labels(manifest, head.classes)
     runs = tracking.StudyRuns(params, study)
     found = tuning.tune(train, labels, search, params, study, state_folder("tune"), runs)

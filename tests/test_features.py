@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from headstart import answers
 from headstart.backbones import Trunk, architecture
 from headstart.data.pixels import INDEX, PIXELS, Pixels, encode
 from headstart.errors import HeadstartError
@@ -73,6 +74,39 @@ def test_the_same_pictures_give_the_same_bytes(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         a, b = ((tmp_path / name / f"{split}.safetensors").read_bytes() for name in ("a", "b"))
         assert a == b
+
+
+def test_answers_that_were_cut_short_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "SAVE_EVERY_S", 0.0)
+    pictures, shown, most = torch.arange(40.0).reshape(20, 2), [], 3
+
+    def engine(batch: torch.Tensor) -> torch.Tensor:
+        if len(shown) == most:
+            raise KeyboardInterrupt
+        shown.append(batch)
+        return 2 * batch
+
+    def run() -> None:
+        answers.answers_of(engine, lambda first: pictures[first:].split(4), 20, tmp_path / "found", lambda count=1: None)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not (tmp_path / "found").exists()
+    shown, most = [], 99
+    run()
+    assert torch.equal(torch.cat(shown), pictures[12:])
+    assert np.fromfile(tmp_path / "found", np.float32).tolist() == (2 * pictures).flatten().tolist()
+    assert [path.name for path in tmp_path.iterdir()] == ["found"]
+
+
+def test_what_is_kept_until_all_features_are_there_changes_no_byte_and_goes(tmp_path: Path) -> None:
+    pixels, manifest = packed(tmp_path / "prepare", 20, None)
+    trunk = architecture("test_resnet").trunk()
+    extract(trunk, pixels, manifest, CPU, tmp_path / "plain", "torch")
+    extract(trunk, pixels, manifest, CPU, tmp_path / "safe", "torch", kept=tmp_path / "kept")
+    for name in ("train.safetensors", "val.safetensors", "test.safetensors", "features.json"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "safe" / name).read_bytes()
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def test_extraction_changes_nothing_in_the_backbone(tmp_path: Path) -> None:

@@ -209,6 +209,9 @@ def test_a_second_training_on_the_same_views_does_not_run_the_frozen_layers_agai
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == written
     trained("cropped", crop_min=0.9)
     assert len(list(kept.iterdir())) == 2
+    network.write_text(SMALL.replace("input_size = 64", "input_size = 64\n    network.mean = (0.9, 0.1, 0.1)"))
+    assert trained("seen otherwise") != first
+    assert len(list(kept.iterdir())) == 3
 
 
 def test_answers_that_nobody_asked_for_longest_make_room(

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
+from headstart.checkout import read_json
 from headstart.errors import HeadstartError
 from headstart.heads import LEAST_DEVIATION, fit_temperature, load_head, train_head, within_one_standard_error
 from headstart.params import Head
@@ -92,6 +93,28 @@ def test_swapping_two_classes_names_swaps_the_answers(tmp_path: Path) -> None:
     head = train_head((x, y), (v, w), NAMES[:2], Head(C=[0.1]), tmp_path / "a")
     swapped = train_head((x, 1 - y), (v, 1 - w), NAMES[:2], Head(C=[0.1]), tmp_path / "b")
     torch.testing.assert_close(head.logits(v).flip(1), swapped.logits(v), rtol=1e-2, atol=1e-2)
+
+
+def test_the_strength_is_not_chosen_by_recognising_groups(tmp_path: Path) -> None:
+    """Ten photographs of each of thirty birds: within a bird they are alike, and birds of a kind are not."""
+    rng = np.random.default_rng(0)
+    birds = np.arange(300) // 10
+    labels = birds % 2
+    x = rng.normal(size=(30, 40))[birds] + 0.3 * labels[:, None] + rng.normal(size=(300, 40)) * 0.3
+    features, answers = torch.tensor(x, dtype=torch.float32), torch.tensor(labels)
+    at = birds < 24
+    sides = ((features[at], answers[at]), (features[~at], answers[~at]))
+    strengths = Head(C=[0.0003, 0.003, 0.03, 0.3, 3.0])
+    chosen = []
+    for name, groups in (("apart", None), ("together", birds.astype(str))):
+        train_head(*sides, NAMES[:2], strengths, tmp_path / name, groups)
+        details = read_json(tmp_path / name / "head.json")
+        assert details["chosen_by"] == "cross-validation"
+        chosen.append(details["C"])
+    assert chosen[1] < chosen[0]
+    few = np.array(["one bird"] * 150 + [str(n) for n in range(150)])  # of which five parts cannot be made
+    train_head(*sides, NAMES[:2], strengths, tmp_path / "few", np.where(labels == 0, "one bird", few))
+    assert read_json(tmp_path / "few" / "head.json")["chosen_by"] == "validation"
 
 
 def test_features_that_never_vary_say_nothing_and_break_nothing(tmp_path: Path) -> None:

@@ -97,6 +97,13 @@ def test_classes_of_too_few_pictures_are_left_out_and_named() -> None:
         Sample.of(table_of({"ant": 30, "wolf": 4}), 0)
 
 
+def test_pictures_of_one_group_count_as_one() -> None:
+    manifest = pd.concat([table_of({"ant": 30, "bee": 30}), table_of({"wolf": 30}, groups=4)], ignore_index=True)
+    assert Sample.of(manifest, 0).left_out == ("wolf",)
+    with pytest.raises(HeadstartError, match="no near-duplicates nor of one group; found 0"):
+        Sample.of(table_of({"ant": 30, "bee": 30}, groups=3), 0)
+
+
 def test_a_sample_has_five_of_each_class_even_of_many() -> None:
     sample = Sample.of(table_of({f"c{n:02}": 10 for n in range(20)}), 0)
     assert sample.sizes(20, 40) == [100]

@@ -53,6 +53,13 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def remove_cut_short(folder: Path) -> None:
+    """Remove what ``replacing`` was writing into ``folder`` when it was killed. It would become part of a stage's output,
+    where DVC does not empty the folder first (``persist: true``)."""
+    for part in folder.glob(".?*"):
+        part.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -36,6 +36,7 @@ from headstart.predicting import Batched, Floats
 from headstart.served import CLASSIFIER, DETAILS
 
 MOST_PICTURES, MOST_PARTS = 64, 100  # in one request, and in one form
+LONGEST_TYPE = 500  # characters of a content type: Python takes seconds to read a hostile one of 60,000
 MOST_HELD = 256 << 20  # bytes of bodies that are read and not answered yet, of all requests together
 MOST_CONNECTIONS = 512
 PATIENCE_S = 60.0  # for a body to arrive
@@ -113,7 +114,7 @@ def described(folder: Path, model: Batched, limits: Limits) -> dict[str, Any]:
     details = read_json(folder / CLASSIFIER / DETAILS)
     figures = None
     with suppress(OSError, ValueError, KeyError):
-        measured = read_json(folder.resolve().parents[1] / "evaluate" / "metrics.json")
+        measured = read_json(folder.resolve().parent.parent / "evaluate" / "metrics.json")
         if measured["chosen"] == details["chosen"]:
             figures = measured["test"]["chosen"]
     return {
@@ -291,8 +292,10 @@ def _files(body: bytes, content_type: str) -> tuple[list[bytes], bool]:
     """The picture files in a request's body, and whether they came as a list, which a list answers.
 
     Raises:
-        HTTPException: 400 the body is not what its type says, 413 it holds too many.
+        HTTPException: 400 the body is not what its type says, or that is overlong, 413 it holds too many.
     """
+    if len(content_type) > LONGEST_TYPE:
+        raise HTTPException(400, f"the content type is longer than {LONGEST_TYPE} characters")
     header = Message()
     header["content-type"] = content_type or "application/octet-stream"
     kind = header.get_content_type()

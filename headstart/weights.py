@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from headstart import backbones
 from headstart.backbones import CARD, CLASSIFIER, WEIGHTS, Architecture, Trunk, architecture
-from headstart.checkout import checkout, read_json, replacing, write_json
+from headstart.checkout import checkout, read_json, remove_cut_short, replacing, write_json
 from headstart.complexity import gmacs
 from headstart.download import download, is_address, sha256_of
 from headstart.errors import HeadstartError
@@ -71,6 +71,7 @@ def store_backbone(
     Raises:
         HeadstartError: unknown names, or no source of the weights answered (the message lists each and its reason).
     """
+    remove_cut_short(folder)
     arch = architecture(name, network_file, weights)
     if weights == "none" or (weights == "default" and arch.library == "own"):
         trunk, classifier = arch.trunk(seed), State()

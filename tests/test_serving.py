@@ -283,6 +283,7 @@ HOSTILE: dict[str, tuple[int, bytes, str, str]] = {
     "a form without files": (400, form(("", b"hello")), FORM, "there is no picture"),
     "a form without end": (400, form(("a.png", b"hello"))[:40], FORM, "the form has no parts"),
     "a form with another boundary": (400, form(("a.png", b"x"), boundary=b"other"), FORM, "the form has no parts"),
+    "an endless type": (400, b"x", f'{FORM}; x="{";" * 10_000}"', "the content type is longer"),
     "a form with no boundary": (400, form(("a.png", b"x")), "multipart/form-data", "the form has no parts"),
     "a form of nothing but boundaries": (413, b"\r\n--cut-here" * 9999, FORM, "more than 98 parts"),
     "too large": (413, bytes(300_000), "image/png", r"the body is larger than 0\.2 MB"),

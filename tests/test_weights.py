@@ -204,8 +204,10 @@ def test_a_damaged_stored_copy_is_fetched_anew_and_comes_out_the_same(site: Site
     path = Path("backbone/weights.safetensors")
     good = path.read_bytes()
     path.write_bytes(good[:-100] + bytes(100))
+    path.with_name(".weights.safetensors.k1ll3d").write_bytes(good[:100])  # of a stage that was killed
     assert store() == card
     assert path.read_bytes() == good
+    assert not list(path.parent.glob(".*"))
 
 
 def test_a_stored_copy_of_another_backbone_or_other_weights_is_not_taken(site: Site, publish: Publish) -> None:

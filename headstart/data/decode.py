@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 Image.MAX_IMAGE_PIXELS = None  # checked below against the user's own limit, before any pixel is decoded
 
@@ -64,6 +64,10 @@ def quiet() -> Iterator[None]:
         yield
 
 
+# Raise it with every change that gives other pixels: what an earlier decoder has packed is then decoded again.
+DECODER = 1
+
+
 def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: float = 100.0) -> Decoded:
     """Decode one picture of any kind Pillow reads.
 
@@ -78,7 +82,9 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
         raise Unusable("empty file (0 bytes)")
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except Image.DecompressionBombError:  # the server has set a limit, and says which
+        raise
+    except Exception:  # of what a plugin may raise, UnidentifiedImageError is only the commonest
         raise Unusable("not a picture that Pillow can read") from None
     width, height = image.size
     if width * height > max_megapixels * 1e6:

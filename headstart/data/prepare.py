@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from headstart.checkout import replacing, write_json
+from headstart.checkout import remove_cut_short, replacing, write_json
 from headstart.data import duplicates
-from headstart.data.decode import SPARED, Array, Unusable, decode, fingerprint, quiet
+from headstart.data.decode import DECODER, SPARED, Array, Unusable, decode, fingerprint, quiet
 from headstart.data.manifest import MANIFEST
 from headstart.data.pixels import INDEX, PIXELS, Pixels, encode
 from headstart.data.sources import Picture
@@ -71,6 +71,7 @@ def prepare(
     audit = _Audit()
     pictures = _without_exact_duplicates(pictures, audit)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_cut_short(folder)
     with replacing(folder / PIXELS) as part, quiet():
         usable, quality = _packed(pictures, root, settings, threads, folder, part, audit)
         usable = _split(usable, split, seed, audit)
@@ -214,7 +215,12 @@ def _spread(function: Callable[[Job], Any], jobs: list[Job], threads: int) -> It
 
 
 def _packing(settings: Prepare, quality: int | None) -> dict[bytes, bytes]:
-    packing = {"short_side": settings.short_side, "max_megapixels": settings.max_megapixels, "jpeg_quality": quality}
+    packing = {
+        "decoder": DECODER,
+        "short_side": settings.short_side,
+        "max_megapixels": settings.max_megapixels,
+        "jpeg_quality": quality,
+    }
     return {b"headstart": json.dumps(packing).encode()}
 
 

@@ -12,8 +12,9 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,6 +30,9 @@ SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+HIDDEN = (".", "__MACOSX", "Icon\r")  # the last is where macOS keeps a folder's icon
+NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
+PREDICTED = {"image", "split", "label", "predicted"}  # columns of predictions.parquet, which has one for each class too
 COLUMNS = ("path", "label", "split", "group", "size", "sha256")
 HYMENOPTERA_ADDRESS = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 # The publisher gives no digest. This one covers what is inside: SHA-256 of the sorted "path sha256" lines.
@@ -73,6 +77,11 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
         has = f"one class only ({labels.pop()!r})" if labels else "no class"
         left = f"{has}, as data.exclude and data.relabel leave it" if data.exclude or data.relabel else has
         raise HeadstartError(f"data.source {data.source!r} has {left}; at least two are needed")
+    if taken := labels & PREDICTED:
+        raise HeadstartError(
+            f"data.source {data.source!r} has a class called {min(taken)!r}, as a column of predictions.parquet is called "
+            "that has one for each class too; rename the class"
+        )
     if data.limit:
         pictures = _first_of_each_class(pictures, data.limit)
     text = io.StringIO()
@@ -128,19 +137,16 @@ def _folder(root: Path) -> Listing:
     root = _descend(root)
     top = _subfolders(root)
     splits = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
-    if set(splits.values()) == {"train"} == {name.lower() for name in top}:  # nothing held out: no split at all
-        parts = [(root / name, "") for name in splits]
-    elif "train" in splits.values():
-        stray = [name for name in top if name not in splits]
+    stray = [name for name in top if name not in splits]
+    nested = any(_subfolders(root / name) for name in splits)
+    if "train" in splits.values() and (nested or not stray):  # otherwise a class happens to be called train
         if stray:
             raise HeadstartError(
                 f"{root} has split folders ({', '.join(splits)}) and others beside them ({', '.join(stray[:3])}); "
                 "move the classes into the split folders"
             )
         parts = [(root / name, split) for name, split in splits.items()]
-        if "test" not in splits.values():  # such sets are reported on val/; validation is then cut out of train/
-            parts = [(folder, "test" if split == "val" else split) for folder, split in parts]
-    elif any(_subfolders(root / name) for name in splits):
+    elif nested:
         raise HeadstartError(
             f"{root} has class folders in {', '.join(splits)} and no train folder beside; add or rename it"
         )
@@ -152,9 +158,20 @@ def _folder(root: Path) -> Listing:
         for label in _subfolders(part)
         for file in files_below(part / label)
     ]
+    for picture in pictures:
+        if NO_TEXT.search(picture.path):
+            raise HeadstartError(f"{root} has a file whose name is no proper text, {picture.path!a}; rename it")
     if not pictures and any(files_below(root)):
         raise HeadstartError(f"{root} holds files but no class folders; put each class's pictures in a folder of its own")
-    return Listing(root, sorted(pictures, key=lambda picture: picture.path))
+    return Listing(root, sorted(_held_out(pictures), key=lambda picture: picture.path))
+
+
+def _held_out(pictures: list[Picture]) -> list[Picture]:
+    """The same ones, where a split has no test part: such sets are reported on val, and validation is then cut out of
+    train; and where nothing is held out there is no split."""
+    given = {picture.split for picture in pictures}
+    as_given = {"val": "test"} if given == {"train", "val"} else {"train": ""} if given == {"train"} else {}
+    return [replace(picture, split=as_given.get(picture.split, picture.split)) for picture in pictures]
 
 
 def _descend(root: Path) -> Path:
@@ -171,7 +188,7 @@ def _descend(root: Path) -> Path:
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith((".", "__MACOSX"))), key=lambda e: e.name)
+            return sorted((e for e in entries if not e.name.startswith(HIDDEN)), key=lambda e: e.name)
     except OSError as error:
         raise HeadstartError(f"{folder} cannot be read: {error.strerror}") from None
 
@@ -205,13 +222,9 @@ def _table(path: Path) -> Listing:
     given = {picture.split for picture in pictures}
     if "" in given and len(given) > 1:
         raise HeadstartError(f"{path}: some rows have a split and others none; fill the column or leave it out")
-    if given == {"train", "val"}:
-        pictures = [Picture(p.path, p.label, "test" if p.split == "val" else p.split, p.group) for p in pictures]
-    if given == {"train"}:
-        pictures = [Picture(p.path, p.label, "", p.group) for p in pictures]
     if given != {""} and "train" not in given:
         raise HeadstartError(f"{path}: the split column has no 'train' row; there is nothing to learn from")
-    return Listing(root, sorted(pictures, key=lambda picture: picture.path))
+    return Listing(root, sorted(_held_out(pictures), key=lambda picture: picture.path))
 
 
 # --- sets known by name -------------------------------------------------------------------------------------------

@@ -178,10 +178,11 @@ def test_a_rotated_photograph_reports_its_upright_size_although_it_is_decoded_sm
         (KINDS["JPEG"][:-400], "truncated or damaged: image file is truncated"),
         (KINDS["PNG"][:-400], "truncated or damaged: "),
         (KINDS["WEBP"][:-200], ""),
+        (b"DDS " + (124).to_bytes(4, "little") + bytes(120), "not a picture that Pillow can read"),
         (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "floating-point pixels have no known range"),
         (encoded(Image.new("I", (4, 4), 70_000), "TIFF"), "32-bit pixels have no known range"),
     ],
-    ids=["empty", "text", "svg", "header cut", "JPEG cut", "PNG cut", "WEBP cut", "float", "32 bits"],
+    ids=["empty", "text", "svg", "header cut", "JPEG cut", "PNG cut", "WEBP cut", "odd DDS", "float", "32 bits"],
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "named.jpg").write_bytes(content)

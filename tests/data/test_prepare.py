@@ -161,6 +161,7 @@ def test_the_bytes_do_not_depend_on_threads_nor_on_what_an_earlier_run_left(tmp_
     assert files(tmp_path / "one") == files(tmp_path / "two")
     before, pictures = files(tmp_path / "one"), fetch(Data(source=str(source)), Path("fetched.csv"))
     shutil.rmtree(source)  # so that whatever is decoded again is missed
+    (tmp_path / "one" / ".pixels.bin.k1ll3d").write_bytes(b"half")
     prepare(pictures, source, SMALL, EVEN, 0, 1, tmp_path / "one")
     assert files(tmp_path / "one") == before
 

@@ -96,6 +96,7 @@ def test_inside_a_temporary_experiment_folder_a_relative_folder_is_the_user_s(
         (("train", "validation"), ["train", "test"]),  # val/ alone is what such sets are reported on
         (("train", "test"), ["test", "train"]),
         (("train",), [""]),  # nothing is held out, so there is no split to keep
+        (("Training",), [""]),
     ],
 )
 def test_a_split_that_the_folder_has_is_kept(tmp_path: Path, folders: tuple[str, ...], splits: list[str]) -> None:
@@ -118,6 +119,32 @@ def test_val_and_test_without_train_are_not_taken_for_classes(tmp_path: Path) ->
 def test_classes_may_be_called_test_and_val(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "set", {"test/1.png": 1, "val/2.png": 2, "other/3.png": 3})
     assert [p.label for p in listed(folder)] == ["other", "test", "val"]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", {"train/1.png": 1, "bus/2.png": 2})
+    assert [(p.label, p.split) for p in listed(folder)] == [("bus", ""), ("train", "")]
+
+
+def test_test_pictures_without_classes_are_no_part_of_a_split(tmp_path: Path) -> None:
+    names = {f"{split}/{label}/1.png": 1 for split in ("train", "val") for label in ("ants", "bees")}
+    folder = write_pictures(tmp_path / "set", names | {"test/1.png": 3, "test/2.png": 4})
+    assert {(p.path.split("/")[0], p.split) for p in listed(folder)} == {("train", "train"), ("val", "test")}
+    shutil.rmtree(folder / "val")
+    assert {p.split for p in listed(folder)} == {""}
+
+
+def test_names_that_are_no_text_are_said_and_a_folder_s_icon_passed_over(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    (folder / "ants" / "Icon\r").write_bytes(b"")
+    assert [p.path for p in listed(folder)] == sorted(ANTS_AND_BEES)
+    Path(os.fsdecode(os.fsencode(folder / "ants") + b"/caf\xe9.png")).write_bytes(b"")
+    assert r"a file whose name is no proper text, 'ants/caf\udce9.png'; rename it" in complaint(folder)
+
+
+def test_a_class_with_the_name_of_a_column_is_refused(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", {"text/1.png": 1, "image/2.png": 2})
+    assert "has a class called 'image'" in complaint(folder)
 
 
 def test_one_folder_around_everything_is_stepped_into_and_hidden_files_passed_over(tmp_path: Path) -> None:

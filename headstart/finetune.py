@@ -53,6 +53,7 @@ WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "c
 STATE = "epoch.pt"  # in the folder of a training that can go on
 Ints = NDArray[np.integer[Any]]
 SIZE_STEP = 32  # most networks halve the picture five times
+LEAST_WARMUP = 40  # steps (bench/few_steps.py)
 SAVES = 20  # times that the state of a training is saved at most: of a hundred short epochs, writing it takes a third
 MIXTURES = (0.5, 0.75, 1.0)  # share of the trained weights in the final ones; the rest is the start's
 UNFROZEN = {"none": 0.0, "last": 0.25, "half": 0.5, "all": 1.0}  # of the blocks, from the output side
@@ -99,11 +100,15 @@ class Recipe:
         return groups
 
     def schedule(self, step: int, steps: int) -> float:
-        """The factor on every rate: linear warm-up, then half a cosine down to zero."""
+        """The factor on every rate: linear warm-up, and half a cosine down to zero from the end of its fraction on.
+
+        Adam's first steps go by the sign of gradients that it has hardly seen (Liu et al. 2020, "On the variance of the
+        adaptive learning rate and beyond"). So where there are few steps in all, none is taken at the full rate.
+        """
         warmup = max(1, round(self.settings.warmup * steps))
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        least = LEAST_WARMUP if self.settings.warmup else 0
+        rise = min(1.0, (step + 1) / max(warmup + 1, least))
+        return rise * 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
 
 
 def train_size(trunk: Trunk, ratio: float) -> int:

@@ -1,0 +1,56 @@
+"""Fine-tuning on few pictures, with and without a least number of warm-up steps (finetune.LEAST_WARMUP).
+
+    python bench/few_steps.py                                    # the digits of why_digits.py, about ten minutes
+    python bench/few_steps.py --source ~/pictures/hymenoptera    # any other source
+
+Trained on shares of four folds and asked about the fifth, as why does it; the frozen network beside. The same pictures,
+heads and seeds for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from _project import clone, stages
+from why_digits import write_digits
+
+from headstart import finetune
+from headstart.candidates import Sample
+from headstart.compute import set_up
+from headstart.curves import FINETUNED, FROZEN, Laboratory, Pictures, Training
+from headstart.data.manifest import read_manifest
+from headstart.params import Params
+from headstart.progress import hidden
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", help="as data.source; default: the digits")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.25], help="default: 0.1 0.25")
+    parser.add_argument("--folds", type=int, default=2, help="default: 2")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        write_digits(Path(scratch) / "digits")
+        project = Path(scratch) / "project"
+        source = str(Path(asked.source).expanduser().resolve()) if asked.source else str(Path(scratch) / "digits")
+        clone(project, data={"source": source})
+        stages(project, "fetch", "prepare", "backbone", "features")
+        os.chdir(project)
+        data, params, device = Path("data"), Params.load(), set_up(None)
+        manifest = read_manifest(data / "prepare")
+        pictures = Pictures(data, manifest, Sample.of(manifest, params.seed), device)
+        shipped = finetune.LEAST_WARMUP
+        for share in asked.shares:
+            for start, cut, least in ((FROZEN, "none", None), (FINETUNED, "half", 0), (FINETUNED, "half", shipped)):
+                finetune.LEAST_WARMUP = least or 0
+                state = Path(scratch) / f"state-{least}"
+                network, timings = data / "fetch" / "network.py", Path(scratch) / "seconds.json"
+                laboratory = Laboratory(pictures, data / "backbone", network, params, device, 0.0, state, timings)
+                with hidden():
+                    found = [laboratory.run(Training(start, cut, fold, share)) for fold in range(asked.folds)]
+                accuracy, loss = (np.concatenate([one[key] for one in found]).mean() for key in ("correct", "losses"))
+                told = start if least is None else f"{start}, {least} warm-up steps at least"
+                print(f"{found[0]['n']} pictures, {told}: accuracy {accuracy:.3f}, log-loss {loss:.3f}", flush=True)

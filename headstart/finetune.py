@@ -103,10 +103,11 @@ class Recipe:
         """The factor on every rate: linear warm-up, and half a cosine down to zero from the end of its fraction on.
 
         Adam's first steps go by the sign of gradients that it has hardly seen (Liu et al. 2020, "On the variance of the
-        adaptive learning rate and beyond"). So where there are few steps in all, none is taken at the full rate.
+        adaptive learning rate and beyond"). So where there are few steps in all, none is taken at the full rate, unless
+        there is nothing to lose.
         """
         warmup = max(1, round(self.settings.warmup * steps))
-        least = LEAST_WARMUP if self.settings.warmup else 0
+        least = 0 if self.scratch or not self.settings.warmup else LEAST_WARMUP
         rise = min(1.0, (step + 1) / max(warmup + 1, least))
         return rise * 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -111,7 +111,8 @@ class Branch:
     def fetch(self) -> None:
         """Take over what another checkout has pushed to a branch that is not checked out, where this one only lags."""
         if self.name != self.checked_out:
-            asked("fetch", "--quiet", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}")
+            with suppress(HeadstartError):  # a remote that has no such branch, or does not answer: the push will tell
+                _git("fetch", "-q", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0")
 
     def push(self) -> None:
         """Push the branch, where there is one here and not at the remote alone.

@@ -57,7 +57,8 @@ def remove_cut_short(folder: Path) -> None:
     """Remove what ``replacing`` was writing into ``folder`` when it was killed. It would become part of a stage's output,
     where DVC does not empty the folder first (``persist: true``)."""
     for part in folder.glob(".?*"):
-        part.unlink()
+        if part.is_file():
+            part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -94,3 +95,22 @@ def sha256_of_files(folder: Path, leave_out: tuple[str, ...] = ()) -> str:
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def inputs_of(stage: str, folders: bool = True, pipeline: Path = Path("dvc.yaml")) -> list[str]:
+    """A digest of each file, code or data, that a stage depends on, and of each folder unless without ``folders``.
+
+    Raises:
+        HeadstartError: one is not there.
+    """
+    import yaml
+
+    paths = map(Path, yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"])
+    try:
+        return [
+            sha256_of_files(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in paths
+            if folders or not path.is_dir()
+        ]
+    except FileNotFoundError as error:
+        raise HeadstartError(f"{error.filename} is not there; `dvc repro {stage}` makes what {stage} needs") from None

@@ -36,7 +36,10 @@ from headstart.progress import hidden, progress
 FROZEN, FINETUNED, SCRATCH = "frozen", "finetuned", "scratch"
 CUTS = ("none", "last", "half", "all")
 MOST_EPOCHS = 100  # of a training from random weights
-SHAPED_BY = ("answers", "classifier", "curves", "engines", "features", "finetune", "heads", "logistic", "surgery", "views")
+SHAPED_BY = (
+    "answers", "backbones", "candidates", "classifier", "compute", "curves", "engines", "features", "finetune", "heads",
+    "logistic", "surgery", "views",
+)  # fmt: skip
 Ints = NDArray[np.int64]
 
 

@@ -96,7 +96,7 @@ def of_new_pictures(data: Path, params: Params, known: set[str], champion: Path 
     if incoming is not None:
         groups = manifest["group"].to_numpy(str)
         numbers["incoming"] = compare_incoming(incoming, features, groups, params.drift.export, params.seed)
-        export(incoming, numbers["incoming"]["to_label"], data / FOLDER)
+        numbers["incoming"]["to_label"] = export(incoming, numbers["incoming"]["to_label"], data / FOLDER)
     if not numbers:
         return None
     judged = [part[name] for part in numbers.values() for name in ("test", "strange")]

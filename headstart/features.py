@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -42,6 +44,7 @@ def extract(
     wanted: str = "auto",
     timings: Path | None = None,
     kept: Path | None = None,
+    made_by: Sequence[str] = (),
 ) -> None:
     """Write one file per split: ``features`` (N, D) float32 and ``labels`` (N,) int64, rows in manifest order; and a card
     that says which engine made them.
@@ -50,14 +53,17 @@ def extract(
 
     Args:
         wanted, timings: as ``engines.engine_for`` takes them.
-        kept: what is found stands there until all of it is, so that a run that is killed can be gone on with.
+        kept: what is found stands there until all of it is, so that a run that is killed can be gone on with; of several
+            processes that make the same one works and the others wait.
+        made_by: digests of all else that shapes the features: the code.
     """
     shown = Shown(trunk, pixels, device)
     labels = _numbers(manifest)
     engine, told = engine_of(shown, manifest, wanted, timings)
     folder.mkdir(parents=True, exist_ok=True)
-    seen = ("features", trunk.view.as_dict(), manifest["split"].tolist())
+    seen = ("features", list(made_by), trunk.view.as_dict(), manifest["split"].tolist())
     home = folder_for(kept, shown.network, told["engine"], pixels, seen) if kept else None
+    lock = home.with_suffix(".lock") if home else None
 
     def complaint(row: int) -> str:
         return (
@@ -65,13 +71,16 @@ def extract(
             "weights, or mend the network if it is your own"
         )
 
-    with progress("features", len(manifest)) as advance:
+    with FileLock(lock) if lock else nullcontext(), progress("features", len(manifest)) as advance:
+        if home:
+            home.mkdir(exist_ok=True)  # the process before has removed it
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
             write_features(shown, engine, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint, home)
-    write_json(folder / CARD, told)
-    if home:
-        shutil.rmtree(home, ignore_errors=True)
+        write_json(folder / CARD, told)
+        if home and lock:
+            shutil.rmtree(home, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str, timings: Path | None) -> tuple[Engine, dict[str, Any]]:

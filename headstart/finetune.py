@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -34,7 +33,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from headstart import answers
 from headstart.backbones import Trunk
-from headstart.checkout import read_json, replacing, sha256_of_files, write_json
+from headstart.checkout import read_json, replacing, write_json
 from headstart.classifier import Classifier, LinearHead
 from headstart.compute import derived_seed, inference_batch, seed_everything
 from headstart.data.pixels import Pixels
@@ -388,15 +387,6 @@ def load_finetuned(folder: Path, trunk: Trunk, head: LinearHead) -> Classifier |
 def load_val_logits(folder: Path) -> Tensor:
     """(N, classes) validation logits of the best epoch, before temperature."""
     return load_file(folder / VAL_LOGITS)["logits"]
-
-
-def inputs_of(stage: str, pipeline: Path = Path("dvc.yaml")) -> list[str]:
-    """A digest of each file or folder, code or data, that a stage depends on."""
-    digests = []
-    for path in map(Path, yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"]):
-        whole = sha256_of_files(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
-        digests.append(whole)
-    return digests
 
 
 def resume_key(*parts: Any) -> str:

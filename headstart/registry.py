@@ -232,7 +232,7 @@ class Registry:
     # --- the champion -------------------------------------------------------------------------------------------------
 
     def decide(self, version: Version, outcome: str, sentence: str) -> None:
-        """Write down that a version does not become champion, and why."""
+        """Write down what was decided about a version, and why, where no alias is moved by it."""
         with opened() as client:
             client.set_model_version_tag(self.name, str(version.number), DECISION, sentence)
             client.set_model_version_tag(self.name, str(version.number), OUTCOME, outcome)

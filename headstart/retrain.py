@@ -230,9 +230,10 @@ def _holder(file: TextIO) -> str:
 def _stage_at_work() -> str | None:
     """One that runs in this checkout, of a DVC that was killed or that somebody has started by hand."""
     for process in psutil.process_iter(["cmdline", "cwd"]):
-        for part in process.info["cmdline"] or ():
-            if part.startswith("stages/") and part.endswith(".py") and process.info["cwd"] == str(checkout()):
-                return f"{part}, process {process.pid}"
+        command: list[str] = process.info["cmdline"] or []
+        program, script, *_ = [*command, "", ""]
+        if "python" in Path(program).name and script.startswith("stages/") and process.info["cwd"] == str(checkout()):
+            return f"{script}, process {process.pid}"
     return None
 
 

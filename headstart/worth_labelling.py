@@ -80,23 +80,17 @@ def described(incoming: Incoming, rows: list[int], known: Known) -> list[dict[st
     return found
 
 
-def _copied(original: Path, copy: Path) -> bool:
-    """Whether it could be: somebody may have moved it since it was looked at."""
-    try:
-        shutil.copyfile(original, copy)
-    except OSError:
-        return False
-    return True
-
-
-def export(incoming: Incoming, rows: list[dict[str, Any]], folder: Path) -> None:
+def export(incoming: Incoming, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Copies of the pictures that ``rows`` describes, and those as a table, in ``folder / "to_label"``; what an earlier
-    export left there goes, and where there are no rows nothing is left."""
+    export left there goes, and where there are no rows nothing is left. Returned are the rows whose pictures are still
+    there."""
     target, part = folder / FOLDER, folder / f".{FOLDER}"
     shutil.rmtree(part, ignore_errors=True)
+    rows = [row for row in rows if (incoming.folder / row["original"]).exists()]  # somebody may have moved some meanwhile
     if rows:
         part.mkdir(parents=True)
-        rows = [row for row in rows if _copied(incoming.folder / row["original"], part / row["path"])]
+        for row in rows:
+            shutil.copyfile(incoming.folder / row["original"], part / row["path"])
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -105,3 +99,4 @@ def export(incoming: Incoming, rows: list[dict[str, Any]], folder: Path) -> None
     shutil.rmtree(target, ignore_errors=True)
     if rows:
         part.rename(target)
+    return rows

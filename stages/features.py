@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from headstart.backbones import load_trunk
-from headstart.checkout import state_folder
+from headstart.checkout import inputs_of, state_folder
 from headstart.compute import set_up
 from headstart.data.manifest import read_manifest
 from headstart.data.pixels import Pixels
@@ -19,10 +19,9 @@ def main() -> None:
     device = set_up(params.threads)
     trunk, _ = load_trunk(Path("data/backbone"), Path("data/fetch/network.py"))
     pixels, manifest = Pixels(PREPARED), read_manifest(PREPARED)
-    timings = state_folder("engines") / "seconds.json"
-    extract(
-        trunk, pixels, manifest, device, Path("data/features"), params.features.engine, timings, state_folder("answers")
-    )
+    timings, kept = state_folder("engines") / "seconds.json", state_folder("answers")
+    made_by = inputs_of("features", folders=False)
+    extract(trunk, pixels, manifest, device, Path("data/features"), params.features.engine, timings, kept, made_by)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from headstart.checkout import state_folder, write_json, write_text
+from headstart.checkout import inputs_of, state_folder, write_json, write_text
 from headstart.errors import run_cleanly
 from headstart.params import Params
 
@@ -31,7 +31,7 @@ def train(params: Params) -> None:
     device = set_up(params.threads)
     trunk, card = load_trunk(DATA / "backbone", DATA / "fetch" / "network.py")
     recipe = finetune.Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)
-    key = finetune.resume_key(finetune.inputs_of("finetune"), params.finetune, params.features, params.seed, params.threads)
+    key = finetune.resume_key(inputs_of("finetune"), params.finetune, params.features, params.seed, params.threads)
     finetune.finetune(
         trunk, load_head(DATA / "head"), Pixels(DATA / "prepare"), read_manifest(DATA / "prepare"), recipe, device, FOLDER,
         state_folder("finetune") / key, tracking.live(DATA, params),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from headstart.checkout import read_json, state_folder, write_json
+from headstart.checkout import inputs_of, read_json, state_folder, write_json
 from headstart.errors import run_cleanly
 from headstart.params import Finetune, Params
 
@@ -31,7 +31,7 @@ def main() -> None:
             on_epoch, params.features.engine, state_folder("engines") / "seconds.json", state_folder("answers"),
         )  # fmt: skip
 
-    study = search.key(finetune.inputs_of("finetune"), params.features, params.seed, params.threads)
+    study = search.key(inputs_of("finetune"), params.features, params.seed, params.threads)
     labels = tuning.validation_labels(manifest, head.classes)
     runs = tracking.StudyRuns(params, study)
     found = tuning.tune(train, labels, search, params, study, state_folder("tune"), runs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,21 @@ def test_what_is_kept_until_all_features_are_there_changes_no_byte_and_goes(tmp_
     extract(trunk, pixels, manifest, CPU, tmp_path / "safe", "torch", kept=tmp_path / "kept")
     for name in ("train.safetensors", "val.safetensors", "test.safetensors", "features.json"):
         assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "safe" / name).read_bytes()
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_two_that_make_the_same_features_at_once_both_have_them(tmp_path: Path) -> None:
+    pixels, manifest = packed(tmp_path / "prepare", 40, None)
+
+    trunks = {name: architecture("test_resnet").trunk() for name in ("a", "b", "c")}  # random, by torch's one generator
+
+    def run(name: str) -> None:
+        extract(trunks[name], pixels, manifest, CPU, tmp_path / name, "torch", kept=tmp_path / "kept")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(run, trunks))
+    for split in ("train", "val", "test"):
+        assert len({(tmp_path / name / f"{split}.safetensors").read_bytes() for name in trunks}) == 1
     assert not list((tmp_path / "kept").iterdir())
 
 

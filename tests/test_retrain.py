@@ -72,7 +72,9 @@ def test_a_stage_that_is_at_work_without_a_round_is_waited_for(checkout: Path) -
         assert summary["outcome"] == "busy"
         assert f"stages/finetune.py, process {stage.pid}; it ends by itself" in summary["sentence"]
         stage.kill()
-    assert retrain.retrain(Params)["outcome"] == "failed"  # of a folder that is no git checkout
+    with subprocess.Popen(["tail", "-f", "stages/finetune.py"], stdout=subprocess.DEVNULL) as reader:
+        assert retrain.retrain(Params)["outcome"] == "failed"  # of a folder that is no git checkout
+        reader.kill()
 
 
 def test_the_lock_stays_with_what_a_killed_round_had_started(checkout: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_study_starts_with_the_present_settings_and_ends_with_the_best(bench: 
     assert found["best"] == {key: v for key, v in rows[0]["knobs"].items() if v != 0.002}
     assert found["command"] == "dvc exp run " + " ".join(f"-S finetune.{k}={v}" for k, v in found["best"].items())
     gain = next(row for row in rows if row["trial"] == 0)["val_log_loss"] - rows[0]["val_log_loss"]
-    assert found["gain"]["value"] == pytest.approx(gain)
+    assert found["gain"]["value"] == pytest.approx(gain, abs=1e-6)
     assert found["gain"]["low"] <= gain <= found["gain"]["high"]
     assert found["sentence"].startswith("Better" if found["gain"]["low"] > 0 else "No better")
     bench.train(params.finetune.model_copy(update=rows[0]["knobs"]), tmp_path / "o", tmp_path / "r", lambda row: None)

@@ -139,7 +139,8 @@ def _folder(root: Path) -> Listing:
     splits = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
     stray = [name for name in top if name not in splits]
     nested = any(_subfolders(root / name) for name in splits)
-    if "train" in splits.values() and (nested or not stray):  # otherwise a class happens to be called train
+    as_a_split = any(name.lower().startswith(tuple(SPLIT_NAMES)) for name in stray)  # test1, test_set, ...
+    if "train" in splits.values() and (nested or as_a_split or not stray):  # otherwise a class is called train
         if stray:
             raise HeadstartError(
                 f"{root} has split folders ({', '.join(splits)}) and others beside them ({', '.join(stray[:3])}); "

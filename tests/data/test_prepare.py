@@ -162,6 +162,7 @@ def test_the_bytes_do_not_depend_on_threads_nor_on_what_an_earlier_run_left(tmp_
     before, pictures = files(tmp_path / "one"), fetch(Data(source=str(source)), Path("fetched.csv"))
     shutil.rmtree(source)  # so that whatever is decoded again is missed
     (tmp_path / "one" / ".pixels.bin.k1ll3d").write_bytes(b"half")
+    (tmp_path / "one" / ".ipynb_checkpoints").mkdir()  # by somebody who had a look
     prepare(pictures, source, SMALL, EVEN, 0, 1, tmp_path / "one")
     assert files(tmp_path / "one") == before
 

@@ -109,6 +109,8 @@ def test_a_split_that_the_folder_has_is_kept(tmp_path: Path, folders: tuple[str,
 def test_folders_beside_the_split_folders_are_not_silently_left_out(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "set", {"train/ants/1.png": 1, "val/ants/2.png": 2, "bees/3.png": 3})
     assert "others beside them (bees); move the classes into the split folders" in complaint(folder)
+    flat = write_pictures(tmp_path / "flat", {"train/cat.0.jpg": 1, "test1/1.jpg": 2})
+    assert "others beside them (test1)" in complaint(flat)
 
 
 def test_val_and_test_without_train_are_not_taken_for_classes(tmp_path: Path) -> None:

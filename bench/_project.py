@@ -34,3 +34,9 @@ def stages(folder: Path, *scripts: str, shown: bool = False) -> None:
         command = [sys.executable, f"stages/{name}.py", *arguments]
         output = None if shown else subprocess.DEVNULL
         subprocess.run(command, cwd=folder, env=kept | {"PYTHONPATH": str(folder)}, stdout=output, check=True)
+
+
+def with_features(folder: Path, source: str, shown: bool = False, **sections: object) -> None:
+    """A clone whose pictures, those of ``source``, have gone through the stages up to features."""
+    clone(folder, data={"source": source}, **sections)
+    stages(folder, "fetch", "prepare", "backbone", "features", shown=shown)

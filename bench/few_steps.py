@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from _project import clone, stages
+from _project import with_features
 from why_digits import write_digits
 
 from headstart import finetune
@@ -36,8 +36,7 @@ if __name__ == "__main__":
         write_digits(Path(scratch) / "digits")
         project = Path(scratch) / "project"
         source = str(Path(asked.source).expanduser().resolve()) if asked.source else str(Path(scratch) / "digits")
-        clone(project, data={"source": source})
-        stages(project, "fetch", "prepare", "backbone", "features")
+        with_features(project, source)
         os.chdir(project)
         data, params, device = Path("data"), Params.load(), set_up(None)
         manifest = read_manifest(data / "prepare")

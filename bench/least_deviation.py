@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _project import clone, stages
+from _project import with_features
 from why_digits import write_digits
 
 from headstart import heads
@@ -44,8 +44,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         write_digits(Path(scratch) / "digits")
         project = Path(scratch) / "project"
-        clone(project, data={"source": str(Path(scratch) / "digits")})
-        stages(project, "fetch", "prepare", "backbone", "features")
+        with_features(project, str(Path(scratch) / "digits"))
         features, labels = load_features(project / "data/features", "train")
         extra, more = load_features(project / "data/features", "val")
     features, labels = torch.cat([features, extra]), torch.cat([labels, more])

@@ -16,7 +16,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from _project import clone, stages
+from _project import stages, with_features
 
 SIDE = 64
 
@@ -42,7 +42,7 @@ if __name__ == "__main__":
         write_digits(Path(scratch) / "digits")
         project = Path(scratch) / "project"
         source = str(Path(scratch) / "digits")
-        clone(project, data={"source": source}, why={"folds": asked.folds, "scratch_size": SIDE})
-        stages(project, "fetch", "prepare", "backbone", "features", "why", shown=True)
+        with_features(project, source, shown=True, why={"folds": asked.folds, "scratch_size": SIDE})
+        stages(project, "why", shown=True)
         found = json.loads((project / "data/why/why.json").read_text(encoding="utf-8"))
         print(json.dumps({key: found[key] for key in ("verdict", "worth_points", "worth_minutes", "curves")}, indent=1))

@@ -63,7 +63,6 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     seen = ("features", list(made_by), trunk.view.as_dict(), manifest["split"].tolist())
     home = folder_for(kept, shown.network, told["engine"], pixels, seen) if kept else None
-    lock = home.with_suffix(".lock") if home else None
 
     def complaint(row: int) -> str:
         return (
@@ -71,16 +70,16 @@ def extract(
             "weights, or mend the network if it is your own"
         )
 
-    with FileLock(lock) if lock else nullcontext(), progress("features", len(manifest)) as advance:
+    with FileLock(home.with_suffix(".lock")) if home else nullcontext(), progress("features", len(manifest)) as advance:
         if home:
             home.mkdir(exist_ok=True)  # the process before has removed it
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
             write_features(shown, engine, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint, home)
         write_json(folder / CARD, told)
-        if home and lock:
+        if home:
             shutil.rmtree(home, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+            home.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str, timings: Path | None) -> tuple[Engine, dict[str, Any]]:

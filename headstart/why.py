@@ -80,8 +80,7 @@ def difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> dict[str, fl
     """Accuracy of ``one`` minus ``other``, (N,) each and on the same pictures, with its 95 % interval.
 
     Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-    data".
-    Where the two differ on hardly any picture, a bootstrap would be certain of what a few more pictures can change.
+    data". Where the two differ on hardly any picture, a bootstrap would be certain of what a few more can change.
     """
     won, lost, n = int((one & ~other).sum()), int((~one & other).sum()), len(one)
     up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)

@@ -189,8 +189,11 @@ class Tracker:
             dataset = mlflow.data.from_pandas(
                 columns, source=source, name=source.rsplit("/", 1)[-1], targets="label", digest=digest
             )
-        context = [InputTag("mlflow.data.context", "training")]
-        self.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset._to_mlflow_entity(), context)])
+        inputs = [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])]
+        try:
+            self.client.log_inputs(self.run_id, datasets=inputs)
+        except mlflow.exceptions.MlflowException:  # another checkout has entered the same pictures just now: they are found
+            self.client.log_inputs(self.run_id, datasets=inputs)
 
     def _log_model(self, folder: Path, numbers: dict[str, float]) -> None:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import mlflow
 import pytest
+import sqlalchemy
+import sqlalchemy.orm
 from mlflow.entities import Run
 
 from headstart import saved_view, tracking
@@ -140,3 +143,29 @@ def test_a_store_that_goes_away_while_it_trains_is_a_word_and_no_more(
     send({"epoch": 2, "train_loss": 0.6})
     send({"epoch": 3, "train_loss": 0.5})
     assert capsys.readouterr().out.count("the curve is not shown live: MLflow at sqlite") == 1
+
+
+def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_too(finished: Clone, tmp_path: Path) -> None:
+    """MLflow looks for a data set and then inserts it, and does not expect anybody in between."""
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = client.create_run("0").info.run_id
+    tracker = tracking.Tracker.__new__(tracking.Tracker)
+    tracker.client, tracker.run_id, tracker.params = client, run_id, Params()
+
+    def between(session: sqlalchemy.orm.Session, *_: object) -> None:
+        for row in session.new:
+            if row.__tablename__ == "datasets":
+                sqlalchemy.event.remove(sqlalchemy.orm.Session, "before_flush", between)
+                with sqlite3.connect(tmp_path / "mlflow.db") as other:
+                    columns = {column.name: getattr(row, column.name) for column in row.__table__.columns}
+                    columns["dataset_uuid"] = "theirs"
+                    marks = ", ".join("?" * len(columns))
+                    other.execute(f"INSERT INTO datasets ({', '.join(columns)}) VALUES ({marks})", [*columns.values()])
+
+    sqlalchemy.event.listen(sqlalchemy.orm.Session, "before_flush", between)
+    tracker._log_dataset(finished.folder / "data")
+    (used,) = client.get_run(run_id).inputs.dataset_inputs
+    assert used.dataset.name == "emoji"
+    assert not sqlalchemy.event.contains(sqlalchemy.orm.Session, "before_flush", between)  # somebody was in between
+    with sqlite3.connect(tmp_path / "mlflow.db") as other:
+        assert other.execute("SELECT dataset_uuid FROM datasets").fetchall() == [("theirs",)]

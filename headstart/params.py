@@ -156,7 +156,7 @@ class Rank(Section):
 class Why(Section):
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.1, 0.25, 0.5, 1.0]
     folds: Annotated[int, Field(ge=1, le=5)] = 3
-    scratch_passes: Count = 10_000
+    scratch_passes: Count = 40_000
     scratch_size: Annotated[int, Field(ge=32)] = 128
 
     @model_validator(mode="after")

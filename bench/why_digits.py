@@ -4,8 +4,8 @@
 
 scikit-learn's digits: 1,797 of 8×8 pixels in shades of grey (Alpaydin and Kaynak 1998, UCI), enlarged to 64×64. Few things
 are less like ImageNet's photographs, and 180 a class are plenty for so simple a task. In a fresh clone of the last commit,
-random weights are trained at 64 pixels, which is all there is to see, and the curves have two points, a tenth and all of the
-pictures; otherwise the defaults of params.yaml hold.
+random weights are trained at 64 pixels, which is all there is to see, and the curves have two points, a tenth and all of
+the pictures; otherwise the defaults of params.yaml hold.
 (Pre-trained networks are not trained at 64: their heads come from features of their own size, and would lose most of what
 they know.) Prints why's own sentences.
 """
@@ -43,7 +43,9 @@ if __name__ == "__main__":
         write_digits(Path(scratch) / "digits")
         project = Path(scratch) / "project"
         source = str(Path(scratch) / "digits")
-        with_features(project, source, shown=True, why={"folds": asked.folds, "fractions": [0.1, 1.0], "scratch_size": SIDE})
+        with_features(
+            project, source, shown=True, why={"folds": asked.folds, "fractions": [0.1, 1.0], "scratch_size": SIDE}
+        )
         stages(project, "why", shown=True)
         found = json.loads((project / "data/why/why.json").read_text(encoding="utf-8"))
         print(json.dumps({key: found[key] for key in ("verdict", "worth_points", "worth_minutes", "curves")}, indent=1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +31,20 @@ def users_path(name: str) -> Path:
     return checkout() / os.path.expanduser(name)  # noqa: PTH111 - Path's own raises for a user that is not there
 
 
+def weights_file(weights: str) -> Path | None:
+    """The file that ``weights`` of params.yaml names, if it is one's path.
+
+    Raises:
+        HeadstartError: it can only be a path, and nothing is there.
+    """
+    path = users_path(weights)
+    if path.is_file():
+        return path
+    if "/" in weights or weights.endswith((".pth", ".pt", ".safetensors", ".bin")):
+        raise HeadstartError(f"weights {weights!r}: no such file (looked at {path})")
+    return None
+
+
 def state_folder(name: str) -> Path:
     """A folder under ``.headstart/`` in the user's checkout for what is costly to lose and is not an output."""
     folder = checkout() / ".headstart" / name
@@ -42,12 +56,10 @@ def state_folder(name: str) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes its place in one step, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    part = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    part.touch(exist_ok=False)  # with the rights that the user's umask gives, which tempfile's have not
     try:
         yield part
-        part.chmod(0o644)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -46,7 +46,8 @@ def options(
 @app.command()
 def predict(
     pictures: Annotated[
-        list[Path], typer.Argument(help="Pictures, folders of them, or - for one path per line on standard input.")
+        list[Path],
+        typer.Argument(help="Pictures, folders of them, or - for paths on standard input, by line or by find -print0."),
     ],
     model: Model = Path("data/package/model"),
     form: Annotated[
@@ -78,13 +79,16 @@ def predict(
 
 
 def _files(given: list[Path]) -> list[Path]:
+    from headstart.data.sources import files_below
+
     files: list[Path] = []
     for path in given:
         if path == Path("-"):
-            files += [Path(line) for line in os.fsdecode(sys.stdin.buffer.read()).split("\n") if line]
-        elif path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-        elif path.exists():
+            listed = os.fsdecode(sys.stdin.buffer.read())
+            files += [Path(name) for name in listed.split("\0" if "\0" in listed else "\n") if name]  # find -print0
+        elif os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
+            files += files_below(path)
+        elif os.path.exists(path):  # noqa: PTH110
             files.append(path)
         else:
             raise HeadstartError(f"{path} is not there")
@@ -115,7 +119,7 @@ def serve(
     model: Model = Path("data/package/model"),
     host: Annotated[str, typer.Option(help="0.0.0.0 answers other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Of one request's body.")] = 10.0,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, max=256, help="Of one request's body.")] = 10.0,
     max_megapixels: Annotated[
         float | None, typer.Option(min=0.001, help="Of one picture. By default as the model was made.")
     ] = None,

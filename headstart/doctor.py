@@ -14,8 +14,10 @@ from pathlib import Path
 
 from headstart import __version__, store
 from headstart.branch import asked
-from headstart.checkout import checkout
+from headstart.checkout import checkout, users_path
+from headstart.data.corrections import corrected
 from headstart.data.sources import locate, needs_network
+from headstart.download import is_archive
 from headstart.errors import HeadstartError
 from headstart.params import Params, cores
 
@@ -125,10 +127,17 @@ def _git() -> tuple[str, str]:
 def _pictures(params: Params) -> tuple[str, str]:
     if needs_network(params.data):
         return NOTE, f"{params.data.source} comes from its publisher, unless an earlier run has fetched it"
-    found = locate(params.data).pictures
-    if not found:
+    if is_archive(params.data.source):
+        there = users_path(params.data.source).is_file()
+        return (NOTE if there else WRONG), f"{params.data.source} is {'unpacked by a run' if there else 'not there'}"
+    given = locate(params.data).pictures
+    if not given:
         raise HeadstartError(f"data.source {params.data.source!r} holds no files in class folders")
-    return OK, f"{len(found)} in {len({picture.label for picture in found})} classes from {params.data.source}"
+    found = corrected(given, params.data)
+    classes = {picture.label for picture in found}
+    if len(classes) < 2:
+        raise HeadstartError(f"data.source {params.data.source!r} has {len(classes)} classes; at least two are needed")
+    return OK, f"{len(found)} in {len(classes)} classes from {params.data.source}"
 
 
 def _backbone(params: Params) -> tuple[str, str]:
@@ -136,7 +145,8 @@ def _backbone(params: Params) -> tuple[str, str]:
     from headstart.weights import at_hand
 
     if is_own(params.backbone):
-        return OK, f"{params.backbone}, your own"
+        file = checkout() / params.backbone.rsplit(":", 1)[0]
+        return (OK, f"{params.backbone}, your own") if file.is_file() else (WRONG, f"{file} is not there")
     found = architecture(params.backbone)
     if params.weights == "none":
         return OK, f"{params.backbone} with random weights"

@@ -18,11 +18,18 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def run_cleanly(main: Callable[[], None]) -> None:
-    """Run a stage or a command; a HeadstartError ends it with its sentence and status 1, Ctrl-C with status 130."""
+    """Run a stage or a command; a HeadstartError ends it with its sentence and status 1, Ctrl-C with status 130.
+
+    So does what the operating system refuses and nobody expected: a full disk, a folder that may not be written.
+    """
     try:
         main()
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"headstart: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("headstart: interrupted; finished stages and finished epochs are kept", file=sys.stderr)

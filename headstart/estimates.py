@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 Floats = NDArray[np.floating[Any]]
 RESAMPLES = 2000
 DIGITS = 4
+Z = NormalDist().inv_cdf(0.975)
+
+
+def wilson(hits: NDArray[np.bool_]) -> tuple[float, float]:
+    """The interval of a share of (N,) pictures (Wilson 1927, "Probable inference, the law of succession, and statistical
+    inference"). A bootstrap would make a certainty of a few pictures that are all right."""
+    n, p = len(hits), float(hits.mean())
+    middle, reach = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    return max(0.0, (middle - reach) / (1 + Z**2 / n)), min(1.0, (middle + reach) / (1 + Z**2 / n))
 
 
 def share(hits: NDArray[np.bool_]) -> dict[str, Any]:
-    """Of (N,) pictures: ``count`` and ``share``, with its interval (Wilson 1927) as ``low`` and ``high``."""
-    found = binomtest(int(hits.sum()), len(hits))
-    interval = found.proportion_ci(method="wilson")
-    return {"count": int(hits.sum())} | rounded({"share": hits.mean(), "low": interval.low, "high": interval.high})
+    """Of (N,) pictures: ``count`` and ``share``, with its interval as ``low`` and ``high``."""
+    low, high = wilson(hits)
+    return {"count": int(hits.sum())} | rounded({"share": hits.mean(), "low": low, "high": high})
+
+
+def paired(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> dict[str, float]:
+    """Accuracy of ``one`` minus ``other``, (N,) each and on the same pictures, with its 95 % interval.
+
+    Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data". Where the two differ on hardly any picture, a bootstrap would be certain of what a few more can change.
+    """
+    won, lost, n = int((one & ~other).sum()), int((~one & other).sum()), len(one)
+    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    reach = Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return {"value": (won - lost) / n, "low": max(-1.0, up - down - reach), "high": min(1.0, up - down + reach)}
 
 
 def mean(values: Floats, rng: np.random.Generator) -> dict[str, Any]:

@@ -38,7 +38,6 @@ FORMS = ("onnx", "openvino", "int8")
 ABOUT = "classifier.json"
 PARITY = 1e-3  # the largest difference from torch's probabilities that is let pass
 COMPARED, CALIBRATED = 256, 300  # pictures: enough to show a difference, and NNCF's own default
-RESAMPLES = 2000
 EXACTLY = {"INFERENCE_PRECISION_HINT": "f32"}  # otherwise OpenVINO rounds to bfloat16 where the processor has it
 HEAD = r"__module\.model\.head/.*"  # as OpenVINO names its operations
 
@@ -84,9 +83,14 @@ def export(model: Path, to: str, data: Path, folder: Path, max_cost: float) -> s
     network, view = WholeClassifier(predictor.model).eval(), predictor.model.trunk.view
     pixels, manifest = Pixels(data / "prepare"), read_manifest(data / "prepare")
     pictures = Pictures(pixels, manifest, view)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        part = Path(scratch) / folder.name
+    home = folder.resolve()  # a link to a folder stays one
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f".{home.name}.", dir=home.parent)
+    except OSError as error:
+        raise HeadstartError(f"--output {folder} cannot be written: {error.strerror}") from None
+    with beside as scratch:
+        part = Path(scratch) / home.name
         part.mkdir()
         run = _written(network, to, pictures, part)
         checked = (
@@ -107,8 +111,8 @@ def export(model: Path, to: str, data: Path, folder: Path, max_cost: float) -> s
         }
         write_json(part / ABOUT, about)
         write_text(part / "README.md", _readme(to, about))
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        shutil.rmtree(home, ignore_errors=True)
+        part.rename(home)
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     return f"{folder} ({megabytes:.1f} MB): {checked['sentence']}; how to use it: {folder / 'README.md'}"
 
@@ -253,7 +257,7 @@ def _cost(
     rows = pictures.rows("val")
     labels = pictures.numbers(rows, classes)
     before, after = (evaluation.Scores(p, labels) for p in pictures.answers(rows, _torch(network), run))
-    gain = evaluation.gain(before, after, RESAMPLES, seed=0)
+    gain = evaluation.gain(before, after)
     cost, low, high = (0.0 - gain[key] for key in ("accuracy", "high", "low"))  # and no -0.0
     same = float((before.predicted == after.predicted).mean())
     told = (

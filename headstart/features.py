@@ -85,7 +85,8 @@ def extract(
 def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str, timings: Path | None) -> tuple[Engine, dict[str, Any]]:
     """The engine that features are made with, as ``engines.engine_for`` has it; for the same pictures the same one."""
     many = len(manifest) >= MANY
-    rows = np.unique(np.linspace(0, len(manifest) - 1, PROBED if many else SAMPLE).astype(int))
+    seen = np.flatnonzero(manifest["split"] != "test")  # whose labels may take part in a choice
+    rows = seen[np.unique(np.linspace(0, len(seen) - 1, PROBED if many else SAMPLE).astype(int))]
     known = torch.from_numpy(_numbers(manifest)[rows]) if many else None
     return engine_for(shown.network, len(manifest), shown.at_once(rows), shown.device, wanted, known, timings)
 

@@ -26,6 +26,7 @@ from headstart.data.splits import SPLITS
 HEAD, FINETUNE, GREY = "#1f6f8b", "#d1603d", "#8a8f98"
 MOST_CLASSES_SHOWN = 40
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
+plt.rcParams["text.parse_math"] = False  # the name of a class may have dollars in it
 
 
 def save(figure: Figure, path: Path) -> None:

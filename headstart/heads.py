@@ -84,7 +84,7 @@ def train_head(
     both, labels = (torch.cat(pair) for pair in zip(train, val, strict=True))
     truth = labels.cpu().numpy()
     if groups is None or len(set(groups)) == len(groups):
-        independent, groups = np.bincount(truth[: len(x)], minlength=len(classes)), None
+        independent, groups = np.bincount(truth, minlength=len(classes)), None
     else:
         independent = np.array([len(set(groups[truth == number])) for number in range(len(classes))])
     few = len(v) < FEW_PICTURES and int(independent.min()) >= FOLDS

@@ -20,7 +20,7 @@ from headstart.checkout import state_folder
 from headstart.data import duplicates
 from headstart.data.decode import Array, Unusable, decode, fingerprint, quiet
 from headstart.data.pixels import Pixels, encode
-from headstart.data.sources import files_below
+from headstart.data.sources import NO_TEXT, files_below
 from headstart.errors import HeadstartError
 from headstart.features import Shown, engine_of
 from headstart.params import Params, cores
@@ -120,7 +120,9 @@ def look_at(
             fresh: list[Array] = []
             for path, picture in zip(part, pool.map(read, part), strict=True):
                 name = path.relative_to(folder).as_posix()
-                if isinstance(picture, str):
+                if NO_TEXT.search(name):
+                    unusable[name.encode("utf-8", "backslashreplace").decode()] = "its name is no proper text"
+                elif isinstance(picture, str):
                     unusable[name] = picture
                 elif picture.sha256 not in known:
                     known.add(picture.sha256)

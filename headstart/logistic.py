@@ -10,6 +10,7 @@ and serve all strengths, and each strength starts where the two before it point 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -40,7 +41,7 @@ def fit_path(
     share = torch.full((n,), 1 / n, device=features.device)
     if class_weight is not None:
         share = share * class_weight.to(share)[labels]
-    moments, axes = torch.linalg.eigh((features.T * share) @ features)
+    moments, axes = _eigen((features.T * share) @ features)
     turned = features @ axes
     # Per class; to begin with, of softmax where all classes are equally likely.
     curvature = torch.full((classes,), (classes - 1) / classes**2, device=features.device)
@@ -79,6 +80,17 @@ def fit_path(
         solution, bias = given[:, :-1] * scale, given[:, -1] * bias_scale
         found.append((math.log(strength), torch.cat([solution, bias[:, None]], dim=1)))
         yield solution @ axes.T, bias, int(result.nit)
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a symmetric matrix. Of few pictures that hardly vary it has a low rank, and for some
+    such matrices LAPACK gives up in single precision, or answers with what are no numbers."""
+    with contextlib.suppress(RuntimeError):  # torch.linalg.LinAlgError is one
+        values, vectors = torch.linalg.eigh(matrix)
+        if values.isfinite().all() and vectors.isfinite().all():
+            return values, vectors
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.to(matrix), vectors.to(matrix)
 
 
 def _starting_point(found: list[tuple[float, Tensor]], at: float) -> Tensor | float:

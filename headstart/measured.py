@@ -49,7 +49,8 @@ class Measurements:
     def __setitem__(self, key: str, value: Any) -> None:
         self._values |= self._read() | {key: value}
         if self.file is not None:
-            write_json(self.file, self._values)
+            with contextlib.suppress(OSError):  # no place to keep it, and no reason to stop
+                write_json(self.file, self._values)
 
     def known_or(self, key: str, measure: Callable[[], Any]) -> Any:
         """The value of ``key``; it is measured where it is not known."""

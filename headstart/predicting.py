@@ -242,15 +242,22 @@ def _progress(count: int, output: Path | None) -> contextlib.AbstractContextMana
 def _writer(form: str, output: Path | None, classes: tuple[str, ...]) -> Iterator[Write]:
     if form == "parquet":
         assert output is not None
-        with replacing(output) as part, _parquet(part, classes) as write:
+        with _place(output) as part, _parquet(part, classes) as write:
             yield write
     elif output is not None:
-        with replacing(output) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        with _place(output) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
             yield _lines(form, stream, classes)
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
         yield _lines(form, sys.stdout, classes)  # itself, before a progress bar puts its own in its place
+
+
+def _place(output: Path) -> contextlib.AbstractContextManager[Path]:
+    """Beside ``output`` until it is whole. A device or a pipe is written to as it is, and a link stays one."""
+    if output.exists() and not output.is_file():
+        return contextlib.nullcontext(output)
+    return replacing(output.resolve())
 
 
 def _lines(form: str, stream: TextIO, classes: tuple[str, ...]) -> Write:

@@ -57,7 +57,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
     result["test"]["chosen"] = result["test"][chosen]
     if "finetune" in candidates.scores:
         result["gain"] = {
-            split: evaluation.gain(candidates.scores["head"][split], candidates.scores["finetune"][split], resamples, seed)
+            split: evaluation.gain(candidates.scores["head"][split], candidates.scores["finetune"][split])
             for split in ALWAYS_REPORTED
         }
     scores = candidates.scores[chosen]
@@ -151,6 +151,7 @@ def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[s
         result=result,
         verdict=verdict(result),
         table=table,
+        most_classes_shown=figures.MOST_CLASSES_SHOWN,
         pictures=pictures,
         audit=read_json(data / "prepare" / AUDIT),
         card=read_json(data / "backbone" / "card.json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -98,8 +99,11 @@ class Predictor:
         try:
             if isinstance(picture, str | Path):
                 path = Path(picture)
-                inline = None if len(str(picture)) < 4096 and path.is_file() else _from_base64(str(picture))
-                if inline is None and not path.is_file():
+                there = False
+                with contextlib.suppress(OSError, ValueError):  # base64 makes no name of a file
+                    there = path.is_file()
+                inline = None if there else _from_base64(str(picture))
+                if inline is None and not there:
                     raise Unusable("no such file")
                 return self.decoded(path if inline is None else inline)
             if isinstance(picture, bytes | bytearray | memoryview):

@@ -37,11 +37,12 @@ from headstart.served import CLASSIFIER, DETAILS
 
 MOST_PICTURES, MOST_PARTS = 64, 100  # in one request, and in one form
 LONGEST_TYPE = 500  # characters of a content type: Python takes seconds to read a hostile one of 60,000
-MOST_HELD = 256 << 20  # bytes of bodies that are read and not answered yet, of all requests together
+MOST_HELD = 256 << 20  # bytes of bodies that are read and not decoded yet, and again of pictures that wait for the network
 MOST_CONNECTIONS = 512
 PATIENCE_S = 60.0  # for a body to arrive
 LINGER = 4  # times the limit is still read, and thrown away, before a refusal: many clients listen when they have said all
 GRACE_S = 10  # for requests that are under way when the server is told to stop
+FULL = 503, "the server has its hands full; try again in a moment", {"Retry-After": "1"}
 HEAT = (255, 84, 0)
 ALONE = {  # the page loads nothing from elsewhere and runs no script but its own
     "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
@@ -209,12 +210,20 @@ class Batches:
 
     def __init__(self, model: Batched, most: int, wait_s: float) -> None:
         self.model, self.most, self.wait_s = model, most, wait_s
-        self._waiting: asyncio.Queue[tuple[Array, asyncio.Future[Floats]]] = asyncio.Queue()
+        room = max(MOST_PICTURES, MOST_HELD // (3 * model.view.size**2))
+        self._waiting: asyncio.Queue[tuple[Array, asyncio.Future[Floats]]] = asyncio.Queue(room)
 
     async def answer(self, picture: Array) -> Floats:
-        """(size, size, 3) uint8, as the model's view gives it → (classes,)."""
+        """(size, size, 3) uint8, as the model's view gives it → (classes,).
+
+        Raises:
+            HTTPException: 503 too many wait already.
+        """
         answer: asyncio.Future[Floats] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((picture, answer))
+        try:
+            self._waiting.put_nowait((picture, answer))
+        except asyncio.QueueFull:
+            raise HTTPException(*FULL) from None
         return await answer
 
     async def work(self, network: Executor) -> None:
@@ -274,7 +283,7 @@ class Bodies:
             size += len(chunk)
             if size <= self.most:
                 if self.held + len(chunk) > MOST_HELD:
-                    raise _last(503, "the server has its hands full; try again in a moment", {"Retry-After": "1"})
+                    raise _last(*FULL)
                 body += chunk
                 self.held += len(chunk)
             elif size > LINGER * self.most:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from headstart import backbones
 from headstart.backbones import CARD, CLASSIFIER, WEIGHTS, Architecture, Trunk, architecture
-from headstart.checkout import checkout, read_json, remove_cut_short, replacing, write_json
+from headstart.checkout import read_json, remove_cut_short, replacing, users_path, weights_file, write_json
 from headstart.complexity import gmacs
 from headstart.download import download, is_address, sha256_of
 from headstart.errors import HeadstartError
@@ -118,7 +118,7 @@ def _unshared(state: State) -> State:
 
 def _stored(arch: Architecture, weights: str, folder: Path) -> dict[str, Any] | None:
     """The copy of an earlier run, where it is of this very backbone and undamaged."""
-    if backbones.is_own(arch.name) or _local_file(weights) is not None:
+    if backbones.is_own(arch.name) or weights_file(weights) is not None:
         return None  # their file may have changed since
     try:
         card: dict[str, Any] = read_json(folder / CARD)
@@ -133,7 +133,7 @@ def _stored(arch: Architecture, weights: str, folder: Path) -> dict[str, Any] | 
 
 def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trunk, State, dict[str, str]]:
     """The trunk, the classifier that came with it, and what the card says of the source."""
-    file = _local_file(weights)
+    file = weights_file(weights)
     if file is not None:
         trunk, classifier = _parts(arch, _read(file), f"the file {weights}")
         told = {"origin": f"file {file.name}", "digest": sha256_of(file), "licence": "unknown: a local file"}
@@ -178,21 +178,6 @@ def at_hand(name: str, library: str, mirror: str | None = None) -> bool:
                 source.find(Path())  # only what is fetched needs room
                 return True
     return False
-
-
-def _local_file(weights: str) -> Path | None:
-    """The file that ``weights`` names, if it is one's path.
-
-    Raises:
-        HeadstartError: it can only be a path, and nothing is there.
-    """
-    path = Path(weights).expanduser()
-    path = path if path.is_absolute() else checkout() / path
-    if path.is_file():
-        return path
-    if "/" in weights or weights.endswith((".pth", ".pt", ".safetensors", ".bin")):
-        raise HeadstartError(f"weights {weights!r}: no such file (looked at {path})")
-    return None
 
 
 def _published(name: str, library: str, weights: str) -> Published:
@@ -315,7 +300,7 @@ def _folder(mirror: str | None) -> Path | None:
     """The folder that ``mirror`` is; None where it is an address elsewhere."""
     if mirror is not None and mirror.startswith("file://"):
         return Path(url2pathname(urlsplit(mirror).path))
-    return None if mirror is None or is_address(mirror) else checkout() / mirror
+    return None if mirror is None or is_address(mirror) else users_path(mirror)
 
 
 def _hub_files(published: Published) -> tuple[str, str]:

@@ -6,11 +6,9 @@ be trained, and is that what the rules of thumb say?
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -38,7 +36,7 @@ from headstart.curves import (
 )
 from headstart.data.manifest import read_manifest
 from headstart.errors import HeadstartError
-from headstart.estimates import share
+from headstart.estimates import paired, wilson
 from headstart.features import Shown
 from headstart.finetune import resume_key
 from headstart.heads import within_one_standard_error
@@ -68,24 +66,6 @@ def draws(correct: NDArray[np.bool_]) -> Floats:
 def interval(values: Floats) -> tuple[float, float]:
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-def bounds(correct: NDArray[np.bool_]) -> tuple[float, float]:
-    """Of the accuracy on (N,) pictures; also where all of a few are right, of which a bootstrap would make a certainty."""
-    found = share(correct)
-    return found["low"], found["high"]
-
-
-def difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> dict[str, float]:
-    """Accuracy of ``one`` minus ``other``, (N,) each and on the same pictures, with its 95 % interval.
-
-    Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-    data". Where the two differ on hardly any picture, a bootstrap would be certain of what a few more can change.
-    """
-    won, lost, n = int((one & ~other).sum()), int((~one & other).sum()), len(one)
-    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
-    reach = NormalDist().inv_cdf(0.975) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return {"value": (won - lost) / n, "low": max(-1.0, up - down - reach), "high": min(1.0, up - down + reach)}
 
 
 def verdict(worth: dict[str, float]) -> str:
@@ -204,7 +184,7 @@ def freezing(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
     by_cut = {"none": curves[FROZEN, "none"]} | {c: curves[FINETUNED, c] for c in CUTS[1:] if (FINETUNED, c) in curves}
     table = []
     for name, curve in by_cut.items():
-        low, high = bounds(curve.correct[-1])
+        low, high = wilson(curve.correct[-1])
         table.append(
             {
                 "cut": name, "accuracy": float(curve.accuracy[-1]), "low": low, "high": high,
@@ -225,7 +205,7 @@ def freezing(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
         "similar": pictures.similar,
         "confidence": pictures.confidence,
         "on_imagenet": pictures.on_imagenet,
-        "gap": difference(by_cut[cut].correct[-1], by_cut["none"].correct[-1]) | {"cut": cut},
+        "gap": paired(by_cut[cut].correct[-1], by_cut["none"].correct[-1]) | {"cut": cut},
         "rules": {
             rule: {"cut": advised, "words": words, "agrees": advised == measured}
             for rule, (advised, words) in rules.items()
@@ -281,7 +261,7 @@ def conclude(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
     rows = {FROZEN: curves[FROZEN, "none"], FINETUNED: curves[FINETUNED, cut], SCRATCH: curves[SCRATCH, "all"]}
     pretrained = min((FROZEN, FINETUNED), key=lambda start: rows[start].losses[-1].mean())
     best, scratch = rows[pretrained], rows[SCRATCH]
-    worth = difference(best.correct[-1], scratch.correct[-1])
+    worth = paired(best.correct[-1], scratch.correct[-1])
     enough, at_most = pictures_for(float(scratch.accuracy[-1]), best)
     result: dict[str, Any] = {
         "verdict": verdict(worth),
@@ -296,7 +276,7 @@ def conclude(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
             {"start": start, "n": int(n), "accuracy": float(accuracy), "low": low, "high": high, "seconds": float(seconds)}
             for start, curve in rows.items()
             for n, accuracy, (low, high), seconds in zip(
-                curve.n, curve.accuracy, map(bounds, curve.correct), curve.seconds, strict=True
+                curve.n, curve.accuracy, map(wilson, curve.correct), curve.seconds, strict=True
             )
         ],
     }

@@ -1,9 +1,10 @@
-"""List the pictures to learn from, and take along the user's own network if there is one."""
+"""List the pictures to learn from, and take along the user's own network and the digest of their weights' file."""
 
 from pathlib import Path
 
-from headstart.checkout import checkout, replacing
+from headstart.checkout import checkout, replacing, weights_file, write_text
 from headstart.data.sources import fetch
+from headstart.download import sha256_of
 from headstart.errors import HeadstartError, run_cleanly
 from headstart.params import Params
 
@@ -15,6 +16,8 @@ def main() -> None:
     pictures = fetch(params.data, FOLDER / "manifest.csv")
     with replacing(FOLDER / "network.py") as part:
         part.write_bytes(own_network(params.backbone))
+    weights = weights_file(params.weights)
+    write_text(FOLDER / "weights.sha256", f"{sha256_of(weights) if weights else 'not a file'}\n")
     print(f"{len(pictures)} pictures in {len({p.label for p in pictures})} classes from {params.data.source}")
 
 

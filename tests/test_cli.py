@@ -206,6 +206,13 @@ def test_what_predict_cannot_do_is_one_sentence(run: Run, model: Path, arguments
     assert run("predict", *arguments, "--model", str(model)) == (1, "", sentence)
 
 
+def test_what_the_system_refuses_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".headstart").write_text("not a folder")
+    code, out, err = run("models", "resnet18")
+    assert (code, out) == (1, "")
+    assert err.startswith("headstart: ") and ".headstart" in err and err.count("\n") == 1
+
+
 def test_track_without_a_result_is_one_sentence(run: Run) -> None:
     code, out, err = run("track")
     assert (code, out) == (1, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -76,6 +77,11 @@ def test_the_environment_of_these_tests_is_that_of_the_lock(monkeypatch: pytest.
         ("bakbone: resnet18", "params.yaml", doctor.WRONG, "did you mean 'backbone'"),
         ("data: {source: nowhere}", "pictures", doctor.WRONG, "nowhere"),
         ("data: {source: empty}", "pictures", doctor.WRONG, "no files in class folders"),
+        ("data: {source: pictures, exclude: gone.csv}", "pictures", doctor.WRONG, "gone.csv"),
+        ("data: {source: one}", "pictures", doctor.WRONG, "1 classes; at least two"),
+        ("data: {source: pictures.zip}", "pictures", doctor.NOTE, "is unpacked by a run"),
+        ("data: {source: gone.zip}", "pictures", doctor.WRONG, "is not there"),
+        ("{data: {source: pictures}, backbone: 'my_net.py:small'}", "backbone", doctor.WRONG, "my_net.py is not there"),
         ("data: {source: hymenoptera}", "pictures", doctor.NOTE, "comes from its publisher"),
         ("{data: {source: pictures}, backbone: resnet19}", "backbone", doctor.WRONG, "did you mean"),
         ("{data: {source: pictures}, backbone: densenet161}", "backbone", doctor.NOTE, "the first run downloads them"),
@@ -88,9 +94,12 @@ def test_what_params_ask_for_is_looked_at(
     monkeypatch.setenv("TORCH_HOME", str(here / "no-cache"))
     monkeypatch.setenv("HF_HUB_CACHE", str(here / "no-cache"))
     (here / "empty").mkdir()
+    shutil.copytree(next((here / "pictures").iterdir()), here / "one/class")
+    shutil.make_archive(str(here / "pictures"), "zip", here / "pictures")
     (here / "params.yaml").write_text(params)
     outcome, sentence = found(about)
     assert outcome == state and says in sentence
+    assert not (here / ".headstart/downloads").exists()
     assert found("git")[0] == doctor.NOTE  # params.yaml is not as committed
 
 

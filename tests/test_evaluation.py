@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as theirs
 from torch import nn
 
@@ -26,6 +28,7 @@ from headstart.evaluation import (
     reliability,
     worst_mistakes,
 )
+from headstart.figures import confusion
 
 MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 
@@ -74,11 +77,10 @@ def test_the_calibration_error_is_the_weighted_gap_of_the_reliability_diagram(s:
 
 @given(scores, st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
-def test_intervals_are_ordered_and_accuracys_holds_its_estimate(s: Scores, seed: int) -> None:
+def test_intervals_are_ordered_and_hold_their_figure(s: Scores, seed: int) -> None:
     found = metrics(s, 200, seed)
     for name in MEASURES:
         assert found[f"{name}_low"] <= found[f"{name}_high"]
-    for name in ("accuracy", "log_loss"):  # means: their resamples lie around them
         assert found[f"{name}_low"] - 1e-9 <= found[name] <= found[f"{name}_high"] + 1e-9
     assert metrics(s, 200, seed) == found
 
@@ -94,6 +96,19 @@ def test_the_interval_is_as_wide_as_theory_has_it_and_narrows_with_pictures() ->
     assert widths[0] > widths[1] > widths[2]
 
 
+@pytest.mark.parametrize(("right", "count"), [(10, 10), (0, 10), (97, 100), (259, 324)])
+def test_the_interval_of_accuracy_is_wilsons_and_no_certainty(right: int, count: int) -> None:
+    found = metrics(Scores(np.eye(2)[(np.arange(count) >= right).astype(int)], np.zeros(count, np.int64)), 10, 0)
+    theirs = binomtest(right, count).proportion_ci(method="wilson")
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((theirs.low, theirs.high))
+    assert found["accuracy_high"] - found["accuracy_low"] > 0.01
+
+
+def test_a_class_without_pictures_is_not_the_worst() -> None:
+    rows = per_class(Scores(np.eye(3)[[0, 0, 1]], np.array([0, 1, 1])), ["a", "b", "none"])
+    assert [row["class"] for row in rows] == ["a", "b", "none"]
+
+
 def test_a_certain_and_wrong_answer_costs_much_but_not_infinity() -> None:
     s = Scores(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]))
     m = metrics(s, 100, 0)
@@ -103,11 +118,13 @@ def test_a_certain_and_wrong_answer_costs_much_but_not_infinity() -> None:
 
 def test_a_gain_is_paired() -> None:
     before = random_scores(0, 300, 4, skill=1.0)
-    assert gain(before, before, 200, 0) == {"accuracy": 0, "low": 0, "high": 0}
+    same = gain(before, before)
+    assert (same["accuracy"], same["low"]) == (0, -same["high"])
+    assert 0 < same["high"] < 0.02
     probabilities = before.probabilities.copy()
     wrong = np.flatnonzero(~before.correct)[:20]
     probabilities[wrong] = np.eye(4)[before.labels[wrong]]
-    better = gain(before, Scores(probabilities, before.labels), 500, 0)
+    better = gain(before, Scores(probabilities, before.labels))
     assert better["accuracy"] == pytest.approx(20 / 300)
     assert 0 < better["low"] < better["accuracy"] < better["high"]
     apart = metrics(before, 500, 0)
@@ -154,7 +171,8 @@ def test_the_table_of_classes_is_scikit_learns_report_worst_first(s: Scores) -> 
         assert (row["precision"], row["recall"], row["f1"], row["pictures"]) == pytest.approx(
             (expected["precision"], expected["recall"], expected["f1-score"], expected["support"])
         )
-    assert [row["f1"] for row in rows] == sorted(row["f1"] for row in rows)
+    order = [(not row["pictures"], row["f1"]) for row in rows]
+    assert order == sorted(order)
 
 
 @given(scores, st.integers(0, 12))
@@ -218,3 +236,21 @@ def test_a_pure_transformer_has_no_such_map_or_a_proper_one() -> None:
     trunk = Trunk(Flat(), architecture("resnet18").view)
     model = Classifier(trunk, LinearHead(torch.randn(2, 3), torch.zeros(2), 1.0, ("a", "b")))
     assert grad_cam(model, [np.zeros((5, 5, 3), np.uint8)], [0]) is None
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s32_224", "swin_tiny_patch4_window7_224"])
+def test_patches_are_no_place_where_a_network_looked(name: str) -> None:
+    assert grad_cam(classifier(name), [np.zeros((5, 5, 3), np.uint8)], [0]) is None
+
+
+def test_any_number_of_pictures_has_the_maps_that_each_has_alone() -> None:
+    rng = np.random.default_rng(0)
+    model, pictures = classifier("resnet18"), list(rng.integers(0, 256, (5, 40, 40, 3), np.uint8))
+    together, last = grad_cam(model, pictures, [0, 1, 0, 1, 1]), grad_cam(model, pictures[4:], [1])
+    assert together is not None and last is not None
+    assert together[4:] == pytest.approx(last, abs=1e-3)
+
+
+def test_the_name_of_a_class_is_drawn_as_it_is(tmp_path: Path) -> None:
+    confusion(np.array([0, 1]), np.array([1, 1]), ["US$_$CA", r"$\frac$"], tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 1000

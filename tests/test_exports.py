@@ -189,6 +189,7 @@ def test_classes_that_the_model_does_not_know_count_as_wrong_on_both_sides(proje
     ("arguments", "sentence"),
     [
         (["--to", "coreml"], "--to 'coreml'; allowed: onnx, openvino, int8"),
+        (["--to", "onnx", "--output", "data/package/model/artifacts/classifier/classifier.json/x"], "--output data/"),
         (["--to", "onnx", "--max-cost", "5"], "--max-cost 5; give a share between 0 and 1, such as 0.01"),
         (["--to", "onnx", "--model", "nowhere"], "nowhere/artifacts/classifier holds no packaged model"),
         (["--to", "onnx"], "data/prepare has no packed pictures"),

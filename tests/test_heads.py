@@ -19,10 +19,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
+from headstart.backbones import load_trunk
 from headstart.checkout import read_json
 from headstart.errors import HeadstartError
 from headstart.heads import LEAST_DEVIATION, fit_temperature, load_head, train_head, within_one_standard_error
 from headstart.params import Head
+from headstart.weights import store_backbone
 
 NAMES = ["ant", "bee", "wolf"]
 Split = tuple[Tensor, Tensor]
@@ -237,3 +239,19 @@ def test_what_is_taken_is_never_weaker_than_the_best_nor_clearly_worse(seed: int
 def test_a_folder_without_a_head_is_said(tmp_path: Path) -> None:
     with pytest.raises(HeadstartError, match=r"holds no head .*run `dvc repro head`"):
         load_head(tmp_path)
+
+
+def test_a_few_pictures_of_hardly_any_kind_make_a_head(tmp_path: Path) -> None:
+    """Red and blue swatches. LAPACK finds no eigenvalues of most such sets in single precision."""
+    store_backbone("tf_efficientnet_lite0", "default", None, 0, tmp_path / "network.py", tmp_path / "backbone")
+    trunk = load_trunk(tmp_path / "backbone")[0].eval()
+    rng = np.random.default_rng(0)
+    colours = [np.array([200, 40, 40] if n % 2 else [40, 40, 200]) + rng.integers(-25, 26, 3) for n in range(40)]
+    pictures = [np.full((64, 64, 3), colour, np.uint8) for colour in colours]
+    with torch.inference_mode():
+        features = torch.cat([trunk(trunk.view.batch(pictures[n : n + 20])) for n in (0, 20)])
+    labels = torch.arange(40) % 2
+    head = train_head(
+        (features[:30], labels[:30]), (features[30:], labels[30:]), ["blue", "red"], Head(), tmp_path / "head"
+    )
+    assert (head.logits(features).argmax(1) == labels).all()

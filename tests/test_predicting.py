@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -194,6 +195,31 @@ def test_paths_come_on_standard_input(
     assert (code, out.split()[-1]) == (1, "red.png")
     assert err.startswith("headstart: gone.png: cannot be read: No such file or directory\n")
     assert given(b"\n") == (1, "", "headstart: no pictures in -\n")
+    code, out, _ = given(b"blue.png\0red.png\0")  # find -print0
+    assert (code, [line.split()[-1] for line in out.splitlines()]) == (0, ["blue.png", "red.png"])
+    assert run("predict", 300 * "x", "--model", "model")[2] == f"headstart: {300 * 'x'} is not there\n"
+
+
+def test_what_is_hidden_in_a_folder_is_passed_over(run: Run, colours: Path, pictures: list[str]) -> None:
+    for name in (".cache", "seen"):
+        Path("all", name).mkdir(parents=True)
+        shutil.copy("red.png", Path("all", name))
+    code, out, _ = run("predict", "all", "--model", "model")
+    assert (code, [line.split()[-1] for line in out.splitlines()]) == (0, ["all/seen/red.png"])
+
+
+def test_an_output_that_is_no_file_stays_what_it_is(run: Run, colours: Path, pictures: list[str]) -> None:
+    os.mkfifo("pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(Path("pipe").read_text)
+        assert run("predict", *pictures, "--model", "model", "--output", "pipe") == (0, "", "")
+        assert len(read.result(timeout=30).splitlines()) == 3
+    assert Path("pipe").is_fifo()
+    Path("elsewhere").mkdir()
+    Path("link").symlink_to("elsewhere/answers.txt")
+    assert run("predict", *pictures, "--model", "model", "--output", "link")[0] == 0
+    assert Path("link").is_symlink()
+    assert len(Path("elsewhere/answers.txt").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("form", ["text", "json", "csv", "parquet"])

@@ -81,6 +81,14 @@ def test_one_picture_gets_the_same_answer_in_every_form(name: str, predictor: Pr
     assert tuple(answers[0].probabilities) == CLASSES
 
 
+def test_base64_that_is_as_long_as_no_name_of_a_file_may_be_is_a_picture(predictor: Predictor) -> None:
+    random = np.random.default_rng(0)
+    pictures = (png(Image.fromarray(random.integers(0, 256, (10, 10, 3), np.uint8))) for _ in range(2000))
+    data = next(data for data in pictures if b"/" not in base64.b64encode(data)[:256])
+    text, binary = predictor.predict([base64.b64encode(data).decode(), data])
+    assert text == binary
+
+
 @given(st.lists(st.sampled_from(CLASSES), max_size=2 * BATCH + 3))
 @settings(max_examples=20, deadline=None)
 def test_answers_come_one_per_picture_in_order_however_many(predictor: Predictor, names: list[str]) -> None:

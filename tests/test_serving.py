@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -372,6 +374,47 @@ def test_bodies_of_all_clients_together_are_bounded(
     monkeypatch.setattr(serving, "MOST_HELD", len(data))
     for _ in range(3):  # what was answered, or refused, is held no longer
         assert client.post("/predict", content=data).status_code == 200
+
+
+def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "MOST_HELD", 0)  # then there is room for one request's pictures
+    batched = Batched(model)
+    go_on, of_seen = threading.Event(), batched.of_seen
+
+    def slowly(pictures: list[np.ndarray]) -> np.ndarray:
+        go_on.wait(PATIENCE_S)
+        return of_seen(pictures)
+
+    monkeypatch.setattr(batched, "of_seen", slowly)
+
+    async def crowd() -> list[Any]:
+        batches = serving.Batches(batched, most=8, wait_s=0.001)
+        with ThreadPoolExecutor(1) as network:
+            working = asyncio.create_task(batches.work(network))
+            seen = np.zeros((64, 64, 3), np.uint8)
+            first = [asyncio.create_task(batches.answer(seen)) for _ in range(8)]
+            while not batches._waiting.empty() or not first:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # the network has them
+            others = [asyncio.create_task(batches.answer(seen)) for _ in range(serving.MOST_PICTURES + 3)]
+            await asyncio.sleep(0.1)
+            go_on.set()
+            found = await asyncio.gather(*first, *others, return_exceptions=True)
+            working.cancel()
+        return found
+
+    found = asyncio.run(crowd())
+    refused = [answer for answer in found if isinstance(answer, HTTPException)]
+    assert [answer.status_code for answer in refused] == [503] * 3
+    assert sum(isinstance(answer, np.ndarray) for answer in found) == 8 + serving.MOST_PICTURES
+
+
+@pytest.mark.parametrize("asked", ["inf", "400", "0"])
+def test_a_limit_that_cannot_be_kept_is_refused(asked: str, model: Path) -> None:
+    command = [str(Path(sys.executable).with_name("headstart")), "serve", "--model", str(model), "--max-megabytes", asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 2
+    assert "--max-megabytes" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(

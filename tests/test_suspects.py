@@ -156,6 +156,15 @@ def test_outliers_are_far_from_even_their_neighbours_and_the_distance_is_in_medi
     assert [row["distance"] for row in found] == sorted((row["distance"] for row in found), reverse=True)
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-7])
+def test_outliers_among_pictures_that_are_all_the_same_have_a_distance(apart: float) -> None:
+    pictures, features = clouds((20, 14), 3)
+    features[:30] = features[0] + apart * features[:30]
+    found = find_outliers(pictures, neighbours(tensor(features)))
+    assert {row["path"] for row in found} == set(pictures["path"][30:])
+    assert np.isfinite([row["distance"] for row in found]).all()
+
+
 @given(st.integers(0, 10_000), st.integers(1, 6))
 @settings(max_examples=20, deadline=None)
 def test_pairs_that_look_the_same_are_found_once_those_under_two_labels_first(seed: int, many: int) -> None:

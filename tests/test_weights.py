@@ -393,6 +393,8 @@ def test_a_file_that_is_no_weights_at_all_is_refused(content: bytes, file: str) 
 def test_a_path_or_a_name_that_is_not_there_is_said_before_any_source_is_asked() -> None:
     with pytest.raises(HeadstartError, match=r"weights 'models/mine.pth': no such file \(looked at /.*/models/mine.pth\)"):
         store(weights="models/mine.pth")
+    with pytest.raises(HeadstartError, match=r"weights '~nobody/mine.pth': no such file"):
+        store(weights="~nobody/mine.pth")
     with pytest.raises(
         HeadstartError, match="weights 'IMAGENET' is unknown for 'squeezenet1_0'; allowed: default, none, IMAGENET1K"
     ):

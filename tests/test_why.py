@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from headstart import curves as curves_module
 from headstart.candidates import Sample
 from headstart.curves import CUTS, FINETUNED, FROZEN, SCRATCH, Clock, Curve, Curves, Pictures, Training, plan
+from headstart.estimates import paired
 from headstart.finetune import STATE
 from headstart.heads import folds_of
 from headstart.why import (
@@ -23,7 +24,6 @@ from headstart.why import (
     advice_230,
     advice_231,
     conclude,
-    difference,
     pictures_for,
     verdict,
     with_more,
@@ -94,17 +94,17 @@ def test_there_is_one_verdict_for_every_interval(value: float, below: float, abo
 
 def test_a_difference_is_paired() -> None:
     one = np.arange(200) < 150
-    same = difference(one, one)
+    same = paired(one, one)
     assert (same["value"], same["low"]) == (0, -same["high"])
     assert same["high"] < 0.02
-    apart = difference(one, ~one)
+    apart = paired(one, ~one)
     assert apart["low"] < apart["value"] < apart["high"]
 
 
 def test_a_difference_of_which_a_few_more_pictures_could_make_nothing_is_not_certain() -> None:
     always = np.ones(6, bool)
-    assert verdict(difference(always, always)) == CANT_TELL
-    found = difference(np.arange(60) < 50, np.arange(60) < 46)  # four pictures and none the other way: McNemar's p is 0.125
+    assert verdict(paired(always, always)) == CANT_TELL
+    found = paired(np.arange(60) < 50, np.arange(60) < 46)  # four pictures and none the other way: McNemar's p is 0.125
     assert found == pytest.approx({"value": 4 / 60, "low": -0.011, "high": 0.140}, abs=5e-4)
     assert verdict(found) == CANT_TELL
 

@@ -93,7 +93,7 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
         raise Unusable(f"{width}×{height} pixels: more than {LONGEST} times as long as wide")
     notes = []
     try:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # cameras put a preview behind an MPO's picture
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras put a preview behind an MPO's picture
             notes.append("animated or many pages: the first is used")
         if short_side and image.format == "JPEG" and image.mode in ("L", "RGB"):
             image.draft(image.mode, (short_side, short_side))  # the decoder itself scales by 1/2, 1/4 or 1/8
@@ -120,8 +120,8 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # the second: a name with a zero byte in it
+        raise Unusable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -32,7 +32,7 @@ SPLIT_NAMES = {
 }  # fmt: skip
 HIDDEN = (".", "__MACOSX", "Icon\r")  # the last is where macOS keeps a folder's icon
 NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
-PREDICTED = {"image", "split", "label", "predicted"}  # columns of predictions.parquet, which has one for each class too
+PREDICTED = {"image", "split", "label", "predicted", "probability"}  # columns of tables that have one for each class too
 COLUMNS = ("path", "label", "split", "group", "size", "sha256")
 HYMENOPTERA_ADDRESS = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 # The publisher gives no digest. This one covers what is inside: SHA-256 of the sorted "path sha256" lines.
@@ -79,8 +79,8 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
         raise HeadstartError(f"data.source {data.source!r} has {left}; at least two are needed")
     if taken := labels & PREDICTED:
         raise HeadstartError(
-            f"data.source {data.source!r} has a class called {min(taken)!r}, as a column of predictions.parquet is called "
-            "that has one for each class too; rename the class"
+            f"data.source {data.source!r} has a class called {min(taken)!r}, as a column of the answers is called that "
+            "have one for each class too; rename the class"
         )
     if data.limit:
         pictures = _first_of_each_class(pictures, data.limit)

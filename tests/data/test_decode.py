@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encoded, photograph
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, TiffImagePlugin
 
 from headstart.data.decode import Unusable, decode, fingerprint
 
@@ -103,6 +103,13 @@ def test_of_an_animation_the_first_frame_is_taken_and_said(kind: str) -> None:
     pixel, notes = first_pixel(frames[0], kind, save_all=True, append_images=frames[1:])
     assert pixel[0] > 240 > 20 > pixel[2]
     assert notes == ("animated or many pages: the first is used",)
+
+
+def test_the_pages_of_a_picture_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow takes seconds for ten thousand pages of a TIFF of one megabyte: a server would be stopped by a few of them."""
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "n_frames", property(lambda image: pytest.fail("counted")))
+    pages = [Image.new("L", (8, 8), n) for n in range(3)]
+    assert "many pages" in decode(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])).notes[0]
 
 
 def test_a_camera_s_preview_behind_the_picture_is_no_animation() -> None:

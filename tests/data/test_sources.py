@@ -145,8 +145,9 @@ def test_names_that_are_no_text_are_said_and_a_folder_s_icon_passed_over(tmp_pat
 
 
 def test_a_class_with_the_name_of_a_column_is_refused(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "set", {"text/1.png": 1, "image/2.png": 2})
-    assert "has a class called 'image'" in complaint(folder)
+    for name in ("image", "probability"):
+        folder = write_pictures(tmp_path / name, {"text/1.png": 1, f"{name}/2.png": 2})
+        assert f"has a class called '{name}'" in complaint(folder)
 
 
 def test_one_folder_around_everything_is_stepped_into_and_hidden_files_passed_over(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 
@@ -32,6 +33,7 @@ print(found.real, found.sentence)
 def test_photographs_among_emoji_are_drift_and_those_most_worth_labelling_are_copied_out(copy_of: Clone) -> None:
     inbox = write_pictures(copy_of.folder / "inbox", {f"monday/{n}.png": n for n in range(24)})
     (inbox / "notes.txt").write_text("not a picture")
+    (inbox / os.fsdecode(b"r\xe9sum\xe9.png")).write_bytes((inbox / "monday/3.png").read_bytes())
     write_pictures(inbox, {"copy of 3.png": 3})
     known = read_manifest(copy_of.folder / "data/prepare")["path"].iloc[0]
     source = copy_of.run(
@@ -43,7 +45,7 @@ def test_photographs_among_emoji_are_drift_and_those_most_worth_labelling_are_co
     told = " ".join(copy_of.run("headstart", "drift", "inbox").stdout.split())
     assert told.startswith("24 incoming pictures without labels beside ")
     assert ": they differ; " in told
-    assert "Files that cannot be used: 1. The 5 most worth labelling are in data/drift/to_label." in told
+    assert "Files that cannot be used: 2. The 5 most worth labelling are in data/drift/to_label." in told
     assert told.endswith("With the pictures: data/drift/drift.html")
     rows = list(csv.DictReader(io.StringIO(copy_of.read("data/drift/to_label/to_label.csv"))))
     assert len(rows) == 5
@@ -51,7 +53,7 @@ def test_photographs_among_emoji_are_drift_and_those_most_worth_labelling_are_co
     assert found["real"]
     assert found["incoming"]["test"]["auc"] > 0.95
     assert found["incoming"]["strange"]["share"] > 0.9
-    assert list(found["incoming"]["unusable"]) == ["notes.txt"]
+    assert list(found["incoming"]["unusable"]) == ["notes.txt", r"r\udce9sum\udce9.png"]
     assert set(found["incoming"]["guesses"]) <= set(json.loads(copy_of.read("data/head/head.json"))["classes"])
     before = digests(copy_of.folder / "data/drift")
     copy_of.run("headstart", "drift", "inbox")

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tests.stages.conftest import SLICE, Clone
 
@@ -291,3 +292,12 @@ def test_a_network_of_ones_own_is_trained_from_scratch(project: Callable[..., Cl
     assert "%" in clone.run("headstart", "predict", str(picture)).stdout
     text = yaml.safe_load(clone.read("dvc.lock"))
     assert "finetune" in text["stages"]
+    # Weights from a file: one that has changed under its name is seen.
+    state = load_file(clone.folder / "data/backbone/weights.safetensors")
+    clone.set(weights="mine.safetensors")
+    for factor in (1, 2):
+        mine = clone.folder / "mine.safetensors"
+        save_file({key: value * np.array(factor, value.dtype) for key, value in state.items()}, mine)
+        clone.repro("backbone")
+        digest = json.loads(clone.read("data/backbone/card.json"))["source"]["digest"]
+        assert digest == hashlib.sha256(mine.read_bytes()).hexdigest()

@@ -14,7 +14,8 @@ def verdict(result: dict[str, Any]) -> str:
     """One sentence on what was chosen and what it is worth."""
     best = result["test"]["chosen"]
     names = {"head": "the head on frozen features", "finetune": "the fine-tuned network"}
-    sentence = f"Validation chose {names[result['chosen']]}; test accuracy {interval(best)} on {best['n']} pictures."
+    chose = f"Validation chose {names[result['chosen']]}" if "finetune" in result["test"] else "The head on frozen features"
+    sentence = f"{chose}; test accuracy {interval(best)} on {best['n']} pictures."
     if "gain" in result:
         gain = result["gain"]["test"]
         points = f"{100 * gain['accuracy']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"

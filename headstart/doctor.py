@@ -14,7 +14,7 @@ from pathlib import Path
 
 from headstart import __version__, store
 from headstart.branch import asked
-from headstart.checkout import checkout, users_path
+from headstart.checkout import checkout, users_path, weights_file
 from headstart.data.corrections import corrected
 from headstart.data.sources import locate, needs_network
 from headstart.download import is_archive
@@ -127,9 +127,8 @@ def _git() -> tuple[str, str]:
 def _pictures(params: Params) -> tuple[str, str]:
     if needs_network(params.data):
         return NOTE, f"{params.data.source} comes from its publisher, unless an earlier run has fetched it"
-    if is_archive(params.data.source):
-        there = users_path(params.data.source).is_file()
-        return (NOTE if there else WRONG), f"{params.data.source} is {'unpacked by a run' if there else 'not there'}"
+    if is_archive(params.data.source) and users_path(params.data.source).is_file():
+        return NOTE, f"{params.data.source} is unpacked by a run"
     given = locate(params.data).pictures
     if not given:
         raise HeadstartError(f"data.source {params.data.source!r} holds no files in class folders")
@@ -144,6 +143,7 @@ def _backbone(params: Params) -> tuple[str, str]:
     from headstart.backbones import architecture, is_own
     from headstart.weights import at_hand
 
+    weights_file(params.weights)
     if is_own(params.backbone):
         file = checkout() / params.backbone.rsplit(":", 1)[0]
         return (OK, f"{params.backbone}, your own") if file.is_file() else (WRONG, f"{file} is not there")

@@ -18,9 +18,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def run_cleanly(main: Callable[[], None]) -> None:
-    """Run a stage or a command; a HeadstartError ends it with its sentence and status 1, Ctrl-C with status 130.
-
-    So does what the operating system refuses and nobody expected: a full disk, a folder that may not be written.
+    """Run a stage or a command; a HeadstartError ends it with its sentence and status 1, and so does what the operating
+    system refuses and nobody expected (a full disk, a folder that may not be written); Ctrl-C with status 130.
     """
     try:
         main()
@@ -28,6 +27,8 @@ def run_cleanly(main: Callable[[], None]) -> None:
         print(f"headstart: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
+        if error.errno is None:  # not the system's
+            raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"headstart: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -1,4 +1,4 @@
-"""Shares, means and their differences, each with its 95 % interval, rounded as they are written into files."""
+"""Shares, means and their differences, each with its 95 % interval."""
 
 from __future__ import annotations
 

@@ -230,6 +230,9 @@ def _last_spatial_layer(model: Classifier, inputs: Tensor) -> nn.Module | None:
         model(inputs)
     for handle in handles:
         handle.remove()
-    convolutions = [m for m in model.trunk.modules() if isinstance(m, nn.Conv2d)]
-    patches = bool(last) and last == convolutions[:1] and last[0].stride == last[0].kernel_size != (1, 1)
-    return last[0] if last and not patches else None
+    if not last:
+        return None
+    found = last[0]
+    weighted = [m for m in model.trunk.modules() if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim > 1]
+    patches = found is weighted[0] and len(weighted) > 1 and found.stride == found.kernel_size != (1, 1)
+    return None if patches else found

@@ -26,7 +26,6 @@ from headstart.data.splits import SPLITS
 HEAD, FINETUNE, GREY = "#1f6f8b", "#d1603d", "#8a8f98"
 MOST_CLASSES_SHOWN = 40
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
-plt.rcParams["text.parse_math"] = False  # the name of a class may have dollars in it
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -60,8 +59,8 @@ def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: 
     for i, j in zip(*np.nonzero(part), strict=True):
         axes.text(j, i, str(part[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
     names = [classes[c] for c in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=60, ha="right")
-    axes.set_yticks(range(len(shown)), names)
+    axes.set_xticks(range(len(shown)), names, rotation=60, ha="right", parse_math=False)  # there may be dollars in a name
+    axes.set_yticks(range(len(shown)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     save(figure, path)
 
@@ -124,7 +123,7 @@ def mistakes(
         row, column = divmod(number, columns)
         axes = grid[row][column * per_mistake]
         axes.imshow(picture)
-        axes.set_title(caption, fontsize=6.5, loc="left")
+        axes.set_title(caption, fontsize=6.5, loc="left", parse_math=False)
         if heat is not None:
             beside = grid[row][column * per_mistake + 1]
             beside.imshow(picture)

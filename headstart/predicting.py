@@ -183,6 +183,8 @@ def predict(
     """
     if form == "parquet" and output is None:
         raise HeadstartError("--format parquet needs --output FILE")
+    if form == "parquet" and output is not None and _special(output):
+        raise HeadstartError(f"--output {output} is no file, and parquet is written to one")
     if output is not None and output.is_dir():
         raise HeadstartError(f"--output {output} is a folder; name a file")
     table, least = _threshold(model, max_error)
@@ -254,10 +256,13 @@ def _writer(form: str, output: Path | None, classes: tuple[str, ...]) -> Iterato
 
 
 def _place(output: Path) -> contextlib.AbstractContextManager[Path]:
-    """Beside ``output`` until it is whole. A device or a pipe is written to as it is, and a link stays one."""
-    if output.exists() and not output.is_file():
-        return contextlib.nullcontext(output)
-    return replacing(output.resolve())
+    """Beside ``output`` until it is whole, and a link stays one; itself where it is no file of its own."""
+    return contextlib.nullcontext(output) if _special(output) else replacing(output.resolve())
+
+
+def _special(output: Path) -> bool:
+    """A device, a pipe, or a name for what is open already, such as /dev/stdout."""
+    return output.exists() and (not output.is_file() or output.absolute().parts[1] in ("dev", "proc"))
 
 
 def _lines(form: str, stream: TextIO, classes: tuple[str, ...]) -> Write:

@@ -206,7 +206,7 @@ def test_what_predict_cannot_do_is_one_sentence(run: Run, model: Path, arguments
     assert run("predict", *arguments, "--model", str(model)) == (1, "", sentence)
 
 
-def test_what_the_system_refuses_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_system_refuses_is_one_sentence(run: Run) -> None:
     Path(".headstart").write_text("not a folder")
     code, out, err = run("models", "resnet18")
     assert (code, out) == (1, "")

@@ -28,7 +28,7 @@ from headstart.evaluation import (
     reliability,
     worst_mistakes,
 )
-from headstart.figures import confusion
+from headstart.figures import confusion, plt
 
 MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 
@@ -254,3 +254,9 @@ def test_any_number_of_pictures_has_the_maps_that_each_has_alone() -> None:
 def test_the_name_of_a_class_is_drawn_as_it_is(tmp_path: Path) -> None:
     confusion(np.array([0, 1]), np.array([1, 1]), ["US$_$CA", r"$\frac$"], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
+def test_logarithmic_axes_have_powers_and_no_markup() -> None:
+    axes = plt.figure().add_subplot(xscale="log", xlim=(1, 1000))
+    assert all(label.get_parse_math() for label in axes.get_xticklabels())
+    plt.close("all")

@@ -204,17 +204,20 @@ def test_what_is_hidden_in_a_folder_is_passed_over(run: Run, colours: Path, pict
     for name in (".cache", "seen"):
         Path("all", name).mkdir(parents=True)
         shutil.copy("red.png", Path("all", name))
+    Path("all/seen/again").symlink_to(Path("all").resolve())  # round in circles
     code, out, _ = run("predict", "all", "--model", "model")
     assert (code, [line.split()[-1] for line in out.splitlines()]) == (0, ["all/seen/red.png"])
 
 
 def test_an_output_that_is_no_file_stays_what_it_is(run: Run, colours: Path, pictures: list[str]) -> None:
     os.mkfifo("pipe")
-    with ThreadPoolExecutor(1) as pool:
-        read = pool.submit(Path("pipe").read_text)
-        assert run("predict", *pictures, "--model", "model", "--output", "pipe") == (0, "", "")
-        assert len(read.result(timeout=30).splitlines()) == 3
+    end = os.open("pipe", os.O_RDWR)  # waits for nobody
+    assert run("predict", *pictures, "--model", "model", "--output", "pipe") == (0, "", "")
+    assert len(os.read(end, 10_000).splitlines()) == 3
+    os.close(end)
     assert Path("pipe").is_fifo()
+    code, _, err = run("predict", *pictures, "--model", "model", "--output", "pipe", "--format", "parquet")
+    assert (code, err) == (1, "headstart: --output pipe is no file, and parquet is written to one\n")
     Path("elsewhere").mkdir()
     Path("link").symlink_to("elsewhere/answers.txt")
     assert run("predict", *pictures, "--model", "model", "--output", "link")[0] == 0

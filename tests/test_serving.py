@@ -379,9 +379,10 @@ def test_bodies_of_all_clients_together_are_bounded(
 def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "MOST_HELD", 0)  # then there is room for one request's pictures
     batched = Batched(model)
-    go_on, of_seen = threading.Event(), batched.of_seen
+    taken, go_on, of_seen = threading.Event(), threading.Event(), batched.of_seen
 
     def slowly(pictures: list[np.ndarray]) -> np.ndarray:
+        taken.set()
         go_on.wait(PATIENCE_S)
         return of_seen(pictures)
 
@@ -393,9 +394,7 @@ def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch
             working = asyncio.create_task(batches.work(network))
             seen = np.zeros((64, 64, 3), np.uint8)
             first = [asyncio.create_task(batches.answer(seen)) for _ in range(8)]
-            while not batches._waiting.empty() or not first:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)  # the network has them
+            await asyncio.to_thread(taken.wait, PATIENCE_S)
             others = [asyncio.create_task(batches.answer(seen)) for _ in range(serving.MOST_PICTURES + 3)]
             await asyncio.sleep(0.1)
             go_on.set()

@@ -198,11 +198,14 @@ def _subfolders(folder: Path) -> list[str]:
     return [entry.name for entry in _visible(folder) if entry.is_dir()]
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files, hidden ones and what is in hidden folders passed over; in the order of their names."""
+def files_below(folder: Path, within: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files, hidden ones and what is in hidden folders passed over; in the order of their names. Links to folders are
+    followed, but into none of those that they are in (``within``)."""
+    within = (*within, folder.resolve())
     for entry in _visible(folder):
         if entry.is_dir():
-            yield from files_below(Path(entry.path))
+            if Path(entry.path).resolve() not in within:
+                yield from files_below(Path(entry.path), within)
         elif entry.is_file():
             yield Path(entry.path)
 

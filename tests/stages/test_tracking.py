@@ -163,9 +163,14 @@ def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_t
                     other.execute(f"INSERT INTO datasets ({', '.join(columns)}) VALUES ({marks})", [*columns.values()])
 
     sqlalchemy.event.listen(sqlalchemy.orm.Session, "before_flush", between)
-    tracker._log_dataset(finished.folder / "data")
+    try:
+        tracker._log_dataset(finished.folder / "data")
+        met = not sqlalchemy.event.contains(sqlalchemy.orm.Session, "before_flush", between)
+    finally:
+        if sqlalchemy.event.contains(sqlalchemy.orm.Session, "before_flush", between):
+            sqlalchemy.event.remove(sqlalchemy.orm.Session, "before_flush", between)
+    assert met
     (used,) = client.get_run(run_id).inputs.dataset_inputs
     assert used.dataset.name == "emoji"
-    assert not sqlalchemy.event.contains(sqlalchemy.orm.Session, "before_flush", between)  # somebody was in between
     with sqlite3.connect(tmp_path / "mlflow.db") as other:
         assert other.execute("SELECT dataset_uuid FROM datasets").fetchall() == [("theirs",)]

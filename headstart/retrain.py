@@ -207,19 +207,22 @@ def _alone(started: datetime) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(_holder(file)) from None
-        if stage := _stage_at_work():
-            raise BusyError(f"a stage is at work here though no retrain is: {stage}; it ends by itself")
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": started.isoformat(timespec="seconds")}, file)
         file.flush()
+        if stage := _stage_at_work():
+            raise BusyError(f"a stage is at work here though no retrain is: {stage}; it ends by itself")
         yield file.fileno()
 
 
 def _holder(file: TextIO) -> str:
-    file.seek(0)
-    try:
-        by = json.load(file)
-    except ValueError:  # it has only just begun
+    for _ in range(10):
+        file.seek(0)
+        with suppress(ValueError):
+            by = json.load(file)
+            break
+        time.sleep(0.1)  # it has only just begun
+    else:
         return "another retrain is at work here"
     who = f"process {by['pid']} on {by['host']}, since {by['since']}"
     if by["host"] == socket.gethostname() and not psutil.pid_exists(by["pid"]):

@@ -92,6 +92,8 @@ def test_an_earlier_export_is_replaced_and_nothing_else(project: Path, tmp_path:
     with pytest.raises(HeadstartError, match=r"thesis holds something that is no export; name another --output"):
         export(project / "model", "openvino", project / "data", other, 0.01)
     assert [path.name for path in other.iterdir()] == ["chapter.tex"]
+    with pytest.raises(HeadstartError, match=r"--output .*chapter.tex/x cannot be written: "):
+        export(project / "model", "openvino", project / "data", other / "chapter.tex" / "x", 0.01)
 
 
 MOODY = """
@@ -189,7 +191,6 @@ def test_classes_that_the_model_does_not_know_count_as_wrong_on_both_sides(proje
     ("arguments", "sentence"),
     [
         (["--to", "coreml"], "--to 'coreml'; allowed: onnx, openvino, int8"),
-        (["--to", "onnx", "--output", "data/package/model/artifacts/classifier/classifier.json/x"], "--output data/"),
         (["--to", "onnx", "--max-cost", "5"], "--max-cost 5; give a share between 0 and 1, such as 0.01"),
         (["--to", "onnx", "--model", "nowhere"], "nowhere/artifacts/classifier holds no packaged model"),
         (["--to", "onnx"], "data/prepare has no packed pictures"),

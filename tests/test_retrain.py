@@ -125,6 +125,8 @@ def test_entries_of_the_dead_and_of_numbers_given_again_are_removed(checkout: Pa
 def test_entries_of_a_dvc_at_work_stay(checkout: Path) -> None:
     (checkout / "dvc").write_text("import time; time.sleep(60)")
     with subprocess.Popen([sys.executable, str(checkout / "dvc")]) as alive:
+        while not psutil.Process(alive.pid).cmdline():  # for a moment a process that begins has none
+            time.sleep(0.01)
         file = rwlock(checkout, alive.pid)
         before = file.read_text()
         retrain._remove_what_a_killed_dvc_left(file)

@@ -297,7 +297,7 @@ def test_a_network_of_ones_own_is_trained_from_scratch(project: Callable[..., Cl
     clone.set(weights="mine.safetensors")
     for factor in (1, 2):
         mine = clone.folder / "mine.safetensors"
-        save_file({key: value * np.array(factor, value.dtype) for key, value in state.items()}, mine)
+        save_file({key: np.asarray(value * factor, value.dtype) for key, value in state.items()}, mine)
         clone.repro("backbone")
         digest = json.loads(clone.read("data/backbone/card.json"))["source"]["digest"]
         assert digest == hashlib.sha256(mine.read_bytes()).hexdigest()

@@ -1,6 +1,6 @@
 """A set on which pre-training does not pay: handwritten digits, and what why says of them.
 
-    python bench/why_digits.py           # about three quarters of an hour on two quiet cores
+    python bench/why_digits.py           # about an hour on two quiet cores
 
 scikit-learn's digits: 1,797 of 8×8 pixels in shades of grey (Alpaydin and Kaynak 1998, UCI), enlarged to 64×64. Few things
 are less like ImageNet's photographs, and 180 a class are plenty for so simple a task. In a fresh clone of the last commit,

@@ -31,6 +31,20 @@ def users_path(name: str) -> Path:
     return checkout() / os.path.expanduser(name)  # noqa: PTH111 - Path's own raises for a user that is not there
 
 
+def network_file(backbone: str) -> Path | None:
+    """The file of the user's own network that ``backbone`` of params.yaml names (file.py:factory); None where it is a name.
+
+    Raises:
+        HeadstartError: it is not there.
+    """
+    if ".py:" not in backbone:
+        return None
+    path = checkout() / backbone.rsplit(":", 1)[0]
+    if not path.is_file():
+        raise HeadstartError(f"backbone {backbone!r}: {path} is not there; give its path from the project's folder")
+    return path
+
+
 def weights_file(weights: str) -> Path | None:
     """The file that ``weights`` of params.yaml names, if it is one's path.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from headstart import __version__, store
 from headstart.branch import asked
-from headstart.checkout import checkout, users_path, weights_file
+from headstart.checkout import checkout, network_file, users_path, weights_file
 from headstart.data.corrections import corrected
 from headstart.data.sources import locate, needs_network
 from headstart.download import is_archive
@@ -140,13 +140,12 @@ def _pictures(params: Params) -> tuple[str, str]:
 
 
 def _backbone(params: Params) -> tuple[str, str]:
-    from headstart.backbones import architecture, is_own
+    from headstart.backbones import architecture
     from headstart.weights import at_hand
 
     weights_file(params.weights)
-    if is_own(params.backbone):
-        file = checkout() / params.backbone.rsplit(":", 1)[0]
-        return (OK, f"{params.backbone}, your own") if file.is_file() else (WRONG, f"{file} is not there")
+    if network_file(params.backbone):
+        return OK, f"{params.backbone}, your own"
     found = architecture(params.backbone)
     if params.weights == "none":
         return OK, f"{params.backbone} with random weights"

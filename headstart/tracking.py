@@ -207,6 +207,9 @@ class Tracker:
         )
         self.client.log_model_artifacts(model.model_id, str(folder))
         self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        if self._logged_model():  # another checkout has logged the same result meanwhile
+            self.client.delete_logged_model(model.model_id)
+            return
         self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, 0)])
         self.client.log_metric(
             self.run_id, "test/chosen/accuracy", numbers["test/chosen/accuracy"], model_id=model.model_id

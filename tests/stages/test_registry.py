@@ -166,7 +166,7 @@ def whole(run: Any) -> None:
     assert run.info.status == "FINISHED"
     assert "test/chosen/accuracy" in run.data.metrics
     assert run.data.params["backbone"] == "tf_efficientnet_lite0"
-    assert 1 <= len(run.outputs.model_outputs) <= WRITERS  # one for each that logged it at the same moment
+    assert len(run.outputs.model_outputs) == 1
 
 
 @pytest.mark.parametrize("shared", ["sqlite"], indirect=True)  # PostgreSQL has four writers below

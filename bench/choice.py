@@ -5,9 +5,9 @@
 
 In a fresh clone of the last commit, with the defaults of params.yaml: rank compares its candidates, and then every
 candidate that has weights is fine-tuned and evaluated, which is what rank is there to save. Prints for each what rank said
-of it and the fine-tuned network's accuracy on the test pictures, by how many points rank's choice is behind the best, and
-Spearman's rank correlation with the fine-tuned accuracy: of each of rank's figures, and of the published ImageNet accuracy
-alone. All of it is kept in choices.json.
+of it and the fine-tuned network's accuracy on the test pictures, by how many points rank's choice is behind the best (with
+the 95 % interval of such a difference on the same pictures), and Spearman's rank correlation with the fine-tuned accuracy:
+of each of rank's figures, and of the published ImageNet accuracy alone. All of it is kept in choices.json.
 """
 
 from __future__ import annotations
@@ -45,26 +45,57 @@ def measure(source: str, limit: int | None, candidates: list[str] | None) -> lis
             row["chosen"] = row["backbone"] == ranking["choice"]
             tuned, head = found["finetune"], found["head"]
             row |= {f"finetuned_{key}": tuned[key] for key in ("accuracy", "accuracy_low", "accuracy_high", "n")}
+            row["right"] = right(folder / "data")
             print(f"{row['backbone']}: fine-tuned {tuned['accuracy']:.3f} on test, head {head['accuracy']:.3f}", flush=True)
         return rows
 
 
+def right(data: Path) -> list[bool]:
+    """Which of the test pictures the fine-tuned network has right; evaluate keeps that only of what it has chosen."""
+    import torch
+
+    from headstart.backbones import load_trunk
+    from headstart.data.manifest import class_names, read_manifest
+    from headstart.data.pixels import Pixels
+    from headstart.finetune import load_finetuned
+    from headstart.heads import load_head
+
+    trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
+    model = load_finetuned(data / "finetune", trunk, load_head(data / "head"))
+    assert model is not None
+    manifest = read_manifest(data / "prepare").reset_index(drop=True)
+    test = manifest[manifest["split"] == "test"]
+    logits = model.eval().logits_of(Pixels(data / "prepare"), test.index.tolist(), 32, torch.device("cpu"))
+    names = class_names(manifest)
+    found = [names[i] for i in torch.cat(list(logits)).argmax(1).tolist()]
+    return [label == said for label, said in zip(test["label"], found, strict=True)]
+
+
 def show(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    import numpy as np
     from scipy.stats import spearmanr
+
+    from headstart.estimates import paired
 
     tuned = [row["finetuned_accuracy"] for row in rows]
     best = max(rows, key=lambda row: row["finetuned_accuracy"])
     chosen = next(row for row in rows if row["chosen"])
-    behind = 100 * (best["finetuned_accuracy"] - chosen["finetuned_accuracy"])
+    behind = {key: 100 * value for key, value in paired(np.array(best["right"]), np.array(chosen["right"])).items()}
     print(
-        f"\n{name}: {chosen['backbone']} was chosen, {best['backbone']} is best fine-tuned; behind by {behind:.1f} points"
+        f"\n{name}: {chosen['backbone']} was chosen, {best['backbone']} is best fine-tuned; behind by "
+        f"{behind['value']:.1f} points ({behind['low']:+.1f} to {behind['high']:+.1f}) on {len(best['right'])} pictures"
     )
+    for row in rows:
+        del row["right"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all equal: no correlation
         agree = {key: float(spearmanr([sign * row[key] for row in rows], tuned).statistic) for key, sign in FIGURES.items()}
     for key, value in agree.items():
         print(f"rank correlation of {key} with the fine-tuned accuracy: {value:+.2f} ({len(rows)} networks)")
-    return {"behind_points": round(behind, 2), "rank_correlation": {k: round(v, 3) for k, v in agree.items() if v == v}}
+    return {
+        "behind_points": {key: round(value, 2) for key, value in behind.items()},
+        "rank_correlation": {k: round(v, 3) for k, v in agree.items() if v == v},
+    }
 
 
 if __name__ == "__main__":

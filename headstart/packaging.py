@@ -40,6 +40,7 @@ def package(data: Path, params: Params, folder: Path) -> None:
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
+    from mlflow.utils import requirements_utils
 
     chosen = read_json(data / "evaluate" / "metrics.json")["chosen"]
     card, head = read_json(data / "backbone" / CARD), read_json(data / "head" / "head.json")
@@ -66,6 +67,9 @@ def package(data: Path, params: Params, folder: Path) -> None:
         outputs += [ColSpec("double", name) for name in head["classes"]]
         target = folder / "model"
         shutil.rmtree(target, ignore_errors=True)
+        # MLflow lists the modules of every installed package, to warn of requirements that do not fit them. Ours are read
+        # from the environment a few lines below, and the list takes longer than all the rest of saving.
+        requirements_utils._MODULES_TO_PACKAGES = {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*An input example was not provided")  # it is written below
             mlflow.pyfunc.save_model(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv  # scipy.stats has it as beta.ppf, and takes a second to be imported
 
 from headstart.errors import HeadstartError
 
@@ -31,8 +32,6 @@ def thresholds(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> d
         pictures that is (``answered``), the share of those that were wrong (``error``), and the upper end of its one-sided
         interval (``bound``; Clopper and Pearson 1934), the rows with most answers first.
     """
-    from scipy.stats import beta
-
     sorted_down = np.sort(confidence)[::-1]
     rows: list[dict[str, float]] = []
     for step in range(STEPS, 0, -1):
@@ -42,7 +41,7 @@ def thresholds(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> d
         least = float(sorted_down[count - 1]) if step < STEPS else 0.0
         answered = confidence >= least
         n, wrong = int(answered.sum()), int((answered & ~correct).sum())
-        bound = 1.0 if wrong == n else float(beta.ppf(1 - (1 - SURE) / STEPS, wrong + 1, n - wrong))
+        bound = 1.0 if wrong == n else float(betaincinv(wrong + 1, n - wrong, 1 - (1 - SURE) / STEPS))
         rows.append({"confidence": least, "answered": n / len(confidence), "error": wrong / n, "bound": bound})
     return {"pictures": len(confidence), "sure": SURE, "thresholds": rows}
 

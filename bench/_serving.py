@@ -38,7 +38,7 @@ def fill(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from headstart import served
+    from headstart import checkout
     from headstart.backbones import architecture
     from headstart.classifier import Classifier, LinearHead
 
@@ -47,13 +47,13 @@ def fill(folder: Path) -> None:
     model = Classifier(trunk, LinearHead(torch.randn(CLASSES, FEATURES) / 30, torch.zeros(CLASSES), 1.0, names))
     parts = folder / "classifier"
     parts.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, parts / served.WEIGHTS)
-    (parts / served.NETWORK).touch()
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, parts / checkout.WEIGHTS)
+    (parts / checkout.NETWORK).touch()
     details = {
         "backbone": NETWORK, "weights": "none", "preprocessing": trunk.view.as_dict(), "classes": names, "temperature": 1.0,
         "chosen": "head", "max_megapixels": 100.0,
     }  # fmt: skip
-    (parts / served.DETAILS).write_text(json.dumps(details), encoding="utf-8")
+    (parts / checkout.DETAILS).write_text(json.dumps(details), encoding="utf-8")
     mlflow.pyfunc.save_model(
         folder / "model", python_model=str(ROOT / "headstart" / "mlflow_model.py"), artifacts={"classifier": str(parts)},
         pip_requirements=["mlflow"],

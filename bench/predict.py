@@ -38,10 +38,9 @@ def package(model: Path) -> None:
     from safetensors.torch import save_file
 
     from headstart.backbones import architecture, feature_width
-    from headstart.checkout import write_json
+    from headstart.checkout import CLASSIFIER, DETAILS, WEIGHTS, write_json
+    from headstart.checkout import NETWORK as OWN
     from headstart.classifier import Classifier, LinearHead
-    from headstart.served import CLASSIFIER, DETAILS, WEIGHTS
-    from headstart.served import NETWORK as OWN
 
     folder = model / CLASSIFIER
     folder.mkdir(parents=True)

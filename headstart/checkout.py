@@ -18,6 +18,10 @@ from typing import Any
 from headstart.errors import HeadstartError
 
 EXPERIMENT_FOLDER = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
+# A packaged model's own files, below the folder that holds MLmodel. Named here and not in served, so that a model can be
+# packed without torch.
+CLASSIFIER = Path("artifacts/classifier")
+DETAILS, WEIGHTS, NETWORK = "classifier.json", "classifier.safetensors", "network.py"
 
 
 def checkout() -> Path:

@@ -6,6 +6,8 @@ takes no memory and hardly any time, however large the network.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,18 +21,26 @@ def gmacs(network: nn.Module, size: int) -> float:
     """Billions of multiply-accumulates for one picture of ``size`` pixels a side."""
     counter = FlopCounterMode(display=False)
     was_training = network.training
-    # The counter would follow what is learned into autograd's graph, of which there is none here.
+    try:
+        # The counter would follow what is learned into autograd's graph, of which there is none here.
+        with frozen(network), torch.no_grad(), counter:  # no inference_mode: some networks keep tensors for later passes
+            network.eval()(_black(network, size))
+    finally:
+        network.train(was_training)
+    return counter.get_total_flops() / 2 / 1e9
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """None of its parameters asks for a gradient."""
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
         for parameter in learned:
             parameter.requires_grad_(False)
-        with torch.no_grad(), counter:  # not inference_mode: some networks keep tensors that they make, for later passes
-            network.eval()(_black(network, size))
+        yield
     finally:
         for parameter in learned:
             parameter.requires_grad_(True)
-        network.train(was_training)
-    return counter.get_total_flops() / 2 / 1e9
 
 
 def _black(network: nn.Module, size: int) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.complexity import frozen
 from headstart.logistic import fit_path
 from headstart.measured import Measurements, machine
 
@@ -175,8 +176,11 @@ def has_bfloat16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def converted(network: nn.Module, example: Tensor) -> Any:
+def converted(network: nn.Module, example: Tensor, named: bool = True) -> Any:
     """``network`` as an OpenVINO model, traced with ``example``.
+
+    Args:
+        named: its operations are called as the modules that they come from. Without names it is made sooner.
 
     Raises:
         Exception: whatever the tracer or the converter says about a network that it cannot take.
@@ -190,7 +194,12 @@ def converted(network: nn.Module, example: Tensor) -> Any:
         warnings.simplefilter("ignore")  # the tracer's, about shapes that are fixed here on purpose
         # Tracing would compare the trace with the network, which takes three times as long and is done by engine_for. The
         # decoder has to live until it is converted.
-        decoder = TorchScriptPythonDecoder(network, example_input=example, trace_kwargs={"check_trace": False})
+        if named:
+            decoder = TorchScriptPythonDecoder(network, example_input=example, trace_kwargs={"check_trace": False})
+        else:
+            with frozen(network):  # parameters that are not constant have no place in the trace of a function
+                traced = torch.jit.trace(lambda shown: network(shown), example, check_trace=False)  # type: ignore[no-untyped-call]
+            decoder = TorchScriptPythonDecoder(traced)
         return frontend.convert(frontend.load(decoder))
 
 
@@ -202,7 +211,7 @@ def _openvino(network: nn.Module, sample: Tensor) -> Callable[[str], Engine]:
     """
     import openvino
 
-    model = converted(network, torch.zeros(2, *sample.shape[1:], dtype=sample.dtype))
+    model = converted(network, torch.zeros(2, *sample.shape[1:], dtype=sample.dtype), named=False)
     model.reshape([PICTURES_PER_REQUEST, *sample.shape[1:]])
     threads = torch.get_num_threads()
 

@@ -10,13 +10,13 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from headstart.served import Predictor
-
 
 class PictureClassifier(PythonModel):  # type: ignore[misc]
     """One ``image`` column in (path, bytes, base64 text or array per row), label and probabilities out."""
 
     def load_context(self, context: PythonModelContext) -> None:
+        from headstart.served import Predictor  # and torch; MLflow runs this file to save it, too
+
         self.predictor = Predictor(Path(context.artifacts["classifier"]))
 
     # The one hint that MLflow neither takes for a schema nor misses; lists of pictures come here too.

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from headstart import selective, served
-from headstart.backbones import CARD
-from headstart.checkout import read_json, sha256_of_files, write_json, write_text
+from headstart import selective
+from headstart.checkout import DETAILS, NETWORK, WEIGHTS, read_json, sha256_of_files, write_json, write_text
 from headstart.data.manifest import read_manifest
 from headstart.data.pixels import Pixels
 from headstart.params import Params
@@ -43,12 +42,12 @@ def package(data: Path, params: Params, folder: Path) -> None:
     from mlflow.utils import requirements_utils
 
     chosen = read_json(data / "evaluate" / "metrics.json")["chosen"]
-    card, head = read_json(data / "backbone" / CARD), read_json(data / "head" / "head.json")
+    card, head = read_json(data / "backbone" / "card.json"), read_json(data / "head" / "head.json")
     tuned = read_json(data / "finetune" / "finetune.json") if chosen == "finetune" else {}
     with tempfile.TemporaryDirectory() as scratch:
         parts = Path(scratch) / "classifier"
         parts.mkdir()
-        save_file(_tensors(data, chosen), parts / served.WEIGHTS)
+        save_file(_tensors(data, chosen), parts / WEIGHTS)
         details = {
             "backbone": card["name"],
             "weights": card["weights"],
@@ -60,8 +59,8 @@ def package(data: Path, params: Params, folder: Path) -> None:
             "short_side": params.prepare.short_side,
             "answering": _answering(data, head["classes"]),
         }
-        write_json(parts / served.DETAILS, details)
-        shutil.copyfile(data / "fetch" / "network.py", parts / served.NETWORK)
+        write_json(parts / DETAILS, details)
+        shutil.copyfile(data / "fetch" / "network.py", parts / NETWORK)
         code = _packed_code(Path(scratch) / "code")
         outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
         outputs += [ColSpec("double", name) for name in head["classes"]]

@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headstart.checkout import read_json, replacing
+from headstart.checkout import CLASSIFIER, DETAILS, read_json, replacing
 from headstart.compute import inference_batch, set_up
 from headstart.data.decode import Array, Unusable, quiet
 from headstart.engines import PICTURES_PER_REQUEST, SAMPLE, engine_for
 from headstart.errors import HeadstartError
 from headstart.progress import Advance, progress
 from headstart.selective import threshold_for
-from headstart.served import CLASSIFIER, DETAILS, load_predictor
+from headstart.served import load_predictor
 from headstart.views import Normalise, View
 
 Floats = NDArray[np.float64]

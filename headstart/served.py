@@ -17,13 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from headstart.backbones import architecture
+from headstart.checkout import CLASSIFIER, DETAILS, NETWORK, WEIGHTS
 from headstart.classifier import Classifier, LinearHead
 from headstart.data.decode import Array, Unusable, decode, quiet
 from headstart.errors import HeadstartError
 from headstart.views import View
 
-CLASSIFIER = Path("artifacts/classifier")  # below the folder that holds MLmodel
-DETAILS, WEIGHTS, NETWORK = "classifier.json", "classifier.safetensors", "network.py"
 BATCH = 32
 
 

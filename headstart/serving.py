@@ -28,12 +28,11 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from headstart import __version__, pages
-from headstart.checkout import read_json
+from headstart.checkout import CLASSIFIER, DETAILS, read_json
 from headstart.data.decode import Array, Unusable, quiet
 from headstart.errors import HeadstartError, nearest
 from headstart.params import cores
 from headstart.predicting import Batched, Floats
-from headstart.served import CLASSIFIER, DETAILS
 
 MOST_PICTURES, MOST_PARTS = 64, 100  # in one request, and in one form
 LONGEST_TYPE = 500  # characters of a content type: Python takes seconds to read a hostile one of 60,000

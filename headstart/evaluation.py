@@ -19,7 +19,7 @@ from headstart.heads import FEW_PICTURES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-AT_ONCE = 4  # pictures of which every activation is remembered
+AT_ONCE = 4  # pictures of which the last layers remember what they gave
 CONFIDENCE_BINS = 15
 
 
@@ -205,7 +205,7 @@ def grad_cam(model: Classifier, pictures: list[Array], targets: list[int]) -> Fl
     layer = _last_spatial_layer(model, inputs[:1])
     if layer is None:
         return None
-    model.requires_grad_(True)
+    layer.requires_grad_(True)  # what is below it needs no gradients, and remembers nothing
     looked = LayerGradCam(model, layer)
     some = range(0, len(inputs), AT_ONCE)
     maps: Tensor = torch.cat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,9 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
 
 def _classifiers(data: Path) -> dict[str, Classifier]:
     head, final = heads.load_head(data / "head"), heads.load_head(data / "head", refit=True)
-    network = data / "fetch" / "network.py"
-    found = {"head": Classifier(load_trunk(data / "backbone", network)[0], final).eval()}
-    tuned = finetune.load_finetuned(data / "finetune", load_trunk(data / "backbone", network)[0], head)
+    trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
+    tuned = finetune.load_finetuned(data / "finetune", deepcopy(trunk), head)
+    found = {"head": Classifier(trunk, final).eval()}
     return found | ({"finetune": tuned.eval()} if tuned is not None else {})
 
 

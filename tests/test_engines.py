@@ -40,6 +40,7 @@ def test_openvino_answers_for_any_number_of_pictures_in_their_order(count: int) 
         expected = network(pictures)
     assert torch.allclose(engine(pictures), expected, atol=1e-5)
     assert torch.equal(engine(pictures), engine(pictures))
+    assert all(parameter.requires_grad for parameter in network.parameters())  # as before
 
 
 def test_openvino_agrees_with_torch_on_a_real_network() -> None:
@@ -70,6 +71,25 @@ def test_what_was_measured_once_decides_ever_after(openvino: float, expected: st
     assert engine_for(network, 100, pictures, CPU, timings=file)[1]["engine"] == expected
     assert engine_for(network, 7, pictures, CPU, timings=file)[1]["engine"] == "torch"  # 7 s
     assert "another" in read_json(file)
+
+
+def test_every_stream_has_work_while_engines_are_timed() -> None:
+    shown, threads = [], torch.get_num_threads()
+
+    def engine(pictures: Tensor) -> Tensor:
+        shown.append(pictures)
+        return pictures
+
+    try:
+        torch.set_num_threads(5)
+        sample = torch.arange(16.0)[:, None, None, None]
+        Stopwatch(small(), sample).seconds("openvino", engine)
+    finally:
+        torch.set_num_threads(threads)
+    first, timed = shown
+    assert torch.equal(first, sample)
+    assert len(timed) == 5 * PICTURES_PER_REQUEST
+    assert torch.equal(timed[16:32], sample)
 
 
 def test_timings_are_measured_and_kept(tmp_path: Path) -> None:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+from headstart import errors
+
+
+@pytest.fixture(autouse=True)
+def commands_leave_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is run in this process raises SystemExit when it is done, and does not end pytest."""
+    monkeypatch.setattr(errors, "leave", sys.exit)
 
 
 @pytest.fixture(scope="session")

@@ -228,3 +228,26 @@ def test_predicting_imports_nothing_that_only_training_needs(model: Path, tmp_pa
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"), [("pass", 0), ("sys.exit()", 0), ("sys.exit(3)", 3), ("raise OSError(2, 'no')", 1)]
+)
+def test_a_process_ends_with_all_that_was_to_be_done_at_its_end(ends: str, status: int, tmp_path: Path) -> None:
+    code = (
+        "import atexit, sys, tempfile, threading, time, weakref\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from headstart.errors import run_cleanly\n"
+        "folder = tempfile.TemporaryDirectory(dir='.')\n"
+        "def late(): time.sleep(0.3); print('thread')\n"
+        "def main():\n"
+        "    atexit.register(print, 'handler')\n"
+        "    ThreadPoolExecutor(1).submit(late)\n"
+        "    threading.Thread(target=late).start()\n"
+        "    print('work')\n"
+        f"    {ends}\n"
+        "run_cleanly(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (status, ["work", "thread", "thread", "handler"]), done.stderr
+    assert list(tmp_path.iterdir()) == []  # the temporary folder is gone

@@ -93,7 +93,11 @@ class Clone:
         self.run_in_one_process(*yaml.safe_load(self.read("dvc.yaml"))["stages"])
 
     def run_in_one_process(self, *stages: str) -> None:
-        program = "import runpy, sys\nfor name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py', run_name='__main__')"
+        program = (
+            "import runpy, sys, headstart.errors\n"
+            "headstart.errors.leave = lambda: None\n"
+            "for name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py', run_name='__main__')"
+        )
         self.run(sys.executable, "-c", program, *stages)
 
     def read(self, name: str) -> str:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def gmacs(network: nn.Module, size: int) -> float:
     """Billions of multiply-accumulates for one picture of ``size`` pixels a side."""
+    from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, in stages that count nothing, too
+
     counter = FlopCounterMode(display=False)
     was_training = network.training
     try:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from headstart.complexity import frozen
-from headstart.logistic import fit_path
 from headstart.measured import Measurements, machine
 
 Engine = Callable[[Tensor], Tensor]
@@ -153,6 +152,8 @@ def objection_to(found: Tensor, expected: Tensor, labels: Tensor) -> str | None:
 
     A probe, fitted on ``expected`` as the head is, has to give the same answers on both.
     """
+    from headstart.logistic import fit_path  # and SciPy, which takes half a second and is needed for bfloat16 alone
+
     found, expected, labels = found.flatten(1).cpu(), expected.flatten(1).cpu(), labels.cpu()
     cosine = float(torch.cosine_similarity(found, expected).median())
     if not cosine >= COSINE:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.checkout import read_json
+from headstart.checkout import is_own, read_json
 from headstart.errors import HeadstartError, nearest
 from headstart.views import View
 
@@ -127,10 +127,6 @@ def without_compiler() -> Iterator[None]:
         yield
     finally:
         del sys.modules[name], sys.modules[parts.__name__]
-
-
-def is_own(name: str) -> bool:
-    return ".py:" in name
 
 
 def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, dict[str, Any]]:

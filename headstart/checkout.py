@@ -35,13 +35,18 @@ def users_path(name: str) -> Path:
     return checkout() / os.path.expanduser(name)  # noqa: PTH111 - Path's own raises for a user that is not there
 
 
+def is_own(backbone: str) -> bool:
+    """Whether ``backbone`` of params.yaml names the user's own network, as file.py:factory."""
+    return ".py:" in backbone
+
+
 def network_file(backbone: str) -> Path | None:
-    """The file of the user's own network that ``backbone`` of params.yaml names (file.py:factory); None where it is a name.
+    """The file of the user's own network that ``backbone`` of params.yaml names; None where it is no file of theirs.
 
     Raises:
         HeadstartError: it is not there.
     """
-    if ".py:" not in backbone:
+    if not is_own(backbone):
         return None
     path = checkout() / backbone.rsplit(":", 1)[0]
     if not path.is_file():

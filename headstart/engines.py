@@ -37,10 +37,6 @@ class Stopwatch:
     def __init__(self, network: nn.Module, sample: Tensor, file: Path | None = None) -> None:
         self.key = Measurements.key(machine(), sample.shape[1:], str(network))
         self.sample, self.kept = sample, Measurements(file)
-        every = max(
-            len(sample), PICTURES_PER_REQUEST * torch.get_num_threads()
-        )  # so that all of OpenVINO's streams have work
-        self.timed = sample[torch.arange(every) % len(sample)]
         self.measured: dict[str, float] = dict(self.kept.get(self.key, {}))
         self.answers: dict[str, Tensor] = {}
 
@@ -52,9 +48,13 @@ class Stopwatch:
     def seconds(self, name: str, engine: Engine) -> float:
         if name not in self.measured:
             self.answer(name, engine)  # the first pass sets things up
+            count = max(
+                len(self.sample), PICTURES_PER_REQUEST * torch.get_num_threads()
+            )  # work for all of OpenVINO's streams
+            pictures = self.sample[torch.arange(count) % len(self.sample)]
             start = time.perf_counter()
-            engine(self.timed).cpu()  # an accelerator is done when its answers are here
-            self.measured[name] = (time.perf_counter() - start) / len(self.timed)
+            engine(pictures).cpu()  # an accelerator is done when its answers are here
+            self.measured[name] = (time.perf_counter() - start) / count
             self.kept[self.key] = self.measured
         return self.measured[name]
 

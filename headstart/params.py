@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from headstart.checkout import write_text
+from headstart.checkout import is_own, write_text
 from headstart.errors import HeadstartError, nearest
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -142,7 +142,7 @@ class Rank(Section):
         for name in self.candidates:
             if self.candidates.count(name) > 1:
                 raise ValueError(f"rank.candidates names {name!r} {self.candidates.count(name)} times; once is enough")
-            if ".py:" in name:
+            if is_own(name):
                 raise ValueError(
                     f"rank.candidates: {name!r} is a network of your own, which has no published weights to rank"
                 )

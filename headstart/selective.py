@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv  # scipy.stats has it as beta.ppf, and takes a second to be imported
 
 from headstart.errors import HeadstartError
 
@@ -32,6 +31,8 @@ def thresholds(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> d
         pictures that is (``answered``), the share of those that were wrong (``error``), and the upper end of its one-sided
         interval (``bound``; Clopper and Pearson 1934), the rows with most answers first.
     """
+    from scipy.special import betaincinv  # beta.ppf of scipy.stats, without the second that importing that takes
+
     sorted_down = np.sort(confidence)[::-1]
     rows: list[dict[str, float]] = []
     for step in range(STEPS, 0, -1):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from headstart import backbones
 from headstart.backbones import CARD, CLASSIFIER, WEIGHTS, Architecture, Trunk, architecture
-from headstart.checkout import read_json, remove_cut_short, replacing, users_path, weights_file, write_json
+from headstart.checkout import is_own, read_json, remove_cut_short, replacing, users_path, weights_file, write_json
 from headstart.complexity import gmacs
 from headstart.download import download, is_address, sha256_of
 from headstart.errors import HeadstartError
@@ -118,7 +118,7 @@ def _unshared(state: State) -> State:
 
 def _stored(arch: Architecture, weights: str, folder: Path) -> dict[str, Any] | None:
     """The copy of an earlier run, where it is of this very backbone and undamaged."""
-    if backbones.is_own(arch.name) or weights_file(weights) is not None:
+    if is_own(arch.name) or weights_file(weights) is not None:
         return None  # their file may have changed since
     try:
         card: dict[str, Any] = read_json(folder / CARD)

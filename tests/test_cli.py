@@ -235,11 +235,11 @@ def test_predicting_imports_nothing_that_only_training_needs(model: Path, tmp_pa
 )
 def test_a_process_ends_with_all_that_was_to_be_done_at_its_end(ends: str, status: int, tmp_path: Path) -> None:
     code = (
-        "import atexit, sys, tempfile, threading, time, weakref\n"
+        "import atexit, sys, tempfile, threading, time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from headstart.errors import run_cleanly\n"
         "folder = tempfile.TemporaryDirectory(dir='.')\n"
-        "def late(): time.sleep(0.3); print('thread')\n"
+        "def late(): time.sleep(0.3); sys.stdout.write('thread\\n')\n"
         "def main():\n"
         "    atexit.register(print, 'handler')\n"
         "    ThreadPoolExecutor(1).submit(late)\n"

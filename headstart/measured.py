@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from headstart.checkout import read_json, write_json
 
 
 def machine() -> tuple[Any, ...]:
     """What a time depends on, besides that of which it is the time."""
+    import torch  # seconds, which those who only read what was measured need not wait for
+
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return platform.node(), torch.get_num_threads(), torch.__version__, accelerator
 

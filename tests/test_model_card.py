@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headstart import model_card
-from headstart.checkout import write_json, write_text
+from headstart.checkout import read_json, write_json, write_text
 from headstart.model_card import card, lineage, plain
 from headstart.params import Params
 
@@ -25,7 +25,8 @@ CLASSES = ["NA", "a|b", "<script>"]
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stages' files that a card is made from."""
-    monkeypatch.setattr(model_card, "images_per_s", lambda *_: 123.4)  # a time: what it is does not matter here
+    monkeypatch.setattr(model_card, "_images_per_s", lambda *_: 123.4)  # a time: what it is does not matter here
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     data = tmp_path / "data"
     write_json(data / "evaluate/metrics.json", {"chosen": "finetune", "test": {"chosen": MEASURED | {"n": 30}}})
     rows = "".join(f"{name},0.5,0.25,0.3,10\n" for name in CLASSES)
@@ -45,7 +46,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     backbone |= {"parameters": 11176512, "gmacs": 1.8136, "preprocessing": {"size": 224}}
     write_json(data / "backbone/card.json", backbone)
     write_json(data / "finetune/finetune.json", {"scratch": False, "best_epoch": 3, "epochs": 4})
-    write_text(data / "package/model/artifacts/classifier/classifier.safetensors", "x" * 2_000_000)
+    packaged = data / "package/model/artifacts/classifier"
+    write_text(packaged / "classifier.safetensors", "x" * 2_000_000)
+    write_text(packaged / "network.py", "")
+    write_json(packaged / "classifier.json", {"backbone": "resnet18", "preprocessing": {"size": 224}, "classes": CLASSES})
     return data
 
 
@@ -74,6 +78,21 @@ def test_the_card_says_what_people_ask(data: Path) -> None:
     ):
         assert said in text, said
     assert "<script>" not in text
+
+
+def test_the_same_network_is_measured_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 20.0, 30.0, 40.0])
+    monkeypatch.setattr(model_card, "_images_per_s", lambda *_: next(times))
+    packaged = data / "package/model/artifacts/classifier"
+    details = read_json(packaged / "classifier.json")
+    assert model_card.images_per_s(data, 1) == 10.0
+    write_json(packaged / "classifier.json", details | {"temperature": 2.0, "chosen": "head"})
+    assert model_card.images_per_s(data, 1) == 10.0
+    assert model_card.images_per_s(data, 2) == 20.0
+    write_json(packaged / "classifier.json", details | {"preprocessing": {"size": 160}})
+    assert model_card.images_per_s(data, 1) == 30.0
+    write_text(packaged / "network.py", "def factory(): ...")
+    assert model_card.images_per_s(data, 1) == 40.0
 
 
 def test_the_licence_of_the_emoji_is_known(data: Path) -> None:

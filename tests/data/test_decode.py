@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encoded, photograph
 from PIL import Image, ImageDraw, TiffImagePlugin
+from scipy.fft import dctn
 
 from headstart.data.decode import Unusable, decode, fingerprint
 
@@ -252,3 +253,20 @@ def test_a_recompressed_and_resized_copy_has_a_near_fingerprint_and_another_pict
     assert len(a_thumb) == 768
     thumbnails = (np.frombuffer(thumb, np.uint8).astype(int) for thumb in (a_thumb, b_thumb))
     assert np.abs(next(thumbnails) - next(thumbnails)).mean() < 3
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_hash_is_the_sign_of_the_lowest_frequencies_against_their_median(seed: int) -> None:
+    grey = photograph(seed, (32, 32)).convert("L")
+    lowest = dctn(np.asarray(grey, np.float64), type=2)[:8, :8]
+    bits = np.packbits(lowest > np.median(lowest)).tobytes()
+    assert fingerprint(grey.convert("RGB"))[0] == int.from_bytes(bits, "big")
+
+
+def test_rounding_errors_are_no_part_of_the_hash_of_a_symmetric_drawing() -> None:
+    drawing = Image.new("RGB", (72, 72), "white")
+    ImageDraw.Draw(drawing).ellipse((10, 20, 61, 51), fill="orange")  # mirrored it is the same
+    number, _ = fingerprint(drawing)
+    odd = [row * 8 + column for row in range(8) for column in range(8) if row % 2 or column % 2]
+    assert not any(number >> (63 - bit) & 1 for bit in odd)  # all of them are nought, and so is their median

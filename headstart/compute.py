@@ -64,10 +64,11 @@ def derived_seed(*parts: int) -> int:
 
 
 def inference_batch(network: nn.Module, view: View, device: torch.device) -> int:
-    """How many pictures to pass at once: 64, or the largest power of two whose activations fit in free memory.
+    """How many pictures to pass at once: 64, or the largest power of two whose activations fit in a quarter of all memory.
 
-    The sum of all layers' outputs for one picture bounds what a forward pass holds at one time. On any machine with a
-    few GB free the answer is 64, so that it does not vary from run to run.
+    The sum of all layers' outputs for one picture is several times what a forward pass holds at one time. All memory, and
+    not what is free just now: in other batches the same pictures have other last digits, and a machine that works on
+    something else beside it has to give the same bytes.
     """
     per_picture = 0
 
@@ -83,17 +84,18 @@ def inference_batch(network: nn.Module, view: View, device: torch.device) -> int
     finally:
         for handle in handles:
             handle.remove()
-    budget = free_memory(device) * MEMORY_SHARE
+    _, all_memory = memory(device)
     batch = LARGEST_BATCH
-    while batch > 1 and batch * per_picture > budget:
+    while batch > 1 and batch * per_picture > all_memory * MEMORY_SHARE:
         batch //= 2
     return batch
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes free on the device, or in main memory."""
+def memory(device: torch.device) -> tuple[int, int]:
+    """Bytes free, and in all, on the device or in main memory."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    main = psutil.virtual_memory()
+    return main.available, main.total

@@ -136,8 +136,8 @@ class TrainingViews(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, number = at
-        # In a loader's process, whose generator is its own. torch.manual_seed would seed accelerators too, and note where it
-        # was called from: a tenth of all the work.
+        # In a loader's process, whose generator is its own. torch.manual_seed would seed accelerators too, and note where
+        # it was called from: a tenth of all the work.
         torch.default_generator.manual_seed(derived_seed(self.seed, epoch, number))
         picture = torch.from_numpy(np.array(self.pixels[int(self.rows[number])])).permute(2, 0, 1)
         return self.transform(picture), int(self.labels[number])

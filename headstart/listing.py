@@ -21,7 +21,7 @@ from headstart import tables
 from headstart.backbones import Architecture, architecture
 from headstart.catalogue import LIBRARIES, names, published, with_tag
 from headstart.complexity import depth, gmacs, remembered
-from headstart.compute import free_memory, set_up
+from headstart.compute import memory, set_up
 from headstart.errors import HeadstartError, nearest
 from headstart.measured import Measurements, machine
 from headstart.progress import progress
@@ -270,7 +270,7 @@ def _refuse_what_does_not_fit(arch: Architecture, device: torch.device) -> None:
     with torch.device("meta"):
         network = arch.create()
         weights = 4 * sum(p.numel() for p in network.parameters())
-        needed, free = 2 * weights + TOGETHER * remembered(network, arch.view.size), free_memory(device)
+        needed, (free, _) = 2 * weights + TOGETHER * remembered(network, arch.view.size), memory(device)
     if needed > free:
         raise HeadstartError(f"a step takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
 

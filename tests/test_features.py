@@ -17,6 +17,7 @@ from torch import nn
 
 from headstart import answers
 from headstart.backbones import Trunk, architecture
+from headstart.compute import inference_batch
 from headstart.data.pixels import INDEX, PIXELS, Pixels, encode
 from headstart.errors import HeadstartError
 from headstart.features import extract, load_features
@@ -66,6 +67,16 @@ def test_each_row_is_the_forward_pass_of_its_picture_in_manifest_order(tmp_path:
         "features.json",
         "test.safetensors", "train.safetensors", "val.safetensors",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("everything", "batch"), [(10**12, 64), (10**8, 32), (10**7, 4), (1, 1)])
+def test_how_many_pass_at_once_depends_on_all_memory_and_not_on_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, everything: int, batch: int
+) -> None:
+    network, view = nn.Conv2d(3, 16, 3, padding=1), View(96, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)  # 590 kB a picture
+    for free in (everything, everything // 100):
+        monkeypatch.setattr("headstart.compute.memory", lambda device, free=free: (free, everything))
+        assert inference_batch(network, view, torch.device("cpu")) == batch
 
 
 def test_the_same_pictures_give_the_same_bytes(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_who_interrupts_keeps_what_has_been_measured(
 def test_a_network_that_does_not_fit_is_said_and_the_others_are_measured(
     threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("headstart.listing.free_memory", lambda device: 100_000_000)
+    monkeypatch.setattr("headstart.listing.memory", lambda device: (100_000_000, 8_000_000_000))
     query, state = Query(("vgg16", "test_resnet")), in_folder(Path("state"))
     found = listed(query, None, state)
     measure(found, query, threads, state)

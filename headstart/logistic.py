@@ -42,6 +42,11 @@ def fit_path(
         class_weight: (classes,) weights of the classes' losses.
     """
     n, width = features.shape
+    if n < width:  # what the rows do not span costs weight and changes no answer: the optimum has none of it
+        basis = torch.linalg.qr(features.T).Q
+        for weight, bias, steps in fit_path(features @ basis, labels, classes, strengths, class_weight):
+            yield weight @ basis.T, bias, steps
+        return
     share = torch.full((n,), 1 / n, device=features.device)
     if class_weight is not None:
         share = share * class_weight.to(share)[labels]

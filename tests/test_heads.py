@@ -57,9 +57,12 @@ def optimum(x: Tensor, y: Tensor, strength: float, weights: str | None = None) -
 
 @pytest.mark.parametrize("classes", [2, 3], ids=["two classes", "three classes"])
 @pytest.mark.parametrize("weights", [None, "balanced"])
-def test_the_head_is_scikit_learns_optimum_on_raw_features(classes: int, weights: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [12, 300], ids=["more pictures than features", "fewer"])
+def test_the_head_is_scikit_learns_optimum_on_raw_features(
+    classes: int, weights: str | None, width: int, tmp_path: Path
+) -> None:
     counts = (60, 25, 15)[:classes]
-    train, val, new = blobs(classes, counts, 1), blobs(classes, counts, 2), blobs(classes, (40,) * classes, 3)
+    train, val, new = (blobs(classes, n, seed, width) for seed, n in enumerate((counts, counts, (40,) * classes), start=1))
     head = train_head(train, val, NAMES[:classes], Head(C=[0.001, 0.03, 1.0], class_weight=weights), tmp_path)  # type: ignore[arg-type]
     strength = json.loads((tmp_path / "head.json").read_text())["C"]
     refit = load_head(tmp_path, refit=True)

@@ -24,6 +24,7 @@ Engine = Callable[[Tensor], Tensor]
 WORTH_COMPILING, WORTH_ROUNDING = 8.0, 20.0  # seconds that a pass takes; a shorter one ends sooner as it is
 PICTURES_PER_REQUEST = 8
 SAMPLE = 16  # pictures on which engines are timed and compared
+WORTH_COMPARING = 8 * SAMPLE  # pictures; two engines are shown four samples to be compared, and then one has to be compiled
 TOLERANCE = 1e-4  # of the largest answer: what is left of it is the order in which sums are made
 # What bfloat16 may cost, measured on PROBED pictures: the median cosine between a picture's two feature vectors, the share
 # of a probe's answers that stay the same, and the probe's log-loss.
@@ -94,6 +95,8 @@ def engine_for(
         exactly = {"engine": "torch", "why": f"the network runs on {device.type}"}
         return _rounded_if_as_good(watch, eager, _autocast(network, device), exactly, sample, labels)
     if wanted == "auto":
+        if pictures < WORTH_COMPARING:
+            return eager, {"engine": "torch", "why": "to compare engines would take longer than the whole pass"}
         if pictures * watch.seconds("torch", eager) < WORTH_COMPILING:
             return eager, {"engine": "torch", "why": "compiling would take longer than the whole pass"}
         if watch.measured.get("openvino", 0) > watch.measured["torch"]:

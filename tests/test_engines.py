@@ -12,6 +12,7 @@ from headstart.backbones import architecture
 from headstart.checkout import read_json, write_json
 from headstart.engines import (
     PICTURES_PER_REQUEST,
+    WORTH_COMPARING,
     Stopwatch,
     _autocast,
     _openvino,
@@ -60,16 +61,26 @@ def test_torch_runs_it_where_asked_and_where_it_is_no_cpu(wanted: str, device: s
 
 
 def test_a_pass_that_takes_no_time_is_not_worth_compiling() -> None:
-    _, told = engine_for(small(), 10, torch.randn(2, 3, 32, 32), CPU)
+    _, told = engine_for(small(), WORTH_COMPARING, torch.randn(2, 3, 32, 32), CPU)
     assert (told["engine"], told["why"]) == ("torch", "compiling would take longer than the whole pass")
 
 
-@pytest.mark.parametrize(("openvino", "expected"), [(0.01, "openvino"), (3.0, "torch")])
+def test_for_few_pictures_no_engines_are_compared(tmp_path: Path) -> None:
+    network, pictures, file = small(), torch.randn(4, 3, 32, 32), tmp_path / "seconds.json"
+    write_json(file, {Stopwatch(network, pictures).key: {"torch": 1000.0, "openvino": 0.01}})
+    assert engine_for(network, WORTH_COMPARING, pictures, CPU, timings=file)[1]["engine"] == "openvino"
+    _, told = engine_for(network, WORTH_COMPARING - 1, pictures, CPU, timings=file)
+    assert (told["engine"], told["why"]) == ("torch", "to compare engines would take longer than the whole pass")
+    network.forward = None  # type: ignore[assignment]
+    engine_for(network, WORTH_COMPARING - 1, pictures, CPU)  # nor is the network run
+
+
+@pytest.mark.parametrize(("openvino", "expected"), [(0.001, "openvino"), (0.03, "torch")])
 def test_what_was_measured_once_decides_ever_after(openvino: float, expected: str, tmp_path: Path) -> None:
     network, pictures, file = small(), torch.randn(4, 3, 32, 32), tmp_path / "seconds.json"
-    write_json(file, {"another": {"torch": 5.0}, Stopwatch(network, pictures).key: {"torch": 1.0, "openvino": openvino}})
-    assert engine_for(network, 100, pictures, CPU, timings=file)[1]["engine"] == expected
-    assert engine_for(network, 7, pictures, CPU, timings=file)[1]["engine"] == "torch"  # 7 s
+    write_json(file, {"another": {"torch": 5.0}, Stopwatch(network, pictures).key: {"torch": 0.01, "openvino": openvino}})
+    assert engine_for(network, 1000, pictures, CPU, timings=file)[1]["engine"] == expected
+    assert engine_for(network, 700, pictures, CPU, timings=file)[1]["engine"] == "torch"  # 7 s
     assert "another" in read_json(file)
 
 

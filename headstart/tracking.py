@@ -121,8 +121,7 @@ class Tracker:
             "engine": read_json(data / "features" / "features.json")["engine"],
             "mlflow.note.content": verdict(measured),
         }
-        for key, value in (_host(self.params.threads) | results).items():
-            client.set_tag(run, key, value)
+        self._tag(_host(self.params.threads) | results)
         self._log_dataset(data)
         for source, target in ARTIFACTS.items():
             path = data / source
@@ -137,7 +136,13 @@ class Tracker:
             self._log_model(data / "package" / "model", numbers)
         self.register(data, card)
         client.set_terminated(run)
-        client.set_tag(run, COMPLETE, "true")  # last: what has it is not looked at again
+        self._tag({COMPLETE: "true"})  # last: what has it is not looked at again
+
+    def _tag(self, tags: dict[str, str]) -> None:
+        """As a batch, which MLflow tries again where another checkout that logs the same result has set one just now."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _log_images(self, folder: Path) -> None:
         """The figures a second time, as MLflow's logged images: its charts put those of several runs side by side, files

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -145,32 +147,51 @@ def test_a_store_that_goes_away_while_it_trains_is_a_word_and_no_more(
     assert capsys.readouterr().out.count("the curve is not shown live: MLflow at sqlite") == 1
 
 
-def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_too(finished: Clone, tmp_path: Path) -> None:
-    """MLflow looks for a data set and then inserts it, and does not expect anybody in between."""
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    run_id = client.create_run("0").info.run_id
-    tracker = tracking.Tracker.__new__(tracking.Tracker)
-    tracker.client, tracker.run_id, tracker.params = client, run_id, Params()
+@contextmanager
+def another_enters_first(database: Path, table: str, **theirs: str) -> Iterator[None]:
+    """What MLflow is about to insert into ``table`` is there just before it does: it has looked for it, and found nothing."""
+
+    entered: list[str] = []
 
     def between(session: sqlalchemy.orm.Session, *_: object) -> None:
         for row in session.new:
-            if row.__tablename__ == "datasets":
-                sqlalchemy.event.remove(sqlalchemy.orm.Session, "before_flush", between)
-                with sqlite3.connect(tmp_path / "mlflow.db") as other:
-                    columns = {column.name: getattr(row, column.name) for column in row.__table__.columns}
-                    columns["dataset_uuid"] = "theirs"
+            if row.__tablename__ == table and not entered:
+                entered.append(table)
+                with sqlite3.connect(database) as other:
+                    columns = {column.name: getattr(row, column.name) for column in row.__table__.columns} | theirs
                     marks = ", ".join("?" * len(columns))
-                    other.execute(f"INSERT INTO datasets ({', '.join(columns)}) VALUES ({marks})", [*columns.values()])
+                    insert = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+                    other.execute(insert, [*columns.values()])
 
     sqlalchemy.event.listen(sqlalchemy.orm.Session, "before_flush", between)
     try:
-        tracker._log_dataset(finished.folder / "data")
-        met = not sqlalchemy.event.contains(sqlalchemy.orm.Session, "before_flush", between)
+        yield
     finally:
-        if sqlalchemy.event.contains(sqlalchemy.orm.Session, "before_flush", between):
-            sqlalchemy.event.remove(sqlalchemy.orm.Session, "before_flush", between)
-    assert met
-    (used,) = client.get_run(run_id).inputs.dataset_inputs
+        sqlalchemy.event.remove(sqlalchemy.orm.Session, "before_flush", between)
+    assert entered
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> tracking.Tracker:
+    """Of a run in a store of its own."""
+    made = tracking.Tracker.__new__(tracking.Tracker)
+    made.client, made.params = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}"), Params()
+    made.run_id = made.client.create_run("0").info.run_id
+    return made
+
+
+def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_too(
+    finished: Clone, tracker: tracking.Tracker, tmp_path: Path
+) -> None:
+    with another_enters_first(tmp_path / "mlflow.db", "datasets", dataset_uuid="theirs"):
+        tracker._log_dataset(finished.folder / "data")
+    (used,) = tracker.client.get_run(tracker.run_id).inputs.dataset_inputs
     assert used.dataset.name == "emoji"
     with sqlite3.connect(tmp_path / "mlflow.db") as other:
         assert other.execute("SELECT dataset_uuid FROM datasets").fetchall() == [("theirs",)]
+
+
+def test_a_tag_that_another_checkout_sets_at_the_same_moment_is_no_error(tracker: tracking.Tracker, tmp_path: Path) -> None:
+    with another_enters_first(tmp_path / "mlflow.db", "tags", value="theirs"):
+        tracker._tag({"chosen": "head"})
+    assert tracker.client.get_run(tracker.run_id).data.tags["chosen"] == "head"

@@ -149,7 +149,7 @@ def test_a_store_that_goes_away_while_it_trains_is_a_word_and_no_more(
 
 @contextmanager
 def another_enters_first(database: Path, table: str, **theirs: str) -> Iterator[None]:
-    """What MLflow is about to insert into ``table`` is there just before it does; it has looked for it and found nothing."""
+    """What MLflow is about to insert into ``table`` is there just before it does: it has looked, and found nothing."""
     entered: list[str] = []
 
     def between(session: sqlalchemy.orm.Session, *_: object) -> None:

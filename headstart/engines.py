@@ -49,9 +49,8 @@ class Stopwatch:
     def seconds(self, name: str, engine: Engine) -> float:
         if name not in self.measured:
             self.answer(name, engine)  # the first pass sets things up
-            count = max(
-                len(self.sample), PICTURES_PER_REQUEST * torch.get_num_threads()
-            )  # work for all of OpenVINO's streams
+            # Work for all of OpenVINO's streams.
+            count = max(len(self.sample), PICTURES_PER_REQUEST * torch.get_num_threads())
             pictures = self.sample[torch.arange(count) % len(self.sample)]
             start = time.perf_counter()
             engine(pictures).cpu()  # an accelerator is done when its answers are here

@@ -102,7 +102,7 @@ def _confused(file: Path) -> list[tuple[str, str, int]]:
 def images_per_s(data: Path, threads: int | None) -> float:
     """Pictures a second that the packaged model answers on this machine, those of data/prepare, one batch at a time.
 
-    The same network was as fast with another head: it is measured once, and torch is not waited for where that was before.
+    A network is measured once on a machine, since it is as fast with any head; who finds it known need not wait for torch.
     """
     folder = data / "package" / "model" / CLASSIFIER
     details = read_json(folder / DETAILS)

@@ -13,7 +13,7 @@ from typing import Any
 import litserve
 from _serving import BATCH, WAIT_S
 
-from headstart.predicting import Batched
+from headstart.inference.batch import Batched
 
 
 class Pictures(litserve.LitAPI):  # type: ignore[misc]

@@ -38,22 +38,22 @@ def fill(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from headstart import checkout
-    from headstart.backbones import architecture
-    from headstart.classifier import Classifier, LinearHead
+    from headstart.base import artifacts
+    from headstart.models.backbones import architecture
+    from headstart.models.classifier import Classifier, LinearHead
 
     torch.manual_seed(0)
     trunk, names = architecture(NETWORK).trunk(), tuple(f"class {number}" for number in range(CLASSES))
     model = Classifier(trunk, LinearHead(torch.randn(CLASSES, FEATURES) / 30, torch.zeros(CLASSES), 1.0, names))
     parts = folder / "classifier"
     parts.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, parts / checkout.WEIGHTS)
-    (parts / checkout.NETWORK).touch()
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, parts / artifacts.WEIGHTS)
+    (parts / artifacts.NETWORK).touch()
     details = {
         "backbone": NETWORK, "weights": "none", "preprocessing": trunk.view.as_dict(), "classes": names, "temperature": 1.0,
         "chosen": "head", "max_megapixels": 100.0,
     }  # fmt: skip
-    (parts / checkout.DETAILS).write_text(json.dumps(details), encoding="utf-8")
+    (parts / artifacts.DETAILS).write_text(json.dumps(details), encoding="utf-8")
     mlflow.pyfunc.save_model(
         folder / "model", python_model=str(ROOT / "headstart" / "mlflow_model.py"), artifacts={"classifier": str(parts)},
         pip_requirements=["mlflow"],
@@ -77,7 +77,7 @@ def jpegs() -> list[bytes]:
 
 def bare_rate(model: Path) -> float:
     """Pictures per second of the engine alone: full batches of pictures that are decoded and cut to size already."""
-    from headstart.predicting import Batched
+    from headstart.inference.batch import Batched
 
     batched = Batched(model)
     seen = [batched.view(batched.decode(file)) for file in jpegs()][:BATCH]

@@ -1,4 +1,4 @@
-"""What it buys to keep freed activations in the process (headstart.compute._keep_freed_memory).
+"""What it buys to keep freed activations in the process (headstart.base.device._keep_freed_memory).
 
     python bench/allocator.py            # about two minutes on two quiet cores
     python bench/allocator.py --rounds 9
@@ -22,14 +22,14 @@ WORK = {"frozen pass": (64, 224, 3), "training step": (32, 160, 5)}  # pictures,
 
 def measure(side: str, threads: int | None) -> dict[str, float]:
     """Pictures per second of each kind of work, the first batch left out."""
-    from headstart import compute
+    from headstart.base import device
 
     if side == SHIPPED:
-        compute._keep_freed_memory = lambda: None
-    compute.set_up(threads)
+        device._keep_freed_memory = lambda: None
+    device.set_up(threads)
     import torch
 
-    from headstart.backbones import architecture
+    from headstart.models.backbones import architecture
 
     trunk = architecture("tf_efficientnet_lite0").trunk()
     optimizer = torch.optim.AdamW(trunk.parameters(), fused=True)

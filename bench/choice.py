@@ -54,11 +54,11 @@ def right(data: Path) -> list[bool]:
     """Which of the test pictures the fine-tuned network has right; evaluate keeps that only of what it has chosen."""
     import torch
 
-    from headstart.backbones import load_trunk
     from headstart.data.manifest import class_names, read_manifest
-    from headstart.data.pixels import Pixels
-    from headstart.finetune import load_finetuned
-    from headstart.heads import load_head
+    from headstart.data.packed import Pixels
+    from headstart.models.backbones import load_trunk
+    from headstart.training.finetune import load_finetuned
+    from headstart.training.linear_probe import load_head
 
     trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
     model = load_finetuned(data / "finetune", trunk, load_head(data / "head"))
@@ -75,7 +75,7 @@ def show(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     import numpy as np
     from scipy.stats import spearmanr
 
-    from headstart.estimates import paired
+    from headstart.evaluation.intervals import paired
 
     tuned = [row["finetuned_accuracy"] for row in rows]
     best = max(rows, key=lambda row: row["finetuned_accuracy"])

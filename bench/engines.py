@@ -1,4 +1,4 @@
-"""What OpenVINO buys over eager torch for a frozen network on a CPU (headstart.engines).
+"""What OpenVINO buys over eager torch for a frozen network on a CPU (headstart.engines.select).
 
     python bench/engines.py              # about four minutes on two quiet cores
     python bench/engines.py --rounds 9
@@ -23,7 +23,7 @@ BATCH, SIZE, BATCHES = 64, 224, 4
 
 
 def measure(wanted: str, threads: int | None) -> dict[str, float]:
-    from headstart.engines import engine_for
+    from headstart.engines.select import engine_for
 
     def made(trunk: Any, pictures: Any) -> Any:
         engine, told = engine_for(trunk, BATCH * BATCHES, pictures, pictures.device, wanted)
@@ -35,10 +35,10 @@ def measure(wanted: str, threads: int | None) -> dict[str, float]:
 
 def through(made: Callable[[Any, Any], Any], threads: int | None) -> dict[str, float]:
     """Pictures per second through what ``made`` makes of each network, without the first batch, and the seconds it took."""
-    from headstart import compute
-    from headstart.backbones import architecture
+    from headstart.base import device
+    from headstart.models.backbones import architecture
 
-    compute.set_up(threads)
+    device.set_up(threads)
     import torch
 
     found = {}

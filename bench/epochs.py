@@ -69,14 +69,16 @@ def tutorial(folder: Path) -> dict[str, float]:
 def headstart(folder: Path) -> dict[str, float]:
     import torch
 
-    from headstart.backbones import architecture
-    from headstart.classifier import LinearHead
-    from headstart.compute import set_up
-    from headstart.data.pixels import Pixels
+    from headstart.base.device import set_up
+    from headstart.base.params import Data, Finetune, Prepare, Split
+    from headstart.base.threads import cores
+    from headstart.data.packed import Pixels
     from headstart.data.prepare import prepare
     from headstart.data.sources import fetch
-    from headstart.finetune import Recipe, finetune
-    from headstart.params import Data, Finetune, Prepare, Split, cores
+    from headstart.models.backbones import architecture
+    from headstart.models.classifier import LinearHead
+    from headstart.training.finetune import finetune
+    from headstart.training.recipe import Recipe
 
     device = set_up(None)
     found = {}

@@ -60,10 +60,10 @@ def fill(asked: argparse.Namespace) -> None:
     """What fastai gets: the weights, and the pictures in folders as prepare split them."""
     from PIL import Image
 
+    from headstart.base.params import Data
     from headstart.data.decode import decode
     from headstart.data.manifest import read_manifest
     from headstart.data.sources import locate
-    from headstart.params import Data
 
     project(asked, asked.folder)
     stages(asked.folder, "fetch", "prepare", "backbone")

@@ -18,13 +18,13 @@ import numpy as np
 from _project import with_features
 from why_digits import write_digits
 
-from headstart import finetune
-from headstart.candidates import Sample
-from headstart.compute import set_up
-from headstart.curves import FINETUNED, FROZEN, Laboratory, Pictures, Training
+from headstart.base.device import set_up
+from headstart.base.params import Params
+from headstart.base.progress import hidden
 from headstart.data.manifest import read_manifest
-from headstart.params import Params
-from headstart.progress import hidden
+from headstart.studies.candidates import Sample
+from headstart.studies.learning_curves import FINETUNED, FROZEN, Laboratory, Pictures, Training
+from headstart.training import recipe
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,10 +41,10 @@ if __name__ == "__main__":
         data, params, device = Path("data"), Params.load(), set_up(None)
         manifest = read_manifest(data / "prepare")
         pictures = Pictures(data, manifest, Sample.of(manifest, params.seed), device)
-        shipped = finetune.LEAST_WARMUP
+        shipped = recipe.LEAST_WARMUP
         for share in asked.shares:
             for start, cut, least in ((FROZEN, "none", None), (FINETUNED, "half", 0), (FINETUNED, "half", shipped)):
-                finetune.LEAST_WARMUP = least or 0
+                recipe.LEAST_WARMUP = least or 0
                 state = Path(scratch) / f"state-{least}"
                 network, timings = data / "fetch" / "network.py", Path(scratch) / "seconds.json"
                 laboratory = Laboratory(pictures, data / "backbone", network, params, device, 0.0, state, timings)

@@ -1,4 +1,4 @@
-"""What it buys to fold frozen batch-norm into the convolutions while training (headstart.surgery.fold_batch_norm).
+"""What it buys to fold frozen batch-norm into the convolutions while training (headstart.models.graph.fold_batch_norm).
 
     python bench/folding.py              # about three minutes on two quiet cores
     python bench/folding.py --rounds 9
@@ -23,11 +23,11 @@ BATCH, SIZE, STEPS = 32, 224, 6
 
 def measure(threads: int | None) -> dict[str, float]:
     """Pictures per second of a training step of each network, both ways, the first steps left out."""
-    from headstart import compute
-    from headstart.backbones import architecture
-    from headstart.surgery import fold_batch_norm
+    from headstart.base import device
+    from headstart.models.backbones import architecture
+    from headstart.models.graph import fold_batch_norm
 
-    compute.set_up(threads)
+    device.set_up(threads)
     import torch
 
     rates = {}

@@ -53,8 +53,9 @@ def draw(folder: Path, first: int) -> None:
 
 def run(stage: str, pictures: Path) -> dict[str, float]:
     """Run a stage in the current folder, as its script does: seconds, and the peak of RSS."""
+    from headstart.base.params import Data, Prepare, Split
+    from headstart.base.threads import cores
     from headstart.data.sources import fetch, read_manifest
-    from headstart.params import Data, Prepare, Split, cores
 
     if stage == "fetch":
         start = time.perf_counter()
@@ -67,11 +68,11 @@ def run(stage: str, pictures: Path) -> dict[str, float]:
         kept = prepare(listed, pictures, Prepare(raw_gb=0), Split(), 0, cores(), Path("prepare"))
         assert len(kept) == len(listed), "some were left out, so that fewer were measured than is said"
     else:
-        from headstart.backbones import Trunk, architecture
-        from headstart.compute import set_up
+        from headstart.base.device import set_up
         from headstart.data import manifest
-        from headstart.data.pixels import Pixels
-        from headstart.features import extract
+        from headstart.data.packed import Pixels
+        from headstart.models.backbones import Trunk, architecture
+        from headstart.training.features import extract
 
         device, network, packed = set_up(None), architecture(NETWORK), Path("prepare")
         trunk = Trunk(network.whole(), replace(network.view, size=SIZE))

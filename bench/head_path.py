@@ -1,4 +1,4 @@
-"""The head's whole path of strengths against one fit of scikit-learn's (headstart.logistic.fit_path).
+"""The head's whole path of strengths against one fit of scikit-learn's (headstart.models.logistic.fit_path).
 
     python bench/head_path.py            # about ten minutes on two quiet cores
     python bench/head_path.py --rows 5000 --rounds 5
@@ -23,9 +23,9 @@ WIDTH, CLASSES, NEW = 1280, 100, 5000
 
 def measure(side: str, rows: int) -> dict[str, float]:
     """Seconds, and the log-loss on new rows at STRENGTH."""
-    from headstart import compute
+    from headstart.base import device
 
-    compute.set_up(None)
+    device.set_up(None)
     import numpy as np
     import torch
 
@@ -46,7 +46,7 @@ def measure(side: str, rows: int) -> dict[str, float]:
         seconds = time.perf_counter() - start
         weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
     else:
-        from headstart.logistic import fit_path
+        from headstart.models.logistic import fit_path
 
         path = list(fit_path(x, y, CLASSES, STRENGTHS))
         seconds = time.perf_counter() - start

@@ -17,17 +17,20 @@ import torch
 from _project import with_features
 from why_digits import write_digits
 
-from headstart import heads
-from headstart.features import load_features
-from headstart.params import Head
+from headstart.base.params import Head
+from headstart.models import calibration
+from headstart.training import linear_probe
+from headstart.training.features import load_features
 
 
 def cross_validated(features: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
     """Log-loss and accuracy of the held-out pictures."""
     strengths, truth = sorted(Head().C), labels.numpy()
-    found = heads.cross_validated(features, labels, int(labels.max()) + 1, strengths, Head(), heads.folds_of(truth))
-    losses = [heads.calibrated_losses(logits, truth) for logits in found]
-    chosen = heads.within_one_standard_error(losses)
+    found = linear_probe.cross_validated(
+        features, labels, int(labels.max()) + 1, strengths, Head(), linear_probe.folds_of(truth)
+    )
+    losses = [calibration.calibrated_losses(logits, truth) for logits in found]
+    chosen = linear_probe.within_one_standard_error(losses)
     return float(losses[chosen].mean()), float((found[chosen].argmax(1) == truth).mean())
 
 
@@ -49,10 +52,10 @@ if __name__ == "__main__":
         extra, more = load_features(project / "data/features", "val")
     features, labels = torch.cat([features, extra]), torch.cat([labels, more])
     order = np.random.default_rng(0).permutation(len(labels))
-    shipped = heads.LEAST_DEVIATION
+    shipped = linear_probe.LEAST_DEVIATION
     for count in asked.pictures:
         some = torch.from_numpy(order[:count])
         for least in (0.0, shipped):
-            heads.LEAST_DEVIATION = least
+            linear_probe.LEAST_DEVIATION = least
             loss, accuracy = cross_validated(features[some], labels[some])
             print(f"{count} digits, least deviation {least:g}: log-loss {loss:.3f}, accuracy {accuracy:.3f}", flush=True)

@@ -37,10 +37,11 @@ def package(model: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from headstart.backbones import architecture, feature_width
-    from headstart.checkout import CLASSIFIER, DETAILS, WEIGHTS, write_json
-    from headstart.checkout import NETWORK as OWN
-    from headstart.classifier import Classifier, LinearHead
+    from headstart.base.artifacts import CLASSIFIER, DETAILS, WEIGHTS
+    from headstart.base.artifacts import NETWORK as OWN
+    from headstart.base.files import write_json
+    from headstart.models.backbones import architecture, feature_width
+    from headstart.models.classifier import Classifier, LinearHead
 
     folder = model / CLASSIFIER
     folder.mkdir(parents=True)
@@ -65,13 +66,14 @@ def package(model: Path) -> None:
 
 
 def features(folder: Path) -> dict[str, float]:
-    from headstart.backbones import architecture
-    from headstart.compute import set_up
-    from headstart.data.pixels import Pixels
+    from headstart.base.device import set_up
+    from headstart.base.params import Data, Prepare, Split
+    from headstart.base.threads import cores
+    from headstart.data.packed import Pixels
     from headstart.data.prepare import prepare
     from headstart.data.sources import fetch
-    from headstart.features import extract
-    from headstart.params import Data, Prepare, Split, cores
+    from headstart.models.backbones import architecture
+    from headstart.training.features import extract
 
     device = set_up(None)
     trunk = architecture(NETWORK).trunk()
@@ -85,8 +87,8 @@ def features(folder: Path) -> dict[str, float]:
 
 
 def predict(folder: Path) -> dict[str, float]:
-    from headstart.predicting import predict as answer
-    from headstart.served import load_predictor
+    from headstart.inference.batch import predict as answer
+    from headstart.inference.predictor import load_predictor
 
     files, model = sorted(folder.rglob("*.jpg")), folder.parent / "model"
     load_predictor(model)  # timm and torchvision are imported here

@@ -41,7 +41,7 @@ def with_torchvision(path: Path) -> int:
 
 
 def decoding(folder: Path) -> float:
-    from headstart.params import cores
+    from headstart.base.threads import cores
 
     files = sorted(folder.rglob("*.jpg"))
     best = 0.0
@@ -62,9 +62,10 @@ def fill(asked: argparse.Namespace) -> None:
 
 
 def headstart(folder: Path) -> float:
+    from headstart.base.params import Data, Prepare, Split
+    from headstart.base.threads import cores
     from headstart.data.prepare import prepare
     from headstart.data.sources import fetch
-    from headstart.params import Data, Prepare, Split, cores
 
     with tempfile.TemporaryDirectory() as name:
         start = time.perf_counter()

@@ -50,7 +50,7 @@ def loop(folder: Path) -> dict[str, float]:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    from headstart.params import cores
+    from headstart.base.threads import cores
 
     view = transforms.Compose(
         [
@@ -75,14 +75,15 @@ def loop(folder: Path) -> dict[str, float]:
 def headstart(folder: Path) -> dict[str, float]:
     import torch
 
-    from headstart.backbones import architecture
-    from headstart.compute import set_up
-    from headstart.data.pixels import Pixels
+    from headstart.base.device import set_up
+    from headstart.base.params import Data, Prepare, Split
+    from headstart.base.threads import cores
+    from headstart.data.packed import Pixels
     from headstart.data.prepare import prepare
     from headstart.data.sources import fetch
-    from headstart.engines import engine_for
-    from headstart.features import extract
-    from headstart.params import Data, Prepare, Split, cores
+    from headstart.engines.select import engine_for
+    from headstart.models.backbones import architecture
+    from headstart.training.features import extract
 
     device = set_up(None)
     trunks = {name: architecture(name).trunk() for name in NETWORKS}

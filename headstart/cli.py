@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from headstart import __version__
-from headstart.errors import HeadstartError, run_cleanly
+from headstart.base.errors import HeadstartError, run_cleanly
 
 app = typer.Typer(
     help="From a folder of pictures to the best classifier a pre-trained network can give. The pipeline itself is "
@@ -67,15 +67,15 @@ def predict(
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """
-    from headstart import predicting
-    from headstart.checkout import state_folder
+    from headstart.base.paths import state_folder
+    from headstart.inference import batch
 
     suffix = output.suffix.lower() if output is not None else ""
-    form = form or predicting.SUFFIXES.get(suffix, "text")
-    if form not in predicting.FORMATS:
-        raise HeadstartError(f"--format {form!r}; allowed: {', '.join(predicting.FORMATS)}")
+    form = form or batch.SUFFIXES.get(suffix, "text")
+    if form not in batch.FORMATS:
+        raise HeadstartError(f"--format {form!r}; allowed: {', '.join(batch.FORMATS)}")
     timings = state_folder("engines") / "seconds.json" if Path("params.yaml").exists() else None
-    predicting.predict(_files(pictures), model, form, output, max_error, timings)
+    batch.predict(_files(pictures), model, form, output, max_error, timings)
 
 
 def _files(given: list[Path]) -> list[Path]:
@@ -107,11 +107,11 @@ def export(
     model: Model = Path("data/package/model"),
 ) -> None:
     """Write the model in a form that needs neither headstart nor torch, after comparing its answers on real pictures."""
-    from headstart import exports
+    from headstart.inference import export
 
-    if to not in exports.FORMS:
-        raise HeadstartError(f"--to {to!r}; allowed: {', '.join(exports.FORMS)}")
-    print(exports.export(model, to, Path("data"), output or Path("data/export") / to, max_cost))
+    if to not in export.FORMS:
+        raise HeadstartError(f"--to {to!r}; allowed: {', '.join(export.FORMS)}")
+    print(export.export(model, to, Path("data"), output or Path("data/export") / to, max_cost))
 
 
 @app.command()
@@ -130,16 +130,16 @@ def serve(
 
     POST /predict takes a picture as body, as a form's file or as {"image": base64}; GET /health and GET /model tell.
     """
-    from headstart import serving
+    from headstart.inference import server
 
-    serving.serve(model, host, port, serving.Limits(max_megabytes, max_megapixels, batch, wait_ms))
+    server.serve(model, host, port, server.Limits(max_megabytes, max_megapixels, batch, wait_ms))
 
 
 @app.command()
 def track() -> None:
     """Log the result in data/ to MLflow, for instance after `dvc pull` in a fresh clone; once and no more."""
-    from headstart.params import Params
-    from headstart.tracking import track as log
+    from headstart.base.params import Params
+    from headstart.tracking.runs import track as log
 
     data = Path("data")
     for needed in ("evaluate/metrics.json", "package/model/MLmodel"):
@@ -154,8 +154,8 @@ Why = Annotated[str, typer.Option("--why", help="The reason; it is kept with the
 @app.command()
 def gate() -> None:
     """Decide whether the result in data/ becomes the champion, by the rules in params.yaml, and act on it; once."""
-    from headstart.gate import run
-    from headstart.params import Params
+    from headstart.base.params import Params
+    from headstart.tracking.gate import run
 
     print(run(Path("data"), Params.load()).sentence)
 
@@ -166,8 +166,8 @@ def promote(
     version: Annotated[int | None, typer.Argument(help="The version's number; otherwise the challenger.")] = None,
 ) -> None:
     """Make a version the champion, whatever the gate says."""
-    from headstart.params import Params
-    from headstart.registry import Registry
+    from headstart.base.params import Params
+    from headstart.tracking.registry import Registry
 
     registry = Registry(Params.load())
     chosen = registry.challenger() if version is None else registry.version(version)
@@ -180,8 +180,8 @@ def promote(
 @app.command()
 def rollback(why: Why) -> None:
     """Make the champion before this one the champion again."""
-    from headstart.params import Params
-    from headstart.registry import Registry
+    from headstart.base.params import Params
+    from headstart.tracking.registry import Registry
 
     registry = Registry(Params.load())
     print(f"version {registry.rollback(why).number} of {registry.name} is the champion again")
@@ -196,8 +196,8 @@ def retrain(
     Exit status: 0 promoted, 10 skipped (nothing new to decide), 11 kept, 12 refused, 75 another round is at work,
     1 failed, 130 interrupted. Killed anywhere, the next round carries on.
     """
-    from headstart import retrain as rounds
-    from headstart.params import Params
+    from headstart.base.params import Params
+    from headstart.operations import retrain as rounds
 
     summary = rounds.retrain(Params.load)
     unheard = summary["outcome"] in ("failed", "busy")
@@ -215,13 +215,13 @@ def rank(
     apply: Annotated[bool, typer.Option("--apply", help="Write the choice into params.yaml.")] = False,
 ) -> None:
     """Say which backbone `dvc repro rank/dvc.yaml` found best for your pictures, and why."""
-    from headstart import ranked
-    from headstart.params import Params
+    from headstart.base.params import Params
+    from headstart.studies import ranking_report
 
-    ranking, params = ranked.load_ranking(Path("data/rank")), Params.load()
-    ranked.show(ranking, params.weights)
+    ranking, params = ranking_report.load_ranking(Path("data/rank")), Params.load()
+    ranking_report.show(ranking, params.weights)
     if apply:
-        print(ranked.apply(ranking, Path("params.yaml")))
+        print(ranking_report.apply(ranking, Path("params.yaml")))
 
 
 @app.command()
@@ -229,12 +229,12 @@ def tune(
     apply: Annotated[bool, typer.Option("--apply", help="Write the best settings into params.yaml.")] = False,
 ) -> None:
     """Say which settings of fine-tuning `dvc repro tune/dvc.yaml` found best, and whether they are better than yours."""
-    from headstart import tuned
+    from headstart.studies import tuning_report
 
-    found = tuned.load_tuning(Path("data/tune"))
-    tuned.show(found)
+    found = tuning_report.load_tuning(Path("data/tune"))
+    tuning_report.show(found)
     if apply:
-        print(tuned.apply(found, Path("params.yaml")))
+        print(tuning_report.apply(found, Path("params.yaml")))
 
 
 @app.command()
@@ -248,8 +248,8 @@ def why(
     """
     import webbrowser
 
-    from headstart.params import Params
-    from headstart.story import PAGE, Story
+    from headstart.base.params import Params
+    from headstart.studies.summary import PAGE, Story
 
     data = Path("data")
     story = Story.of(data, Params.load())
@@ -266,10 +266,10 @@ def why(
 @app.command()
 def labels() -> None:
     """Say which labels `dvc repro labels/dvc.yaml` found to look wrong, and where the pictures are to be seen."""
-    from headstart import gallery
+    from headstart.studies import label_issues_report
 
     folder = Path("data/labels")
-    gallery.show(gallery.load_labels(folder), folder)
+    label_issues_report.show(label_issues_report.load_labels(folder), folder)
 
 
 @app.command()
@@ -280,10 +280,10 @@ def drift(
 ) -> None:
     """Say whether new pictures differ from those that the champion was made from, which are new in kind, and which of those
     without labels are most worth labelling."""
-    from headstart import drifted
-    from headstart.drift import of_new_pictures
-    from headstart.params import Params
-    from headstart.registry import Registry
+    from headstart.base.params import Params
+    from headstart.monitoring import drift_report
+    from headstart.monitoring.drift import of_new_pictures
+    from headstart.tracking.registry import Registry
 
     data, params = Path("data"), Params.load()
     if folder is not None:
@@ -299,7 +299,7 @@ def drift(
     if found is None:
         print("No usable picture is new.")
     else:
-        print(f"{found.sentence}\nWith the pictures: {data / 'drift' / drifted.PAGE}")
+        print(f"{found.sentence}\nWith the pictures: {data / 'drift' / drift_report.PAGE}")
 
 
 @app.command()
@@ -324,9 +324,9 @@ def models(
 ) -> None:
     """List the backbones that params.yaml can name: accuracy on ImageNet, depth, parameters, cost, and whether the weights
     are at hand. No network is asked."""
-    from headstart import listing
-    from headstart.checkout import state_folder
-    from headstart.params import Params
+    from headstart.base.params import Params
+    from headstart.base.paths import state_folder
+    from headstart.models import listing
 
     if form not in listing.FORMATS:
         raise HeadstartError(f"--format {form!r}; allowed: {', '.join(listing.FORMATS)}")
@@ -344,8 +344,8 @@ def doctor() -> None:
 
     Nothing is downloaded or changed. The exit status is 1 where something is wrong.
     """
-    from headstart import doctor as examination
-    from headstart.tables import console
+    from headstart.base.terminal import console
+    from headstart.operations import doctor as examination
 
     colours = {examination.OK: "green", examination.NOTE: "yellow", examination.WRONG: "bold red"}
     terminal, wrong = console(), False

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from headstart.errors import run_cleanly
-from headstart.params import Params
-from headstart.weights import store_backbone
+from headstart.base.errors import run_cleanly
+from headstart.base.params import Params
+from headstart.models.weights import store_backbone
 
 FOLDER = Path("data/backbone")
 

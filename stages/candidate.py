@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from headstart.candidates import Sample, store_candidate
-from headstart.checkout import state_folder
-from headstart.compute import set_up
+from headstart.base.device import set_up
+from headstart.base.errors import run_cleanly
+from headstart.base.params import Params
+from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
-from headstart.data.pixels import Pixels
-from headstart.errors import run_cleanly
-from headstart.params import Params
+from headstart.data.packed import Pixels
+from headstart.studies.candidates import Sample, store_candidate
 
 PREPARED = Path("data/prepare")
 

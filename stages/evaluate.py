@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from headstart.compute import set_up
-from headstart.errors import run_cleanly
-from headstart.params import Params
-from headstart.report import evaluate
-from headstart.verdict import verdict
+from headstart.base.device import set_up
+from headstart.base.errors import run_cleanly
+from headstart.base.params import Params
+from headstart.evaluation.report import evaluate
+from headstart.evaluation.summary import verdict
 
 
 def main() -> None:

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from headstart.backbones import load_trunk
-from headstart.checkout import inputs_of, state_folder
-from headstart.compute import set_up
+from headstart.base.device import set_up
+from headstart.base.errors import run_cleanly
+from headstart.base.identity import inputs_of
+from headstart.base.params import Params
+from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
-from headstart.data.pixels import Pixels
-from headstart.errors import run_cleanly
-from headstart.features import extract
-from headstart.params import Params
+from headstart.data.packed import Pixels
+from headstart.models.backbones import load_trunk
+from headstart.training.features import extract
 
 PREPARED = Path("data/prepare")
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from headstart.checkout import network_file, replacing, weights_file, write_text
+from headstart.base.errors import run_cleanly
+from headstart.base.files import replacing, write_text
+from headstart.base.params import Params
+from headstart.base.paths import network_file, weights_file
+from headstart.data.download import sha256_of
 from headstart.data.sources import fetch
-from headstart.download import sha256_of
-from headstart.errors import run_cleanly
-from headstart.params import Params
 
 FOLDER = Path("data/fetch")
 

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from headstart.checkout import inputs_of, state_folder, write_json, write_text
-from headstart.errors import run_cleanly
-from headstart.params import Params
+from headstart.base.errors import run_cleanly
+from headstart.base.files import write_json, write_text
+from headstart.base.identity import inputs_of
+from headstart.base.params import Params
+from headstart.base.paths import state_folder
 
 DATA, FOLDER = Path("data"), Path("data/finetune")
 
@@ -21,20 +23,22 @@ def main() -> None:
 
 def train(params: Params) -> None:
     # Imported here: they take seconds, which one who only wants the head need not wait.
-    from headstart import finetune, tracking
-    from headstart.backbones import load_trunk
-    from headstart.compute import set_up
+    from headstart.base.device import set_up
     from headstart.data.manifest import read_manifest
-    from headstart.data.pixels import Pixels
-    from headstart.heads import load_head
+    from headstart.data.packed import Pixels
+    from headstart.models.backbones import load_trunk
+    from headstart.tracking import runs
+    from headstart.training import finetune
+    from headstart.training.linear_probe import load_head
+    from headstart.training.recipe import Recipe
 
     device = set_up(params.threads)
     trunk, card = load_trunk(DATA / "backbone", DATA / "fetch" / "network.py")
-    recipe = finetune.Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)
+    recipe = Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)
     key = finetune.resume_key(inputs_of("finetune"), params.finetune, params.features, params.seed, params.threads)
     finetune.finetune(
         trunk, load_head(DATA / "head"), Pixels(DATA / "prepare"), read_manifest(DATA / "prepare"), recipe, device, FOLDER,
-        state_folder("finetune") / key, tracking.live(DATA, params),
+        state_folder("finetune") / key, runs.live(DATA, params),
         params.features.engine, state_folder("engines") / "seconds.json", state_folder("answers"),
     )  # fmt: skip
 

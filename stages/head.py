@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from headstart.compute import set_up
+from headstart.base.device import set_up
+from headstart.base.errors import run_cleanly
+from headstart.base.params import Params
 from headstart.data.manifest import class_names, read_manifest
-from headstart.errors import run_cleanly
-from headstart.features import load_features
-from headstart.heads import train_head
-from headstart.params import Params
+from headstart.training.features import load_features
+from headstart.training.linear_probe import train_head
 
 FEATURES = Path("data/features")
 

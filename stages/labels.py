@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from headstart import gallery
-from headstart.compute import set_up
+from headstart.base.device import set_up
+from headstart.base.errors import run_cleanly
+from headstart.base.params import Params
 from headstart.data.manifest import read_manifest
-from headstart.data.pixels import Pixels
-from headstart.errors import run_cleanly
-from headstart.params import Params
-from headstart.suspects import examine, training_and_validation
+from headstart.data.packed import Pixels
+from headstart.studies import label_issues_report
+from headstart.studies.label_issues import examine, training_and_validation
 
 PREPARED, FOLDER = Path("data/prepare"), Path("data/labels")
 
@@ -18,8 +18,8 @@ def main() -> None:
     device = set_up(params.threads)
     pictures, features = training_and_validation(read_manifest(PREPARED), Path("data/features"), device)
     found = examine(pictures, features)
-    gallery.write(found, Pixels(PREPARED), pictures, params.labels.shown, FOLDER)
-    gallery.show(found, FOLDER)
+    label_issues_report.write(found, Pixels(PREPARED), pictures, params.labels.shown, FOLDER)
+    label_issues_report.show(found, FOLDER)
 
 
 if __name__ == "__main__":

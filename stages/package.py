@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from headstart.errors import run_cleanly
-from headstart.packaging import package
-from headstart.params import Params
+from headstart.base.errors import run_cleanly
+from headstart.base.params import Params
+from headstart.inference.package import package
 
 
 def main() -> None:

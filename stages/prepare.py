@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from headstart import figures
-from headstart.data.pixels import Pixels
+from headstart.base.errors import run_cleanly
+from headstart.base.params import Params
+from headstart.base.threads import cores
+from headstart.data.packed import Pixels
 from headstart.data.prepare import prepare
 from headstart.data.sources import locate, read_manifest
-from headstart.errors import run_cleanly
-from headstart.params import Params, cores
+from headstart.evaluation import figures
 
 FOLDER = Path("data/prepare")
 

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from headstart import ranked
-from headstart.candidates import Candidate, Sample
-from headstart.checkout import state_folder, write_json
-from headstart.compute import set_up
+from headstart.base.device import set_up
+from headstart.base.errors import run_cleanly
+from headstart.base.files import write_json
+from headstart.base.params import Params
+from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
-from headstart.data.pixels import Pixels
-from headstart.errors import run_cleanly
-from headstart.params import Params
-from headstart.ranking import rank
+from headstart.data.packed import Pixels
+from headstart.studies import ranking_report
+from headstart.studies.candidates import Candidate, Sample
+from headstart.studies.ranking import rank
 
 PREPARED, FOLDER = Path("data/prepare"), Path("data/rank")
 
@@ -23,9 +24,9 @@ def main() -> None:
     to_train = int((manifest["split"] == "train").sum())
     sample = Sample.of(manifest, params.seed)
     ranking = rank(candidates, sample, Pixels(PREPARED), to_train, params, device, state_folder)
-    ranked.write_page(ranking, FOLDER / ranked.PAGE)
-    write_json(FOLDER / ranked.RANK, ranking)
-    ranked.show(ranking, params.weights)
+    ranking_report.write_page(ranking, FOLDER / ranking_report.PAGE)
+    write_json(FOLDER / ranking_report.RANK, ranking)
+    ranking_report.show(ranking, params.weights)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from headstart.errors import run_cleanly
-from headstart.params import Params
-from headstart.tracking import track
+from headstart.base.errors import run_cleanly
+from headstart.base.params import Params
+from headstart.tracking.runs import track
 
 
 def main() -> None:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from headstart.checkout import state_folder, write_json
-from headstart.compute import set_up
-from headstart.errors import run_cleanly
-from headstart.params import Params
-from headstart.why import answer
+from headstart.base.device import set_up
+from headstart.base.errors import run_cleanly
+from headstart.base.files import write_json
+from headstart.base.params import Params
+from headstart.base.paths import state_folder
+from headstart.studies.transfer_gain import answer
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart import errors
+from headstart.base import errors
 
 
 @pytest.fixture(autouse=True)

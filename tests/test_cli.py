@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from headstart import __version__, cli
-from tests.test_served import plain, png, put_model
+from tests.inference.test_predictor import plain, png, put_model
 
 Captured = pytest.CaptureFixture[str]
 
@@ -237,7 +237,7 @@ def test_a_process_ends_with_all_that_was_to_be_done_at_its_end(ends: str, statu
     code = (
         "import atexit, sys, tempfile, threading, time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from headstart.errors import run_cleanly\n"
+        "from headstart.base.errors import run_cleanly\n"
         "folder = tempfile.TemporaryDirectory(dir='.')\n"
         "def late(): time.sleep(0.3); sys.stdout.write('thread\\n')\n"
         "def main():\n"

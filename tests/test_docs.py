@@ -19,7 +19,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from headstart.params import Params
+from headstart.base.params import Params
 
 PROJECT = Path(__file__).parents[1]
 ROW = re.compile(r"^\| `([A-Za-z_.0-9]+)` \| `([^`]*)` \| (\S.*) \|$", re.MULTILINE)

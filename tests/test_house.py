@@ -18,55 +18,21 @@ MODULES = sorted((PROJECT / "headstart").rglob("*.py"))
 STAGES = sorted((PROJECT / "stages").glob("*.py"))
 SCRIPTS = [*MODULES, *STAGES, *(PROJECT / "bench").glob("*.py"), *(PROJECT / "tests").rglob("*.py")]
 
-# The design's layers, the lowest first: a module may import from layers below its own and from its own. Modules that are
-# in none of the design's groups stand here with the lowest group that needs them.
-LAYERS = (
-    ("errors", "checkout", "progress", "params", "measured", "tables"),
-    ("download", "views", "complexity", "backbones", "catalogue", "weights", "data"),
-    ("compute", "logistic", "engines", "answers", "surgery", "classifier", "features", "heads", "finetune"),
-    (
-        "candidates",
-        "ranking",
-        "ranked",
-        "curves",
-        "why",
-        "story",
-        "suspects",
-        "gallery",
-        "pages",
-        "estimates",
-        "two_sample",
-        "incoming",
-        "worth_labelling",
-        "drifted",
-        "drift",
-        "listing",
-        "tuning",
-        "tuned",
-        "figures",
-        "evaluation",
-        "verdict",
-        "report",
-        "served",
-        "mlflow_model",
-        "selective",
-        "predicting",
-        "exports",
-        "serving",
-        "packaging",
-        "saved_view",
-        "store",
-        "registry",
-        "model_card",
-        "tracking",
-        "gate",
-        "branch",
-        "retrain",
-        "doctor",
-    ),
-    ("cli",),
+# The rooms of headstart, the lowest first: a module imports from its own room and from those before it.
+ROOMS = (
+    "base",
+    "data",
+    "models",
+    "engines",
+    "training",
+    "evaluation",
+    "inference",
+    "tracking",
+    "studies",
+    "monitoring",
+    "operations",
+    "cli",
 )
-LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 
 @cache
@@ -88,15 +54,21 @@ def of_the_pipelines() -> set[str]:
     return {name for file in files for name in yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]}
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PROJECT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_name(path) for path in MODULES}
+
+
 def of_headstart(path: Path) -> set[str]:
-    """The modules and subpackages directly below headstart that ``path`` imports: params, data, ..."""
-    parts = (name.split(".") for name in imports(path))
-    below = {part[1] for part in parts if part[0] == "headstart" and len(part) > 1}
-    return {name for name in below if any((PROJECT / "headstart" / f).exists() for f in (name, f"{name}.py"))}
+    """The modules of headstart that ``path`` imports anywhere, itself not among them."""
+    return {name for name in imports(path) & NAMES if name != module_name(path) and name.count(".") > 1}
 
 
-def owner(path: Path) -> str:
-    return path.relative_to(PROJECT / "headstart").with_suffix("").parts[0]
+def room(name: str) -> str:
+    return name.split(".")[1]
 
 
 def tracked() -> list[Path]:
@@ -226,21 +198,16 @@ def test_the_library_knows_neither_dvc_nor_the_stages(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PROJECT).as_posix())
 def test_imports_never_point_upwards(path: Path) -> None:
-    mine = owner(path)
-    if mine == "__init__":
+    if path == PROJECT / "headstart" / "__init__.py":
         assert not of_headstart(path)
         return
-    assert mine in LAYER, f"headstart/{mine} has no place in LAYERS"
-    above = {name for name in of_headstart(path) if LAYER[name] > LAYER[mine]}
+    mine = ROOMS.index(room(module_name(path)))
+    above = {name for name in of_headstart(path) if ROOMS.index(room(name)) > mine}
     assert not above, f"{path.name} imports upwards: {', '.join(sorted(above))}"
 
 
 def test_no_import_goes_round_in_a_circle() -> None:
-    needs = {mine: set[str]() for mine in LAYER}
-    for path in MODULES:
-        if owner(path) in needs:
-            needs[owner(path)] |= of_headstart(path) - {owner(path)}
-    left = dict(needs)
+    left = {module_name(path): of_headstart(path) for path in MODULES}
     while free := [name for name, wanted in left.items() if not wanted & left.keys()]:
         for name in free:
             del left[name]

@@ -1,1 +1,1 @@
-"""Pictures: where they come from, what is wrong with them, how they are split and packed."""
+"""From the user's source to packed, split pictures."""

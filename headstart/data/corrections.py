@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from headstart.checkout import users_path
-from headstart.data.tables import read_table
-from headstart.errors import HeadstartError, nearest
-from headstart.params import Data
+from headstart.base.errors import HeadstartError, nearest
+from headstart.base.params import Data
+from headstart.base.paths import users_path
+from headstart.data.user_tables import read_table
 
 if TYPE_CHECKING:
-    from headstart.data.sources import Picture
+    from headstart.data.picture import Picture
 
 NAMED = 3  # of many paths, how many a message names
 

@@ -9,13 +9,15 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from headstart.base.arrays import Ints
+
 # Mean difference of two 16×16 thumbnails, of 255, above which two pictures with close hashes are still different ones
 # (hands on the same wall, flags of the same shape). Recompressed or resized copies stay below 3.
 THUMBNAIL_DIFFERENCE = 4.0
 AT_ONCE = 1024
 
 
-def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits: int) -> NDArray[np.int64]:
+def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits: int) -> Ints:
     """All pairs of near-duplicates, each as (i, j) with i < j, in order.
 
     Two pictures are near-duplicates when their perceptual hashes (Zauner 2010, DCT of the 32×32 grey picture) differ in
@@ -40,7 +42,7 @@ def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits: 
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def _close(hashes: NDArray[np.uint64], bits: int) -> Iterator[NDArray[np.int64]]:
+def _close(hashes: NDArray[np.uint64], bits: int) -> Iterator[Ints]:
     """The pairs whose hashes differ in at most ``bits`` bits, each once, as arrays (P, 2)."""
     parts = [np.uint64(sum(1 << int(bit) for bit in part)) for part in np.array_split(np.arange(64), bits + 1)]
     for number, part in enumerate(parts):
@@ -60,7 +62,7 @@ def _close(hashes: NDArray[np.uint64], bits: int) -> Iterator[NDArray[np.int64]]
             yield np.stack([order[at[near]], order[at[near] + step]], axis=1)
 
 
-def clusters(pairs: NDArray[np.int64], n: int) -> NDArray[np.int32]:
+def clusters(pairs: Ints, n: int) -> NDArray[np.int32]:
     """The connected components of the pairs: (n,) component numbers; a picture with no twin is alone in its own."""
     graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     labels: NDArray[np.int32] = connected_components(graph, directed=False)[1]

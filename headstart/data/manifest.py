@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from headstart.errors import HeadstartError
+from headstart.base.errors import HeadstartError
 
 MANIFEST = "manifest.parquet"
 

@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from headstart.checkout import remove_cut_short, replacing, write_json
+from headstart.base.errors import HeadstartError
+from headstart.base.files import remove_cut_short, replacing, write_json
+from headstart.base.params import Prepare, Split
+from headstart.base.progress import progress
 from headstart.data import duplicates
 from headstart.data.decode import DECODER, SPARED, Array, Unusable, decode, fingerprint, quiet
 from headstart.data.manifest import MANIFEST
-from headstart.data.pixels import INDEX, PIXELS, Pixels, encode
-from headstart.data.sources import Picture
+from headstart.data.packed import INDEX, PIXELS, Pixels, encode
+from headstart.data.picture import Picture
 from headstart.data.splits import SPLITS, split_of
-from headstart.errors import HeadstartError
-from headstart.params import Prepare, Split
-from headstart.progress import progress
 
 AUDIT = "audit.json"
 

@@ -14,47 +14,38 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from headstart.checkout import read_json, replacing, state_folder, users_path, write_json, write_text
+from headstart.base.errors import HeadstartError, nearest
+from headstart.base.files import read_json, write_json, write_text
+from headstart.base.params import Data
+from headstart.base.paths import state_folder, users_path
 from headstart.data.corrections import corrected
-from headstart.data.tables import read_table
-from headstart.download import download, download_folder, is_address, is_archive, sha256_of, unpack
-from headstart.errors import HeadstartError, nearest
-from headstart.params import Data
+from headstart.data.download import download, download_folder, is_address, is_archive, sha256_of, unpack
+from headstart.data.picture import Listing, Picture
+from headstart.data.sources_torchvision import torchvision_set
+from headstart.data.user_tables import read_table
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+
 HIDDEN = (".", "__MACOSX", "Icon\r")  # the last is where macOS keeps a folder's icon
+
 NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
+
 PREDICTED = {"image", "split", "label", "predicted", "probability"}  # columns of tables that have one for each class too
+
 COLUMNS = ("path", "label", "split", "group", "size", "sha256")
+
 HYMENOPTERA_ADDRESS = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
+
 # The publisher gives no digest. This one covers what is inside: SHA-256 of the sorted "path sha256" lines.
 HYMENOPTERA_CONTENT = "15d89271f257b89832a79a665d92fea577411e875ab6be14222a571af4b2b359"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One row of the fetch manifest. ``split`` and ``group`` are empty where the source gives none."""
-
-    path: str
-    label: str
-    split: str = ""
-    group: str = ""
-    size: int = 0
-    sha256: str = ""
-
-
-@dataclass(frozen=True)
-class Listing:
-    root: Path
-    pictures: list[Picture]
 
 
 def fetch(data: Data, manifest: Path) -> list[Picture]:
@@ -107,7 +98,7 @@ def locate(data: Data) -> Listing:
     if source in NAMED:
         return NAMED[source](data)
     if source.startswith("torchvision:"):
-        return _torchvision(source.removeprefix("torchvision:"))
+        return torchvision_set(source.removeprefix("torchvision:"))
     if is_address(source):
         return _address(source)
     path = users_path(source)
@@ -127,9 +118,6 @@ def locate(data: Data) -> Listing:
 def needs_network(data: Data) -> bool:
     """Whether the pictures come from their publisher, unless an earlier run has fetched them."""
     return data.source == "hymenoptera" or data.source.startswith("torchvision:") or is_address(data.source)
-
-
-# --- folders and tables -------------------------------------------------------------------------------------------
 
 
 def _folder(root: Path) -> Listing:
@@ -231,9 +219,6 @@ def _table(path: Path) -> Listing:
     return Listing(root, sorted(_held_out(pictures), key=lambda picture: picture.path))
 
 
-# --- sets known by name -------------------------------------------------------------------------------------------
-
-
 def _emoji(_: Data) -> Listing:
     """Twemoji's graphics (CC-BY 4.0), one per base emoji, labelled with its Unicode group."""
     try:
@@ -289,9 +274,6 @@ def content_digest(root: Path) -> str:
 NAMED: dict[str, Callable[[Data], Listing]] = {"emoji": _emoji, "hymenoptera": _hymenoptera}
 
 
-# --- downloads ----------------------------------------------------------------------------------------------------
-
-
 def _address(source: str) -> Listing:
     key = hashlib.sha256(source.encode()).hexdigest()[:16]
     folder = state_folder("downloads") / key
@@ -318,101 +300,6 @@ def _unpacked(archive: Path) -> Path:
     if not folder.exists():
         unpack(archive, folder)
     return folder
-
-
-# Which constructor arguments give which split. Sets whose publisher holds back the test labels, or that are no
-# classification of one label per picture, are not here.
-_TRAIN_TEST_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
-_TRAIN_TEST: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
-_TRAIN_VAL_TEST: dict[str, dict[str, Any]] = _TRAIN_TEST | {"val": {"split": "val"}}
-_WHOLE: dict[str, dict[str, Any]] = {"": {}}
-TORCHVISION_SETS: dict[str, dict[str, dict[str, Any]]] = {
-    "CIFAR10": _TRAIN_TEST_FLAG,
-    "CIFAR100": _TRAIN_TEST_FLAG,
-    "MNIST": _TRAIN_TEST_FLAG,
-    "FashionMNIST": _TRAIN_TEST_FLAG,
-    "KMNIST": _TRAIN_TEST_FLAG,
-    "QMNIST": _TRAIN_TEST_FLAG,
-    "EMNIST": {"train": {"split": "balanced", "train": True}, "test": {"split": "balanced", "train": False}},
-    "USPS": _TRAIN_TEST_FLAG,
-    "SEMEION": _WHOLE,
-    "SVHN": _TRAIN_TEST,
-    "STL10": _TRAIN_TEST,
-    "Caltech101": _WHOLE,
-    "Caltech256": _WHOLE,
-    "CLEVRClassification": {"train": {"split": "train"}, "test": {"split": "val"}},
-    "Country211": {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}},
-    "DTD": _TRAIN_VAL_TEST,
-    "EuroSAT": _WHOLE,
-    "FGVCAircraft": _TRAIN_VAL_TEST,
-    "Flowers102": _TRAIN_VAL_TEST,
-    "Food101": _TRAIN_TEST,
-    "GTSRB": _TRAIN_TEST,
-    "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
-    "INaturalist": {"train": {"version": "2021_train_mini"}, "test": {"version": "2021_valid"}},
-    "LFWPeople": _TRAIN_TEST,
-    "Omniglot": {"": {"background": True}},
-    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
-    "PCAM": _TRAIN_VAL_TEST,
-    "Places365": {"train": {"split": "train-standard", "small": True}, "test": {"split": "val", "small": True}},
-    "RenderedSST2": _TRAIN_VAL_TEST,
-    "StanfordCars": _TRAIN_TEST,
-    "SUN397": _WHOLE,
-}
-# Their publishers are gone, and torchvision refuses to try; their files can be put in place by hand.
-NOT_DOWNLOADABLE = ("LFWPeople", "StanfordCars")
-
-
-def _torchvision(name: str) -> Listing:
-    """A torchvision data set, downloaded once. Sets that are files stay so; arrays become PNG files once."""
-    if name not in TORCHVISION_SETS:
-        hint = nearest(name, TORCHVISION_SETS) or f"known: {', '.join(TORCHVISION_SETS)}"
-        raise HeadstartError(
-            f"data.source 'torchvision:{name}' is not a labelled set that torchvision can download; {hint}"
-        )
-    root = state_folder("downloads") / f"torchvision-{name}"
-    index = root / "index.json"
-    if not index.exists():
-        rows: list[tuple[str, str, str]] = []
-        for split, arguments in TORCHVISION_SETS[name].items():
-            rows += _materialise(name, split, arguments, root)
-        write_json(index, rows)
-    pictures = [Picture(path, label, split) for path, label, split in read_json(index)]
-    return Listing(root, sorted(pictures, key=lambda picture: picture.path))
-
-
-def _materialise(name: str, split: str, arguments: dict[str, Any], root: Path) -> Iterator[tuple[str, str, str]]:
-    import inspect
-
-    import torchvision
-
-    kind = getattr(torchvision.datasets, name)
-    # A loader that hands the path back: the files on disk are used as they are, without decoding them here.
-    loader = {"loader": str} if "loader" in inspect.signature(kind).parameters else {}
-    try:
-        dataset = kind(str(root), download=name not in NOT_DOWNLOADABLE, **arguments, **loader)
-    except Exception as error:  # download errors, missing extras (scipy, h5py), broken publishers
-        raise HeadstartError(
-            f"torchvision could not give {name}: {' '.join(str(error).split())[:300]}. Ways out: a machine with network, "
-            f"the set's files placed in {root}, or another data.source"
-        ) from None
-    named = (getattr(dataset, attribute, None) for attribute in ("classes", "categories", "all_categories"))
-    classes = next((names for names in named if names), None)
-    folder = root / "pictures" / (split or "all")
-    for number in range(len(dataset)):
-        picture, label = dataset[number]
-        text = str(classes[int(label)] if classes else label).strip()
-        if loader:
-            yield os.path.relpath(picture, root), text, split
-        else:
-            path = folder / f"{number:07d}.png"
-            if not path.exists():
-                with replacing(path) as part:
-                    picture.save(part, format="png")
-            yield path.relative_to(root).as_posix(), text, split
-
-
-# --- digests ------------------------------------------------------------------------------------------------------
 
 
 def _hashed(listing: Listing, source: str) -> list[Picture]:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import everything_below, write_pictures
 
+from headstart.base.errors import HeadstartError
+from headstart.base.params import Data
 from headstart.data.corrections import corrected
-from headstart.data.sources import Picture, fetch
-from headstart.errors import HeadstartError
-from headstart.params import Data
+from headstart.data.picture import Picture
+from headstart.data.sources import fetch
+from tests.data.pictures import everything_below, write_pictures
 
 MANIFEST = Path("data/fetch/manifest.csv")
 NAMES = {f"{label}/{i}.png": 10 * k + i for k, label in enumerate(("ants", "bees", "wasps")) for i in range(3)}

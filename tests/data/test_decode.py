@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encoded, photograph
 from PIL import Image, ImageDraw, TiffImagePlugin
 from scipy.fft import dctn
 
 from headstart.data.decode import Unusable, decode, fingerprint
+from tests.data.pictures import encoded, photograph
 
 PHOTO = photograph(0)
 KINDS = {kind: encoded(PHOTO, kind) for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")}

@@ -23,11 +23,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from moto.server import ThreadedMotoServer
-from pictures import encoded, everything_below, photograph, write_pictures
 
-from headstart.data.sources import HYMENOPTERA_CONTENT, TORCHVISION_SETS, Picture, content_digest, fetch, read_manifest
-from headstart.errors import HeadstartError
-from headstart.params import Data
+from headstart.base.errors import HeadstartError
+from headstart.base.params import Data
+from headstart.data.picture import Picture
+from headstart.data.sources import HYMENOPTERA_CONTENT, content_digest, fetch, read_manifest
+from headstart.data.sources_torchvision import TORCHVISION_SETS
+from tests.data.pictures import encoded, everything_below, photograph, write_pictures
 
 ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "hymenoptera_data"
@@ -242,7 +244,7 @@ def test_a_file_that_may_not_be_read_is_named() -> None:
         # root may read everything, so that it is given up, in a process of its own and after the imports.
         code = (
             "import os; from pathlib import Path; from headstart.data.sources import fetch; "
-            "from headstart.params import Data\n"
+            "from headstart.base.params import Data\n"
             f"os.chdir({name!r}); os.geteuid() or os.seteuid(65534)\n"
             f"fetch(Data(source={name!r}), Path('manifest.csv'))"
         )

@@ -94,8 +94,8 @@ class Clone:
 
     def run_in_one_process(self, *stages: str) -> None:
         program = (
-            "import runpy, sys, headstart.errors\n"
-            "headstart.errors.leave = lambda: None\n"
+            "import runpy, sys, headstart.base.errors\n"
+            "headstart.base.errors.leave = lambda: None\n"
             "for name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py', run_name='__main__')"
         )
         self.run(sys.executable, "-c", program, *stages)

@@ -13,7 +13,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from headstart.served import load_predictor
+from headstart.inference.predictor import load_predictor
 from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow]

@@ -15,8 +15,8 @@ from typing import Any
 import mlflow
 import pytest
 
+from headstart.base.params import Data
 from headstart.data.sources import locate
-from headstart.params import Data
 from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow]

@@ -14,8 +14,8 @@ import sqlalchemy
 import sqlalchemy.orm
 from mlflow.entities import Run
 
-from headstart import saved_view, tracking
-from headstart.params import Params
+from headstart.base.params import Params
+from headstart.tracking import runs, saved_view
 from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow]
@@ -135,7 +135,7 @@ def test_a_store_that_goes_away_while_it_trains_is_a_word_and_no_more(
 ) -> None:
     monkeypatch.chdir(copy_of.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'store.db'}")
-    send = tracking.live(Path("data"), Params.load())
+    send = runs.live(Path("data"), Params.load())
     send({"epoch": 1, "train_loss": 0.7})
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("headstart").experiment_id])
@@ -171,16 +171,16 @@ def another_enters_first(database: Path, table: str, **theirs: str) -> Iterator[
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> tracking.Tracker:
+def tracker(tmp_path: Path) -> runs.Tracker:
     """Of a run in a store of its own."""
-    made = tracking.Tracker.__new__(tracking.Tracker)
+    made = runs.Tracker.__new__(runs.Tracker)
     made.client, made.params = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}"), Params()
     made.run_id = made.client.create_run("0").info.run_id
     return made
 
 
 def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_too(
-    finished: Clone, tracker: tracking.Tracker, tmp_path: Path
+    finished: Clone, tracker: runs.Tracker, tmp_path: Path
 ) -> None:
     with another_enters_first(tmp_path / "mlflow.db", "datasets", dataset_uuid="theirs"):
         tracker._log_dataset(finished.folder / "data")
@@ -190,7 +190,7 @@ def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_t
         assert other.execute("SELECT dataset_uuid FROM datasets").fetchall() == [("theirs",)]
 
 
-def test_a_tag_that_another_checkout_sets_at_the_same_moment_is_no_error(tracker: tracking.Tracker, tmp_path: Path) -> None:
+def test_a_tag_that_another_checkout_sets_at_the_same_moment_is_no_error(tracker: runs.Tracker, tmp_path: Path) -> None:
     with another_enters_first(tmp_path / "mlflow.db", "tags", value="theirs"):
         tracker._tag({"chosen": "head"})
     assert tracker.client.get_run(tracker.run_id).data.tags["chosen"] == "head"

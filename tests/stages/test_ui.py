@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from filelock import FileLock
 
-from headstart.saved_view import FIGURES, NAME
+from headstart.tracking.saved_view import FIGURES, NAME
 from tests.stages.conftest import Clone
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from headstart.selective import thresholds
+from headstart.inference.selective import thresholds
 from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow]

@@ -1,0 +1,69 @@
+"""The machine: device, threads, determinism, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from headstart.base.threads import cores
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+
+
+def set_up(threads: int | None) -> torch.device:
+    """Fix the thread count, ask for deterministic kernels, and return the device to work on.
+
+    The same number of threads gives the same bytes on the same kind of processor; another number sums in another order.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+    _keep_freed_memory()
+    threads = threads or cores()
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)  # NumPy's and SciPy's BLAS, which scikit-learn works with
+    # use_deterministic_algorithms(True, warn_only=True), without its import of torch's compiler, which takes seconds.
+    torch.set_deterministic_debug_mode("warn")
+    # Deterministic mode also fills every new tensor with NaN, for code that reads what it never wrote. Nothing here does,
+    # and on a CPU the filling is a fifth of a training step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep the blocks of freed activations for the next batch instead of giving them back to the kernel.
+
+    By default every large tensor is a fresh mapping whose pages the kernel clears at first touch; on two cores that is a
+    third of all time (bench/allocator.py). Huge pages make what is left of it cheaper. Elsewhere than on Linux with glibc
+    nothing is changed.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
+            mallopt(option, value)
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed torch's generators from several numbers, such as the seed and the epoch."""
+    torch.manual_seed(derived_seed(*parts))
+
+
+def derived_seed(*parts: int) -> int:
+    value = 0
+    for part in parts:
+        value = (value * 1_000_003 + part + 1) % (2**63 - 1)
+    return value
+
+
+def memory(device: torch.device) -> tuple[int, int]:
+    """Bytes free, and in all, on the device or in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    import psutil
+
+    main = psutil.virtual_memory()
+    return main.available, main.total

@@ -1,0 +1,81 @@
+"""Safe writes and digests: every file is written beside its place and renamed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headstart.base.errors import HeadstartError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it takes its place in one step, on failure it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    part.touch(exist_ok=False)  # with the rights that the user's umask gives, which tempfile's have not
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_cut_short(folder: Path) -> None:
+    """Remove what ``replacing`` was writing into ``folder`` when it was killed. It would become part of a stage's output,
+    where DVC does not empty the folder first (``persist: true``)."""
+    for part in folder.glob(".?*"):
+        if part.is_file():
+            part.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON whose bytes depend on nothing but ``value``."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_found(file: Path, command: str) -> dict[str, Any]:
+    """What a branch of the pipeline has found.
+
+    Raises:
+        HeadstartError: it is not there, and ``command`` makes it.
+    """
+    try:
+        found: dict[str, Any] = read_json(file)
+    except (OSError, ValueError):
+        raise HeadstartError(f"{file} is not there or not whole; run `{command}` first") from None
+    return found
+
+
+def sha256_of_files(folder: Path, leave_out: tuple[str, ...] = ()) -> str:
+    """One digest over the names and contents of all files below ``folder``."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in leave_out):
+        digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    """Ints with the same keys, as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

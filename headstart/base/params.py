@@ -1,0 +1,373 @@
+"""params.yaml: what may stand in it, checked before any work.
+
+This is the only module that validates the file. Stages take the typed objects from here and pass them on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from headstart.base.errors import HeadstartError, nearest
+from headstart.base.files import write_text
+from headstart.base.paths import is_own
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+Positive = Annotated[float, Field(gt=0)]
+
+Count = Annotated[int, Field(ge=1)]
+
+Text = Annotated[str, Field(min_length=1)]
+
+NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a folder and a DVC stage are named after it
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that 1e-05 is a number: so YAML 1.2 has it, and so DVC writes what -S was given."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    source: Text = "emoji"
+    mirror: str | None = None
+    exclude: Text | None = None
+    relabel: Text | None = None
+    limit: Count | None = None
+
+
+class Prepare(Section):
+    short_side: Annotated[int, Field(ge=64)] = 384
+    raw_gb: Annotated[float, Field(ge=0)] = 1.0
+    jpeg_quality: Annotated[int, Field(ge=80, le=100)] = 95
+    max_megapixels: Positive = 100.0
+    min_per_class: Annotated[int, Field(ge=3)] = 3
+
+
+class Split(Section):
+    val: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4
+
+    @model_validator(mode="after")
+    def something_left_to_learn_from(self) -> Self:
+        if self.val + self.test > 0.9:
+            raise ValueError(f"split.val + split.test is {self.val + self.test:g}; leave at least 0.1 for training")
+        return self
+
+
+class Features(Section):
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+
+
+class Head(Section):
+    C: Annotated[list[Positive], Field(min_length=1)] = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0]
+    class_weight: Literal["balanced"] | None = None
+
+
+class Finetune(Section):
+    unfreeze: Literal["none", "last", "half", "all"] = "half"
+    epochs: Count = 4
+    views: Count | None = None
+    patience: Count = 3
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    size_ratio: Annotated[float, Field(gt=0.2, le=2)] = 1.0
+    lr: Positive = 1e-3
+    head_lr: Positive = 6e-4
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    warmup: Fraction = 0.1
+    label_smoothing: Fraction = 0.1
+    ema: Fraction = 0.98
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.5
+    hflip: bool = False
+    augment: Literal["none", "light", "trivial"] = "light"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    scratch_lr: Positive = 2e-3
+    scratch_epochs: Count = 10
+
+
+class Evaluate(Section):
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
+    mistakes: Annotated[int, Field(ge=0)] = 12
+
+
+class Tracking(Section):
+    experiment: Text = "headstart"
+    model: bool = True
+
+
+class Registry(Section):
+    model: Annotated[str, Field(pattern=f"^{NETWORK_NAME.pattern}$")] | None = "headstart"
+
+
+class Gate(Section):
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"] = "accuracy"
+    margin: Annotated[float, Field(ge=0)] = 0.01
+    class_margin: Annotated[float, Field(ge=0, le=1)] = 0.1
+    min_pictures: Count = 10
+    max_ece: Annotated[float, Field(gt=0, le=1)] = 0.1
+    max_slowdown: Positive = 1.5
+
+
+class Budget(Section):
+    images_per_s: Positive | None = None
+    megabytes: Positive | None = None
+
+
+class Rank(Section):
+    candidates: Annotated[list[Text], Field(min_length=1)] = [f"tf_efficientnet_lite{n}" for n in range(3)]
+    first: Annotated[int, Field(ge=20)] = 500
+    pictures: Annotated[int, Field(ge=20)] = 2000
+    budget: Budget = Budget()
+
+    @model_validator(mode="after")
+    def each_candidate_once_and_with_weights(self) -> Self:
+        for name in self.candidates:
+            if self.candidates.count(name) > 1:
+                raise ValueError(f"rank.candidates names {name!r} {self.candidates.count(name)} times; once is enough")
+            if is_own(name):
+                raise ValueError(
+                    f"rank.candidates: {name!r} is a network of your own, which has no published weights to rank"
+                )
+            if not NETWORK_NAME.fullmatch(name):
+                raise ValueError(f"rank.candidates: {name!r} is not the name of a network; `headstart models` lists them")
+        if self.first > self.pictures:
+            raise ValueError(f"rank.first is {self.first}, more than rank.pictures, {self.pictures}")
+        return self
+
+
+class Why(Section):
+    fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.1, 0.25, 0.5, 1.0]
+    folds: Annotated[int, Field(ge=1, le=5)] = 3
+    scratch_passes: Count = 40_000
+    scratch_size: Annotated[int, Field(ge=32)] = 128
+
+    @model_validator(mode="after")
+    def up_to_all_pictures(self) -> Self:
+        if self.fractions != sorted(set(self.fractions)) or self.fractions[-1] != 1:
+            raise ValueError(f"why.fractions must ascend and end with 1.0 (all pictures), found {self.fractions}")
+        return self
+
+
+class Labels(Section):
+    shown: Count = 30
+
+
+class Drift(Section):
+    incoming: Text | None = None
+    export: Count = 50
+
+
+class Tune(Section):
+    minutes: Positive = 30.0
+    trials: Count | None = None
+    space: Annotated[dict[str, list[Any]], Field(min_length=1)] = {
+        "lr": [0.0001, 0.005],
+        "head_lr": [0.0001, 0.005],
+        "unfreeze": ["last", "half", "all"],
+        "augment": ["none", "light", "trivial"],
+    }
+
+    @field_validator("space")
+    @classmethod
+    def each_knob_is_one_of_finetune(cls, space: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The same space, its values typed as ``Finetune`` has them."""
+        return {key: cls._values(key, values) for key, values in space.items()}
+
+    @staticmethod
+    def _values(key: str, values: list[Any]) -> list[Any]:
+        here = f"tune.space.{key}"
+        if key not in Finetune.model_fields:
+            knobs = list(Finetune.model_fields)
+            raise ValueError(f"unknown key {here!r}, {nearest(key, knobs) or 'allowed here: ' + ', '.join(knobs)}")
+        try:
+            values = [getattr(Finetune.model_validate({key: value}), key) for value in values]
+        except ValidationError as error:
+            problem = dict(error.errors()[0]) | {"loc": ("finetune", key)}
+            raise ValueError(f"{here}: {_explain(problem)}") from None
+        if len(values) < 2:
+            raise ValueError(f"{here} must hold two numbers, from and to, or two names or more, found {values}")
+        if is_range(values) and values[0] >= values[1]:
+            raise ValueError(f"{here} must go from the smaller to the larger number, found {values}")
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{here} names {value!r} {values.count(value)} times; once is enough")
+        if key == "unfreeze" and "none" in values:
+            raise ValueError(f"{here} names 'none', which is no fine-tuning; last, half and all can be searched")
+        return values
+
+
+class Retrain(Section):
+    remote: Text | None = None
+    branch: Text | None = None
+    push: bool = False
+    webhook: Text | None = None
+
+    @field_validator("webhook")
+    @classmethod
+    def an_address(cls, webhook: str | None) -> str | None:
+        if webhook is not None and not webhook.startswith(("http://", "https://")):
+            raise ValueError(f"retrain.webhook must begin with http:// or https://, found {webhook!r}")
+        return webhook
+
+
+def is_range(values: list[Any]) -> bool:
+    """Whether values of ``tune.space`` are the ends of a range; they are a choice otherwise."""
+    return len(values) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+class Params(Section):
+    """The whole of params.yaml; every key is optional here, and the shipped file names them all."""
+
+    data: Data = Data()
+    backbone: Text = "tf_efficientnet_lite0"
+    weights: Text = "default"
+    weights_mirror: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Count | None = None
+    prepare: Prepare = Prepare()
+    split: Split = Split()
+    features: Features = Features()
+    head: Head = Head()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
+    registry: Registry = Registry()
+    gate: Gate = Gate()
+    rank: Rank = Rank()
+    why: Why = Why()
+    labels: Labels = Labels()
+    tune: Tune = Tune()
+    drift: Drift = Drift()
+    retrain: Retrain = Retrain()
+
+    @property
+    def finetune_is_on(self) -> bool:
+        return self.finetune.unfreeze != "none"
+
+    @classmethod
+    def load(cls, path: Path = Path("params.yaml")) -> Self:
+        """Read and check the file.
+
+        Raises:
+            HeadstartError: the file is missing, is not YAML, or holds a key or value that is not allowed.
+        """
+        try:
+            raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        except FileNotFoundError:
+            raise HeadstartError(f"{path} is not here; run this from the project's top folder") from None
+        except OSError as error:
+            raise HeadstartError(f"{path} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2020-13-45
+            raise HeadstartError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raw = {} if raw is None else raw
+        if not isinstance(raw, dict):
+            raise HeadstartError(f"{path} must hold keys and values, found {type(raw).__name__}")
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            problems = "; ".join(_explain(problem) for problem in error.errors())
+            raise HeadstartError(f"{path}: {problems}") from None
+
+
+def set_values(path: Path, wanted: dict[str, Any]) -> list[str]:
+    """Write values into the file, whose comments and other lines stay; "key: value" of those that it did not hold yet.
+
+    Args:
+        wanted: by dotted key, such as ``finetune.lr``. A key that the file leaves out is put into its section.
+    """
+    text = path.read_text(encoding="utf-8")
+    told = []
+    for key, value in wanted.items():
+        new = value if isinstance(value, str) else json.dumps(value)
+        changed = _with_value(text, key, new)
+        if changed != text:
+            text = changed
+            told.append(f"{key}: {new}")
+    if told:
+        write_text(path, text)
+    return told
+
+
+def _with_value(text: str, key: str, new: str) -> str:
+    """``text`` with ``new`` under a dotted key: in place of the scalar that stands there, or put before its neighbours."""
+    section, _, name = key.rpartition(".")
+    root: Any = yaml.compose(text)
+    node = _below(root, section) if section else root
+    if (value := _below(node, name)) is not None:
+        at, end = value.start_mark.index, value.end_mark.index
+        same = yaml.load(text[at:end], _Loader) == yaml.load(new, _Loader)
+        return text if same else f"{text[:at]}{new}{text[end:]}"
+    entry = f"{name}: {new}" if node is not None or not section else f"{section}: {{{name}: {new}}}"
+    node = node or root
+    if node is None:  # nothing but comments
+        return f"{text}\n{entry}\n".lstrip()
+    at, indent = node.start_mark.index, " " * node.start_mark.column
+    if node.flow_style:
+        return f"{text[: at + 1]}{entry}{', ' if node.value else ''}{text[at + 1 :]}"
+    return f"{text[:at]}{entry}\n{indent}{text[at:]}"
+
+
+def _below(node: Any, key: str) -> Any:
+    """The node under ``key``, or None."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((value for name, value in pairs if name.value == key), None)
+
+
+def _section(location: tuple[Any, ...]) -> type[BaseModel]:
+    """The model that holds the last key of ``location``."""
+    model: type[BaseModel] = Params
+    for key in location[:-1]:
+        field = model.model_fields.get(str(key))
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return model
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic problem as a sentence with the key's full path, what was found and what is allowed."""
+    location = tuple(problem["loc"])
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "value_error":  # ours: it names its keys itself
+        return str(problem["ctx"]["error"])
+    if problem["type"] in ("extra_forbidden", "invalid_key"):
+        allowed = list(_section(location).model_fields)
+        hint = nearest(str(location[-1]), allowed) or f"allowed here: {', '.join(allowed)}"
+        return f"unknown key {key!r}, {hint}"
+    found = problem["input"]
+    if problem["type"] == "model_type":
+        inside = ", ".join(_section((*location, "")).model_fields)
+        return f"{key} must hold keys and values ({inside}), found {found!r}"
+    message = re.sub(r"^(Input|List|String|Dictionary) should", "must", problem["msg"]).removesuffix(
+        " after validation, not 0"
+    )
+    field = _section(location).model_fields.get(str(location[-1]))
+    if field is not None and type(None) in get_args(field.annotation):
+        message += " or null"
+    hint = nearest(str(found), _literals(field)) if problem["type"] == "literal_error" else ""
+    return f"{key} {message}, found {found!r}" + (f", {hint}" if hint else "")
+
+
+def _literals(field: FieldInfo | None) -> list[str]:
+    pending: list[Any] = [field.annotation if field else None]
+    values: list[str] = []
+    while pending:
+        for argument in get_args(pending.pop()):
+            (values if isinstance(argument, str) else pending).append(argument)
+    return values

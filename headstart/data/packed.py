@@ -1,0 +1,68 @@
+"""Decoded pictures in one file, each at its own size, raw or as high-quality JPEG."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from headstart.base.errors import HeadstartError
+from headstart.data.decode import Array
+
+PIXELS, INDEX = "pixels.bin", "pixels.parquet"
+
+
+def encode(image: Image.Image, jpeg_quality: int | None) -> bytes:
+    """The bytes kept for one picture: raw RGB, or JPEG without chroma subsampling where a quality is given."""
+    if jpeg_quality is None:
+        return image.tobytes()
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=jpeg_quality, subsampling=0)
+    return stream.getvalue()
+
+
+class Pixels:
+    """The pictures of data/prepare, in manifest order. Each is read when asked for, and nothing is kept in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            # Not the thumbnails, which are most of the index: with what reads them they take 2.8 KB of memory each.
+            index = pq.read_table(folder / INDEX, columns=["offset", "length", "height", "width"])
+            with (folder / INDEX).open("rb") as stream:
+                self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            self._file = os.open(folder / PIXELS, os.O_RDONLY)
+        except (OSError, ValueError) as error:
+            raise HeadstartError(f"{folder} has no packed pictures ({error}); run `dvc repro prepare`") from None
+        weakref.finalize(self, os.close, self._file)
+        self.settings: dict[bytes, bytes] = index.schema.metadata or {}
+        self._raw = json.loads(self.settings.get(b"headstart", b"{}")).get("jpeg_quality") is None
+        self._offset = index["offset"].to_numpy()
+        self._length = index["length"].to_numpy()
+        self._height = index["height"].to_numpy()
+        self._width = index["width"].to_numpy()
+        if os.fstat(self._file).st_size < (self._offset + self._length).max(initial=0):
+            raise HeadstartError(f"{folder / PIXELS} is cut short; run `dvc repro prepare`")
+
+    def __len__(self) -> int:
+        return len(self._offset)
+
+    def raw(self, row: int) -> Array:
+        """The stored bytes of picture ``row``."""
+        stored = np.empty(self._length[row], np.uint8)
+        os.preadv(self._file, [stored.data], int(self._offset[row]))  # moves no position, which threads would share
+        return stored
+
+    def __getitem__(self, row: int) -> Array:
+        """Picture ``row`` as (height, width, 3) uint8."""
+        height, width = int(self._height[row]), int(self._width[row])
+        stored = self.raw(row)
+        if self._raw:
+            return stored.reshape(height, width, 3)
+        return np.array(Image.open(io.BytesIO(stored.data)).convert("RGB"))

@@ -1,0 +1,109 @@
+"""torchvision's data sets as sources, written out once as picture files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from headstart.base.errors import HeadstartError, nearest
+from headstart.base.files import read_json, replacing, write_json
+from headstart.base.paths import state_folder
+from headstart.data.picture import Listing, Picture
+
+# Which constructor arguments give which split. Sets whose publisher holds back the test labels, or that are no
+# classification of one label per picture, are not here.
+_TRAIN_TEST_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+
+_TRAIN_TEST: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
+
+_TRAIN_VAL_TEST: dict[str, dict[str, Any]] = _TRAIN_TEST | {"val": {"split": "val"}}
+
+_WHOLE: dict[str, dict[str, Any]] = {"": {}}
+
+TORCHVISION_SETS: dict[str, dict[str, dict[str, Any]]] = {
+    "CIFAR10": _TRAIN_TEST_FLAG,
+    "CIFAR100": _TRAIN_TEST_FLAG,
+    "MNIST": _TRAIN_TEST_FLAG,
+    "FashionMNIST": _TRAIN_TEST_FLAG,
+    "KMNIST": _TRAIN_TEST_FLAG,
+    "QMNIST": _TRAIN_TEST_FLAG,
+    "EMNIST": {"train": {"split": "balanced", "train": True}, "test": {"split": "balanced", "train": False}},
+    "USPS": _TRAIN_TEST_FLAG,
+    "SEMEION": _WHOLE,
+    "SVHN": _TRAIN_TEST,
+    "STL10": _TRAIN_TEST,
+    "Caltech101": _WHOLE,
+    "Caltech256": _WHOLE,
+    "CLEVRClassification": {"train": {"split": "train"}, "test": {"split": "val"}},
+    "Country211": {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}},
+    "DTD": _TRAIN_VAL_TEST,
+    "EuroSAT": _WHOLE,
+    "FGVCAircraft": _TRAIN_VAL_TEST,
+    "Flowers102": _TRAIN_VAL_TEST,
+    "Food101": _TRAIN_TEST,
+    "GTSRB": _TRAIN_TEST,
+    "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
+    "INaturalist": {"train": {"version": "2021_train_mini"}, "test": {"version": "2021_valid"}},
+    "LFWPeople": _TRAIN_TEST,
+    "Omniglot": {"": {"background": True}},
+    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
+    "PCAM": _TRAIN_VAL_TEST,
+    "Places365": {"train": {"split": "train-standard", "small": True}, "test": {"split": "val", "small": True}},
+    "RenderedSST2": _TRAIN_VAL_TEST,
+    "StanfordCars": _TRAIN_TEST,
+    "SUN397": _WHOLE,
+}
+
+# Their publishers are gone, and torchvision refuses to try; their files can be put in place by hand.
+NOT_DOWNLOADABLE = ("LFWPeople", "StanfordCars")
+
+
+def torchvision_set(name: str) -> Listing:
+    """A torchvision data set, downloaded once. Sets that are files stay so; arrays become PNG files once."""
+    if name not in TORCHVISION_SETS:
+        hint = nearest(name, TORCHVISION_SETS) or f"known: {', '.join(TORCHVISION_SETS)}"
+        raise HeadstartError(
+            f"data.source 'torchvision:{name}' is not a labelled set that torchvision can download; {hint}"
+        )
+    root = state_folder("downloads") / f"torchvision-{name}"
+    index = root / "index.json"
+    if not index.exists():
+        rows: list[tuple[str, str, str]] = []
+        for split, arguments in TORCHVISION_SETS[name].items():
+            rows += _materialise(name, split, arguments, root)
+        write_json(index, rows)
+    pictures = [Picture(path, label, split) for path, label, split in read_json(index)]
+    return Listing(root, sorted(pictures, key=lambda picture: picture.path))
+
+
+def _materialise(name: str, split: str, arguments: dict[str, Any], root: Path) -> Iterator[tuple[str, str, str]]:
+    import inspect
+
+    import torchvision
+
+    kind = getattr(torchvision.datasets, name)
+    # A loader that hands the path back: the files on disk are used as they are, without decoding them here.
+    loader = {"loader": str} if "loader" in inspect.signature(kind).parameters else {}
+    try:
+        dataset = kind(str(root), download=name not in NOT_DOWNLOADABLE, **arguments, **loader)
+    except Exception as error:  # download errors, missing extras (scipy, h5py), broken publishers
+        raise HeadstartError(
+            f"torchvision could not give {name}: {' '.join(str(error).split())[:300]}. Ways out: a machine with network, "
+            f"the set's files placed in {root}, or another data.source"
+        ) from None
+    named = (getattr(dataset, attribute, None) for attribute in ("classes", "categories", "all_categories"))
+    classes = next((names for names in named if names), None)
+    folder = root / "pictures" / (split or "all")
+    for number in range(len(dataset)):
+        picture, label = dataset[number]
+        text = str(classes[int(label)] if classes else label).strip()
+        if loader:
+            yield os.path.relpath(picture, root), text, split
+        else:
+            path = folder / f"{number:07d}.png"
+            if not path.exists():
+                with replacing(path) as part:
+                    picture.save(part, format="png")
+            yield path.relative_to(root).as_posix(), text, split

@@ -1,0 +1,121 @@
+"""What frozen layers make of pictures: in files, since it is large, and kept, since it stays the same however the layers
+above them are trained."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart.base.files import read_json, write_json
+from headstart.base.progress import Advance, progress
+from headstart.data.packed import Pixels
+from headstart.engines.base import Engine
+
+KEPT = 10_000_000_000  # bytes on disk
+SAVE_EVERY_S = 10.0  # seconds that a kill can cost
+
+
+def answers_of(
+    engine: Engine,
+    batches: Callable[[int], Iterable[Tensor]],
+    count: int,
+    file: Path,
+    advance: Advance,
+    check: Callable[[int, NDArray[np.float32]], None] = lambda at, found: None,
+) -> None:
+    """(count, ...) float32 into ``file``: what ``engine`` makes of the pictures, written as it comes, so that memory does
+    not grow with their number. One that was killed is gone on with; of several processes one works and the others wait.
+
+    Args:
+        batches: the (N, 3, H, W) pictures from a number on, ``count`` in all and at least one, always in the same batches.
+        check: called for every batch, with the number of its first picture and what was found for them.
+    """
+    part, saved, lock = (file.with_name(f".{file.name}.{suffix}") for suffix in ("part", "json", "lock"))
+    with FileLock(lock):
+        if not file.exists():
+            _write(engine, batches, count, part, saved, advance, check)
+            part.replace(file)
+            saved.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)  # whoever comes now finds the file
+
+
+def _write(
+    engine: Engine,
+    batches: Callable[[int], Iterable[Tensor]],
+    count: int,
+    part: Path,
+    saved: Path,
+    advance: Advance,
+    check: Callable[[int, NDArray[np.float32]], None],
+) -> None:
+    stored: np.memmap[Any, np.dtype[np.float32]] | None = None
+    at, last = 0, time.monotonic()
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        known = read_json(saved)
+        stored, at = np.memmap(part, np.float32, "r+", shape=tuple(known["shape"])), known["rows"]
+        advance(at)
+    for pictures in batches(at):
+        found = engine(pictures).float().cpu().numpy()
+        check(at, found)
+        if stored is None:
+            stored = np.memmap(part, np.float32, "w+", shape=(count, *found.shape[1:]))
+        stored[at : at + len(found)] = found
+        at += len(found)
+        advance(len(found))
+        if time.monotonic() - last > SAVE_EVERY_S:
+            stored.flush()
+            write_json(saved, {"rows": at, "shape": stored.shape})
+            last = time.monotonic()
+    assert stored is not None
+    stored.flush()
+
+
+def folder_for(kept: Path, frozen: nn.Module, engine: str, pixels: Pixels, seen: tuple[Any, ...]) -> Path:
+    """The folder in ``kept`` for what ``engine`` makes, with the weights of ``frozen``, of ``pixels`` seen like that.
+
+    Of the other folders those that were not used for longest are removed, where all together hold more than 10 GB.
+
+    Args:
+        seen: all that decides which pictures are shown, and how.
+    """
+    state = hashlib.sha256()
+    for name, tensor in frozen.state_dict().items():
+        state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    parts = (state.hexdigest(), str(frozen), engine, torch.get_num_threads(), pixels.digest, seen)
+    mine = kept / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+    mine.mkdir(parents=True, exist_ok=True)
+    os.utime(mine)
+    left = KEPT
+    with contextlib.suppress(FileNotFoundError):  # another process makes room or finishes a file: there is a next time
+        for folder in sorted((path for path in kept.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime_ns):
+            left -= sum(file.stat().st_size for file in folder.iterdir())
+            if left < 0 and folder != mine:
+                shutil.rmtree(folder, ignore_errors=True)
+    return mine
+
+
+def known_or_made(
+    file: Path, shape: tuple[int, ...], engine: Engine, batches: Callable[[int], Iterable[Tensor]]
+) -> NDArray[np.float32]:
+    """``shape`` float32 in ``file``: what ``engine`` makes of the pictures, which are not looked at where that is known.
+
+    Args:
+        batches: as ``answers_of`` takes them.
+    """
+    if not file.exists():
+        with progress(file.name, shape[0]) as advance:
+            answers_of(engine, batches, shape[0], file, advance)
+    return np.memmap(file, np.float32, "r+", shape=shape)

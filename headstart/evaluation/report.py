@@ -1,0 +1,163 @@
+"""What came of it: metrics, predictions, figures and one self-contained page, from the stages' folders."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from headstart.base import files
+from headstart.base.files import read_json, replacing, write_json, write_text
+from headstart.base.params import Params
+from headstart.base.progress import progress
+from headstart.data.manifest import read_manifest
+from headstart.data.packed import Pixels
+from headstart.data.prepare import AUDIT
+from headstart.engines.batching import inference_batch
+from headstart.evaluation import explain, figures, metrics, pages
+from headstart.evaluation.metrics import Scores
+from headstart.evaluation.summary import interval, verdict
+from headstart.models.backbones import load_trunk
+from headstart.models.classifier import Classifier
+from headstart.training import finetune, linear_probe
+from headstart.training.features import load_features
+
+METRICS, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
+ALWAYS_REPORTED = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The classifiers to choose from, with what each says about validation and test."""
+
+    classifiers: dict[str, Classifier]
+    scores: dict[str, dict[str, Scores]]  # name → split → scores
+
+
+def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> dict[str, Any]:
+    """Choose on validation, measure on test, and write everything people look at into ``folder``.
+
+    Args:
+        data: the folder of the stages' folders.
+
+    Returns:
+        What metrics.json holds.
+    """
+    manifest, pixels = read_manifest(data / "prepare"), Pixels(data / "prepare")
+    candidates = _candidates(data, manifest, pixels, device)
+    resamples, seed = params.evaluate.bootstrap, params.seed
+    measured = {
+        split: {name: metrics.metrics(scores[split], resamples, seed) for name, scores in candidates.scores.items()}
+        for split in ALWAYS_REPORTED
+    }
+    chosen = metrics.choose({name: scores["val"] for name, scores in candidates.scores.items()})
+    result: dict[str, Any] = {"chosen": chosen, **measured}
+    result["test"]["chosen"] = result["test"][chosen]
+    if "finetune" in candidates.scores:
+        result["gain"] = {
+            split: metrics.gain(candidates.scores["head"][split], candidates.scores["finetune"][split])
+            for split in ALWAYS_REPORTED
+        }
+    scores = candidates.scores[chosen]
+    classes = list(candidates.classifiers[chosen].classes)
+    table = metrics.per_class(scores["test"], classes)
+    _figures(data, folder / FIGURES, result, scores["test"], classes)
+    _mistakes(candidates.classifiers[chosen], pixels, manifest, scores["test"], params.evaluate.mistakes, folder)
+    with replacing(folder / PREDICTIONS) as part:
+        metrics.predictions(manifest, scores, classes).to_parquet(part, index=False)
+    files.write_rows(table, folder / FIGURES / "per_class.csv")
+    write_text(folder / REPORT, _page(data, params, result, table, folder / FIGURES))
+    write_json(folder / METRICS, result)
+    return result
+
+
+def _classifiers(data: Path) -> dict[str, Classifier]:
+    head, final = linear_probe.load_head(data / "head"), linear_probe.load_head(data / "head", refit=True)
+    trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
+    tuned = finetune.load_finetuned(data / "finetune", deepcopy(trunk), head)
+    found = {"head": Classifier(trunk, final).eval()}
+    return found | ({"finetune": tuned.eval()} if tuned is not None else {})
+
+
+def _candidates(data: Path, manifest: pd.DataFrame, pixels: Pixels, device: torch.device) -> Candidates:
+    """The head's scores come from cached features; only the fine-tuned network has to look at the test pictures."""
+    classifiers = _classifiers(data)
+    head, final = linear_probe.load_head(data / "head"), linear_probe.load_head(data / "head", refit=True)
+    scores: dict[str, dict[str, Scores]] = {"head": {}}
+    labels = {}
+    for split, used in (("val", head), ("test", final)):
+        features, numbers = load_features(data / "features", split)
+        labels[split] = numbers.numpy()
+        scores["head"][split] = Scores(_softmax(used.logits(features), used.temperature), labels[split])
+    if "finetune" in classifiers:
+        model = classifiers["finetune"].to(device)
+        rows = np.flatnonzero(manifest["split"] == "test").tolist()
+        batch = inference_batch(model, model.trunk.view, device)
+        found = []
+        with progress("evaluate", len(rows)) as advance:
+            for logits in model.logits_of(pixels, rows, batch, device):
+                found.append(logits)
+                advance(len(logits))
+        scores["finetune"] = {
+            "val": Scores(_softmax(finetune.load_val_logits(data / "finetune"), model.temperature), labels["val"]),
+            "test": Scores(_softmax(torch.cat(found), model.temperature), labels["test"]),
+        }
+        model.cpu()
+    return Candidates(classifiers, scores)
+
+
+def _softmax(logits: torch.Tensor, temperature: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return torch.softmax(logits.double() / temperature, dim=1).numpy()
+
+
+def _figures(data: Path, folder: Path, result: dict[str, Any], test: Scores, classes: list[str]) -> None:
+    head = read_json(data / "head" / linear_probe.DETAILS)
+    figures.confusion(test.labels, test.predicted, classes, folder / "confusion.png")
+    rows = metrics.reliability(test)
+    figures.reliability(rows, result["test"]["chosen"]["ece"], folder / "reliability.png")
+    files.write_rows(rows, folder / "reliability.csv")
+    figures.sweep(head["sweep"], head["C"], folder / "sweep.png")
+    names = np.array(classes)
+    pairs = [{"true": names[t], "predicted": names[p]} for t, p in zip(test.labels, test.predicted, strict=True)]
+    files.write_rows(pairs, folder / "confusion.csv")
+    if "finetune" in result["val"]:
+        curve = pd.read_csv(data / "finetune" / finetune.CURVE)
+        level = result["val"]["head"]
+        figures.learning_curve(curve, level["log_loss"], level["accuracy"], folder / "curve.png")
+
+
+def _mistakes(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: Scores, count: int, folder: Path) -> None:
+    positions = metrics.worst_mistakes(test, count)
+    rows = np.flatnonzero(manifest["split"] == "test")[positions]
+    targets = test.predicted[positions].tolist()
+    stored = [pixels[int(row)] for row in rows]
+    heat = explain.grad_cam(model, stored, targets) if stored else None
+    names = [name[:20] for name in model.classes]
+    captions = [
+        f"{names[test.predicted[p]]} {test.probabilities[p].max():.2f}\nis {names[test.labels[p]]}" for p in positions
+    ]
+    views = [model.trunk.view(picture) for picture in stored]
+    figures.mistakes(views, heat, captions, folder / FIGURES / "mistakes.png")
+
+
+def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[str, Any]], drawn: Path) -> str:
+    pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
+    pictures["sheet"] = pages.embedded((data / "prepare" / "sheet.png").read_bytes())
+    page = pages.template("report.html.j2", percent=lambda value: f"{100 * value:.1f} %", interval=interval)
+    return page.render(
+        params=params,
+        result=result,
+        verdict=verdict(result),
+        table=table,
+        most_classes_shown=figures.MOST_CLASSES_SHOWN,
+        pictures=pictures,
+        audit=read_json(data / "prepare" / AUDIT),
+        card=read_json(data / "backbone" / "card.json"),
+        head=read_json(data / "head" / linear_probe.DETAILS),
+        tuned=read_json(data / "finetune" / finetune.DETAILS),
+    )

@@ -1,0 +1,1 @@
+"""The packaged model and the ways to use it."""

@@ -1,0 +1,36 @@
+"""The packaged classifier in MLflow's clothes. MLflow stores this file with the model and runs it on load (models from
+code), so that nothing is unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+
+class PictureClassifier(PythonModel):  # type: ignore[misc]
+    """One ``image`` column in (path, bytes, base64 text or array per row), label and probabilities out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        from headstart.inference.predictor import Predictor  # and torch; MLflow runs this file to save it, too
+
+        self.predictor = Predictor(Path(context.artifacts["classifier"]))
+
+    # The one hint that MLflow neither takes for a schema nor misses; lists of pictures come here too.
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        if isinstance(model_input, pd.DataFrame):
+            column = "image" if "image" in model_input else model_input.columns[0]
+            pictures = model_input[column].tolist()
+        else:
+            pictures = [row["image"] if isinstance(row, dict) else row for row in model_input]
+        return pd.DataFrame(
+            [{"label": p.label, "probability": p.probability} | p.probabilities for p in self.predictor.predict(pictures)]
+        )
+
+
+set_model(PictureClassifier())

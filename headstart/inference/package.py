@@ -1,0 +1,154 @@
+"""package: the chosen classifier as an MLflow model that needs neither this project nor a network to be used."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from headstart.base.artifacts import DETAILS, NETWORK, WEIGHTS
+from headstart.base.files import read_json, sha256_of_files, write_json, write_text
+from headstart.base.params import Params
+from headstart.data.manifest import read_manifest
+from headstart.data.packed import Pixels
+from headstart.inference import selective
+
+# The modules that a prediction needs; they travel inside the model.
+PACKED_MODULES = (
+    "__init__", "backbones", "checkout", "classifier", "errors", "mlflow_model", "served", "views",
+    "data/__init__", "data/decode",
+)  # fmt: skip
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "timm", "torch", "torchvision")
+NO_TIME = "1970-01-01 00:00:00.000000"
+
+
+def package(data: Path, params: Params, folder: Path) -> None:
+    """Write the MLflow model into ``folder / "model"``; the same classifier gives the same bytes."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, Schema
+    from mlflow.utils import requirements_utils
+
+    chosen = read_json(data / "evaluate" / "metrics.json")["chosen"]
+    card, head = read_json(data / "backbone" / "card.json"), read_json(data / "head" / "head.json")
+    tuned = read_json(data / "finetune" / "finetune.json") if chosen == "finetune" else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = Path(scratch) / "classifier"
+        parts.mkdir()
+        save_file(_tensors(data, chosen), parts / WEIGHTS)
+        details = {
+            "backbone": card["name"],
+            "weights": card["weights"],
+            "preprocessing": card["preprocessing"] | ({"size": tuned["size"]} if tuned else {}),
+            "classes": head["classes"],
+            "temperature": (tuned or head)["temperature"],
+            "chosen": chosen,
+            "max_megapixels": params.prepare.max_megapixels,
+            "short_side": params.prepare.short_side,
+            "answering": _answering(data, head["classes"]),
+        }
+        write_json(parts / DETAILS, details)
+        shutil.copyfile(data / "fetch" / "network.py", parts / NETWORK)
+        code = _packed_code(Path(scratch) / "code")
+        outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
+        outputs += [ColSpec("double", name) for name in head["classes"]]
+        target = folder / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        # MLflow lists the modules of every installed package, to warn of requirements that do not fit them. Ours are read
+        # from the environment a few lines below, and the list takes longer than all the rest of saving.
+        requirements_utils._MODULES_TO_PACKAGES = {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*An input example was not provided")  # it is written below
+            mlflow.pyfunc.save_model(
+                target,
+                python_model=str(code / "mlflow_model.py"),
+                artifacts={"classifier": str(parts)},
+                code_paths=[str(code)],
+                signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), Schema(outputs)),
+                pip_requirements=[f"{name}=={_version(name)}" for name in REQUIREMENTS],
+            )
+        _input_example(data, target)
+    _without_times_and_paths(target)
+
+
+def _answering(data: Path, classes: list[str]) -> dict[str, Any]:
+    """What a least confidence would have meant on the validation pictures, as the chosen classifier answered them."""
+    table = pd.read_parquet(data / "evaluate" / "predictions.parquet")
+    val = table[table["split"] == "val"]
+    return selective.thresholds(val[classes].to_numpy().max(axis=1), (val["label"] == val["predicted"]).to_numpy())
+
+
+def _tensors(data: Path, chosen: str) -> dict[str, NDArray[Any]]:
+    """The state of the chosen ``Classifier``, straight from the stages' files: no network has to be built for it."""
+    if chosen == "finetune":
+        return load_file(data / "finetune" / "weights.safetensors")
+    head = load_file(data / "head" / "head.safetensors")
+    trunk = load_file(data / "backbone" / "weights.safetensors")
+    own = {"head.weight": head["refit_weight"], "head.bias": head["refit_bias"]}
+    return {f"trunk.network.{key}": value for key, value in trunk.items()} | own
+
+
+def _packed_code(folder: Path) -> Path:
+    target = folder / "headstart"
+    for module in PACKED_MODULES:
+        path = target / f"{module}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(__file__).parent / f"{module}.py", path)
+    return target
+
+
+def _version(name: str) -> str:
+    return importlib.metadata.version(name).partition("+")[0]
+
+
+def _input_example(data: Path, target: Path) -> None:
+    """One test picture as base64, in the two forms MLflow keeps: a frame, and the body of a request to a server."""
+    import base64
+    import json
+
+    manifest = read_manifest(data / "prepare")
+    row = int(np.flatnonzero(manifest["split"] == "test")[0])
+    stream = io.BytesIO()
+    picture = Image.fromarray(Pixels(data / "prepare")[row])
+    picture.thumbnail((128, 128))
+    picture.save(stream, "JPEG", quality=85)
+    frame = {"columns": ["image"], "data": [[base64.b64encode(stream.getvalue()).decode()]]}
+    write_text(target / "input_example.json", json.dumps(frame))
+    write_text(target / "serving_input_example.json", json.dumps({"dataframe_split": frame}))
+    described = yaml.safe_load((target / "MLmodel").read_text(encoding="utf-8"))
+    described["saved_input_example_info"] = {
+        "artifact_path": "input_example.json",
+        "pandas_orient": "split",
+        "serving_input_path": "serving_input_example.json",
+        "type": "dataframe",
+    }
+    write_text(target / "MLmodel", yaml.safe_dump(described, sort_keys=True))
+
+
+def _without_times_and_paths(target: Path) -> None:
+    """MLflow notes when and from where a model was saved, and a random id; none of them may reach the cache."""
+    for cache in target.rglob("__pycache__"):
+        shutil.rmtree(cache)
+    described = yaml.safe_load((target / "MLmodel").read_text(encoding="utf-8"))
+    function = described["flavors"]["python_function"]
+    for artifact in function.get("artifacts", {}).values():
+        artifact["uri"] = artifact["path"]
+    function["model_code_path"] = Path(function["model_code_path"]).name
+    described["utc_time_created"] = NO_TIME
+    described.pop("model_id", None)
+    described["model_uuid"] = sha256_of_files(target, leave_out=("MLmodel",))[:32]
+    described.pop("run_id", None)
+    write_text(target / "MLmodel", yaml.safe_dump(described, sort_keys=True))

@@ -1,0 +1,144 @@
+"""The classifier as it is used: pictures in, labels and probabilities out. Packed into the model with what it imports."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from headstart.base.artifacts import CLASSIFIER, DETAILS, NETWORK, WEIGHTS
+from headstart.base.errors import HeadstartError
+from headstart.data.decode import Array, Unusable, decode, quiet
+from headstart.models.backbones import architecture
+from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.preprocessing import View
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One picture's answer: the label, its probability, and the probability of every class."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """A packaged classifier, with its preprocessing inside."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load from the folder that holds classifier.json and classifier.safetensors.
+
+        Raises:
+            HeadstartError: the folder holds no model.
+        """
+        try:
+            details = json.loads((folder / DETAILS).read_text(encoding="utf-8"))
+            state = load_file(folder / WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise HeadstartError(f"{folder} holds no packaged model ({error}); run `dvc repro package`") from None
+        trunk = architecture(details["backbone"], folder / NETWORK, details["weights"]).trunk()
+        trunk.view = View.from_card(details)
+        head = LinearHead(state["head.weight"], state["head.bias"], details["temperature"], tuple(details["classes"]))
+        self.model = Classifier(trunk, head)
+        self.model.load_state_dict(state)
+        self.model.eval().requires_grad_(False)
+        self.max_megapixels: float = details["max_megapixels"]
+        self.short_side: int | None = details.get("short_side")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.model.classes
+
+    def predict(self, pictures: Sequence[Any]) -> list[Prediction]:
+        """Classify pictures, each a path, the bytes of a picture file (or their base64 text), or an array.
+
+        Arrays are (height, width, 3) or (height, width), uint8, or floats in [0, 1].
+
+        Raises:
+            HeadstartError: a picture cannot be used; the message says which and why.
+        """
+        return [prediction for chunk in self._chunks(pictures) for prediction in self._answers(chunk)]
+
+    def decoded(self, source: bytes | Path) -> Array:
+        """A picture file, or its bytes, as (height, width, 3) uint8: decoded as those that it was trained on were.
+
+        Raises:
+            Unusable: it is no picture, damaged or too large.
+        """
+        return decode(source, self.short_side, self.max_megapixels).pixels
+
+    def _chunks(self, pictures: Sequence[Any]) -> Iterator[list[Array]]:
+        for start in range(0, len(pictures), BATCH):
+            with quiet():
+                chunk = [self._decoded(p, start + n) for n, p in enumerate(pictures[start : start + BATCH])]
+            yield chunk
+
+    def _answers(self, pictures: list[Array]) -> Iterator[Prediction]:
+        with torch.inference_mode():
+            probabilities = self.model.probabilities(self.model(self.model.trunk.view.batch(pictures)))
+        for row in probabilities.double().tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            yield Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True)))
+
+    def _decoded(self, picture: Any, number: int) -> Array:
+        name = str(picture) if isinstance(picture, str | Path) and len(str(picture)) < 300 else f"picture {number}"
+        try:
+            if isinstance(picture, str | Path):
+                path = Path(picture)
+                there = False
+                with contextlib.suppress(OSError, ValueError):  # base64 makes no name of a file
+                    there = path.is_file()
+                inline = None if there else _from_base64(str(picture))
+                if inline is None and not there:
+                    raise Unusable("no such file")
+                return self.decoded(path if inline is None else inline)
+            if isinstance(picture, bytes | bytearray | memoryview):
+                return self.decoded(bytes(picture))
+            return _from_array(picture)
+        except Unusable as reason:
+            raise HeadstartError(f"{name}: {reason}") from None
+
+
+def load_predictor(model: Path) -> Predictor:
+    """The predictor of a packaged model, straight from its files: without MLflow, and without what training needs."""
+    return Predictor(model / CLASSIFIER)
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The bytes that a JSON request carries as text; None where the text is something else."""
+    try:
+        data = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if len(data) > 64 else None
+
+
+def _from_array(value: Any) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise Unusable("an array must be (height, width, 3) or (height, width), found rows of different lengths") from None
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise Unusable(f"an array must be (height, width, 3) or (height, width), found {array.shape}")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise Unusable("a float array must lie in [0, 1]")
+        array = np.round(array * 255)
+    elif array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise Unusable(f"an array must be uint8 or floats in [0, 1], found {array.dtype}")
+    return array.astype(np.uint8)

@@ -1,0 +1,1 @@
+"""Networks, their weights, preprocessing and classifiers."""

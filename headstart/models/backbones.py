@@ -1,0 +1,344 @@
+"""Networks by name: build them, find their classifier, take it off, cut what is left into blocks.
+
+Three families answer to a name: torchvision's classification models, timm's models, and the user's own
+``file.py:factory``. A name that both libraries know (``resnet18``) is torchvision's; timm's own is reached with its tag
+(``resnet18.a1_in1k``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.base.errors import HeadstartError, nearest
+from headstart.base.files import read_json
+from headstart.base.paths import is_own
+from headstart.models.preprocessing import View
+
+CARD, WEIGHTS, CLASSIFIER = "card.json", "weights.safetensors", "classifier.safetensors"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = 1000
+# These were published with ``transform_input``: a switch that turns torchvision's usual normalisation into the 0.5/0.5
+# they were trained with. Saying 0.5/0.5 on the card does the same and works without the switch.
+HALF_NORMALISED = ("inception_v3", "googlenet")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built, before any weights.
+
+    Attributes:
+        name: as in params.yaml.
+        library: torchvision, timm or own.
+        create: builds the whole network, classifier included.
+        view: its evaluation preprocessing.
+    """
+
+    name: str
+    library: str
+    create: Callable[[], nn.Module]
+    view: View
+
+    def whole(self, seed: int = 0) -> nn.Module:
+        """The network with its classifier, randomly initialised from ``seed``, without auxiliary heads in use."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.create()
+
+    def trunk(self, seed: int = 0) -> Trunk:
+        """The network without its classifier, randomly initialised from ``seed``."""
+        return Trunk(self.whole(seed), self.view)
+
+
+class Trunk(nn.Module):
+    """A network without its classifier: (N, 3, H, W) normalised pictures → (N, D) features."""
+
+    def __init__(self, network: nn.Module, view: View) -> None:
+        super().__init__()
+        _take_off(network)
+        self.network = network.to(memory_format=torch.channels_last)
+        self.view = view
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self.network(pictures)
+        return features.flatten(1)
+
+    def blocks(self) -> list[list[nn.Parameter]]:
+        """The parameters in blocks, input side first: the steps of unfreezing and of layer-wise learning rates.
+
+        Containers are opened up, and so is whatever holds more than half of all parameters, since one block that is most
+        of the network is no step. Networks register their parts in the order they use them.
+        """
+        total = sum(p.numel() for p in self.network.parameters())
+        return [block for block in _blocks(self.network, total) if block]
+
+
+def architecture(name: str, network_file: Path | None = None, weights: str = "default") -> Architecture:
+    """The network called ``name``.
+
+    Args:
+        network_file: where the user's own factory stands, for ``file.py:factory`` names.
+        weights: torchvision's models have preprocessing of their own for each of their weights.
+
+    Raises:
+        HeadstartError: nobody knows the name, or the user's file is at fault.
+    """
+    if is_own(name):
+        return _own(name, network_file)
+    with without_compiler():
+        import timm
+        import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name in known:
+        return _torchvision(name, weights)
+    if timm.is_model(name.split(".")[0]) and (name in timm.list_models() or timm.is_model_pretrained(name)):
+        return _timm(name)
+    hint = nearest(name, [*known, *timm.list_models()]) or "`headstart models PATTERN` lists what there is"
+    raise HeadstartError(f"backbone {name!r} is neither a torchvision nor a timm model, nor a file.py:factory; {hint}")
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Import torchvision and timm in here, and torch's compiler is not imported with them.
+
+    They want nothing of it but an answer to one question and a mark on one function, for networks that are no classifiers;
+    importing it takes longer than all else that a stage imports. It is a module like any other as soon as this is over.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    compiler, parts = ModuleType(name), ModuleType(f"{name}.utils")
+    compiler.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
+    parts.is_compile_supported = lambda device: import_module(f"{name}.utils").is_compile_supported(device)  # type: ignore[attr-defined]
+    sys.modules |= {name: compiler, parts.__name__: parts}
+    try:
+        yield
+    finally:
+        del sys.modules[name], sys.modules[parts.__name__]
+
+
+def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, dict[str, Any]]:
+    """The trunk that the backbone stage stored in ``folder``, with its card."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        card = read_json(folder / CARD)
+        state = load_file(folder / WEIGHTS)
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise HeadstartError(f"{folder} holds no backbone ({error}); run `dvc repro backbone`") from None
+    trunk = architecture(card["name"], network_file, card["weights"]).trunk()
+    trunk.network.load_state_dict(state)
+    trunk.view = View.from_card(card)
+    return trunk, card
+
+
+def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:
+    """The publisher's ImageNet classifier on the trunk's features, (1000, D) and (1000,); None where it was not stored."""
+    from safetensors.torch import load_file
+
+    if not (folder / CLASSIFIER).exists():
+        return None
+    stored = load_file(folder / CLASSIFIER)
+    return stored["weight"], stored["bias"]
+
+
+def feature_width(trunk: Trunk) -> int:
+    """D of the (N, D) features, from one forward pass.
+
+    Raises:
+        HeadstartError: the network cannot work on pictures of its view's size, or gives something else than features.
+    """
+    size = trunk.view.size
+    try:
+        with torch.inference_mode():
+            features = trunk.eval()(torch.zeros(2, 3, size, size))
+    except Exception as error:  # whatever the user's own forward raises
+        reason = " ".join(str(error).split())[:200]
+        raise HeadstartError(
+            f"the network fails on two {size}×{size} pictures, (2, 3, {size}, {size}): {type(error).__name__}: {reason}"
+        ) from None
+    if features.ndim != 2 or len(features) != 2:
+        raise HeadstartError(f"the network gives {tuple(features.shape)} for two pictures; features must be (2, D)")
+    width: int = features.shape[1]
+    return width
+
+
+def find_classifier(network: nn.Module, classes: int | None = None) -> str:
+    """The dotted name of the last linear layer or convolution: the classifier ('' where there is none).
+
+    SqueezeNet's is a 1×1 convolution before its pooling, everybody else's a linear layer; auxiliary heads (Inception,
+    GoogLeNet) are gone before this is asked.
+    """
+    last = ""
+    for name, module in network.named_modules():
+        width = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
+        if isinstance(module, nn.Linear | nn.Conv2d) and (classes is None or width == classes):
+            last = name
+    return last
+
+
+# --- the three families -------------------------------------------------------------------------------------------
+
+
+def _torchvision(name: str, weights: str) -> Architecture:
+    import torchvision
+
+    # Random weights and the user's own file are looked at as the publisher's default is.
+    entry: Any = torchvision_weights(name, weights) or torchvision_weights(name, "default")
+    preset = entry.transforms()
+    size = preset.crop_size[0]
+    mean, std = tuple(preset.mean), tuple(preset.std)
+    options: dict[str, Any] = {}
+    if name in HALF_NORMALISED:
+        options["init_weights"] = True
+        mean = std = (0.5, 0.5, 0.5)
+    if name.startswith("vit_"):  # one position embedding per patch: the input size is part of the architecture
+        options["image_size"] = size
+
+    def create() -> nn.Module:
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+        return network
+
+    crop = min(size / preset.resize_size[0], 1.0)
+    return Architecture(name, "torchvision", create, View(size, crop, preset.interpolation.value, mean, std))
+
+
+def torchvision_weights(name: str, weights: str) -> Any | None:
+    """The entry of torchvision's weights enum that ``weights`` names; None where it names none (a local file).
+
+    Raises:
+        HeadstartError: ``weights`` looks like an entry's name and is none.
+    """
+    import torchvision
+
+    entries = torchvision.models.get_model_weights(name)
+    if weights == "default":
+        return entries.DEFAULT
+    short = weights.split(".")[-1]
+    if short in entries.__members__ and weights in (short, f"{entries.__name__}.{short}"):
+        return entries[short]
+    if short in entries.__members__:
+        raise HeadstartError(
+            f"weights {weights!r} belong to another backbone than {name!r}; use {entries.__name__}.{short}"
+        )
+    return None
+
+
+def _timm(name: str) -> Architecture:
+    import timm
+    import timm.data
+
+    cfg: Any = timm.models.get_pretrained_cfg(name) if timm.is_model_pretrained(name) else None
+    if cfg is None:
+        # A throw-away model on the meta device gives the merged configuration without allocating anything.
+        with torch.device("meta"):
+            cfg = timm.create_model(name, pretrained=False).pretrained_cfg
+    settings = cfg if isinstance(cfg, dict) else cfg.to_dict()
+    data = timm.data.resolve_data_config({}, pretrained_cfg=settings)  # type: ignore[attr-defined, no-untyped-call]
+
+    def create() -> nn.Module:
+        network: nn.Module = timm.create_model(name, pretrained=False)
+        return network
+
+    channels, height, width = data["input_size"]
+    if channels != 3 or height != width:
+        raise HeadstartError(
+            f"backbone {name!r} takes {channels}×{height}×{width} inputs; choose one with three channels and a square input"
+        )
+    crop = min(data["crop_pct"], 1.0)  # above 1 timm pads with black
+    return Architecture(name, "timm", create, View(height, crop, data["interpolation"], data["mean"], data["std"]))
+
+
+def _own(name: str, network_file: Path | None) -> Architecture:
+    """``factory(num_classes)`` from the user's file; optional attributes input_size, mean and std on the network."""
+    path, factory_name = name.rsplit(":", 1)
+    file = network_file or Path(path)
+    spec = importlib.util.spec_from_file_location("headstart_own_network", file)
+    if spec is None or spec.loader is None or not file.is_file() or not file.stat().st_size:
+        raise HeadstartError(f"backbone {name!r}: {path} is not there; give its path from the project's top folder")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        factory = getattr(module, factory_name)
+    except AttributeError:
+        hint = nearest(factory_name, vars(module)) or f"define `def {factory_name}(num_classes)` there"
+        raise HeadstartError(f"backbone {name!r}: {path} has no {factory_name!r}; {hint}") from None
+    except Exception as error:
+        raise HeadstartError(f"backbone {name!r}: {path} does not run: {type(error).__name__}: {error}") from None
+
+    def create() -> nn.Module:
+        try:
+            network = factory(IMAGENET_CLASSES)
+        except Exception as error:
+            raise HeadstartError(
+                f"backbone {name!r}: {factory_name}(num_classes) failed: {type(error).__name__}: {error}"
+            ) from None
+        if not isinstance(network, nn.Module):
+            raise HeadstartError(f"backbone {name!r}: {factory_name} returned {type(network).__name__}, not a nn.Module")
+        return network
+
+    with torch.random.fork_rng(devices=[]):
+        network = create()
+    size: Any = getattr(network, "input_size", 224)
+    mean: Any = getattr(network, "mean", IMAGENET_MEAN)
+    std: Any = getattr(network, "std", IMAGENET_STD)
+    try:
+        (red, green, blue), (r, g, b) = map(float, mean), map(float, std)
+        if not isinstance(size, int) or size < 1 or min(r, g, b) <= 0:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise HeadstartError(
+            f"backbone {name!r}: input_size must be one whole number of pixels, mean and std three numbers each (std above "
+            f"0); found {size!r}, {mean!r} and {std!r}"
+        ) from None
+    return Architecture(name, "own", create, View(size, 1.0, "bilinear", (red, green, blue), (r, g, b)))
+
+
+# --- taking apart -------------------------------------------------------------------------------------------------
+
+
+def _take_off(network: nn.Module) -> None:
+    """Remove the classifier, and auxiliary heads with it, in place."""
+    for auxiliary in ("AuxLogits", "aux1", "aux2"):
+        if getattr(network, auxiliary, None) is not None:
+            setattr(network, auxiliary, None)
+            network.aux_logits = False  # type: ignore[assignment]
+    if hasattr(network, "transform_input"):
+        network.transform_input = False  # type: ignore[assignment]
+    if hasattr(network, "reset_classifier") and hasattr(network, "pretrained_cfg"):  # timm's own way
+        network.reset_classifier(0)  # type: ignore[operator]
+        return
+    name = find_classifier(network, IMAGENET_CLASSES)
+    if not name:
+        raise HeadstartError(
+            f"{type(network).__name__} has no linear layer or convolution with num_classes outputs to take off; "
+            "the factory must build its classifier from the num_classes it is given"
+        )
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+
+
+def _blocks(module: nn.Module, total: int) -> list[list[nn.Parameter]]:
+    found = [list(module.parameters(recurse=False))]
+    for child in module.children():
+        size = sum(p.numel() for p in child.parameters())
+        has_children = any(True for _ in child.children())
+        if isinstance(child, nn.Sequential | nn.ModuleList) or (has_children and size > total / 2):
+            found += _blocks(child, total)
+        else:
+            found.append(list(child.parameters()))
+    return found

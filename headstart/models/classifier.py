@@ -1,0 +1,65 @@
+"""A trunk with a linear head and a temperature: what fine-tuning trains, what is evaluated and what is packaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.models.backbones import Trunk
+from headstart.models.preprocessing import Normalise, batches
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear classifier on a trunk's raw features.
+
+    Attributes:
+        weight: (classes, D) float32, the standardisation folded in.
+        bias: (classes,) float32.
+        temperature: logits are divided by it before softmax.
+        classes: names, in the order of the rows.
+        class_weight: (classes,) weights of the loss, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    temperature: float
+    classes: tuple[str, ...]
+    class_weight: tuple[float, ...] | None = None
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(N, D) → (N, classes), before temperature."""
+        return features @ self.weight.T + self.bias
+
+
+class Classifier(nn.Module):
+    """(N, 3, H, W) normalised pictures → (N, classes) logits, before temperature."""
+
+    def __init__(self, trunk: Trunk, head: LinearHead) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(head.weight.shape[1], head.weight.shape[0])
+        with torch.no_grad():
+            self.head.weight.copy_(head.weight)
+            self.head.bias.copy_(head.bias)
+        self.temperature = head.temperature
+        self.classes = head.classes
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.trunk(pictures))
+        return logits
+
+    def logits_of(self, pixels: Any, rows: Sequence[int], batch: int, device: torch.device) -> Iterator[Tensor]:
+        """Logits of the pictures ``rows``, batch by batch, on the CPU."""
+        network = nn.Sequential(Normalise(self.trunk.view).to(device), self)
+        for _, pictures in batches(self.trunk.view, pixels, rows, batch):
+            with torch.inference_mode():
+                yield network(pictures.to(device)).float().cpu()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities, (N, classes)."""
+        return torch.softmax(logits / self.temperature, dim=1)

@@ -1,0 +1,1 @@
+"""Unattended retraining and the doctor."""

@@ -1,0 +1,178 @@
+"""`headstart doctor`: whether this machine and this checkout are ready for a run, with a remedy for what is not."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from headstart import __version__
+from headstart.base.errors import HeadstartError
+from headstart.base.params import Params
+from headstart.base.paths import checkout, network_file, users_path, weights_file
+from headstart.base.threads import cores
+from headstart.data.corrections import corrected
+from headstart.data.download import is_archive
+from headstart.data.sources import locate, needs_network
+from headstart.operations.git_branch import asked
+from headstart.tracking import store
+
+LOCK = Path("requirements.lock")
+ROOM = 5  # GB that a run on a few thousand pictures may want
+OK, NOTE, WRONG = "ok", "note", "wrong"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known about one thing: ``ok``; ``note``, where a run works but may surprise; ``wrong``, where it fails."""
+
+    about: str
+    state: str
+    sentence: str
+
+
+def examine() -> Iterator[Finding]:
+    """Each thing that a run depends on, as soon as it is known. Nothing is downloaded, and no database is made."""
+    checks: dict[str, Callable[[], tuple[str, str]]] = {
+        "python": _python, "packages": _packages, "machine": _machine, "disk": _disk, "git": _git,
+    }  # fmt: skip
+    yield from (_found(about, check) for about, check in checks.items())
+    try:
+        params = Params.load()
+    except HeadstartError as error:
+        yield Finding("params.yaml", WRONG, str(error))
+        return
+    yield Finding("params.yaml", OK, "every key and value is allowed")
+    yield _found("pictures", lambda: _pictures(params))
+    yield _found("backbone", lambda: _backbone(params))
+    yield _found("mlflow", _mlflow)
+    yield _found("dvc", _dvc)
+
+
+def _found(about: str, check: Callable[[], tuple[str, str]]) -> Finding:
+    try:
+        return Finding(about, *check())
+    except HeadstartError as error:
+        return Finding(about, WRONG, str(error))
+    except Exception as error:  # a package that is broken, or half there
+        return Finding(about, WRONG, f"{type(error).__name__}: {error}; where a package is named, run `make setup`")
+
+
+def _python() -> tuple[str, str]:
+    return OK, f"{platform.python_version()}, headstart {__version__}, in {sys.prefix}"
+
+
+def _packages() -> tuple[str, str]:
+    """Whether what is installed is what the lock pins, as far as that is for this machine."""
+    from packaging.requirements import Requirement
+
+    if not LOCK.exists():
+        return NOTE, f"no {LOCK} here to compare with"
+    pinned = [
+        Requirement(line.split(" \\")[0])
+        for line in LOCK.read_text(encoding="utf-8").splitlines()
+        if "==" in line and not line.startswith((" ", "#"))
+    ]
+    differ = []
+    for wanted in (one for one in pinned if one.marker is None or one.marker.evaluate()):
+        try:
+            version = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            version = "none"
+        if version.partition("+")[0] not in wanted.specifier:
+            differ.append(f"{wanted.name} ({version} instead of {str(wanted.specifier)[2:]})")
+    if not differ:
+        return OK, f"as {LOCK} has them"
+    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    return WRONG, f"{', '.join(differ[:3])}{more} differ from {LOCK}; run `make setup`"
+
+
+def _machine() -> tuple[str, str]:
+    import psutil
+    import torch
+
+    from headstart.engines.openvino import has_bfloat16
+
+    memory = psutil.virtual_memory()
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch can use"
+    rounded = "with" if has_bfloat16() else "without"
+    return OK, (
+        f"{cores()} cores {rounded} bfloat16, {accelerator}, {memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB "
+        "of memory free"
+    )
+
+
+def _disk() -> tuple[str, str]:
+    free = shutil.disk_usage(checkout()).free / 1e9
+    if free < ROOM:
+        return NOTE, f"{free:.1f} GB free; `dvc gc --workspace` drops the results that are not in use"
+    return OK, f"{free:.0f} GB free"
+
+
+def _git() -> tuple[str, str]:
+    if shutil.which("git") is None:
+        raise HeadstartError("git is not installed, and DVC needs it")
+    if asked("rev-parse", "--verify", "HEAD^{commit}") is None:
+        raise HeadstartError("no commit here; `git init`, `git add -A` and `git commit` first")
+    changed = (asked("status", "--porcelain", "--untracked-files=no") or "").splitlines()
+    if changed:
+        return NOTE, f"{len(changed)} changed files are not committed; `headstart retrain` wants them to be"
+    return OK, f"at {asked('rev-parse', '--short', 'HEAD')}, nothing to commit"
+
+
+def _pictures(params: Params) -> tuple[str, str]:
+    if needs_network(params.data):
+        return NOTE, f"{params.data.source} comes from its publisher, unless an earlier run has fetched it"
+    if is_archive(params.data.source) and users_path(params.data.source).is_file():
+        return NOTE, f"{params.data.source} is unpacked by a run"
+    given = locate(params.data).pictures
+    if not given:
+        raise HeadstartError(f"data.source {params.data.source!r} holds no files in class folders")
+    found = corrected(given, params.data)
+    classes = {picture.label for picture in found}
+    if len(classes) < 2:
+        raise HeadstartError(f"data.source {params.data.source!r} has {len(classes)} classes; at least two are needed")
+    return OK, f"{len(found)} in {len(classes)} classes from {params.data.source}"
+
+
+def _backbone(params: Params) -> tuple[str, str]:
+    from headstart.models.backbones import architecture
+    from headstart.models.weights import at_hand
+
+    weights_file(params.weights)
+    if network_file(params.backbone):
+        return OK, f"{params.backbone}, your own"
+    found = architecture(params.backbone)
+    if params.weights == "none":
+        return OK, f"{params.backbone} with random weights"
+    if params.weights != "default":
+        return NOTE, f"{params.backbone}; the run looks for its weights {params.weights}"
+    if not at_hand(params.backbone, found.library, params.weights_mirror):
+        return NOTE, f"{params.backbone}; its weights are not on this machine, so the first run downloads them"
+    return OK, f"{params.backbone}, whose weights are at hand"
+
+
+def _mlflow() -> tuple[str, str]:
+    uri = store.uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return OK, f"{uri} is made by the first run"
+    with store.opened() as client:
+        client.search_experiments(max_results=1)
+    return OK, f"{store.shown_uri()} answers"
+
+
+def _dvc() -> tuple[str, str]:
+    done = subprocess.run([sys.executable, "-m", "dvc", "config", "--list"], cwd=checkout(), capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines() or ["it gives no reason"]
+        raise HeadstartError(f"dvc does not work here: {reason[0].removeprefix('ERROR: ')}")
+    remotes = re.findall(r"^remote\.(.+?)\.url=", done.stdout, re.MULTILINE)
+    if not remotes:
+        return NOTE, "no remote, so results are on this machine only; `dvc remote add -d NAME FOLDER` names one"
+    return OK, f"results can be pushed to {', '.join(remotes)}"

@@ -1,0 +1,1 @@
+"""Branches off the pipeline: ranking, learning curves, tuning, label issues."""

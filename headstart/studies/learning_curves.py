@@ -1,0 +1,304 @@
+"""why, measured: learning curves of a frozen, a fine-tuned and a randomly initialised network on the user's own pictures.
+
+Training and validation pictures are cut into five folds. For some of them everything is trained on growing shares of the
+other four and asked about the fold that was held out, so that all starts answer the same pictures and nothing that is
+reported chose anything. The test split is not looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from headstart.base.arrays import Bools, Floats, Ints
+from headstart.base.files import read_json, write_json
+from headstart.base.params import Finetune, Params
+from headstart.base.progress import hidden, progress
+from headstart.data.packed import Pixels
+from headstart.engines.batching import inference_batch
+from headstart.models.backbones import Trunk, architecture, load_trunk
+from headstart.models.calibration import log_losses
+from headstart.studies.candidates import Sample
+from headstart.training.features import load_features
+from headstart.training.finetune import STATE, finetune, load_finetuned
+from headstart.training.linear_probe import folds_of, load_head, train_head
+from headstart.training.recipe import Recipe
+
+FROZEN, FINETUNED, SCRATCH = "frozen", "finetuned", "scratch"
+CUTS = ("none", "last", "half", "all")
+MOST_EPOCHS = 100  # of a training from random weights
+SHAPED_BY = (
+    "answers", "backbones", "candidates", "classifier", "compute", "curves", "engines", "features", "finetune", "heads",
+    "logistic", "surgery", "views",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: what it starts from, how much of the network it trains, and on which pictures.
+
+    Attributes:
+        start: frozen, finetuned or scratch.
+        cut: as ``finetune.unfreeze``.
+        fold: number of the fold that is held out.
+        share: of the pictures outside that fold.
+    """
+
+    start: str
+    cut: str
+    fold: int
+    share: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.start}-{self.cut}-{self.fold}-{self.share:g}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One start at one cut, over growing numbers of pictures.
+
+    Attributes:
+        n: (S,) pictures it was trained on.
+        correct: (S, N) whether the answer for each held-out picture was right.
+        losses: (S, N) calibrated log-losses.
+        seconds: (S,) that the training took, mean over folds.
+    """
+
+    n: Ints
+    correct: Bools
+    losses: Floats
+    seconds: Floats
+
+    @property
+    def accuracy(self) -> Floats:
+        found: Floats = self.correct.mean(axis=1)
+        return found
+
+
+Curves = dict[tuple[str, str], Curve]  # by start and cut
+
+
+def code() -> list[str]:
+    """A digest of each module that shapes a training: what other code has found must not stand beside it."""
+    return [hashlib.sha256(Path(__file__).with_name(f"{name}.py").read_bytes()).hexdigest() for name in SHAPED_BY]
+
+
+def cut_of(settings: Finetune) -> str:
+    """What "fine-tuned" stands for: as params.yaml has it, or half where fine-tuning is off."""
+    return "half" if settings.unfreeze == "none" else settings.unfreeze
+
+
+def plan(shares: Sequence[float], folds: int, cut: str) -> list[Training]:
+    """All trainings, the quick ones first. The cuts that are not the curve's own are tried on all pictures only."""
+    frozen = [Training(FROZEN, "none", fold, share) for fold in range(folds) for share in shares]
+    tuned = [Training(FINETUNED, cut, fold, share) for fold in range(folds) for share in shares]
+    cuts = [Training(FINETUNED, other, fold, 1.0) for fold in range(folds) for other in CUTS[1:] if other != cut]
+    scratch = [Training(SCRATCH, "all", fold, share) for fold in range(folds) for share in shares]
+    return frozen + tuned + cuts + scratch
+
+
+class Pictures:
+    """Training and validation pictures, folded.
+
+    Attributes:
+        features: (N, D) of the frozen network, in the sample's order.
+    """
+
+    def __init__(self, data: Path, manifest: pd.DataFrame, sample: Sample, device: torch.device) -> None:
+        self.sample, self.manifest = sample, manifest
+        self.pixels = Pixels(data / "prepare")
+        self.folds = folds_of(sample.labels, sample.groups)
+        self.features = features_of(data / "features", manifest, sample.rows, device)
+        self.labels = torch.from_numpy(sample.labels).to(device)
+
+    def pictures(self, fold: int, share: float) -> Ints:
+        """Numbers in the sample of the pictures to learn from: a share of those outside the fold, and at least so many that
+        there are three of each class. A larger share holds the smaller."""
+        fitted = self.folds[fold][0]
+        labels = self.sample.labels[fitted]
+        least = max(int(np.flatnonzero(labels == number)[:3][-1]) + 1 for number in range(len(self.sample.classes)))
+        return fitted[: max(round(share * len(fitted)), least)]
+
+    def shares(self, fractions: Sequence[float]) -> list[float]:
+        """Those of the fractions that are different numbers of pictures here."""
+        counts = [len(self.pictures(0, share)) for share in fractions]
+        return [share for share, n, larger in zip(fractions, counts, [*counts[1:], 0], strict=True) if n != larger]
+
+    def inner(self, fold: int, share: float) -> tuple[Ints, Ints]:
+        """Of those, the ones to train on and the ones to choose with: a fifth of each class, and nothing that resembles one
+        of them among the others, unless a class has nothing else."""
+        order = self.pictures(fold, share)
+        by_class = order[np.argsort(self.sample.labels[order], kind="stable")]
+        val = np.sort(by_class[2::5])
+        rest = np.setdiff1d(order, val)
+        apart = rest[~np.isin(self.sample.groups[rest], self.sample.groups[val])]
+        return (apart if len(np.unique(self.sample.labels[apart])) == len(self.sample.classes) else rest), val
+
+    def as_manifest(self, train: Ints, val: Ints) -> pd.DataFrame:
+        """A manifest in which these are all the training and validation pictures there are."""
+        names = np.array(self.sample.classes, object)
+        frame = pd.DataFrame({"label": names[0], "split": ""}, index=range(len(self.manifest)))
+        frame.loc[self.sample.rows, "label"] = names[self.sample.labels]
+        frame.loc[self.sample.rows[train], "split"] = "train"
+        frame.loc[self.sample.rows[val], "split"] = "val"
+        return frame
+
+
+def features_of(folder: Path, manifest: pd.DataFrame, rows: Ints, device: torch.device) -> Tensor:
+    """(N, D) cached features of ``rows`` of the manifest, which are training or validation pictures."""
+    parts = [load_features(folder, split)[0] for split in ("train", "val")]
+    found = [np.flatnonzero(manifest["split"] == split) for split in ("train", "val")]
+    place = {int(row): number for number, row in enumerate(np.concatenate(found))}
+    return torch.cat(parts)[[place[int(row)] for row in rows]].to(device)
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """What every training needs.
+
+    Attributes:
+        backbone: the folder of the backbone stage.
+        seconds_per_picture: that the frozen network takes.
+        state: where a training that was interrupted goes on.
+        timings: as ``engines.engine_for`` takes it.
+    """
+
+    pictures: Pictures
+    backbone: Path
+    network_file: Path
+    params: Params
+    device: torch.device
+    seconds_per_picture: float
+    state: Path
+    timings: Path
+
+    def run(self, training: Training) -> dict[str, Any]:
+        """``n``, ``seconds``, and of each held-out picture ``correct`` and ``losses``."""
+        p, sample = self.pictures, self.pictures.sample
+        train, val = p.inner(training.fold, training.share)
+        held_out = p.folds[training.fold][1]
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            train_x, val_x = (p.features[numbers] for numbers in (train, val))
+            train_head(
+                (train_x, p.labels[train]), (val_x, p.labels[val]), list(sample.classes), self.params.head, folder / "head",
+                sample.groups[np.concatenate([train, val])],
+            )  # fmt: skip
+            head = load_head(folder / "head", refit=training.start == FROZEN)
+            if training.start == FROZEN:
+                seconds = time.perf_counter() - start + self.seconds_per_picture * (len(train) + len(val))
+                logits, temperature = head.logits(p.features[held_out].cpu()), head.temperature
+            else:
+                recipe = self.recipe(training, len(train))
+                resume = self.state / training.name
+                trunk = self.trunk(training)
+                clock = Clock(resume)
+                finetune(
+                    trunk, head, p.pixels, p.as_manifest(train, val), recipe, self.device, folder / "tuned", resume,
+                    lambda row: clock.note(), self.params.features.engine, self.timings,
+                )  # fmt: skip
+                seconds = clock.seconds()
+                if training.start == FINETUNED:
+                    seconds += self.seconds_per_picture * (len(train) + len(val))  # of the head it starts from
+                model = load_finetuned(folder / "tuned", self.trunk(training), head)
+                assert model is not None
+                model.eval().to(self.device)
+                batch = inference_batch(model, model.trunk.view, self.device)
+                rows = sample.rows[held_out].tolist()
+                logits = torch.cat(list(model.logits_of(p.pixels, rows, batch, self.device)))
+                temperature = model.temperature
+        said, labels = (logits.cpu() / temperature).numpy(), sample.labels[held_out]
+        losses = log_losses(said.astype(np.float64), labels)
+        return {
+            "n": len(train) + len(val),
+            "seconds": round(seconds, 2),
+            "correct": (said.argmax(axis=1) == labels).astype(int).tolist(),
+            "losses": [round(float(loss), 6) for loss in losses],
+        }
+
+    def trunk(self, training: Training) -> Trunk:
+        trunk, card = load_trunk(self.backbone, self.network_file)
+        if training.start != SCRATCH:
+            return trunk
+        return architecture(card["name"], self.network_file, card["weights"]).trunk(self.params.seed + training.fold)
+
+    def recipe(self, training: Training, n: int) -> Recipe:
+        """From random weights: smaller pictures, and as many epochs as show the network ``why.scratch_passes`` pictures, so
+        that a small set is not held against it; the best of them on validation is taken, as for all."""
+        settings, why = self.params.finetune, self.params.why
+        if training.start == FINETUNED:
+            return Recipe(settings.model_copy(update={"unfreeze": training.cut}), scratch=False, seed=self.params.seed)
+        epochs = max(settings.scratch_epochs, min(MOST_EPOCHS, math.ceil(why.scratch_passes / n)))
+        size = load_trunk(self.backbone, self.network_file)[0].view.size
+        ratio = min(settings.size_ratio, why.scratch_size / size)
+        update = {"unfreeze": "all", "scratch_epochs": epochs, "patience": epochs, "size_ratio": ratio}
+        return Recipe(settings.model_copy(update=update), scratch=True, seed=self.params.seed)
+
+
+class Clock:
+    """Seconds of a training that may be interrupted and go on another day, from where its state was saved last."""
+
+    def __init__(self, resume: Path) -> None:
+        self.file, self.state, self.start = resume / "seconds.json", resume / STATE, time.perf_counter()
+        self.before: float = read_json(self.file) if self.file.exists() else 0.0
+        self.saved = self._saved()
+
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.start
+
+    def note(self) -> None:
+        if (saved := self._saved()) != self.saved:
+            self.saved = saved
+            write_json(self.file, self.seconds())
+
+    def _saved(self) -> int:
+        return self.state.stat().st_mtime_ns if self.state.exists() else 0
+
+
+def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -> Curves:
+    """Run what was not run before, and put all of it together.
+
+    Args:
+        kept: a folder for the results of these very pictures, network and settings.
+    """
+    files = {training: kept / f"{training.name}.json" for training in trainings}
+    missing = [training for training, file in files.items() if not file.exists()]
+    with progress("why", len(missing), "trainings") as advance:
+        for training in missing:
+            with hidden():
+                outcome = laboratory.run(training)
+            write_json(files[training], outcome)
+            print(
+                f"why: {training.start}, {training.cut} trained, fold {training.fold + 1}, {outcome['n']} pictures: "
+                f"accuracy {np.mean(outcome['correct']):.3f} in {outcome['seconds']:.0f} s",
+                flush=True,
+            )
+            advance()
+    found = {training: read_json(file) for training, file in files.items()}
+    return {key: _curve(key, found) for key in dict.fromkeys((t.start, t.cut) for t in trainings)}
+
+
+def _curve(key: tuple[str, str], found: dict[Training, dict[str, Any]]) -> Curve:
+    """Held-out pictures in the folds' order, shares in ascending order."""
+    mine = {t: outcome for t, outcome in found.items() if (t.start, t.cut) == key}
+    shares = sorted({t.share for t in mine})
+    rows = [[mine[t] for t in sorted(mine, key=lambda t: t.fold) if t.share == share] for share in shares]
+    return Curve(
+        np.array([round(float(np.mean([o["n"] for o in row]))) for row in rows], np.int64),
+        np.array([[c for o in row for c in o["correct"]] for row in rows], bool),
+        np.array([[loss for o in row for loss in o["losses"]] for row in rows]),
+        np.array([float(np.mean([o["seconds"] for o in row])) for row in rows]),
+    )

@@ -1,0 +1,374 @@
+"""why: what the learning curves say, in numbers with intervals and in sentences that are true to them.
+
+Is pre-training worth it here, in points, in labels and in minutes? Would more pictures help? How much of the network should
+be trained, and is that what the rules of thumb say?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headstart.base.arrays import Bools, Floats
+from headstart.base.errors import HeadstartError
+from headstart.base.files import sha256_of_files
+from headstart.base.params import Params
+from headstart.data.manifest import read_manifest
+from headstart.evaluation.intervals import paired, wilson
+from headstart.models.backbones import load_classifier, load_trunk
+from headstart.models.catalogue import published
+from headstart.studies.candidates import Sample
+from headstart.studies.learning_curves import (
+    CUTS,
+    FINETUNED,
+    FROZEN,
+    SCRATCH,
+    Curve,
+    Curves,
+    Laboratory,
+    Pictures,
+    code,
+    cut_of,
+    measure,
+    plan,
+)
+from headstart.studies.ranking import speed
+from headstart.training.features import Shown
+from headstart.training.finetune import resume_key
+from headstart.training.linear_probe import within_one_standard_error
+
+MARGIN = 0.01  # of accuracy: less than a point is nobody's reason for anything
+RESAMPLES = 2000
+FURTHER = 2  # times as many pictures is as far as a fit on some tenfold range is followed
+SMALL, LARGE = 100, 1000  # pictures per class: the rules of thumb give no numbers, these are ours
+SIMILAR = 0.5  # of the confidence that the network has on ImageNet's own pictures
+WORTH, NOT_WORTH, CANT_TELL = "worth it", "not worth it", "can't tell"
+NAMES = {FROZEN: "frozen with a head on top", FINETUNED: "fine-tuned", SCRATCH: "from random weights"}
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+
+def draws(correct: Bools) -> Floats:
+    """(R, S) accuracies of bootstrap resamples of the N held-out pictures, the same ones for every row of (S, N)."""
+    rng = np.random.default_rng(0)
+    n = correct.shape[1]
+    return np.stack([correct[:, rng.integers(0, n, n)].mean(axis=1) for _ in range(RESAMPLES)])
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def verdict(worth: dict[str, float]) -> str:
+    """Of the gain in accuracy by pre-training, with its interval: worth it where there certainly is one and it is a point
+    or more; not worth it where a gain of a point can be excluded or what there is comes to less; otherwise can't tell."""
+    if worth["low"] > 0 and worth["value"] >= MARGIN:
+        return WORTH
+    if worth["high"] < MARGIN or (worth["low"] > 0 and worth["value"] < MARGIN):
+        return NOT_WORTH
+    return CANT_TELL
+
+
+def pictures_for(accuracy: float, curve: Curve) -> tuple[float | None, bool]:
+    """How many pictures ``curve`` needs for ``accuracy``, between its points by the logarithm of their numbers; and whether
+    that is only an upper bound, since the smallest number does it already. None where it is never reached."""
+    reached = np.maximum.accumulate(curve.accuracy)
+    if reached[-1] < accuracy:
+        return None, False
+    at = int(np.argmax(reached >= accuracy))
+    if at == 0:
+        return float(curve.n[0]), True
+    share = (accuracy - reached[at - 1]) / (reached[at] - reached[at - 1])
+    low, high = np.log(curve.n[at - 1]), np.log(curve.n[at])
+    return float(np.exp(low + share * (high - low))), False
+
+
+def with_more(curve: Curve) -> dict[str, Any]:
+    """Accuracy to expect of twice as many pictures, by a power law for the error (Hestness et al. 2017, "Deep learning
+    scaling is predictable, empirically"): log error = a - b log n.
+
+    ``n``, ``accuracy``, ``low`` and ``high``; or ``refused``, why the fit does not support that: fewer than three points,
+    one of them farther from the fit than its own interval allows, or a decay whose interval reaches zero.
+    """
+    n = int(FURTHER * curve.n[-1])
+    if len(curve.n) < 3:
+        return {"n": n, "refused": "a curve needs three points at least"}
+    count = curve.correct.shape[1]
+    floor = 0.5 / count  # an error of none at all has no logarithm
+    errors = np.log(np.maximum(1 - np.vstack([curve.accuracy, draws(curve.correct)]), floor))
+    x = np.log(curve.n) - np.log(curve.n).mean()
+    slopes = errors @ x / (x @ x)
+    found, resampled = slopes[0], slopes[1:]
+    fitted = np.exp(errors[0].mean() + found * x)
+    low, high = np.percentile(np.exp(errors[1:]), [2.5, 97.5], axis=0)
+    if ((fitted < low) | (fitted > high)).any():
+        return {"n": n, "refused": "the points do not lie on a power law"}
+    if interval(resampled)[1] > -1e-9:  # nothing but rounding is no decay
+        return {"n": n, "refused": "from the pictures at hand it is not certain that more of them help"}
+    at = np.log(n) - np.log(curve.n).mean()
+    expected = 1 - np.exp(errors.mean(axis=1) + slopes * at)
+    low_, high_ = interval(expected[1:])
+    return {"n": n, "accuracy": float(expected[0]), "low": low_, "high": high_, "exponent": float(-found)}
+
+
+# --- how much to freeze -------------------------------------------------------------------------------------------
+
+
+def size_of(per_class: float) -> str:
+    return "small" if per_class < SMALL else "medium" if per_class < LARGE else "large"
+
+
+def confidence(features: Tensor, classifier: tuple[Tensor, Tensor] | None) -> float | None:
+    """Mean over (N, D) features of the probability that the network's own ImageNet classifier gives its first choice."""
+    if classifier is None:
+        return None
+    weight, bias = (part.to(features.device) for part in classifier)
+    return float(torch.softmax(torch.addmm(bias, features, weight.T), dim=1).amax(dim=1).mean())
+
+
+def advice_231(size: str, similar: bool) -> tuple[str, str]:
+    """The cut, and the words, of Stanford's CS231n for a set of that size and likeness to ImageNet ("Transfer Learning",
+    cs231n.github.io/transfer-learning). Its small is ours up to LARGE."""
+    if size == "large":
+        return ("all", "fine-tune the whole network")
+    if similar:
+        return ("none", "train a linear classifier on the frozen network")
+    return ("last", "train a classifier on earlier layers, which is nearest to retraining the last ones")
+
+
+def advice_230(size: str) -> tuple[str, str]:
+    """The same of CS230's table, which goes by size alone."""
+    return {
+        "small": ("none", "freeze all layers and train the head"),
+        "medium": ("last", "freeze most layers and train the last ones"),
+        "large": ("all", "freeze nothing, start from the pre-trained weights"),
+    }[size]
+
+
+@dataclass(frozen=True)
+class Set:
+    """The user's pictures, as the rules of thumb look at them.
+
+    Attributes:
+        pictures: for training and validation.
+        confidence: ``confidence`` on them; None where the network has no linear ImageNet classifier.
+        on_imagenet: what that is on ImageNet itself: its published top-1 accuracy, as a calibrated classifier's is.
+    """
+
+    pictures: int
+    classes: int
+    confidence: float | None
+    on_imagenet: float | None
+
+    @property
+    def similar(self) -> bool | None:
+        if self.confidence is None or not self.on_imagenet:
+            return None
+        return self.confidence >= SIMILAR * self.on_imagenet
+
+
+def freezing(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
+    """What each cut reached on all pictures, which of them to take, and what the rules of thumb say.
+
+    Taken is the least training that is not clearly worse, by log-loss, than the best (one standard error).
+    """
+    by_cut = {"none": curves[FROZEN, "none"]} | {c: curves[FINETUNED, c] for c in CUTS[1:] if (FINETUNED, c) in curves}
+    table = []
+    for name, curve in by_cut.items():
+        low, high = wilson(curve.correct[-1])
+        table.append(
+            {
+                "cut": name, "accuracy": float(curve.accuracy[-1]), "low": low, "high": high,
+                "log_loss": float(curve.losses[-1].mean()), "seconds": float(curve.seconds[-1]),
+            }
+        )  # fmt: skip
+    names = list(by_cut)
+    measured = names[within_one_standard_error([curve.losses[-1] for curve in by_cut.values()])]
+    size = size_of(pictures.pictures / pictures.classes)
+    rules = {"CS230": advice_230(size)}
+    if pictures.similar is not None:
+        rules["CS231n"] = advice_231(size, pictures.similar)
+    return {
+        "measured": measured,
+        "table": table,
+        "per_class": round(pictures.pictures / pictures.classes),
+        "size": size,
+        "similar": pictures.similar,
+        "confidence": pictures.confidence,
+        "on_imagenet": pictures.on_imagenet,
+        "gap": paired(by_cut[cut].correct[-1], by_cut["none"].correct[-1]) | {"cut": cut},
+        "rules": {
+            rule: {"cut": advised, "words": words, "agrees": advised == measured}
+            for rule, (advised, words) in rules.items()
+        },
+    }
+
+
+# --- all of it ----------------------------------------------------------------------------------------------------
+
+
+def answer(data: Path, params: Params, device: torch.device, state: Callable[[str], Path]) -> dict[str, Any]:
+    """Measure what has not been measured before, and conclude: what why.json holds.
+
+    Args:
+        data: the folder of the stages' folders.
+        state: a folder by name, in which what took long is kept from run to run.
+
+    Raises:
+        HeadstartError: the backbone has random weights, so that there is nothing to compare; or pictures are too few.
+    """
+    backbone, network = data / "backbone", data / "fetch" / "network.py"
+    trunk, card = load_trunk(backbone, network)
+    if not card["pretrained"]:
+        raise HeadstartError(
+            f"backbone {card['name']!r} has random weights (weights: {params.weights}): there is no pre-training to judge; "
+            "name weights in params.yaml"
+        )
+    manifest = read_manifest(data / "prepare")
+    sample = Sample.of(manifest, params.seed)
+    pictures = Pictures(data, manifest, sample, device)
+    timings = state("engines") / "seconds.json"
+    rate = speed(Shown(trunk, pictures.pixels, device), sample.rows, params.features.engine, timings)["images_per_s"]
+    shaped_by = (
+        [sha256_of_files(data / name) for name in ("prepare", "backbone", "features")],
+        code(), params.why.model_dump(exclude={"fractions", "folds"}), params.finetune.model_dump(exclude={"unfreeze"}),
+        params.head, params.features, params.seed, params.threads,
+    )  # fmt: skip
+    kept, cut = state("why") / resume_key(*shaped_by), cut_of(params.finetune)
+    laboratory = Laboratory(pictures, backbone, network, params, device, 1 / rate, kept / "running", timings)
+    found = measure(laboratory, plan(pictures.shares(params.why.fractions), params.why.folds, cut), kept)
+    top1 = published(card["name"]).top1 if card["library"] != "own" else None
+    sure = confidence(pictures.features, load_classifier(backbone))
+    about = Set(len(sample.rows), len(sample.classes), sure, top1 / 100 if top1 else None)
+    return {"backbone": card["name"], **conclude(found, cut, about), "left_out": list(sample.left_out)}
+
+
+def conclude(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
+    """What why.json holds.
+
+    Args:
+        curves: frozen, fine-tuned at ``cut`` and from scratch over growing numbers of pictures; other cuts at all of them.
+    """
+    rows = {FROZEN: curves[FROZEN, "none"], FINETUNED: curves[FINETUNED, cut], SCRATCH: curves[SCRATCH, "all"]}
+    pretrained = min((FROZEN, FINETUNED), key=lambda start: rows[start].losses[-1].mean())
+    best, scratch = rows[pretrained], rows[SCRATCH]
+    worth = paired(best.correct[-1], scratch.correct[-1])
+    enough, at_most = pictures_for(float(scratch.accuracy[-1]), best)
+    result: dict[str, Any] = {
+        "verdict": verdict(worth),
+        "pretrained": pretrained,
+        "worth_points": {key: 100 * value for key, value in worth.items()},
+        "worth_labels": {"pretrained": enough, "at_most": at_most, "scratch": int(scratch.n[-1])},
+        "worth_minutes": {"pretrained": float(best.seconds[-1] / 60), "scratch": float(scratch.seconds[-1] / 60)},
+        "more": with_more(best),
+        "freeze": freezing(curves, cut, pictures),
+        "held_out": int(best.correct.shape[1]),
+        "curves": [
+            {"start": start, "n": int(n), "accuracy": float(accuracy), "low": low, "high": high, "seconds": float(seconds)}
+            for start, curve in rows.items()
+            for n, accuracy, (low, high), seconds in zip(
+                curve.n, curve.accuracy, map(wilson, curve.correct), curve.seconds, strict=True
+            )
+        ],
+    }
+    result["sentences"] = sentences(result)
+    return result
+
+
+def sentences(result: dict[str, Any]) -> list[str]:
+    """What was found, in the order in which people ask."""
+    freeze = result["freeze"]
+    return [_worth(result), _labels(result), _minutes(result), _more(result), _freeze(freeze), _rules(freeze)]
+
+
+def _at(result: dict[str, Any], start: str) -> dict[str, Any]:
+    """The point of a start's curve at all pictures."""
+    point: dict[str, Any] = [row for row in result["curves"] if row["start"] == start][-1]
+    return point
+
+
+def _percent(point: dict[str, Any]) -> str:
+    return f"{100 * point['accuracy']:.1f} % ({100 * point['low']:.1f}–{100 * point['high']:.1f})"
+
+
+def _points(gain: dict[str, Any], scale: float = 1.0) -> str:
+    return f"{scale * gain['value']:+.1f} points ({scale * gain['low']:+.1f} to {scale * gain['high']:+.1f})"
+
+
+def _worth(result: dict[str, Any]) -> str:
+    start, scratch = result["pretrained"], _at(result, SCRATCH)
+    best = _at(result, start)
+    opening = {
+        WORTH: "Pre-training is worth it here",
+        NOT_WORTH: "Pre-training buys no accuracy here",
+        CANT_TELL: "Whether pre-training buys accuracy here can't be told from these pictures",
+    }[result["verdict"]]
+    return (
+        f"{opening}: on {best['n']} pictures the network reaches {_percent(best)} {NAMES[start]} and {_percent(scratch)} "
+        f"{NAMES[SCRATCH]}, {_points(result['worth_points'])} on the same {result['held_out']} held-out pictures."
+    )
+
+
+def _labels(result: dict[str, Any]) -> str:
+    labels = result["worth_labels"]
+    reached = f"the {100 * _at(result, SCRATCH)['accuracy']:.1f} % that random weights reach with {labels['scratch']}"
+    if labels["pretrained"] is None:
+        return f"In labels: pre-trained, {labels['scratch']} pictures do not reach {reached}."
+    few = round(labels["pretrained"])
+    if few >= labels["scratch"]:
+        return f"In labels: pre-trained, it takes about as many pictures to reach {reached}."
+    return f"In labels: pre-trained, {few} pictures{' or fewer' if labels['at_most'] else ''} reach {reached}."
+
+
+def _minutes(result: dict[str, Any]) -> str:
+    minutes = result["worth_minutes"]
+    ours, theirs = minutes["pretrained"], minutes["scratch"]
+    told = f"In minutes: training takes {ours:.1f} with pre-training and {theirs:.1f} without, on this machine"
+    return f"{told}, {theirs / ours:.0f} times as long." if theirs >= 1.5 * ours else f"{told}."
+
+
+def _more(result: dict[str, Any]) -> str:
+    more, now = result["more"], _at(result, result["pretrained"])
+    if "refused" in more:
+        return f"More pictures: no forecast, since {more['refused']}."
+    gain = more["accuracy"] - now["accuracy"]
+    return (
+        f"More pictures: twice as many ({more['n']}) should bring {_percent(more)}, {100 * gain:+.1f} points, if the curve "
+        "goes on as it has."
+    )
+
+
+def _freeze(freeze: dict[str, Any]) -> str:
+    words = {
+        "none": "leave the network frozen and train the head",
+        "last": "train the last quarter of the network",
+        "half": "train the upper half of the network",
+        "all": "train all of the network",
+    }
+    gap = freeze["gap"]
+    return (
+        f"How much to train: {words[freeze['measured']]} (finetune.unfreeze: {freeze['measured']}); with {gap['cut']} "
+        f"trained instead of the head alone accuracy changes by {_points(gap, 100)}."
+    )
+
+
+def _rules(freeze: dict[str, Any]) -> str:
+    likeness = {True: "like ImageNet's", False: "unlike ImageNet's", None: "of unknown likeness to ImageNet's"}
+    told = f"By rule of thumb: a {freeze['size']} set ({freeze['per_class']} per class), {likeness[freeze['similar']]}"
+    if freeze["similar"] is not None:
+        told += (
+            f" (the network is {freeze['confidence']:.2f} sure of what it sees; of ImageNet {freeze['on_imagenet']:.2f})"
+        )
+    advice = "; ".join(
+        f"{rule} says {entry['words']}, {'as' if entry['agrees'] else 'not what was'} measured"
+        for rule, entry in freeze["rules"].items()
+    )
+    return f"{told}. {advice}."

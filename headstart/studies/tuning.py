@@ -1,0 +1,415 @@
+"""tune: which settings of fine-tuning are best for these pictures? Tried one after the other within a budget of time.
+
+Optuna (Akiba et al. 2019, "Optuna: a next-generation hyperparameter optimization framework") chooses what is tried: the
+present settings, then a few at random, then what a tree-structured Parzen estimator expects most of (Bergstra et al. 2011,
+"Algorithms for hyper-parameter optimization"). A trial whose validation log-loss is above the median of the others after as
+many epochs is stopped (Golovin et al. 2017, "Google Vizier", 3.2.2). The objective is the calibrated validation log-loss of
+what fine-tuning ends with; test pictures are never looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from headstart.base.arrays import Ints
+from headstart.base.device import derived_seed
+from headstart.base.errors import HeadstartError
+from headstart.base.params import Finetune, Params, is_range
+from headstart.models.calibration import calibrated_losses
+from headstart.studies.ranking import interval
+from headstart.tracking.study_runs import StudyRuns
+from headstart.training.finetune import CURVE, WEIGHTS, load_val_logits, resume_key
+from headstart.training.recipe import Recipe
+
+STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
+FIRST_CUT = 2  # the first epoch after which a trial may be stopped
+REPEATS = 50  # draws in a row that were tried before: there is nothing new to be found
+FACTOR = 10  # a range that spans more is searched by its logarithm
+STUDY = "study.db"
+SIGNIFICANT = 3  # digits of a number that was drawn: lr 0.000731 and not 0.0007312845
+WITHOUT_EFFECT = {  # by whether the network starts from random weights
+    True: ("unfreeze", "epochs", "lr", "head_lr", "layer_decay", "batch_norm"),
+    False: ("scratch_lr", "scratch_epochs"),
+}
+Knobs = dict[str, Any]
+Row = dict[str, float]
+# (settings, where the result goes, where a half-finished training is kept, called with each epoch's row of the curve)
+Train = Callable[[Finetune, Path, Path, Callable[[Row], None]], None]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched.
+
+    Attributes:
+        settings: the present ones.
+        scratch: whether the network starts from random weights.
+        space: the values of each knob that has an effect here.
+    """
+
+    settings: Finetune
+    scratch: bool
+    space: dict[str, list[Any]]
+
+    @classmethod
+    def of(cls, params: Params, scratch: bool) -> Search:
+        """
+        Raises:
+            HeadstartError: there is nothing to search, or the present settings, which all others are compared with, are
+                not in the space.
+        """
+        if not params.finetune_is_on:
+            raise HeadstartError(
+                "params.yaml: finetune.unfreeze is none, so there is no fine-tuning to tune; set it to last, half or all"
+            )
+        idle = [key for key in params.tune.space if key in WITHOUT_EFFECT[scratch]]
+        space = {key: values for key, values in params.tune.space.items() if key not in idle}
+        weights = "random weights" if scratch else "pre-trained weights"
+        if not space:
+            raise HeadstartError(
+                f"params.yaml: with {weights} no knob in tune.space has an effect ({', '.join(idle)}); add one that has"
+            )
+        if idle:
+            print(f"tune: not searched, as they have no effect with {weights}: {', '.join(idle)}")
+        for key, values in space.items():
+            present = getattr(params.finetune, key)
+            held = values[0] <= present <= values[1] if is_range(values) and present is not None else present in values
+            if not held:
+                raise HeadstartError(
+                    f"params.yaml: tune.space.{key} does not hold the present finetune.{key}, {_written(present)}; widen "
+                    "it, since everything is compared with the present settings"
+                )
+        return cls(params.finetune, scratch, space)
+
+    @property
+    def present(self) -> Knobs:
+        return {key: getattr(self.settings, key) for key in self.space}
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        return {key: _distribution(values) for key, values in self.space.items()}
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials are comparable epoch by epoch: one that has more of them learns longer at a high rate."""
+        return not {"epochs", "scratch_epochs"} & self.space.keys()
+
+    def knobs(self, drawn: Knobs) -> Knobs:
+        """What was drawn, with numbers a person can read; present values stay what they are."""
+        found = {}
+        for key, values in self.space.items():
+            value = found[key] = drawn[key]
+            if isinstance(value, float) and is_range(values) and value != self.present[key]:
+                found[key] = min(max(float(f"{value:.{SIGNIFICANT}g}"), values[0]), values[1])
+        return found
+
+    def with_knobs(self, knobs: Knobs) -> Finetune:
+        return Finetune.model_validate(self.settings.model_dump() | knobs)
+
+    def key(self, *more: Any) -> str:
+        """A name for the study: all that shapes its trials. The present values of what is searched do not."""
+        fixed = self.settings.model_dump(exclude=set(self.space))
+        return resume_key(fixed, self.space, STARTUP, *more)
+
+
+def _distribution(values: list[Any]) -> BaseDistribution:
+    if not is_range(values):
+        return CategoricalDistribution(values)
+    low, high = values
+    by_logarithm = low > 0 and high / low >= FACTOR
+    if isinstance(low, int):
+        return IntDistribution(low, high, log=by_logarithm)
+    return FloatDistribution(low, high, log=by_logarithm)
+
+
+def validation_labels(manifest: pd.DataFrame, classes: tuple[str, ...]) -> Ints:
+    """(N,) class numbers of the validation pictures, in the order of ``load_val_logits``."""
+    numbers = {name: n for n, name in enumerate(classes)}
+    return np.array([numbers[label] for label in manifest.loc[manifest["split"] == "val", "label"]], np.int64)
+
+
+def tune(
+    train: Train, labels: Ints, search: Search, params: Params, key: str, state: Path, runs: StudyRuns
+) -> dict[str, Any]:
+    """Try settings until the budget is spent: what tune.json holds.
+
+    A trial that has begun is finished. A study that was stopped goes on: its finished trials are kept, the one that was
+    being trained is tried again, and draws are those of a study that was never stopped.
+
+    Args:
+        labels: (N,) of the validation pictures.
+        key: the study's name.
+        state: folder of what is kept from run to run.
+
+    Raises:
+        HeadstartError: another process is at work on this study.
+    """
+    folder = state / key
+    with _alone(folder):
+        study = _Study(train, labels, search, params.seed, folder, runs)
+        study.prepare()
+        again = 0
+        while study.waiting or (
+            again < REPEATS
+            and study.minutes_spent < params.tune.minutes
+            and (params.tune.trials is None or len(study.rows) < params.tune.trials)
+        ):
+            if study.try_next():
+                again = 0
+                print(f"tune: {study.minutes_spent:.1f} of {params.tune.minutes:g} minutes", flush=True)
+            else:
+                again += 1
+        if again == REPEATS:
+            print(f"tune: the last {REPEATS} draws had been tried before, so there is nothing new to try")
+        found = study.outcome()
+        runs.finish(found, study.curves)
+        return found
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise HeadstartError("another process is tuning these settings on these pictures; wait for it or end it") from None
+
+
+class _Study:
+    """Optuna's study, and what is kept of its trials: validation logits and curve of each that was finished.
+
+    Of Optuna's trials those do not count that were interrupted (failed, without a ``note``) and draws that had been tried
+    before (``repeats``).
+    """
+
+    def __init__(self, train: Train, labels: Ints, search: Search, seed: int, folder: Path, runs: StudyRuns) -> None:
+        self.train, self.labels, self.search, self.seed, self.folder, self.runs = train, labels, search, seed, folder, runs
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        pruner = optuna.pruners.MedianPruner(STARTUP, FIRST_CUT) if search.prunes else optuna.pruners.NopPruner()
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{folder / STUDY}", study_name=folder.name, load_if_exists=True, pruner=pruner
+        )
+
+    def prepare(self) -> None:
+        """Queue what was being trained when the study was stopped, and the present settings unless they were tried."""
+        for trial in self._trials(TrialState.RUNNING):
+            self.study.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        if self.search.present not in [row["knobs"] for row in self.rows]:
+            self.study.enqueue_trial(self.search.present, skip_if_exists=bool(self.waiting))
+
+    def try_next(self) -> bool:
+        """Train with the next settings; False where they had been tried before."""
+        rows, trials = self.rows, self._trials()
+        interrupted = sum(t.state == TrialState.FAIL and "note" not in t.user_attrs for t in trials)
+        # Each draw has a seed of its own, so that a study that goes on does not draw again what it drew at first.
+        seed = derived_seed(self.seed, len(trials) - interrupted) % 2**32
+        if trials and "repeats" in trials[-1].user_attrs:  # the estimator likes few values best; chance finds those it left
+            self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        else:
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        trial = self.study.ask(self.search.distributions)
+        knobs = self.search.knobs(trial.params)
+        trial.set_user_attr("knobs", knobs)
+        if knobs in [row["knobs"] for row in rows]:
+            trial.set_user_attr("repeats", True)
+            self._failed(trial, "tried before")
+            return False
+        print(f"tune: trial {len(rows)}: {_told(knobs)}", flush=True)
+        self._run(trial, knobs, len(rows))
+        row = self.rows[-1]
+        ended = "" if row["val_log_loss"] is None else f", log-loss {row['val_log_loss']:.3f}"
+        print(f"tune: trial {row['trial']}: {row['state']}{ended}" + (f"; {row['note']}" if row["note"] else ""))
+        self.runs.log(row, self.curves[row["trial"]])
+        return True
+
+    def _run(self, trial: optuna.Trial, knobs: Knobs, number: int) -> None:
+        home = self._home(knobs)
+        settings = self.search.with_knobs(knobs)
+        epochs = Recipe(settings, self.search.scratch, self.seed).epochs
+        live = self.runs.live({"trial": number, "knobs": knobs})
+        curve: list[Row] = []
+
+        def on_epoch(row: Row) -> None:
+            curve.append(row)
+            trial.report(row["val_log_loss"], int(row["epoch"]))
+            live(row)
+            if row["epoch"] < epochs and knobs != self.search.present and trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            if (home / CURVE).exists():  # it was trained to the end, and then there was no time to tell
+                for row in pd.read_csv(home / CURVE).to_dict("records"):
+                    on_epoch({str(name): float(value) for name, value in row.items()})
+            else:
+                self.train(settings, home, home / "resume", on_epoch)
+        except optuna.TrialPruned:
+            self._forget(home)
+            trial.set_user_attr("curve", curve)
+            trial.set_user_attr("note", f"stopped after epoch {len(curve)}: above the median of the others")
+            self.study.tell(trial, state=TrialState.PRUNED)
+        except (HeadstartError, MemoryError, torch.OutOfMemoryError) as error:
+            self._forget(home)
+            trial.set_user_attr("curve", curve)
+            self._failed(trial, " ".join(str(error).split())[:200] or type(error).__name__)
+        else:
+            (home / WEIGHTS).unlink(missing_ok=True)  # the settings give them again
+            trial.set_user_attr("curve", curve)
+            trial.set_user_attr("accuracy", self._accuracy(home))
+            self.study.tell(trial, float(self._losses(knobs).mean()))
+
+    def _forget(self, home: Path) -> None:
+        shutil.rmtree(home, ignore_errors=True)
+
+    def _failed(self, trial: optuna.Trial, note: str) -> None:
+        trial.set_user_attr("note", note)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _home(self, knobs: Knobs) -> Path:
+        return self.folder / hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:20]
+
+    def _losses(self, knobs: Knobs) -> NDArray[Any]:
+        """(N,) log-losses of the validation pictures after calibration, of a trial that is complete."""
+        return calibrated_losses(load_val_logits(self._home(knobs)).numpy(), self.labels)
+
+    def _accuracy(self, home: Path) -> float:
+        return float((load_val_logits(home).numpy().argmax(axis=1) == self.labels).mean())
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """In the order they were asked for; of all states where none is named."""
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._trials(TrialState.WAITING))
+
+    @property
+    def counted(self) -> list[FrozenTrial]:
+        """Optuna's trials that came to an end, in the order they were tried."""
+        ended = self._trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        failed = TrialState.FAIL
+        return [t for t in ended if "repeats" not in t.user_attrs and (t.state != failed or "note" in t.user_attrs)]
+
+    @property
+    def minutes_spent(self) -> float:
+        return sum(_minutes(trial) for trial in self.counted)
+
+    @property
+    def curves(self) -> dict[int, list[Row]]:
+        return {number: trial.user_attrs["curve"] for number, trial in enumerate(self.counted)}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of tune.json, in the order they were tried."""
+        return [
+            {
+                "trial": number,
+                "state": STATES[trial.state],
+                "val_log_loss": trial.value if trial.state != TrialState.FAIL else None,
+                "val_accuracy": trial.user_attrs.get("accuracy"),
+                "epochs": len(trial.user_attrs["curve"]),
+                "minutes": round(_minutes(trial), 2),
+                "knobs": trial.user_attrs["knobs"],
+                "note": trial.user_attrs.get("note"),
+            }
+            for number, trial in enumerate(self.counted)
+        ]
+
+    def outcome(self) -> dict[str, Any]:
+        """What tune.json holds. Trials that were trained to the end come first, the lowest log-loss before others."""
+        order = list(STATES.values())
+        rows = sorted(self.rows, key=lambda row: (order.index(row["state"]), row["val_log_loss"] or 0.0, row["trial"]))
+        complete = [row for row in rows if row["state"] == "complete"]
+        present = next(row for row in rows if row["knobs"] == self.search.present)
+        gain = None
+        if complete and present["state"] == "complete" and complete[0] is not present:
+            value, low, high = interval(self._losses(present["knobs"]) - self._losses(complete[0]["knobs"]))
+            gain = {"value": value, "low": low, "high": high, "pictures": len(self.labels)}
+        best = _changed(complete[0]["knobs"], self.search.present) if complete else None
+        return {
+            "best": best,
+            "sentence": sentence(rows, present, gain),
+            "command": command(best) if best else None,
+            "gain": gain,
+            "present": self.search.present,
+            "choices": {key: values for key, values in self.search.space.items() if not is_range(values)},
+            "by_logarithm": [key for key, found in self.search.distributions.items() if getattr(found, "log", False)],
+            "trials": rows,
+        }
+
+
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+def sentence(rows: list[dict[str, Any]], present: dict[str, Any], gain: dict[str, Any] | None) -> str:
+    """The outcome in words.
+
+    Args:
+        rows: of tune.json, best first.
+        present: the row of the present settings.
+        gain: by how much the best one's log-loss is lower than the present one's, with the interval of that.
+    """
+    best, count = rows[0], len(rows)
+    if best["state"] != "complete":
+        return f"No trial was trained to the end. The present settings: {present['note']}."
+    if best is present:
+        others = f"of {count} trials none" if count > 1 else "nothing else was tried, and nothing"
+        return (
+            f"No better than what you have: {others} is below the present settings' log-loss, {best['val_log_loss']:.3f}."
+        )
+    which = f"trial {best['trial']} ({_told(best['knobs'])})"
+    if gain is None:
+        return (
+            f"The lowest validation log-loss is {best['val_log_loss']:.3f}, of {which}. The present settings cannot be "
+            f"compared: {present['note']}."
+        )
+    by = f"{gain['value']:.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}) on {gain['pictures']} validation pictures"
+    if gain["low"] <= 0:
+        return (
+            f"No better than what you have: the lowest log-loss of {count} trials, {best['val_log_loss']:.3f} of {which}, "
+            f"is below the present settings' {present['val_log_loss']:.3f} by {by}, which includes zero."
+        )
+    return (
+        f"Better than what you have: {which} has log-loss {best['val_log_loss']:.3f}, the present settings "
+        f"{present['val_log_loss']:.3f}: lower by {by}. The best of {count} looks somewhat better than it is; the test "
+        "pictures, which tuning never saw, tell."
+    )
+
+
+def command(changed: Knobs) -> str:
+    """The command that runs the pipeline with these settings."""
+    return " ".join(["dvc exp run", *(f"-S finetune.{key}={_written(value)}" for key, value in changed.items())])
+
+
+def _changed(knobs: Knobs, present: Knobs) -> Knobs:
+    return {key: value for key, value in knobs.items() if value != present[key]}
+
+
+def _told(knobs: Knobs) -> str:
+    return ", ".join(f"{key} {_written(value)}" for key, value in knobs.items())
+
+
+def _written(value: Any) -> str:
+    """As it stands in params.yaml."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _minutes(trial: FrozenTrial) -> float:
+    return trial.duration.total_seconds() / 60 if trial.duration else 0.0

@@ -1,0 +1,378 @@
+"""The gate: may the newest result take over? Champion and challenger answer the same pictures of today's test split, and
+the rules of the section ``gate`` in params.yaml decide."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from headstart.base.arrays import Floats, Ints
+from headstart.base.device import set_up
+from headstart.base.errors import HeadstartError
+from headstart.base.files import read_found, write_json
+from headstart.base.params import Gate, Params
+from headstart.base.progress import progress
+from headstart.data.manifest import read_manifest
+from headstart.data.packed import Pixels
+from headstart.evaluation import metrics
+from headstart.evaluation.metrics import Scores
+from headstart.evaluation.summary import interval
+from headstart.inference.predictor import BATCH, Predictor, load_predictor
+from headstart.tracking.registry import LONGEST_WHY, ROLLED_BACK, Registry, Version
+from headstart.tracking.result import result_digest
+from headstart.tracking.store import opened
+
+FOLDER, FILE = "gate", "decision.json"
+TIMED = 5  # batches, at least
+PERFECT_DRAWS = 1000
+LOWER_IS_BETTER = ("log_loss",)
+LISTED = 3  # classes that a sentence names
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What came of it.
+
+    Attributes:
+        outcome: promoted, kept (the champion stays, as nothing speaks for a change) or refused (a rule is broken).
+        sentence: the outcome with the figures behind it.
+        numbers: everything that was measured; empty where a person decided.
+    """
+
+    outcome: str
+    sentence: str
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Champion or challenger, and what it says of the test pictures.
+
+    Attributes:
+        number: of its version.
+        scores: with the classes of both sides and of the pictures, in one order; those that it does not know have the
+            probability 0.
+        known: numbers of the classes that it knows.
+        seconds: per picture, resizing included and decoding not.
+    """
+
+    number: int
+    scores: Scores
+    known: frozenset[int]
+    seconds: float
+
+
+def run(data: Path, params: Params) -> Decision:
+    """Decide on the result that the stages' folders hold, and act on it: the champion's alias is moved, or is not.
+
+    The decision goes to data/gate/decision.json, to the run in MLflow and to the version in the registry, there last. One
+    that is there already is handed back and not taken again.
+
+    Raises:
+        HeadstartError: the result is not whole or not registered, or the store does not answer.
+    """
+    registry = Registry(params)
+    version = _registered(registry, data, params)
+    file = data / FOLDER / FILE
+    decision = _taken(registry, version)
+    if decision is None:
+        decision = _compare(registry, version, data, params)
+        write_json(file, asdict(decision))
+        _log(version, decision, file)
+        if decision.outcome == "promoted":
+            registry.promote(version, decision.sentence[:LONGEST_WHY])
+        else:
+            registry.decide(version, decision.outcome, decision.sentence)
+    else:
+        write_json(file, asdict(decision))
+        if version.outcome is None:  # of a champion by MLflow's own alias: it is told once, not every month
+            registry.decide(version, decision.outcome, decision.sentence)
+    return decision
+
+
+def _registered(registry: Registry, data: Path, params: Params) -> Version:
+    result: str = read_found(data / "track" / "track.json", "dvc repro")["result"]
+    if result != result_digest(data):
+        raise HeadstartError(
+            f"{data} is not of one result: code, parameters or pictures have changed since it was tracked; run `dvc repro`"
+        )
+    version = registry.by_result(result)
+    if version is None:
+        why = "`headstart track` registers it" if params.tracking.model else "tracking.model is false, so it has no model"
+        raise HeadstartError(f"result {result[:7]} is not registered as a version of {registry.name}: {why}")
+    return version
+
+
+def _taken(registry: Registry, version: Version) -> Decision | None:
+    """The decision that the registry has on the version already; None where there is none."""
+    champion = registry.champion()
+    if version.outcome is None:
+        if champion is None or champion.number != version.number:
+            return None
+        return Decision("promoted", f"Version {version.number} is the champion; it was made so in MLflow.", {})
+    if version.outcome == ROLLED_BACK:
+        back = f"Version {version.number} was rolled back: {version.decision}"
+        return Decision("refused", f"{back} (`headstart promote {version.number} --why ...` takes it again.)", {})
+    with registry.artifact(version, f"{FOLDER}/{FILE}") as file:
+        logged = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
+    if logged.get("outcome") == version.outcome:
+        return Decision(**logged)
+    return Decision(version.outcome, f"Version {version.number} was {version.outcome} by hand: {version.decision}", {})
+
+
+def _log(version: Version, decision: Decision, file: Path) -> None:
+    """The decision with the challenger's run: tags, metrics, and the file with everything."""
+    from mlflow.entities import Metric, RunTag
+
+    numbers = decision.numbers
+    metrics = {f"gate/gain/{key}": value for key, value in numbers.get("gain", {}).items()}
+    for side in ("champion", "challenger"):
+        metrics |= {f"gate/{side}/{key}": value for key, value in numbers.get(side, {}).items() if key != "version"}
+    if "slowdown" in numbers:
+        metrics |= {"gate/slowdown": numbers["slowdown"], "gate/mcnemar_p": numbers["mcnemar"]["p"]}
+    tags = [RunTag("gate", decision.outcome), RunTag("gate.sentence", decision.sentence[:5000])]
+    with opened() as client:
+        client.log_batch(version.run_id, [Metric(key, float(value), 0, 0) for key, value in metrics.items()], [], tags)
+        client.log_artifact(version.run_id, str(file), FOLDER)
+
+
+# --- what the two say ---------------------------------------------------------------------------------------------------
+
+
+def _compare(registry: Registry, version: Version, data: Path, params: Params) -> Decision:
+    champion = registry.champion()
+    models = [load_predictor(data / "package" / "model")]
+    learned: set[str] = set()
+    if champion is not None:
+        models.append(load_predictor(registry.download(champion)))
+        learned = registry.learned(champion)
+    manifest, pixels = read_manifest(data / "prepare"), Pixels(data / "prepare")
+    on_test = manifest["split"] == "test"
+    fair = on_test & ~manifest["sha256"].isin(learned)  # what the champion has learned from tells nothing
+    left_out = int(on_test.sum() - fair.sum())
+    rows = np.flatnonzero(fair)
+    if not len(rows):
+        assert champion is not None
+        sentence = (
+            f"Version {version.number} is refused: version {champion.number} has learned from every picture of today's "
+            "test split, so nothing can be compared; see what has changed in the split, or promote by hand."
+        )
+        return Decision("refused", sentence, {"pictures": 0, "left_out": left_out})
+    names = sorted({*manifest["label"], *(name for model in models for name in model.classes)})
+    labels = manifest["label"].iloc[rows].map({name: number for number, name in enumerate(names)}).to_numpy(np.int64)
+    device = set_up(params.threads)
+    answers = _answers(models, pixels, rows, device)
+    numbers = [version.number, *([champion.number] if champion is not None else [])]
+    sides = [
+        _side(number, model, probabilities, seconds, labels, names)
+        for number, model, (probabilities, seconds) in zip(numbers, models, answers, strict=True)
+    ]
+    before = sides[1] if champion is not None else None
+    return judge(before, sides[0], names, params.gate, params.evaluate.bootstrap, params.seed, left_out)
+
+
+def _answers(models: list[Predictor], pixels: Pixels, rows: Ints, device: torch.device) -> list[tuple[Floats, float]]:
+    """Of each model: (N, its classes) calibrated probabilities of the pictures ``rows``, and seconds per picture.
+
+    The models take turns, batch by batch, so that whatever else the machine does meets all of them; the quickest batch of
+    each is its time, as what disturbs can only make a batch slower.
+    """
+    size = min(BATCH, len(rows))
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    again = [chunks[0]] * (TIMED - sum(len(chunk) == size for chunk in chunks))
+    found: list[list[Floats]] = [[] for _ in models]
+    quickest = [float("inf")] * len(models)
+    for predictor in models:
+        predictor.model.to(device)
+    with progress("gate", len(rows)) as advance:
+        for turn, chunk in enumerate(chunks + again):
+            pictures = [pixels[int(row)] for row in chunk]
+            for number, predictor in enumerate(models):
+                model, start = predictor.model, time.perf_counter()
+                with torch.inference_mode():
+                    answer = model.probabilities(model(model.trunk.view.batch(pictures).to(device)).double()).cpu().numpy()
+                if len(chunk) == size:
+                    quickest[number] = min(quickest[number], (time.perf_counter() - start) / size)
+                if turn < len(chunks):
+                    found[number].append(answer)
+            advance(len(chunk) if turn < len(chunks) else 0)
+    return [(np.concatenate(parts), seconds) for parts, seconds in zip(found, quickest, strict=True)]
+
+
+def _side(number: int, model: Predictor, probabilities: Floats, seconds: float, labels: Ints, names: list[str]) -> Side:
+    columns = [names.index(name) for name in model.classes]
+    wide = np.zeros((len(probabilities), len(names)))
+    wide[:, columns] = probabilities
+    return Side(number, Scores(wide, labels), frozenset(columns), seconds)
+
+
+# --- the rules ----------------------------------------------------------------------------------------------------------
+
+
+def judge(
+    champion: Side | None,
+    challenger: Side,
+    names: list[str],
+    rules: Gate,
+    resamples: int,
+    seed: int,
+    left_out: int = 0,
+) -> Decision:
+    """Hold two sides that answered the same pictures against the rules.
+
+    Args:
+        champion: None where there is none yet.
+        names: of the classes.
+        resamples, seed: of the bootstrap.
+        left_out: test pictures that were not compared, as the champion has learned from them.
+    """
+    after = metrics.metrics(challenger.scores, resamples, seed)
+    n = len(challenger.scores.labels)
+    numbers: dict[str, Any] = {"pictures": n, "left_out": left_out, "metric": rules.metric}
+    numbers["challenger"] = {"version": challenger.number, "seconds_per_picture": challenger.seconds, **after}
+    if champion is None:
+        sentence = (
+            f"Version {challenger.number} is the first champion: there was none to compare it with. "
+            f"{_in_words(rules.metric)} {interval(after, rules.metric)} on {n} test pictures."
+        )
+        return Decision("promoted", sentence, numbers)
+    before = metrics.metrics(champion.scores, resamples, seed)
+    numbers["champion"] = {"version": champion.number, "seconds_per_picture": champion.seconds, **before}
+    numbers["gain"] = gain = _gain(champion, challenger, rules.metric, resamples, seed)
+    numbers["mcnemar"] = mcnemar(champion.scores, challenger.scores)
+    numbers["unknown_to_champion"] = [names[c] for c in sorted(set(challenger.scores.labels.tolist()) - champion.known)]
+    numbers["classes"] = _classes(champion.scores, challenger.scores, names, rules)
+    numbers["ece_by_chance"] = _ece_by_chance(challenger.scores, seed)
+    numbers["slowdown"] = challenger.seconds / champion.seconds
+    broken = _broken(numbers, rules)
+    numbers["broken"] = broken
+    compared = _compared(champion, challenger, numbers)
+    if broken:
+        sentence = f"Version {challenger.number} is refused: {'; '.join(broken)}. {compared}"
+        return Decision("refused", sentence, numbers)
+    if gain["value"] < 0:
+        sentence = f"Version {champion.number} stays: nothing speaks for a change. {compared}"
+        return Decision("kept", sentence, numbers)
+    sentence = f"Version {challenger.number} takes over from version {champion.number}: every rule holds. {compared}"
+    return Decision("promoted", sentence, numbers)
+
+
+def _gain(champion: Side, challenger: Side, metric: str, resamples: int, seed: int) -> dict[str, float]:
+    """By how much the challenger is better, with its paired 95 % bootstrap interval: each resample is drawn once and both
+    are measured on it.
+
+    The log-loss of a class that one of them does not know is infinite: it is taken over the pictures of the others.
+    """
+    rows = np.arange(len(challenger.scores.labels))
+    if metric in LOWER_IS_BETTER:
+        known = np.isin(challenger.scores.labels, sorted(champion.known & challenger.known))
+        rows = rows[known] if known.any() else rows
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    first = metrics.measures_of(champion.scores)[metric]
+    second = metrics.measures_of(challenger.scores)[metric]
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(resamples):
+        drawn = rng.choice(rows, len(rows))
+        draws.append(sign * (second(drawn) - first(drawn)))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    a, b = first(rows), second(rows)
+    value = round(sign * (b - a), 12)  # sums of the same addends in another order are equal
+    return {
+        "value": value, "low": float(low), "high": float(high), "champion": a, "challenger": b, "pictures": len(rows),
+    }  # fmt: skip
+
+
+def mcnemar(before: Scores, after: Scores) -> dict[str, float]:
+    """McNemar's exact test: of the pictures that only one of two has right, is either's share more than a half?
+
+    (McNemar 1947, "Note on the sampling error of the difference between correlated proportions".)
+    """
+    won, lost = int((after.correct & ~before.correct).sum()), int((before.correct & ~after.correct).sum())
+    p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return {"only_challenger_right": won, "only_champion_right": lost, "p": p}
+
+
+def _classes(before: Scores, after: Scores, names: list[str], rules: Gate) -> list[dict[str, Any]]:
+    """Recall of each class that has test pictures, the greatest loss first."""
+    rows = []
+    for number in np.unique(after.labels).tolist():
+        own = after.labels == number
+        rows.append(
+            {
+                "class": names[number],
+                "pictures": int(own.sum()),
+                "champion": float(before.correct[own].mean()),
+                "challenger": float(after.correct[own].mean()),
+                "judged": bool(own.sum() >= rules.min_pictures),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["challenger"] - row["champion"], row["class"]))
+
+
+def _ece_by_chance(scores: Scores, seed: int) -> float:
+    """The calibration error that a perfectly calibrated classifier, as confident as this one, stays below in 95 of 100
+    draws of as many pictures: of few pictures, even such a one shows some (Bröcker & Smith 2007, "Increasing the
+    reliability of reliability diagrams")."""
+    confidence = scores.probabilities.max(axis=1)
+    bins = np.minimum((confidence * metrics.CONFIDENCE_BINS).astype(int), metrics.CONFIDENCE_BINS - 1)
+    right = np.random.default_rng(seed).random((PERFECT_DRAWS, len(confidence))) < confidence
+    found: Floats = np.zeros(PERFECT_DRAWS)
+    for b in np.unique(bins):
+        found += np.abs((confidence - right)[:, bins == b].sum(axis=1)) / len(confidence)
+    return float(np.percentile(found, 95))
+
+
+def _broken(numbers: dict[str, Any], rules: Gate) -> list[str]:
+    """What speaks against the challenger: a clause for each rule that it breaks."""
+    broken = []
+    gain, ece = numbers["gain"], numbers["challenger"]["ece"]
+    if gain["value"] < -rules.margin:
+        broken.append(
+            f"{_in_words(rules.metric)} is {-gain['value']:.3f} worse, more than gate.margin {rules.margin:g} allows"
+        )
+    lost = [row for row in numbers["classes"] if row["judged"] and _loss(row) > rules.class_margin]
+    if lost:
+        named = ", ".join(
+            f"{row['class']!r} from {row['champion']:.2f} to {row['challenger']:.2f} on {row['pictures']} pictures"
+            for row in lost[:LISTED]
+        )
+        more = f" and of {len(lost) - LISTED} more" if len(lost) > LISTED else ""
+        broken.append(f"recall fell by more than gate.class_margin {rules.class_margin:g}: {named}{more}")
+    if ece > max(rules.max_ece, numbers["ece_by_chance"]):
+        broken.append(f"its calibration error is {ece:.3f}, above gate.max_ece {rules.max_ece:g}")
+    if numbers["slowdown"] > rules.max_slowdown:
+        broken.append(
+            f"it takes {numbers['slowdown']:.2f} times as long per picture, above gate.max_slowdown {rules.max_slowdown:g}"
+        )
+    return broken
+
+
+def _loss(row: dict[str, Any]) -> float:
+    return round(float(row["champion"] - row["challenger"]), 12)
+
+
+def _compared(champion: Side, challenger: Side, numbers: dict[str, Any]) -> str:
+    gain, unknown = numbers["gain"], numbers["unknown_to_champion"]
+    sentence = (
+        f"{_in_words(numbers['metric'])} {gain['challenger']:.3f} (version {challenger.number}) against "
+        f"{gain['champion']:.3f} (version {champion.number}) on the same {gain['pictures']} test pictures; better by "
+        f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}), McNemar's p {numbers['mcnemar']['p']:.2g}."
+    )
+    if unknown:
+        more = ", ..." if len(unknown) > LISTED else ""
+        sentence += f" Version {champion.number} does not know {', '.join(unknown[:LISTED])}{more}: wrong on all of them."
+    if numbers["left_out"]:
+        sentence += f" {numbers['left_out']} test pictures that it has learned from were left out."
+    return sentence
+
+
+def _in_words(metric: str) -> str:
+    return {"macro_f1": "Macro F1", "log_loss": "Log-loss"}.get(metric, metric.replace("_", " ").capitalize())

@@ -1,0 +1,147 @@
+"""The model card: what a result is for, what it was made from, how good it is and where it is weak (Mitchell et al. 2019,
+"Model Cards for Model Reporting"), from the stages' files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+from headstart.base.artifacts import CLASSIFIER, DETAILS, NETWORK, WEIGHTS
+from headstart.base.files import read_json
+from headstart.base.measurements import Measurements
+from headstart.base.params import Params
+from headstart.base.paths import state_folder
+from headstart.base.threads import cores
+from headstart.data.splits import SPLITS
+from headstart.evaluation.pages import TEMPLATES
+from headstart.tracking.store import RESULT
+
+FILE, TEMPLATE = "MODEL_CARD.md", "model_card.md.j2"
+WEAKEST = 8  # classes and confusions shown
+MEASURES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "log_loss": "log-loss",
+    "ece": "calibration error",
+}
+# Licences of the pictures that a name stands for.
+PICTURES = {"emoji": "Twemoji graphics, © Twitter, Inc. and other contributors, CC-BY 4.0"}
+UNKNOWN_PICTURES = "not known to headstart: whoever brought the pictures knows"
+
+
+def lineage(data: Path, result: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
+    """Where a result comes from, as tags: its digest, its pictures', and DVC's digests of what the stages wrote."""
+    manifest = hashlib.sha256((data / "prepare" / "manifest.parquet").read_bytes()).hexdigest()
+    return {RESULT: result, "headstart.data": manifest, "headstart.dvc": json.dumps(_outputs(lock))}
+
+
+def _outputs(lock: Path) -> dict[str, str]:
+    """path: md5 of the outputs that DVC has on record; track is running when it asks, and its own are the last result's."""
+    if not lock.exists():
+        return {}
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    return {out["path"]: out["md5"] for name, stage in stages.items() if name != "track" for out in stage.get("outs", [])}
+
+
+def card(data: Path, params: Params, lineage: dict[str, str]) -> str:
+    """The card of the result that the stages' folders hold, in Markdown.
+
+    Args:
+        lineage: shown as it is, a line for each.
+    """
+    metrics, audit = read_json(data / "evaluate" / "metrics.json"), read_json(data / "prepare" / "audit.json")
+    classes = pd.read_csv(data / "evaluate" / "figures" / "per_class.csv", keep_default_na=False, dtype={"class": str})
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=False,  # it is Markdown: what people named themselves goes through the filter `plain`
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["plain"] = plain
+    return environment.get_template(TEMPLATE).render(
+        params=params,
+        chosen=metrics["chosen"],
+        test=metrics["test"]["chosen"],
+        measures=MEASURES,
+        audit=audit,
+        counts={part: sum(counts[part] for counts in audit["classes"].values()) for part in SPLITS},
+        reasons=Counter(_kind(entry["reason"]) for entry in audit["dropped"]).most_common(WEAKEST),
+        pictures=PICTURES.get(params.data.source, UNKNOWN_PICTURES),
+        backbone=read_json(data / "backbone" / "card.json"),
+        tuned=read_json(data / "finetune" / "finetune.json"),
+        classes=sorted(audit["classes"]),
+        weak=classes[classes["pictures"] > 0].head(WEAKEST).to_dict("records"),
+        confused=_confused(data / "evaluate" / "figures" / "confusion.csv"),
+        megabytes=(data / "package/model" / CLASSIFIER / WEIGHTS).stat().st_size / 1e6,
+        images_per_s=images_per_s(data, params.threads),
+        lineage=lineage,
+    )
+
+
+def _kind(reason: str) -> str:
+    """A reason without the file that it names."""
+    return reason.partition(" of ")[0].partition(":")[0]
+
+
+def _confused(file: Path) -> list[tuple[str, str, int]]:
+    """(true, predicted, pictures) of the most frequent confusions on test."""
+    pairs = pd.read_csv(file, keep_default_na=False, dtype=str)
+    wrong = pairs[pairs["true"] != pairs["predicted"]]
+    counted = Counter(zip(wrong["true"], wrong["predicted"], strict=True))
+    return [(true, said, count) for (true, said), count in sorted(counted.items(), key=lambda c: (-c[1], c[0]))[:WEAKEST]]
+
+
+def images_per_s(data: Path, threads: int | None) -> float:
+    """Pictures a second that the packaged model answers on this machine, those of data/prepare, one batch at a time.
+
+    A network is measured once on a machine, since it is as fast with any head; who finds it known need not wait for torch.
+    """
+    folder = data / "package" / "model" / CLASSIFIER
+    details = read_json(folder / DETAILS)
+    what = details["backbone"], details["preprocessing"], len(details["classes"]), (folder / NETWORK).read_text("utf-8")
+    where = platform.node(), threads or cores(), importlib.metadata.version("torch"), importlib.metadata.version("timm")
+    measured = Measurements(state_folder("speed") / "classifiers.json")
+    return float(measured.known_or(measured.key(what, where), lambda: _images_per_s(data, threads)))
+
+
+def _images_per_s(data: Path, threads: int | None) -> float:
+    import numpy as np
+    import torch
+
+    from headstart.base.device import set_up
+    from headstart.base.measurements import seconds
+    from headstart.data.manifest import read_manifest
+    from headstart.data.packed import Pixels
+    from headstart.inference.predictor import load_predictor
+
+    set_up(threads)
+    pixels = Pixels(data / "prepare")
+    rows = np.flatnonzero(read_manifest(data / "prepare")["split"] == "test")[:8]
+    model = load_predictor(data / "package" / "model").model
+    pictures = [pixels[int(row)] for row in rows]
+
+    def answer() -> Any:
+        with torch.inference_mode():
+            return model(model.trunk.view.batch(pictures))
+
+    return len(rows) / seconds(answer)
+
+
+def plain(name: object) -> str:
+    """Text as a cell of a Markdown table that shows it as it is."""
+    text = " ".join(str(name).split())
+    for sign in "\\|<>*_`[]#":
+        text = text.replace(sign, f"\\{sign}")
+    return text

@@ -1,0 +1,1 @@
+"""Features, the linear probe and fine-tuning."""

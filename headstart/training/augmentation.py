@@ -1,0 +1,78 @@
+"""Random views of the training pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from headstart.base.arrays import Ints
+from headstart.base.device import derived_seed
+from headstart.base.params import Finetune
+from headstart.data.packed import Pixels
+from headstart.models.backbones import Trunk
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
+
+SIZE_STEP = 32  # most networks halve the picture five times
+
+
+def train_size(trunk: Trunk, ratio: float) -> int:
+    """Pixels to train at: ``ratio`` of the network's own size in whole steps of 32, or that size itself where the network
+    takes no other (some transformers)."""
+    wanted = max(SIZE_STEP, round(trunk.view.size * ratio / SIZE_STEP) * SIZE_STEP)
+    try:
+        with torch.inference_mode():
+            trunk.eval()(torch.zeros(1, 3, wanted, wanted))
+    except (RuntimeError, AssertionError, ValueError):
+        return trunk.view.size
+    return wanted
+
+
+class TrainingViews(Dataset[tuple[Tensor, int]]):
+    """Random views of the training pictures, by epoch and number; each depends on those, the seed, and nothing else."""
+
+    def __init__(self, pixels: Pixels, rows: Ints, labels: Ints, transform: v2.Transform, seed: int) -> None:
+        self.pixels, self.rows, self.labels = pixels, rows, labels
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, number = at
+        # In a loader's process, whose generator is its own. torch.manual_seed would seed accelerators too, and note where
+        # it was called from: a tenth of all the work.
+        torch.default_generator.manual_seed(derived_seed(self.seed, epoch, number))
+        picture = torch.from_numpy(np.array(self.pixels[int(self.rows[number])])).permute(2, 0, 1)
+        return self.transform(picture), int(self.labels[number])
+
+    def all(self, epoch: int, batch: int, first: int = 0) -> Iterator[Tensor]:
+        """(N, 3, size, size) uint8, batch by batch: the views of one epoch in the order of the rows, from ``first`` on."""
+        order = [(epoch, number) for number in range(first, len(self))]
+        yield from (p for p, _ in DataLoader(self, batch, sampler=order, num_workers=1, multiprocessing_context="fork"))
+
+
+def augmentation(settings: Finetune, size: int) -> v2.Transform:
+    """(3, H, W) uint8 → (3, size, size) uint8."""
+    from torchvision.transforms import v2
+
+    steps: list[nn.Module] = [
+        v2.RandomResizedCrop(size, scale=(settings.crop_min, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
+        if settings.augment != "none"
+        else v2.Resize((size, size), antialias=True)
+    ]
+    if settings.hflip:
+        steps.append(v2.RandomHorizontalFlip())
+    if settings.augment == "light":
+        steps += [v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.3)], p=0.8), v2.RandomApply([v2.RandomRotation(10)], p=0.3)]
+    if settings.augment == "trivial":
+        steps.append(v2.TrivialAugmentWide())
+    return v2.Compose(steps)

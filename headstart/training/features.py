@@ -1,0 +1,159 @@
+"""features: a frozen backbone over every picture, once."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from headstart.base.arrays import Ints
+from headstart.base.errors import HeadstartError
+from headstart.base.files import replacing, write_json
+from headstart.base.progress import Advance, progress
+from headstart.data.manifest import class_names
+from headstart.data.packed import Pixels
+from headstart.data.splits import SPLITS
+from headstart.engines.activations import answers_of, folder_for
+from headstart.engines.base import Engine
+from headstart.engines.batching import inference_batch
+from headstart.engines.select import PROBED, SAMPLE, engine_for
+from headstart.models.backbones import Trunk
+from headstart.models.preprocessing import Normalise, batches
+
+CARD = "features.json"
+MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
+
+
+def extract(
+    trunk: Trunk,
+    pixels: Pixels,
+    manifest: pd.DataFrame,
+    device: torch.device,
+    folder: Path,
+    wanted: str = "auto",
+    timings: Path | None = None,
+    kept: Path | None = None,
+    made_by: Sequence[str] = (),
+) -> None:
+    """Write one file per split: ``features`` (N, D) float32 and ``labels`` (N,) int64, rows in manifest order; and a card
+    that says which engine made them.
+
+    Memory does not grow with the set.
+
+    Args:
+        wanted, timings: as ``engines.engine_for`` takes them.
+        kept: what is found stands there until all of it is, so that a run that is killed can be gone on with; of several
+            processes that make the same one works and the others wait.
+        made_by: digests of all else that shapes the features: the code.
+    """
+    shown = Shown(trunk, pixels, device)
+    labels = _numbers(manifest)
+    engine, told = engine_of(shown, manifest, wanted, timings)
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = ("features", list(made_by), trunk.view.as_dict(), manifest["split"].tolist())
+    home = folder_for(kept, shown.network, told["engine"], pixels, seen) if kept else None
+
+    def complaint(row: int) -> str:
+        return (
+            f"the backbone gives features that are no finite numbers, first for {manifest['path'].iloc[row]}; take other "
+            "weights, or mend the network if it is your own"
+        )
+
+    with FileLock(home.with_suffix(".lock")) if home else nullcontext(), progress("features", len(manifest)) as advance:
+        if home:
+            home.mkdir(exist_ok=True)  # the process before has removed it
+        for split in SPLITS:
+            rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
+            write_features(shown, engine, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint, home)
+        write_json(folder / CARD, told)
+        if home:
+            shutil.rmtree(home, ignore_errors=True)
+            home.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str, timings: Path | None) -> tuple[Engine, dict[str, Any]]:
+    """The engine that features are made with, as ``engines.engine_for`` has it; for the same pictures the same one."""
+    many = len(manifest) >= MANY
+    seen = np.flatnonzero(manifest["split"] != "test")  # whose labels may take part in a choice
+    rows = seen[np.unique(np.linspace(0, len(seen) - 1, PROBED if many else SAMPLE).astype(int))]
+    known = torch.from_numpy(_numbers(manifest)[rows]) if many else None
+    return engine_for(shown.network, len(manifest), shown.at_once(rows), shown.device, wanted, known, timings)
+
+
+def _numbers(manifest: pd.DataFrame) -> Ints:
+    """(N,) numbers of the pictures' classes."""
+    return manifest["label"].map({name: number for number, name in enumerate(class_names(manifest))}).to_numpy()
+
+
+class Shown:
+    """A frozen trunk, and the pictures as it is shown them.
+
+    Attributes:
+        network: (N, 3, size, size) uint8 pictures → (N, D) features.
+    """
+
+    def __init__(self, trunk: Trunk, pixels: Pixels, device: torch.device) -> None:
+        self.trunk, self.pixels, self.device = trunk.eval().requires_grad_(False).to(device), pixels, device
+        self.network = nn.Sequential(Normalise(trunk.view), trunk).to(device).eval()
+        self.batch = inference_batch(trunk, trunk.view, device)
+
+    def batches(self, rows: Ints) -> Iterator[Tensor]:
+        """(N, 3, size, size) uint8 pictures, batch by batch."""
+        return (pictures for _, pictures in batches(self.trunk.view, self.pixels, rows.tolist(), self.batch))
+
+    def at_once(self, rows: Ints) -> Tensor:
+        return torch.cat(list(self.batches(rows)))
+
+
+def write_features(
+    shown: Shown,
+    engine: Engine,
+    rows: Ints,
+    labels: Ints,
+    file: Path,
+    advance: Advance,
+    complaint: Callable[[int], str],
+    kept: Path | None = None,
+) -> None:
+    """``features`` (N, D) float32 of ``rows`` and ``labels`` (N,) int64 into ``file``. Memory does not grow with N.
+
+    Args:
+        complaint: what to say where the features of a row are no finite numbers.
+        kept: a folder from which one that was killed goes on.
+
+    Raises:
+        HeadstartError: they are not.
+    """
+
+    def check(at: int, found: NDArray[np.float32]) -> None:
+        finite = np.isfinite(found).all(axis=1)
+        if not finite.all():
+            raise HeadstartError(complaint(int(rows[at + int(np.argmin(finite))])))
+
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as scratch:
+        found = (kept or Path(scratch)) / file.stem
+        answers_of(engine, lambda first: shown.batches(rows[first:]), len(rows), found, advance, check)
+        stored = np.memmap(found, np.float32, "r+").reshape(len(rows), -1)
+        with replacing(file) as part:
+            save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels)}, part)
+
+
+def load_features(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """The (N, D) features and (N,) labels of one split."""
+    try:
+        stored = load_file(folder / f"{split}.safetensors", device=str(device))
+        return stored["features"], stored["labels"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise HeadstartError(f"{folder} has no features of {split} ({error}); run `dvc repro features`") from None

@@ -1,0 +1,74 @@
+"""The settings of a training, resolved for one backbone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from headstart.base.params import Finetune
+from headstart.models.backbones import Trunk
+from headstart.models.classifier import Classifier
+
+if TYPE_CHECKING:
+    pass
+
+
+LEAST_WARMUP = 40  # steps (bench/few_steps.py)
+
+UNFROZEN = {"none": 0.0, "last": 0.25, "half": 0.5, "all": 1.0}  # of the blocks, from the output side
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings, resolved for one backbone: what is trained, how long, how fast."""
+
+    settings: Finetune
+    scratch: bool
+    seed: int
+
+    @property
+    def epochs(self) -> int:
+        return self.settings.scratch_epochs if self.scratch else self.settings.epochs
+
+    @property
+    def batch_norm_trained(self) -> bool:
+        return self.scratch or self.settings.batch_norm == "trained"  # statistics of a random network mean nothing
+
+    def blocks_unfrozen(self, trunk: Trunk) -> int:
+        """How many blocks are trained, from the output side: all of a network that starts from random weights, since a
+        layer that stays frozen would stay random."""
+        return math.ceil((1.0 if self.scratch else UNFROZEN[self.settings.unfreeze]) * len(trunk.blocks()))
+
+    def parameter_groups(self, model: Classifier) -> list[dict[str, Any]]:
+        """AdamW's groups. Earlier blocks learn slower; biases and scales are not decayed."""
+        s = self.settings
+        blocks = model.trunk.blocks()
+        unfrozen = blocks[len(blocks) - self.blocks_unfrozen(model.trunk) :]
+        model.trunk.requires_grad_(False)
+        rates: list[tuple[float, list[nn.Parameter]]] = [
+            (s.scratch_lr if self.scratch else s.lr * s.layer_decay**depth, block)
+            for depth, block in enumerate(reversed(unfrozen))
+        ]
+        rates.append((s.scratch_lr if self.scratch else s.head_lr, list(model.head.parameters())))
+        groups = []
+        for rate, parameters in rates:
+            for decayed in (True, False):
+                chosen = [p.requires_grad_(True) for p in parameters if (p.ndim > 1) == decayed]
+                if chosen:
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": s.weight_decay if decayed else 0.0})
+        return groups
+
+    def schedule(self, step: int, steps: int) -> float:
+        """The factor on every rate: linear warm-up, and half a cosine down to zero from the end of its fraction on.
+
+        Adam's first steps go by the sign of gradients that it has hardly seen (Liu et al. 2020, "On the variance of the
+        adaptive learning rate and beyond"). So where there are few steps in all, none is taken at the full rate, unless
+        there is nothing to lose.
+        """
+        warmup = max(1, round(self.settings.warmup * steps))
+        least = 0 if self.scratch or not self.settings.warmup else LEAST_WARMUP
+        rise = min(1.0, (step + 1) / max(warmup + 1, least))
+        return rise * 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))

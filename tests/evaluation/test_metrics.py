@@ -1,0 +1,253 @@
+"""The figures are scikit-learn's, their intervals hold them, and validation chooses by log-loss."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn import metrics as theirs
+from torch import nn
+
+from headstart.evaluation.explain import grad_cam
+from headstart.evaluation.figures import confusion, plt
+from headstart.evaluation.metrics import Scores, choose, gain, metrics, per_class, predictions, reliability, worst_mistakes
+from headstart.models.backbones import Trunk, architecture
+from headstart.models.classifier import Classifier, LinearHead
+
+MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
+
+
+def random_scores(seed: int, count: int, classes: int, skill: float = 1.0, sharpness: float = 1.0) -> Scores:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    logits = rng.normal(0, 1, (count, classes)) * sharpness
+    logits[np.arange(count), labels] += skill
+    odds = np.exp(logits)
+    return Scores(odds / odds.sum(axis=1, keepdims=True), labels)
+
+
+scores = st.builds(
+    random_scores,
+    st.integers(0, 10_000),
+    st.integers(1, 120),
+    st.integers(2, 7),
+    st.floats(-1, 4),
+    st.floats(0.1, 5),
+)
+
+
+@given(scores)
+@settings(max_examples=80, deadline=None)
+def test_the_figures_are_scikit_learns(s: Scores) -> None:
+    found = metrics(s, 100, 0)
+    classes = np.arange(s.probabilities.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about classes that are predicted and never true
+        assert found["balanced_accuracy"] == pytest.approx(theirs.balanced_accuracy_score(s.labels, s.predicted))
+    assert found["accuracy"] == pytest.approx(theirs.accuracy_score(s.labels, s.predicted))
+    assert found["macro_f1"] == pytest.approx(theirs.f1_score(s.labels, s.predicted, average="macro"))
+    assert found["log_loss"] == pytest.approx(theirs.log_loss(s.labels, s.probabilities, labels=classes))
+    assert found["n"] == len(s.labels)
+
+
+@given(scores)
+@settings(max_examples=60, deadline=None)
+def test_the_calibration_error_is_the_weighted_gap_of_the_reliability_diagram(s: Scores) -> None:
+    bins = reliability(s)
+    assert sum(b["pictures"] for b in bins) == len(s.labels)
+    gap = sum(b["pictures"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(s.labels)
+    assert metrics(s, 100, 0)["ece"] == pytest.approx(gap)
+
+
+@given(scores, st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_intervals_are_ordered_and_hold_their_figure(s: Scores, seed: int) -> None:
+    found = metrics(s, 200, seed)
+    for name in MEASURES:
+        assert found[f"{name}_low"] <= found[f"{name}_high"]
+        assert found[f"{name}_low"] - 1e-9 <= found[name] <= found[f"{name}_high"] + 1e-9
+    assert metrics(s, 200, seed) == found
+
+
+def test_the_interval_is_as_wide_as_theory_has_it_and_narrows_with_pictures() -> None:
+    widths = []
+    for count in (100, 400, 1600):
+        right = np.arange(count) % 5 != 0  # 80 %
+        s = Scores(np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]]), np.zeros(count, np.int64))
+        m = metrics(s, 2000, 0)
+        widths.append(m["accuracy_high"] - m["accuracy_low"])
+        assert widths[-1] == pytest.approx(2 * 1.96 * np.sqrt(0.8 * 0.2 / count), rel=0.15)
+    assert widths[0] > widths[1] > widths[2]
+
+
+@pytest.mark.parametrize(("right", "count"), [(10, 10), (0, 10), (97, 100), (259, 324)])
+def test_the_interval_of_accuracy_is_wilsons_and_no_certainty(right: int, count: int) -> None:
+    found = metrics(Scores(np.eye(2)[(np.arange(count) >= right).astype(int)], np.zeros(count, np.int64)), 10, 0)
+    theirs = binomtest(right, count).proportion_ci(method="wilson")
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((theirs.low, theirs.high))
+    assert found["accuracy_high"] - found["accuracy_low"] > 0.01
+
+
+def test_a_class_without_pictures_is_not_the_worst() -> None:
+    rows = per_class(Scores(np.eye(3)[[0, 0, 1]], np.array([0, 1, 1])), ["a", "b", "none"])
+    assert [row["class"] for row in rows] == ["a", "b", "none"]
+
+
+def test_a_certain_and_wrong_answer_costs_much_but_not_infinity() -> None:
+    s = Scores(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]))
+    m = metrics(s, 100, 0)
+    assert 10 < m["log_loss"] < 100
+    assert (m["accuracy"], m["ece"]) == (0.5, 0.5)
+
+
+def test_a_gain_is_paired() -> None:
+    before = random_scores(0, 300, 4, skill=1.0)
+    same = gain(before, before)
+    assert (same["accuracy"], same["low"]) == (0, -same["high"])
+    assert 0 < same["high"] < 0.02
+    probabilities = before.probabilities.copy()
+    wrong = np.flatnonzero(~before.correct)[:20]
+    probabilities[wrong] = np.eye(4)[before.labels[wrong]]
+    better = gain(before, Scores(probabilities, before.labels))
+    assert better["accuracy"] == pytest.approx(20 / 300)
+    assert 0 < better["low"] < better["accuracy"] < better["high"]
+    apart = metrics(before, 500, 0)
+    assert better["high"] - better["low"] < apart["accuracy_high"] - apart["accuracy_low"]
+
+
+def sure(right: float, count: int) -> Scores:
+    """``count`` pictures of class 0, each given the probability ``right``."""
+    return Scores(np.tile([right, 1 - right], (count, 1)), np.zeros(count, np.int64))
+
+
+def test_validation_chooses_by_log_loss_and_keeps_the_head_on_a_tie() -> None:
+    assert choose({"head": sure(0.6, 200), "finetune": sure(0.7, 200)}) == "finetune"
+    assert choose({"head": sure(0.7, 200), "finetune": sure(0.6, 200)}) == "head"
+    assert choose({"head": sure(0.7, 200), "finetune": sure(0.7, 200)}) == "head"
+    assert choose({"head": sure(0.7, 200)}) == "head"
+
+
+def right_on(count: int, of: int = 40) -> Scores:
+    """Sure of the right class on ``count`` pictures, a little on the wrong side on the others."""
+    return Scores(
+        np.concatenate([sure(0.9, count).probabilities, sure(0.4, of - count).probabilities]), np.zeros(of, np.int64)
+    )
+
+
+def test_on_few_pictures_two_lucky_answers_do_not_take_the_head_away() -> None:
+    assert choose({"head": right_on(37), "finetune": right_on(39)}) == "head"
+    assert choose({"head": sure(0.7, 40), "finetune": sure(0.9, 40)}) == "head"  # surer, and right on the same pictures
+    assert choose({"head": right_on(32), "finetune": right_on(39)}) == "finetune"
+    assert choose({"head": right_on(39), "finetune": right_on(32)}) == "head"
+
+
+@given(scores)
+@settings(max_examples=40, deadline=None)
+def test_the_table_of_classes_is_scikit_learns_report_worst_first(s: Scores) -> None:
+    names = [f"class {n}" for n in range(s.probabilities.shape[1])]
+    rows = per_class(s, names)
+    report = theirs.classification_report(
+        s.labels, s.predicted, labels=range(len(names)), target_names=names, output_dict=True, zero_division=0
+    )
+    assert sorted(row["class"] for row in rows) == sorted(names)
+    for row in rows:
+        expected = report[row["class"]]
+        assert (row["precision"], row["recall"], row["f1"], row["pictures"]) == pytest.approx(
+            (expected["precision"], expected["recall"], expected["f1-score"], expected["support"])
+        )
+    order = [(not row["pictures"], row["f1"]) for row in rows]
+    assert order == sorted(order)
+
+
+@given(scores, st.integers(0, 12))
+@settings(max_examples=40, deadline=None)
+def test_the_worst_mistakes_are_wrong_and_the_surest_come_first(s: Scores, count: int) -> None:
+    shown = worst_mistakes(s, count)
+    assert len(shown) == min(count, int((~s.correct).sum()))
+    assert not s.correct[shown].any()
+    confidence = s.probabilities.max(axis=1)
+    assert confidence[shown].tolist() == sorted(confidence[shown], reverse=True)
+    left = set(np.flatnonzero(~s.correct)) - set(shown)
+    assert not shown or all(confidence[n] <= confidence[shown[-1]] for n in left)
+
+
+def test_predictions_name_each_picture_with_its_own_probabilities_in_manifest_order() -> None:
+    manifest = pd.DataFrame(
+        {
+            "path": ["a", "b", "c", "d", "e"],
+            "label": ["ant", "bee", "bee", "ant", "ant"],
+            "split": ["test", "train", "val", "test", "val"],
+        }
+    )
+    val = Scores(np.array([[0.3, 0.7], [0.6, 0.4]]), np.array([1, 0]))
+    test = Scores(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 0]))
+    table = predictions(manifest, {"val": val, "test": test}, ["ant", "bee"])
+    assert list(table) == ["image", "split", "label", "predicted", "ant", "bee"]
+    assert table["image"].tolist() == ["c", "e", "a", "d"]
+    assert table["predicted"].tolist() == ["bee", "ant", "ant", "bee"]
+    assert table["label"].tolist() == ["bee", "ant", "ant", "ant"]
+    assert table["bee"].tolist() == [0.7, 0.4, 0.1, 0.8]
+
+
+def classifier(name: str) -> Classifier:
+    trunk = architecture(name).trunk().eval()
+    width = trunk(torch.zeros(1, 3, trunk.view.size, trunk.view.size)).shape[1]
+    torch.manual_seed(0)
+    head = LinearHead(torch.randn(2, width), torch.zeros(2), 1.0, ("ant", "bee"))
+    return Classifier(trunk, head).eval()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "mobilenetv3_small_050"])
+def test_the_map_of_where_the_network_looked_covers_the_view(name: str) -> None:
+    rng = np.random.default_rng(0)
+    maps = grad_cam(classifier(name), [rng.integers(0, 256, (50, 70, 3), dtype=np.uint8) for _ in range(2)], [0, 1])
+    assert maps is not None
+    assert maps.shape == (2, 224, 224)
+    assert maps.min() >= 0
+    assert maps.max() <= 1 + 1e-6
+
+
+def test_a_pure_transformer_has_no_such_map_or_a_proper_one() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 1000)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            answer: torch.Tensor = self.fc(x.mean(dim=(2, 3)))
+            return answer
+
+    trunk = Trunk(Flat(), architecture("resnet18").view)
+    model = Classifier(trunk, LinearHead(torch.randn(2, 3), torch.zeros(2), 1.0, ("a", "b")))
+    assert grad_cam(model, [np.zeros((5, 5, 3), np.uint8)], [0]) is None
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s32_224", "swin_tiny_patch4_window7_224"])
+def test_patches_are_no_place_where_a_network_looked(name: str) -> None:
+    assert grad_cam(classifier(name), [np.zeros((5, 5, 3), np.uint8)], [0]) is None
+
+
+def test_any_number_of_pictures_has_the_maps_that_each_has_alone() -> None:
+    rng = np.random.default_rng(0)
+    model, pictures = classifier("resnet18"), list(rng.integers(0, 256, (5, 40, 40, 3), np.uint8))
+    together, last = grad_cam(model, pictures, [0, 1, 0, 1, 1]), grad_cam(model, pictures[4:], [1])
+    assert together is not None and last is not None
+    assert together[4:] == pytest.approx(last, abs=1e-3)
+
+
+def test_the_name_of_a_class_is_drawn_as_it_is(tmp_path: Path) -> None:
+    confusion(np.array([0, 1]), np.array([1, 1]), ["US$_$CA", r"$\frac$"], tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
+def test_logarithmic_axes_have_powers_and_no_markup() -> None:
+    axes = plt.figure().add_subplot(xscale="log", xlim=(1, 1000))
+    assert all(label.get_parse_math() for label in axes.get_xticklabels())
+    plt.close("all")

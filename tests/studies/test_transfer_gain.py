@@ -1,0 +1,255 @@
+"""What the learning curves are made to say is true to them: constructed outcomes, and a training that really runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headstart.evaluation.intervals import paired
+from headstart.studies import learning_curves
+from headstart.studies.candidates import Sample
+from headstart.studies.learning_curves import (
+    CUTS,
+    FINETUNED,
+    FROZEN,
+    SCRATCH,
+    Clock,
+    Curve,
+    Curves,
+    Pictures,
+    Training,
+    plan,
+)
+from headstart.studies.transfer_gain import (
+    CANT_TELL,
+    NOT_WORTH,
+    WORTH,
+    Set,
+    advice_230,
+    advice_231,
+    conclude,
+    pictures_for,
+    verdict,
+    with_more,
+)
+from headstart.training.finetune import STATE
+from headstart.training.linear_probe import folds_of
+
+COUNTS = [50, 125, 250, 500]
+
+
+def curve(accuracies: list[float], held_out: int = 400, counts: list[int] | None = None, seconds: float = 60.0) -> Curve:
+    """Right on the first pictures of the held-out ones, as many as the accuracy says; a log-loss to match."""
+    counts = counts or COUNTS[: len(accuracies)]
+    right = [round(accuracy * held_out) for accuracy in accuracies]
+    correct = np.array([np.arange(held_out) < count for count in right])
+    losses = np.where(correct, 0.1, 2.0)
+    return Curve(np.array(counts), correct, losses, np.array([seconds * count / counts[-1] for count in counts]))
+
+
+def curves(
+    frozen: list[float], tuned: list[float], scratch: list[float], held_out: int = 400, seconds: float = 600.0
+) -> Curves:
+    found = {(FROZEN, "none"): curve(frozen, held_out), (FINETUNED, "half"): curve(tuned, held_out)}
+    found |= {(FINETUNED, cut): curve(tuned[-1:], held_out, COUNTS[-1:]) for cut in ("last", "all")}
+    return found | {(SCRATCH, "all"): curve(scratch, held_out, seconds=seconds)}
+
+
+HERE = Set(500, 2, 0.6, 0.75)
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_gain_is_worth_it_and_the_sentence_says_by_how_much() -> None:
+    found = conclude(curves([0.7, 0.8, 0.85, 0.9], [0.7, 0.8, 0.86, 0.92], [0.5, 0.55, 0.6, 0.75]), "half", HERE)
+    assert found["verdict"] == WORTH
+    assert found["pretrained"] == FINETUNED
+    assert found["worth_points"]["value"] == pytest.approx(17)
+    sentence = found["sentences"][0]
+    assert sentence.startswith("Pre-training is worth it here")
+    for part in ("92.0 %", "75.0 %", "+17.0 points", "400 held-out"):
+        assert part in sentence
+
+
+def test_where_random_weights_do_as_well_that_is_said_and_the_minutes_with_it() -> None:
+    flat = [0.8, 0.9, 0.97, 0.99]
+    found = conclude(curves([0.7, 0.8, 0.9, 0.94], flat, flat, held_out=2000, seconds=600), "half", HERE)
+    assert found["verdict"] == NOT_WORTH
+    assert found["sentences"][0].startswith("Pre-training buys no accuracy here")
+    assert "10 times as long" in found["sentences"][2]
+
+
+def test_a_small_gain_on_few_pictures_cannot_be_told() -> None:
+    found = conclude(curves([0.6, 0.7, 0.7, 0.8], [0.6, 0.7, 0.8, 0.825], [0.5, 0.6, 0.7, 0.8], held_out=40), "half", HERE)
+    assert found["verdict"] == CANT_TELL
+    assert "can't be told" in found["sentences"][0]
+
+
+@given(st.floats(-1, 1), st.floats(0, 0.5), st.floats(0, 0.5))
+def test_there_is_one_verdict_for_every_interval(value: float, below: float, above: float) -> None:
+    said = verdict({"value": value, "low": value - below, "high": value + above})
+    assert said in (WORTH, NOT_WORTH, CANT_TELL)
+    if said == WORTH:
+        assert value - below > 0 and value >= 0.01
+    if value + above < 0:
+        assert said == NOT_WORTH
+    if value - below < 0 and value + above > 0.01:
+        assert said == CANT_TELL
+
+
+def test_a_difference_is_paired() -> None:
+    one = np.arange(200) < 150
+    same = paired(one, one)
+    assert (same["value"], same["low"]) == (0, -same["high"])
+    assert same["high"] < 0.02
+    apart = paired(one, ~one)
+    assert apart["low"] < apart["value"] < apart["high"]
+
+
+def test_a_difference_of_which_a_few_more_pictures_could_make_nothing_is_not_certain() -> None:
+    always = np.ones(6, bool)
+    assert verdict(paired(always, always)) == CANT_TELL
+    found = paired(np.arange(60) < 50, np.arange(60) < 46)  # four pictures and none the other way: McNemar's p is 0.125
+    assert found == pytest.approx({"value": 4 / 60, "low": -0.011, "high": 0.140}, abs=5e-4)
+    assert verdict(found) == CANT_TELL
+
+
+def test_seconds_go_on_from_where_the_state_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(learning_curves.time, "perf_counter", lambda: now)
+    clock = Clock(tmp_path)
+    for saved in (b"1", b""):  # after the first epoch, not after the second
+        now += 10
+        if saved:
+            (tmp_path / STATE).write_bytes(saved)
+        clock.note()
+    assert clock.seconds() == 20
+    later = Clock(tmp_path)
+    later.note()  # of the first epoch, told again
+    now += 10
+    assert later.seconds() == 20
+
+
+# --- labels and more pictures -----------------------------------------------------------------------------------------
+
+
+def test_pictures_for_an_accuracy_lie_between_the_points_that_surround_it() -> None:
+    c = curve([0.6, 0.7, 0.8, 0.9])
+    needed, at_most = pictures_for(0.75, c)
+    assert needed is not None and 125 < needed < 250 and not at_most
+    assert pictures_for(0.5, c) == (50.0, True)
+    assert pictures_for(0.95, c) == (None, False)
+
+
+def test_the_sentence_on_labels_is_true_in_each_case() -> None:
+    def labels(tuned: list[float], scratch: list[float]) -> str:
+        sentence: str = conclude(curves([0.5] * 4, tuned, scratch), "half", HERE)["sentences"][1]
+        return sentence
+
+    assert "250 pictures reach the 80.0 %" in labels([0.6, 0.7, 0.8, 0.9], [0.5, 0.6, 0.7, 0.8])
+    assert "50 pictures or fewer reach the 60.0 %" in labels([0.7, 0.7, 0.8, 0.9], [0.5, 0.5, 0.5, 0.6])
+    assert "do not reach" in labels([0.6, 0.7, 0.8, 0.9], [0.6, 0.7, 0.8, 0.95])
+    assert "about as many" in labels([0.6, 0.7, 0.8, 0.9], [0.6, 0.7, 0.8, 0.9])
+
+
+@given(st.floats(0.2, 0.8), st.floats(0.2, 0.9))
+@settings(max_examples=8, deadline=None)
+def test_a_power_law_is_found_again_and_followed_to_twice_the_pictures(start: float, exponent: float) -> None:
+    errors = [start * (n / COUNTS[0]) ** -exponent for n in COUNTS]
+    found = with_more(curve([1 - error for error in errors], held_out=5000))
+    assert found["n"] == 1000
+    assert found["exponent"] == pytest.approx(exponent, abs=0.1)
+    assert 1 - found["accuracy"] == pytest.approx(start * (1000 / COUNTS[0]) ** -exponent, rel=0.15)
+    assert found["low"] < found["accuracy"] < found["high"]
+
+
+def test_no_forecast_is_made_that_the_points_do_not_support() -> None:
+    assert "three points" in with_more(curve([0.7, 0.8]))["refused"]
+    assert "not certain" in with_more(curve([0.8, 0.81, 0.80, 0.81], held_out=100))["refused"]
+    assert "power law" in with_more(curve([0.5, 0.9, 0.9, 0.9], held_out=5000))["refused"]
+    found = conclude(curves([0.5] * 4, [0.8, 0.81, 0.8, 0.81], [0.5] * 4, held_out=100), "half", HERE)
+    assert found["sentences"][3].startswith("More pictures: no forecast")
+
+
+def test_a_perfect_score_is_no_error_of_the_arithmetic() -> None:
+    found = with_more(curve([0.9, 0.99, 1.0, 1.0]))
+    assert "refused" in found or found["accuracy"] <= 1
+
+
+# --- how much to freeze -----------------------------------------------------------------------------------------------
+
+
+def test_the_rules_of_thumb_are_those_that_were_published() -> None:
+    assert advice_231("small", True)[0] == "none"
+    assert advice_231("small", False)[0] == "last"
+    assert advice_231("large", True)[0] == advice_231("large", False)[0] == "all"
+    assert [advice_230(size)[0] for size in ("small", "medium", "large")] == ["none", "last", "all"]
+
+
+def test_the_least_training_that_is_not_clearly_worse_is_taken_and_compared_with_the_rules() -> None:
+    equal = conclude(curves([0.9] * 4, [0.9] * 4, [0.5] * 4), "half", Set(100, 2, 0.6, 0.75))["freeze"]
+    assert equal["measured"] == "none"
+    assert (equal["size"], equal["similar"]) == ("small", True)
+    assert equal["rules"]["CS231n"]["agrees"] and equal["rules"]["CS230"]["agrees"]
+    better = conclude(curves([0.8] * 4, [0.95] * 4, [0.5] * 4), "half", Set(5000, 2, 0.2, 0.75))
+    assert better["freeze"]["measured"] == "last"
+    assert (better["freeze"]["size"], better["freeze"]["similar"]) == ("large", False)
+    assert not better["freeze"]["rules"]["CS230"]["agrees"]
+    assert "CS230 says freeze nothing, start from the pre-trained weights, not what was measured" in better["sentences"][5]
+    assert [row["cut"] for row in better["freeze"]["table"]] == ["none", "last", "half", "all"]
+    assert better["freeze"]["gap"]["value"] == pytest.approx(0.15)
+
+
+def test_a_network_without_a_linear_classifier_is_placed_by_size_alone() -> None:
+    found = conclude(curves([0.9] * 4, [0.9] * 4, [0.5] * 4), "half", Set(100, 2, None, 0.58))
+    assert list(found["freeze"]["rules"]) == ["CS230"]
+    assert "unknown likeness" in found["sentences"][5]
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------
+
+
+def test_every_start_is_trained_on_every_share_of_every_fold_and_other_cuts_on_all() -> None:
+    trainings = plan([0.25, 1.0], 2, "last")
+    for start, cut in ((FROZEN, "none"), (FINETUNED, "last"), (SCRATCH, "all")):
+        mine = {(t.fold, t.share) for t in trainings if (t.start, t.cut) == (start, cut)}
+        assert mine == {(fold, share) for fold in (0, 1) for share in (0.25, 1.0)}
+    assert {t.share for t in trainings if t.start == FINETUNED and t.cut in ("half", "all")} == {1.0}
+    assert {t.cut for t in trainings} == set(CUTS)
+    assert len({t.name for t in trainings}) == len(trainings)
+    assert Training(FROZEN, "none", 0, 0.1).name == "frozen-none-0-0.1"
+
+
+@given(st.integers(0, 1000), st.lists(st.integers(5, 40), min_size=2, max_size=5), st.sampled_from([5, 9, 40]))
+@settings(max_examples=30, deadline=None)
+def test_shares_are_nested_stratified_and_hold_every_class_on_the_side_that_is_trained(
+    seed: int, sizes: list[int], groups_each: int
+) -> None:
+    names = [f"class {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    paths = [f"{number}.png" for number in range(len(names))]
+    groups = [f"{name} {number % groups_each}" for number, name in enumerate(names)]
+    manifest = pd.DataFrame({"path": paths, "label": names, "split": "train", "group": groups})
+    pictures = object.__new__(Pictures)  # its features are of no interest here
+    pictures.sample, pictures.manifest = Sample.of(manifest, seed), manifest
+    pictures.folds = folds_of(pictures.sample.labels, pictures.sample.groups)
+    shares = pictures.shares([0.1, 0.25, 0.5, 1.0])
+    assert shares[-1] == 1.0
+    before: set[int] = set()
+    for share in shares:
+        train, val = pictures.inner(0, share)
+        chosen = set(pictures.pictures(0, share).tolist())
+        assert before < chosen
+        assert set(train) | set(val) <= chosen and not set(train) & set(val) and len(val)
+        assert len(train) + len(val) == len(chosen) or len(set(groups)) < len(groups)  # what resembles val is left out
+        assert not chosen & set(pictures.folds[0][1].tolist())
+        assert set(pictures.sample.labels[train]) == set(range(len(sizes)))
+        before = chosen
+    table = pictures.as_manifest(train, val)
+    assert (table["split"] == "train").sum() == len(train)
+    assert table["label"][pictures.sample.rows[train]].tolist() == [names[row] for row in pictures.sample.rows[train]]

@@ -1,0 +1,449 @@
+"""A new model takes over only by the rules, on pictures that neither has learned from, and the decision is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from scipy.stats import binomtest
+
+from headstart.base.errors import HeadstartError
+from headstart.base.params import Gate, Params
+from headstart.data.packed import INDEX, PIXELS
+from headstart.evaluation.metrics import Scores
+from headstart.models.backbones import architecture
+from headstart.models.classifier import Classifier, LinearHead
+from headstart.tracking import gate, store
+from headstart.tracking.gate import Decision, Side, judge, mcnemar
+from headstart.tracking.registry import Registry, Version
+from headstart.tracking.result import result_digest
+from tests.inference.test_predictor import NETWORK
+
+NAMES = ["ants", "bees"]
+RULES = Gate()
+
+
+def side(number: int, right: list[bool], labels: list[int], confidence: float = 0.9, seconds: float = 0.01) -> Side:
+    """One that answers each picture rightly or wrongly, always equally sure."""
+    rows = np.array([label if hit else 1 - label for hit, label in zip(right, labels, strict=True)])
+    probabilities = np.full((len(rows), 2), 1 - confidence)
+    probabilities[np.arange(len(rows)), rows] = confidence
+    return Side(number, Scores(probabilities, np.array(labels)), frozenset({0, 1}), seconds)
+
+
+def with_wrong(number: int, wrong: dict[int, int], pictures: int = 100, **more: float) -> Side:
+    """Half ants, half bees, so many of each class answered wrongly."""
+    labels = [n % 2 for n in range(pictures)]
+    left = dict(wrong)
+    right = []
+    for label in labels:
+        right.append(not left.get(label))
+        left[label] = max(left.get(label, 0) - 1, 0)
+    return side(number, right, labels, **more)
+
+
+def decided(champion: Side | None, challenger: Side, rules: Gate = RULES, **more: int) -> Decision:
+    return judge(champion, challenger, NAMES, rules, 200, 0, **more)
+
+
+# --- the rules ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_result_is_promoted_whatever_it_is() -> None:
+    decision = decided(None, with_wrong(1, {0: 40, 1: 40}))
+    assert decision.outcome == "promoted"
+    assert "first champion" in decision.sentence
+    assert "0.200" in decision.sentence
+    assert "champion" not in decision.numbers
+
+
+def test_one_that_is_better_takes_over() -> None:
+    decision = decided(with_wrong(3, {0: 6, 1: 6}), with_wrong(4, {0: 5, 1: 5}))
+    assert decision.outcome == "promoted"
+    assert "Version 4 takes over from version 3" in decision.sentence
+    assert "0.900 (version 4) against 0.880 (version 3) on the same 100 test pictures" in decision.sentence
+    assert decision.numbers["gain"]["value"] == pytest.approx(0.02)
+
+
+def test_one_that_is_equally_good_takes_over() -> None:
+    assert decided(with_wrong(3, {0: 5, 1: 5}), with_wrong(4, {0: 6, 1: 4})).outcome == "promoted"
+
+
+def test_one_that_is_a_little_worse_is_kept_out_without_a_complaint() -> None:
+    decision = decided(with_wrong(3, {0: 5, 1: 5}), with_wrong(4, {0: 6, 1: 5}))
+    assert decision.outcome == "kept"
+    assert decision.sentence.startswith("Version 3 stays: nothing speaks for a change.")
+    assert decision.numbers["broken"] == []
+
+
+def test_one_that_is_worse_by_exactly_the_margin_is_within_it() -> None:
+    champion, challenger = with_wrong(3, {0: 2, 1: 2}), with_wrong(4, {0: 3, 1: 3})
+    assert decided(champion, challenger, Gate(margin=0.02)).outcome == "kept"
+    assert decided(champion, challenger, Gate(margin=0.019)).outcome == "refused"
+
+
+def test_one_that_is_worse_by_more_is_refused_with_the_figures() -> None:
+    decision = decided(with_wrong(3, {0: 2, 1: 2}), with_wrong(4, {0: 5, 1: 5}))
+    assert decision.outcome == "refused"
+    assert "Accuracy is 0.060 worse, more than gate.margin 0.01 allows" in decision.sentence
+
+
+def test_one_that_is_better_by_giving_up_a_class_is_refused() -> None:
+    decision = decided(with_wrong(3, {0: 0, 1: 20}), with_wrong(4, {0: 6, 1: 0}))
+    assert decision.outcome == "refused"
+    assert decision.numbers["gain"]["value"] > 0
+    assert "gate.class_margin 0.1: 'ants' from 1.00 to 0.88 on 50 pictures" in decision.sentence
+    assert [row["class"] for row in decision.numbers["classes"]] == ["ants", "bees"]
+
+
+def test_a_class_of_few_pictures_is_not_judged_by_itself() -> None:
+    champion, challenger = with_wrong(3, {1: 20}), with_wrong(4, {0: 6})
+    decision = decided(champion, challenger, Gate(min_pictures=51))
+    assert decision.outcome == "promoted"
+    assert not any(row["judged"] for row in decision.numbers["classes"])
+
+
+def test_one_that_is_far_too_sure_of_itself_is_refused() -> None:
+    decision = decided(with_wrong(3, {0: 15, 1: 15}, confidence=0.7), with_wrong(4, {0: 15, 1: 15}, confidence=0.99))
+    assert decision.outcome == "refused"
+    assert "its calibration error is 0.290, above gate.max_ece 0.1" in decision.sentence
+
+
+def test_a_calibration_error_that_so_few_pictures_show_by_chance_is_no_reason() -> None:
+    """Of ten pictures with confidence 0.8, seven right is an error of 0.1, and nothing to wonder at."""
+    few = [with_wrong(number, {0: 2, 1: 1}, pictures=10, confidence=0.8) for number in (3, 4)]
+    decision = decided(few[0], few[1], Gate(max_ece=0.05))
+    assert decision.outcome == "promoted"
+    assert decision.numbers["challenger"]["ece"] == pytest.approx(0.1)
+    assert decision.numbers["ece_by_chance"] > 0.1
+    many = [with_wrong(number, {0: 200, 1: 100}, pictures=1000, confidence=0.8) for number in (3, 4)]
+    assert decided(many[0], many[1], Gate(max_ece=0.05)).outcome == "refused"
+
+
+def test_one_that_is_much_slower_is_refused() -> None:
+    champion, challenger = with_wrong(3, {0: 5}, seconds=0.01), with_wrong(4, {0: 1}, seconds=0.02)
+    decision = decided(champion, challenger)
+    assert decision.outcome == "refused"
+    assert "it takes 2.00 times as long per picture, above gate.max_slowdown 1.5" in decision.sentence
+    assert decided(champion, challenger, Gate(max_slowdown=2.5)).outcome == "promoted"
+
+
+def test_every_broken_rule_is_named() -> None:
+    decision = decided(with_wrong(3, {}), with_wrong(4, {0: 30}, confidence=0.99, seconds=1.0))
+    assert len(decision.numbers["broken"]) == 4
+    assert all(clause in decision.sentence for clause in decision.numbers["broken"])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "log_loss"])
+def test_every_metric_can_be_the_one_that_counts(metric: str) -> None:
+    rules = Gate.model_validate({"metric": metric})
+    worse, better = with_wrong(3, {0: 8, 1: 8}), with_wrong(4, {0: 6, 1: 6})
+    assert decided(worse, better, rules).outcome == "promoted"
+    decision = decided(better, worse, rules)
+    assert decision.outcome == "refused"
+    assert decision.numbers["gain"]["value"] < 0
+    assert decision.numbers["gain"]["low"] <= decision.numbers["gain"]["value"] <= decision.numbers["gain"]["high"]
+
+
+def test_a_class_that_the_champion_does_not_know_is_wrong_for_it_and_that_is_said() -> None:
+    champion = with_wrong(3, {1: 50})
+    champion = replace(champion, known=frozenset({0}))
+    decision = decided(champion, with_wrong(4, {0: 2, 1: 2}))
+    assert decision.outcome == "promoted"
+    assert decision.numbers["unknown_to_champion"] == ["bees"]
+    assert "Version 3 does not know bees: wrong on all of them." in decision.sentence
+
+
+def test_the_log_loss_is_compared_on_the_classes_that_both_know() -> None:
+    champion = replace(with_wrong(3, {0: 1, 1: 50}), known=frozenset({0}))
+    decision = decided(champion, with_wrong(4, {0: 9}), Gate(metric="log_loss", class_margin=1))
+    assert decision.numbers["gain"]["pictures"] == 50
+    assert decision.outcome == "refused"  # better by far on bees alone, and worse on ants
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_mcnemars_test_is_the_binomial_test_of_what_only_one_has_right(answers: list[tuple[bool, bool]]) -> None:
+    labels = [0] * len(answers)
+    before, after = (side(1, [pair[n] for pair in answers], labels).scores for n in (0, 1))
+    found = mcnemar(before, after)
+    won, lost = answers.count((False, True)), answers.count((True, False))
+    assert (found["only_challenger_right"], found["only_champion_right"]) == (won, lost)
+    assert found["p"] == (binomtest(won, won + lost).pvalue if won + lost else 1)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40), st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_a_model_against_itself_gains_exactly_nothing(answers: list[tuple[bool, bool]], seed: int) -> None:
+    labels = [int(label) for label, _ in answers]
+    same = side(1, [hit for _, hit in answers], labels, confidence=0.6)
+    for metric in ("accuracy", "macro_f1", "log_loss"):
+        gain = judge(same, replace(same, number=2), NAMES, Gate.model_validate({"metric": metric}), 50, seed).numbers[
+            "gain"
+        ]
+        assert (gain["value"], gain["low"], gain["high"]) == (0, 0, 0)
+
+
+# --- the whole gate, on a real store, with networks that know colours -----------------------------------------------------
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+
+
+class Project:
+    """A checkout with the results of stages that the gate looks at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data = folder, folder / "data"
+        self.params = Params.model_validate({"gate": {"max_slowdown": 1000}, "threads": 1, "evaluate": {"bootstrap": 100}})
+        self.client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        self.registry = Registry(self.params)
+        (folder / "dvc.yaml").write_text("stages: {}")
+        (folder / "params.yaml").write_text("{}")
+        for name in ("fetch", "backbone", "track"):
+            (self.data / name).mkdir(parents=True)
+        (self.data / "fetch" / "network.py").write_text(NETWORK)
+        (self.data / "backbone" / "card.json").write_text('{"sha256": "0"}')
+        self.pictures(dict.fromkeys(COLOURS, 12))
+
+    def pictures(self, counts: dict[str, int], seed: int = 0, learned: int = 2) -> None:
+        """Plain pictures of each colour, all but ``learned`` of each in test; a draw of ``seed`` names the files."""
+        prepared = self.data / "prepare"
+        prepared.mkdir(exist_ok=True)
+        labels = [name for name, count in counts.items() for _ in range(count)]
+        splits = ["train" if n < learned else "test" for count in counts.values() for n in range(count)]
+        pixels = np.stack([np.full((20, 24, 3), COLOURS[label], np.uint8) for label in labels])
+        (prepared / PIXELS).write_bytes(pixels.tobytes())
+        size, n = 20 * 24 * 3, len(labels)
+        index = {"offset": np.arange(n) * size, "length": [size] * n, "height": [20] * n, "width": [24] * n}
+        packing = {b"headstart": json.dumps({"jpeg_quality": None}).encode()}
+        pq.write_table(pa.table(index).replace_schema_metadata(packing), prepared / INDEX)
+        digests = [f"{seed}-{label}-{n}" for n, label in enumerate(labels)]
+        pd.DataFrame({"path": digests, "label": labels, "split": splits, "sha256": digests}).to_parquet(
+            prepared / "manifest.parquet"
+        )
+
+    def result(
+        self, name: str, taken_for: dict[str, str] | None = None, classes: tuple[str, ...] = tuple(COLOURS)
+    ) -> Version:
+        """A result that is packaged, tracked and registered: one that takes some colours for others."""
+        (self.data / "fetch" / "manifest.csv").write_text(name)
+        parts = self.data / "package" / "model" / "artifacts" / "classifier"
+        shutil.rmtree(self.data / "package", ignore_errors=True)
+        parts.mkdir(parents=True)
+        (parts / "network.py").write_text(NETWORK)
+        (self.data / "package" / "model" / "MLmodel").write_text(name)
+        trunk = architecture("net.py:colours", parts / "network.py").trunk()
+        weight = torch.zeros(len(classes), 3)
+        for colour, rgb in COLOURS.items():
+            said = (taken_for or {}).get(colour, colour)
+            if said in classes:
+                weight[classes.index(said)] += torch.tensor(rgb) / 255 * 6
+        model = Classifier(trunk, LinearHead(weight, torch.zeros(len(classes)), 1.0, classes))
+        save_file(model.state_dict(), parts / "classifier.safetensors")
+        details = {
+            "backbone": "net.py:colours", "weights": "default", "preprocessing": trunk.view.as_dict(),
+            "classes": classes, "temperature": 1.0, "chosen": "head", "max_megapixels": 1,
+        }  # fmt: skip
+        (parts / "classifier.json").write_text(json.dumps(details))
+        digest = result_digest(self.data)
+        (self.data / "track" / "track.json").write_text(json.dumps({"result": digest}))
+        with store.opened() as client:
+            experiment = store.experiment_id(client, "headstart")
+        run = self.client.create_run(experiment).info.run_id
+        self.client.log_artifact(run, str(self.data / "prepare" / "manifest.parquet"), "data")
+        logged = self.client.create_logged_model(experiment, "model", source_run_id=run)
+        self.client.log_model_artifacts(logged.model_id, str(self.data / "package" / "model"))
+        return self.registry.register(run, digest, logged.model_id, "card", {})
+
+    def gate(self) -> Decision:
+        return gate.run(self.data, self.params)
+
+    def champion(self) -> int | None:
+        found = self.registry.champion()
+        return None if found is None else found.number
+
+
+@pytest.fixture
+def project(checkout_with_store: Path) -> Project:
+    return Project(checkout_with_store)
+
+
+def test_the_first_result_becomes_champion_and_its_decision_is_everywhere(project: Project) -> None:
+    version = project.result("first")
+    decision = project.gate()
+    assert decision.outcome == "promoted"
+    assert decision.numbers["challenger"]["accuracy"] == 1
+    assert decision.numbers["pictures"] == 30
+    assert project.champion() == 1
+    written = json.loads((project.data / "gate" / "decision.json").read_text())
+    assert written == {"outcome": "promoted", "sentence": decision.sentence, "numbers": decision.numbers}
+    run = project.client.get_run(version.run_id)
+    assert run.data.tags["gate"] == "promoted"
+    assert run.data.tags["gate.sentence"] == decision.sentence
+    assert run.data.metrics["gate/challenger/accuracy"] == 1
+    assert [entry.path for entry in project.client.list_artifacts(version.run_id, "gate")] == ["gate/decision.json"]
+    assert project.registry.version(1).decision == decision.sentence
+
+
+def test_a_worse_result_is_refused_and_the_champion_stays(project: Project) -> None:
+    project.result("first")
+    project.gate()
+    project.result("worse", {"red": "blue"})
+    decision = project.gate()
+    assert decision.outcome == "refused"
+    assert "'red' from 1.00 to 0.00 on 10 pictures" in decision.sentence
+    assert project.champion() == 1
+    assert project.registry.version(2).outcome == "refused"
+    assert decision.numbers["mcnemar"] == {
+        "only_challenger_right": 0,
+        "only_champion_right": 10,
+        "p": pytest.approx(2 / 2**10),
+    }
+    assert 0 < decision.numbers["slowdown"] < 1000
+
+
+def test_a_better_result_takes_over(project: Project) -> None:
+    project.result("first", {"red": "blue"})
+    project.gate()
+    project.result("better")
+    decision = project.gate()
+    assert decision.outcome == "promoted"
+    assert decision.numbers["gain"]["value"] == pytest.approx(1 / 3)
+    assert project.champion() == 2
+
+
+def test_a_decision_is_not_taken_twice(project: Project) -> None:
+    project.result("first")
+    project.gate()
+    version = project.result("worse", {"red": "blue"})
+    first = project.gate()
+    (project.data / "gate" / "decision.json").unlink()
+    history = project.client.get_metric_history(version.run_id, "gate/slowdown")
+    assert project.gate() == first
+    assert project.client.get_metric_history(version.run_id, "gate/slowdown") == history
+    assert json.loads((project.data / "gate" / "decision.json").read_text())["sentence"] == first.sentence
+
+
+@pytest.mark.parametrize("step", ["log_batch", "log_artifact", "set_registered_model_tag", "set_registered_model_alias"])
+def test_a_gate_that_is_killed_anywhere_is_carried_through_by_the_next(
+    project: Project, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    project.result("first", {"red": "blue"})
+    project.gate()
+    project.result("better")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            project.gate()
+    assert project.gate().outcome == "promoted"
+    assert project.champion() == 2
+    assert project.registry.version(2).outcome == "promoted"
+
+
+def test_a_class_that_is_new_since_the_champion_counts_against_it(project: Project) -> None:
+    project.pictures({"blue": 12, "green": 12})
+    project.result("two colours", classes=("blue", "green"))
+    project.gate()
+    project.pictures(dict.fromkeys(COLOURS, 12))
+    project.result("three colours")
+    decision = project.gate()
+    assert decision.outcome == "promoted"
+    assert decision.numbers["unknown_to_champion"] == ["red"]
+    assert "does not know red" in decision.sentence
+    assert decision.numbers["champion"]["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_pictures_that_the_champion_has_learned_from_are_left_out(project: Project) -> None:
+    project.pictures(dict.fromkeys(COLOURS, 12), learned=8)
+    project.result("first")
+    project.gate()
+    project.pictures(dict.fromkeys(COLOURS, 12), learned=2)
+    project.result("another split")
+    decision = project.gate()
+    assert (decision.numbers["pictures"], decision.numbers["left_out"]) == (12, 18)
+    assert "18 test pictures that it has learned from were left out" in decision.sentence
+
+
+def test_where_the_champion_has_learned_from_all_nothing_is_compared(project: Project) -> None:
+    project.pictures(dict.fromkeys(COLOURS, 12), learned=11)
+    project.result("first")
+    project.gate()
+    manifest = pd.read_parquet(project.data / "prepare" / "manifest.parquet")
+    manifest["split"] = manifest["split"].map({"train": "test", "test": "train"})
+    manifest.to_parquet(project.data / "prepare" / "manifest.parquet")
+    project.result("the other way round")
+    decision = project.gate()
+    assert decision.outcome == "refused"
+    assert "version 1 has learned from every picture" in decision.sentence
+    assert project.champion() == 1
+
+
+def test_what_a_person_decided_stands(project: Project) -> None:
+    project.result("first")
+    project.gate()
+    version = project.result("worse", {"red": "blue"})
+    assert project.gate().outcome == "refused"
+    project.registry.promote(version, "red is not sold any more")
+    assert project.gate() == Decision("promoted", "Version 2 was promoted by hand: red is not sold any more", {})
+    project.registry.rollback("it is again")
+    decision = project.gate()
+    assert decision.outcome == "refused"
+    assert "Version 2 was rolled back: it is again" in decision.sentence
+    assert project.champion() == 1
+
+
+def test_an_alias_that_was_set_in_mlflow_is_taken_as_it_is(project: Project) -> None:
+    project.result("first")
+    project.client.set_registered_model_alias("headstart", "champion", "1")
+    assert project.gate().outcome == "promoted"
+    assert project.champion() == 1
+    assert project.client.get_model_version("headstart", "1").tags["headstart.outcome"] == "promoted"
+
+
+Change = Callable[[Project], Any]
+NOT_READY: dict[str, tuple[Change, str]] = {
+    "never tracked": (
+        lambda p: (p.data / "track" / "track.json").unlink(),
+        r"track.json is not there.*run `dvc repro` first",
+    ),
+    "changed since": (
+        lambda p: (p.folder / "data/fetch/manifest.csv").write_text("new"),
+        r"not of one result.*run `dvc repro`",
+    ),
+    "not registered": (lambda p: p.client.delete_model_version("headstart", "1"), r"not registered.*`headstart track`"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_READY)
+def test_a_result_that_cannot_be_judged_is_said(project: Project, case: str) -> None:
+    project.result("first")
+    change, sentence = NOT_READY[case]
+    change(project)
+    with pytest.raises(HeadstartError, match=sentence):
+        project.gate()
+    assert project.champion() is None
+
+
+def test_the_shipped_rules_are_the_defaults() -> None:
+    shipped = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
+    assert Gate.model_validate(shipped["gate"]) == Gate()
+    assert shipped["registry"]["model"] == Params().registry.model

@@ -1,0 +1,382 @@
+"""A version per result, one champion, and nothing half done, in a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from headstart.base.errors import HeadstartError
+from headstart.base.files import write_json
+from headstart.base.params import Params
+from headstart.tracking import registry as registry_module
+from headstart.tracking import store
+from headstart.tracking.registry import KEPT, LONGEST_DESCRIPTION, Registry, Version, description
+
+
+class Bench:
+    """A checkout with an MLflow store of its own, and results to register in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        self.registry = Registry(Params())
+
+    def logged(self, result: str) -> tuple[str, str]:
+        """A run and its model, as track leaves them: their ids."""
+        with store.opened() as client:
+            experiment = store.experiment_id(client, "headstart")
+        run: str = self.client.create_run(experiment, tags={store.RESULT: result}).info.run_id
+        manifest = self.folder / "manifest.parquet"
+        pd.DataFrame({"sha256": [f"{result}-a", f"{result}-b", "c"], "split": ["train", "val", "test"]}).to_parquet(
+            manifest
+        )
+        self.client.log_artifact(run, str(manifest), "data")
+        model = self.folder / "model"
+        (model / "artifacts").mkdir(parents=True, exist_ok=True)
+        (model / "MLmodel").write_text(f"of {result}")
+        (model / "artifacts" / "weights").write_text(result * 100)
+        logged = self.client.create_logged_model(experiment, "model", source_run_id=run)
+        self.client.log_model_artifacts(logged.model_id, str(model))
+        return run, logged.model_id
+
+    def registered(self, result: str) -> Version:
+        run, model = self.logged(result)
+        return self.registry.register(run, result, model, f"# Card of {result}", {"headstart.data": "d" * 64})
+
+    def versions(self) -> list[int]:
+        return sorted(int(version.version) for version in self.client.search_model_versions("name='headstart'"))
+
+    def champion(self) -> int | None:
+        found = self.registry.champion()
+        return None if found is None else found.number
+
+    def tags(self, number: int) -> dict[str, str]:
+        tags: dict[str, str] = self.client.get_model_version("headstart", str(number)).tags
+        return tags
+
+
+@pytest.fixture
+def bench(checkout_with_store: Path) -> Bench:
+    return Bench(checkout_with_store)
+
+
+# --- versions -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_one_version_however_often_it_is_registered(bench: Bench) -> None:
+    first = bench.registered("aaa")
+    assert (first.number, first.result, first.outcome) == (1, "aaa", None)
+    assert bench.registered("aaa") == first
+    assert bench.versions() == [1]
+
+
+def test_a_version_carries_its_card_its_lineage_and_its_run(bench: Bench) -> None:
+    version = bench.registered("aaa")
+    found = bench.client.get_model_version("headstart", "1")
+    assert found.description == "# Card of aaa"
+    assert found.tags == {"headstart.result": "aaa", "headstart.data": "d" * 64}
+    assert found.run_id == version.run_id
+    assert bench.client.get_run(version.run_id).data.tags["headstart.result"] == "aaa"
+
+
+def test_the_newest_result_is_the_challenger(bench: Bench) -> None:
+    assert bench.registry.challenger() is None
+    bench.registered("aaa")
+    newest = bench.registered("bbb")
+    assert bench.registry.challenger() == newest
+    assert bench.registry.champion() is None
+
+
+def test_a_result_that_is_decided_is_no_challenger_again(bench: Bench) -> None:
+    old = bench.registered("aaa")
+    bench.registry.decide(old, "refused", "too slow")
+    newest = bench.registered("bbb")
+    bench.registered("aaa")
+    assert bench.registry.challenger() == newest
+
+
+def test_a_version_is_found_by_its_result_and_by_its_number(bench: Bench) -> None:
+    version = bench.registered("aaa")
+    assert bench.registry.by_result("aaa") == bench.registry.version(1) == version
+    assert bench.registry.by_result("zzz") is None
+
+
+def test_a_version_that_is_not_there_is_said_with_those_that_are(bench: Bench) -> None:
+    with pytest.raises(HeadstartError, match=r"no version 7 in the registry; it has none; run `headstart track`"):
+        bench.registry.version(7)
+    bench.registered("aaa")
+    bench.registered("bbb")
+    with pytest.raises(HeadstartError, match=r"no version 7 in the registry; it has 1, 2$"):
+        bench.registry.version(7)
+
+
+def test_a_twin_that_another_checkout_registered_at_the_same_moment_goes(bench: Bench) -> None:
+    bench.registered("aaa")
+    bench.client.create_model_version("headstart", "file:///elsewhere", tags={store.RESULT: "aaa"})
+    bench.client.create_model_version("headstart", "file:///elsewhere", tags={store.RESULT: "bbb"})
+    assert bench.registered("aaa").number == 1
+    assert bench.versions() == [1, 3]
+
+
+def test_many_who_register_the_same_at_once_end_with_one_version(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the lock of the checkout, as from several machines."""
+    logged = bench.logged("aaa")
+    monkeypatch.setattr("filelock.FileLock", lambda path: threading.Lock())
+    found: list[int] = []
+
+    def register() -> None:
+        found.append(bench.registry.register(logged[0], "aaa", logged[1], "card", {}).number)
+
+    bench.client.create_registered_model("headstart")
+    threads = [threading.Thread(target=register) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [found[0]] * 4
+    assert bench.versions() == [found[0]]
+
+
+def test_without_a_name_there_is_no_registry() -> None:
+    with pytest.raises(HeadstartError, match=r"registry.model is null.*run `headstart track`"):
+        Registry(Params.model_validate({"registry": {"model": None}}))
+
+
+# --- files --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_version_is_downloaded_whole_and_once(bench: Bench) -> None:
+    version = bench.registered("aaa")
+    folder = bench.registry.download(version)
+    assert folder.parent == bench.folder / ".headstart" / "models"
+    assert folder.name.startswith("headstart-1")
+    assert (folder / "MLmodel").read_text() == "of aaa"
+    assert (folder / "artifacts" / "weights").read_text() == "aaa" * 100
+    (folder / "MLmodel").write_text("kept")
+    assert bench.registry.download(version) == folder
+    assert (folder / "MLmodel").read_text() == "kept"
+
+
+def test_what_a_killed_download_left_behind_goes_and_is_never_taken_for_a_model(bench: Bench) -> None:
+    version = bench.registered("aaa")
+    half = bench.folder / ".headstart" / "models" / ".half"
+    half.mkdir(parents=True)
+    (half / "MLmodel").write_text("half")
+    assert (bench.registry.download(version) / "MLmodel").read_text() == "of aaa"
+    assert not half.exists()
+
+
+def test_a_download_that_fails_leaves_nothing(bench: Bench) -> None:
+    version = bench.registered("aaa")
+    shutil.rmtree(bench.folder / "mlartifacts")
+    with pytest.raises(HeadstartError):
+        bench.registry.download(version)
+    assert not list((bench.folder / ".headstart" / "models").iterdir())
+
+
+def test_the_models_on_disk_are_the_last_ones_used(bench: Bench) -> None:
+    models = bench.folder / ".headstart" / "models"
+    for result in "abcdef"[: KEPT + 2]:
+        folder = bench.registry.download(bench.registered(result * 3))
+        write_json(models / "counted.json", {})  # of `headstart models`, newer than any
+    kept = [path for path in models.iterdir() if path.is_dir()]
+    assert len(kept) == KEPT
+    assert folder in kept
+
+
+def test_a_version_knows_its_pictures_and_which_it_learned_from(bench: Bench) -> None:
+    version = bench.registered("aaa")
+    assert bench.registry.pictures(version) == {"aaa-a", "aaa-b", "c"}
+    assert bench.registry.learned(version) == {"aaa-a", "aaa-b"}
+
+
+def test_a_model_from_elsewhere_does_not_say_its_pictures(bench: Bench) -> None:
+    bench.registered("aaa")
+    run = bench.client.create_run("0").info.run_id
+    bench.client.create_model_version("headstart", "file:///elsewhere", run)
+    with pytest.raises(HeadstartError, match=r"run of version 2 of headstart does not say which pictures"):
+        bench.registry.pictures(bench.registry.version(2))
+
+
+# --- the champion -------------------------------------------------------------------------------------------------------
+
+
+def test_a_promotion_is_recorded_on_the_version_and_on_the_model(bench: Bench) -> None:
+    first, second = bench.registered("aaa"), bench.registered("bbb")
+    bench.registry.promote(first, "the first")
+    bench.registry.promote(second, "better on   the new\ncamera")
+    assert bench.champion() == 2
+    record = json.loads(bench.tags(2)["headstart.promotion"])
+    assert (record["before"], record["champion"], record["why"]) == (1, 2, "better on the new camera")
+    assert "@" in record["who"]
+    assert record["when"].endswith("+00:00")
+    assert json.loads(bench.client.get_registered_model("headstart").tags["headstart.champion"]) == record
+    assert bench.registry.champion() == Version(2, second.run_id, "bbb", "promoted", "better on the new camera")
+
+
+def test_the_champion_is_not_promoted_again(bench: Bench) -> None:
+    version = bench.registered("aaa")
+    bench.registry.promote(version, "the first")
+    with pytest.raises(HeadstartError, match="version 1 of headstart is the champion already"):
+        bench.registry.promote(version, "again")
+
+
+@pytest.mark.parametrize(("why", "sentence"), [("", "say why"), (" \n", "say why"), ("x" * 1001, "1001 characters")])
+def test_a_change_by_hand_needs_a_reason(bench: Bench, why: str, sentence: str) -> None:
+    version = bench.registered("aaa")
+    with pytest.raises(HeadstartError, match=sentence):
+        bench.registry.promote(version, why)
+    with pytest.raises(HeadstartError, match=sentence):
+        bench.registry.rollback(why)
+    assert bench.champion() is None
+
+
+def test_a_rollback_goes_to_the_champion_before_and_is_recorded(bench: Bench) -> None:
+    for result in ("aaa", "bbb", "ccc"):
+        bench.registry.promote(bench.registered(result), f"for {result}")
+    assert bench.registry.rollback("customers complain").number == 2
+    assert bench.champion() == 2
+    assert bench.registry.version(3).outcome == "rolled back"
+    assert bench.registry.version(3).decision == "customers complain"
+    assert bench.registry.version(2).outcome == "promoted"
+    record = json.loads(bench.client.get_registered_model("headstart").tags["headstart.champion"])
+    assert (record["outcome"], record["champion"], record["before"]) == ("rolled back", 2, 3)
+    assert bench.registry.rollback("they still do").number == 1
+    with pytest.raises(HeadstartError, match="no champion before version 1 of headstart is on record"):
+        bench.registry.rollback("and still")
+    assert bench.champion() == 1
+
+
+def test_a_rollback_passes_over_what_was_rolled_back_before(bench: Bench) -> None:
+    first, second, third = (bench.registered(result) for result in ("aaa", "bbb", "ccc"))
+    bench.registry.promote(first, "one")
+    bench.registry.promote(second, "two")
+    bench.registry.rollback("two is bad")
+    bench.registry.promote(third, "three")
+    assert bench.registry.rollback("three is bad too").number == 1
+
+
+def test_two_that_were_promoted_in_turn_are_not_rolled_back_for_ever(bench: Bench) -> None:
+    first, second = bench.registered("aaa"), bench.registered("bbb")
+    for version in (first, second, first):
+        bench.registry.promote(version, "in turn")
+    assert bench.registry.rollback("bad").number == 2
+    with pytest.raises(HeadstartError, match="no champion before version 2"):
+        bench.registry.rollback("bad too")
+
+
+def test_without_a_champion_there_is_nothing_to_roll_back(bench: Bench) -> None:
+    with pytest.raises(HeadstartError, match="has no champion that could be rolled back"):
+        bench.registry.rollback("why not")
+
+
+def test_an_alias_that_was_moved_in_mlflow_counts(bench: Bench) -> None:
+    first, second = bench.registered("aaa"), bench.registered("bbb")
+    bench.registry.promote(first, "one")
+    bench.client.set_registered_model_alias("headstart", "champion", "2")
+    assert bench.champion() == 2
+    third = bench.registered("ccc")
+    bench.registry.promote(third, "three")
+    assert bench.registry.rollback("bad").number == second.number
+
+
+STEPS = ("set_registered_model_tag", "set_model_version_tag", "set_registered_model_alias", "delete_registered_model_tag")
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("change", ["promote", "rollback"])
+def test_a_change_that_is_killed_anywhere_is_whole_or_was_not_begun(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str, step: str, nth: int
+) -> None:
+    for result in ("aaa", "bbb"):
+        bench.registry.promote(bench.registered(result), f"for {result}")
+    third = bench.registered("ccc")
+    real, calls = getattr(mlflow.MlflowClient, step), 0
+
+    def killed(*arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, step, killed)
+        with suppress(KeyboardInterrupt):
+            bench.registry.promote(third, "better") if change == "promote" else bench.registry.rollback("worse")
+    begun = (step, nth) != ("set_registered_model_tag", 1)
+    after, judged, outcome = (3, 3, "promoted") if change == "promote" else (1, 2, "rolled back")
+    assert bench.champion() == (after if begun else 2)
+    assert "headstart.changing" not in bench.client.get_registered_model("headstart").tags
+    assert bench.registry.version(judged).outcome == (outcome if begun else {2: "promoted", 3: None}[judged])
+    last = json.loads(bench.client.get_registered_model("headstart").tags["headstart.champion"])
+    assert last["champion"] == bench.champion()
+
+
+def test_a_change_to_a_version_that_was_deleted_since_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.registry.promote(bench.registered("aaa"), "one")
+    second = bench.registered("bbb")
+    with monkeypatch.context() as patch:
+        patch.setattr(registry_module.Registry, "_carry_through", lambda *_: None)  # killed right after it was written down
+        bench.registry.promote(second, "two")
+    bench.client.delete_model_version("headstart", "2")
+    assert bench.champion() == 1
+    assert "headstart.changing" not in bench.client.get_registered_model("headstart").tags
+
+
+# --- the store ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_that_does_not_answer_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(HeadstartError, match=r"MLflow at http://127.0.0.1:9 does not answer .*unset MLFLOW_TRACKING_URI"):
+        bench.registry.champion()
+
+
+def test_a_databases_password_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://anna:secret@db.example.org:5432/mlflow")
+    assert store.shown_uri() == "postgresql://anna:***@db.example.org:5432/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://anna:a/b@db.example.org:5432/mlflow")
+    assert store.shown_uri() == "postgresql://anna:***@db.example.org:5432/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert store.shown_uri() == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("uri", "beside"),
+    [
+        (None, True),
+        ("sqlite:////srv/mlflow.db", True),
+        ("postgresql://anna@db/mlflow", True),
+        ("https://mlflow.example.org", False),
+    ],
+)
+def test_artifacts_of_a_database_are_in_the_checkout_and_a_server_decides_for_itself(
+    uri: str | None, beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1"
+    queued.mkdir(parents=True)
+    monkeypatch.chdir(queued)
+    monkeypatch.setenv("DVC_ROOT", str(queued))
+    if uri is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert store.artifacts() == ((tmp_path.resolve() / "mlartifacts").as_uri() if beside else None)
+
+
+@pytest.mark.parametrize("lines", [3, 400])
+def test_a_card_fits_into_a_versions_description_in_whole_lines(lines: int) -> None:
+    card = "".join(f"- line {n} of the card\n" for n in range(lines))
+    text = description(card)
+    assert len(text) <= LONGEST_DESCRIPTION
+    assert text == card if lines == 3 else text.endswith("of the card\n\n(The whole card is MODEL_CARD.md of the run.)\n")

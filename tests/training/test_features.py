@@ -1,0 +1,184 @@
+"""Features are the frozen backbone's own answers, one row per picture, in manifest order."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from headstart.base.errors import HeadstartError
+from headstart.data.packed import INDEX, PIXELS, Pixels, encode
+from headstart.engines import activations
+from headstart.engines.batching import inference_batch
+from headstart.models.backbones import Trunk, architecture
+from headstart.models.preprocessing import View
+from headstart.training.features import extract, load_features
+
+CPU = torch.device("cpu")
+
+
+def packed(folder: Path, count: int, quality: int | None) -> tuple[Pixels, pd.DataFrame]:
+    """Pictures of many sizes, packed as prepare packs them, splits and classes shuffled."""
+    rng = np.random.default_rng(0)
+    sizes = [(int(h), int(w)) for h, w in rng.integers(40, 120, (count, 2))]
+    stored = [encode(Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)), quality) for h, w in sizes]
+    folder.mkdir()
+    (folder / PIXELS).write_bytes(b"".join(stored))
+    lengths = np.array([len(s) for s in stored])
+    heights, widths = zip(*sizes, strict=True)
+    table = {"offset": np.cumsum(lengths) - lengths, "length": lengths, "height": heights, "width": widths}
+    packing = {b"headstart": json.dumps({"jpeg_quality": quality}).encode()}
+    pq.write_table(pa.table(table).replace_schema_metadata(packing), folder / INDEX)
+    manifest = pd.DataFrame(
+        {
+            "path": [f"{n}.png" for n in range(count)],
+            "label": rng.permutation([("wolf", "ant", "bee")[n % 3] for n in range(count)]),
+            "split": rng.permutation([("train", "train", "test", "val")[n % 4] for n in range(count)]),
+        }
+    )
+    return Pixels(folder), manifest
+
+
+@pytest.mark.parametrize("quality", [None, 95], ids=["raw", "jpeg"])
+def test_each_row_is_the_forward_pass_of_its_picture_in_manifest_order(tmp_path: Path, quality: int | None) -> None:
+    pixels, manifest = packed(tmp_path / "prepare", 90, quality)
+    trunk = architecture("test_resnet").trunk()
+    extract(trunk, pixels, manifest, CPU, tmp_path / "features")
+    for split in ("train", "val", "test"):
+        features, labels = load_features(tmp_path / "features", split)
+        rows = np.flatnonzero(manifest["split"] == split)
+        assert features.shape == (len(rows), trunk(torch.zeros(1, 3, 64, 64)).shape[1])
+        assert (features.dtype, labels.dtype) == (torch.float32, torch.int64)
+        assert [("ant", "bee", "wolf")[n] for n in labels] == manifest["label"].iloc[rows].tolist()
+        with torch.inference_mode():
+            direct = torch.cat([trunk(trunk.view.batch([pixels[int(row)]])) for row in rows])
+        torch.testing.assert_close(features, direct, rtol=1e-3, atol=1e-4)
+        assert direct.std(dim=0).max() > 1e-3  # the pictures do differ
+    assert sorted(p.name for p in (tmp_path / "features").iterdir()) == [
+        "features.json",
+        "test.safetensors", "train.safetensors", "val.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("everything", "batch"), [(10**12, 64), (10**8, 32), (10**7, 4), (1, 1)])
+def test_how_many_pass_at_once_depends_on_all_memory_and_not_on_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, everything: int, batch: int
+) -> None:
+    network, view = nn.Conv2d(3, 16, 3, padding=1), View(96, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)  # 590 kB a picture
+    for free in (everything, everything // 100):
+        monkeypatch.setattr("headstart.base.device.memory", lambda device, free=free: (free, everything))
+        assert inference_batch(network, view, torch.device("cpu")) == batch
+
+
+def test_the_same_pictures_give_the_same_bytes(tmp_path: Path) -> None:
+    pixels, manifest = packed(tmp_path / "prepare", 20, None)
+    for name in ("a", "b"):
+        extract(architecture("test_resnet").trunk(), pixels, manifest, CPU, tmp_path / name)
+    for split in ("train", "val", "test"):
+        a, b = ((tmp_path / name / f"{split}.safetensors").read_bytes() for name in ("a", "b"))
+        assert a == b
+
+
+def test_answers_that_were_cut_short_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "SAVE_EVERY_S", 0.0)
+    pictures, shown, most = torch.arange(40.0).reshape(20, 2), [], 3
+
+    def engine(batch: torch.Tensor) -> torch.Tensor:
+        if len(shown) == most:
+            raise KeyboardInterrupt
+        shown.append(batch)
+        return 2 * batch
+
+    def run() -> None:
+        activations.answers_of(
+            engine, lambda first: pictures[first:].split(4), 20, tmp_path / "found", lambda count=1: None
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not (tmp_path / "found").exists()
+    shown, most = [], 99
+    run()
+    assert torch.equal(torch.cat(shown), pictures[12:])
+    assert np.fromfile(tmp_path / "found", np.float32).tolist() == (2 * pictures).flatten().tolist()
+    assert [path.name for path in tmp_path.iterdir()] == ["found"]
+
+
+def test_what_is_kept_until_all_features_are_there_changes_no_byte_and_goes(tmp_path: Path) -> None:
+    pixels, manifest = packed(tmp_path / "prepare", 20, None)
+    trunk = architecture("test_resnet").trunk()
+    extract(trunk, pixels, manifest, CPU, tmp_path / "plain", "torch")
+    extract(trunk, pixels, manifest, CPU, tmp_path / "safe", "torch", kept=tmp_path / "kept")
+    for name in ("train.safetensors", "val.safetensors", "test.safetensors", "features.json"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "safe" / name).read_bytes()
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_two_that_make_the_same_features_at_once_both_have_them(tmp_path: Path) -> None:
+    pixels, manifest = packed(tmp_path / "prepare", 40, None)
+
+    trunks = {name: architecture("test_resnet").trunk() for name in ("a", "b", "c")}  # random, by torch's one generator
+
+    def run(name: str) -> None:
+        extract(trunks[name], pixels, manifest, CPU, tmp_path / name, "torch", kept=tmp_path / "kept")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(run, trunks))
+    for split in ("train", "val", "test"):
+        assert len({(tmp_path / name / f"{split}.safetensors").read_bytes() for name in trunks}) == 1
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_extraction_changes_nothing_in_the_backbone(tmp_path: Path) -> None:
+    pixels, manifest = packed(tmp_path / "prepare", 12, None)
+    trunk = architecture("test_resnet").trunk()
+    before = {key: value.clone() for key, value in trunk.state_dict().items()}
+    extract(trunk.train(), pixels, manifest, CPU, tmp_path / "features")
+    assert all(torch.equal(value, before[key]) for key, value in trunk.state_dict().items())
+
+
+class Overflows(nn.Module):
+    """Answers with infinity where a picture is bright, as a network whose weights went wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(3, 1000)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.classifier(pictures.mean(dim=(2, 3)).sub(0.4).clamp(min=0).mul(200).exp() * 1e38)
+        return answer
+
+
+def test_features_that_are_no_numbers_stop_the_stage_and_name_the_picture(tmp_path: Path) -> None:
+    pixels, manifest = packed(tmp_path / "prepare", 12, None)
+    trunk = Trunk(Overflows(), View(32, 1.0, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    with pytest.raises(HeadstartError, match=r"no finite numbers, first for \d+.png"):
+        extract(trunk, pixels, manifest, CPU, tmp_path / "features")
+    assert not list((tmp_path / "features").iterdir())
+
+
+def test_missing_and_damaged_features_are_said(tmp_path: Path) -> None:
+    with pytest.raises(HeadstartError, match=r"has no features of val .*run `dvc repro features`"):
+        load_features(tmp_path, "val")
+    (tmp_path / "val.safetensors").write_bytes(b"damaged")
+    with pytest.raises(HeadstartError, match="run `dvc repro features`"):
+        load_features(tmp_path, "val")
+
+
+def test_packed_pictures_that_are_cut_short_are_noticed_before_they_are_used(tmp_path: Path) -> None:
+    pixels, _ = packed(tmp_path / "prepare", 3, None)
+    whole = pixels[2].copy()
+    file = tmp_path / "prepare" / PIXELS
+    assert np.array_equal(Pixels(tmp_path / "prepare")[2], whole)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(HeadstartError, match=r"pixels\.bin is cut short; run `dvc repro prepare`"):
+        Pixels(tmp_path / "prepare")

@@ -1,0 +1,263 @@
+"""Fine-tuning: what is trained, how fast, from where, and what is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from headstart.base.errors import HeadstartError
+from headstart.base.files import read_json
+from headstart.base.params import Finetune
+from headstart.data.packed import INDEX, PIXELS, Pixels
+from headstart.engines import activations
+from headstart.models.backbones import architecture
+from headstart.models.classifier import Classifier, LinearHead
+from headstart.training import augmentation, finetune
+from headstart.training.recipe import Recipe
+
+CPU = torch.device("cpu")
+SMALL = """
+from torch import nn
+def net(num_classes):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+    network.input_size = 64
+    return network
+"""
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    path = tmp_path / "small.py"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Pixels, pd.DataFrame]:
+    """24 pictures, red or blue by class, packed as prepare packs them."""
+    rng = np.random.default_rng(0)
+    arrays, rows = [], []
+    for number in range(24):
+        label = ("blue", "red")[number % 2]
+        array = rng.integers(0, 90, (40, 40, 3), dtype=np.uint8)
+        array[..., 0 if label == "red" else 2] += 120
+        arrays.append(array)
+        rows.append({"label": label, "split": "val" if number >= 16 else "train"})
+    folder = tmp_path / "prepare"
+    folder.mkdir()
+    (folder / PIXELS).write_bytes(b"".join(a.tobytes() for a in arrays))
+    sides = [40] * len(arrays)
+    table = {"offset": [4800 * n for n in range(24)], "length": [4800] * 24, "height": sides, "width": sides}
+    pq.write_table(pa.table(table), folder / INDEX)
+    return Pixels(folder), pd.DataFrame(rows)
+
+
+def head(width: int = 8) -> LinearHead:
+    generator = torch.Generator().manual_seed(0)
+    return LinearHead(torch.randn(2, width, generator=generator), torch.zeros(2), 1.5, ("blue", "red"))
+
+
+def recipe(scratch: bool = False, **settings: object) -> Recipe:
+    values = {"epochs": 2, "batch_size": 8, "size_ratio": 0.5} | settings
+    return Recipe(Finetune.model_validate(values), scratch=scratch, seed=3)
+
+
+def train(network: Path, pictures: tuple[Pixels, pd.DataFrame], folder: Path, how: Recipe, **more: object) -> None:
+    trunk = architecture("small.py:net", network).trunk(seed=1)
+    resume = more.pop("resume", folder.parent / "resume")
+    finetune.finetune(trunk, head(), *pictures, how, CPU, folder, resume, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("unfreeze", "share"), [("last", 0.25), ("half", 0.5), ("all", 1.0)])
+def test_as_many_blocks_are_trained_as_asked_and_the_lower_ones_slower(unfreeze: str, share: float) -> None:
+    trunk = architecture("resnet18").trunk()
+    model = Classifier(trunk, LinearHead(torch.zeros(2, 512), torch.zeros(2), 1.0, ("a", "b")))
+    groups = recipe(unfreeze=unfreeze, lr=1e-3, layer_decay=0.5).parameter_groups(model)
+    blocks = trunk.blocks()
+    trained = [block for block in blocks if block[0].requires_grad]
+    assert len(trained) == -(-len(blocks) * share // 1)
+    assert trained == blocks[len(blocks) - len(trained) :]
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rate[id(blocks[-1][0])] == 1e-3
+    assert rate[id(trained[0][0])] == pytest.approx(1e-3 * 0.5 ** (len(trained) - 1))
+    assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
+    assert sum(p.requires_grad for p in model.parameters()) == sum(len(group["params"]) for group in groups)
+
+
+@pytest.mark.parametrize("unfreeze", ["last", "half", "all"])
+def test_nothing_of_a_random_network_stays_frozen(unfreeze: str) -> None:
+    trunk = architecture("resnet18").trunk()
+    model = Classifier(trunk, LinearHead(torch.zeros(2, 512), torch.zeros(2), 1.0, ("a", "b")))
+    replace(recipe(unfreeze=unfreeze), scratch=True).parameter_groups(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@given(st.integers(1, 500), st.floats(0, 0.9))
+def test_the_rate_warms_up_and_ends_near_zero(steps: int, warmup: float) -> None:
+    factors = [recipe(warmup=warmup).schedule(step, steps) for step in range(steps)]
+    assert all(0 <= factor <= 1 for factor in factors)
+    top = factors.index(max(factors))
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+
+
+def test_of_few_steps_none_is_taken_at_the_full_rate() -> None:
+    assert max(recipe().schedule(step, 12) for step in range(12)) < 0.25
+    assert max(recipe().schedule(step, 400) for step in range(400)) > 0.95
+    assert recipe(warmup=0.0).schedule(1, 12) > 0.95
+    assert recipe(scratch=True).schedule(1, 12) > 0.95
+
+
+def test_mixing_goes_from_the_start_to_the_trained_weights() -> None:
+    start = {"w": torch.tensor([0.0, 2.0]), "count": torch.tensor(1)}
+    trained = {"w": torch.tensor([1.0, 4.0]), "count": torch.tensor(9)}
+    assert finetune.mix(start, trained, 1.0)["w"].tolist() == [1.0, 4.0]
+    assert finetune.mix(start, trained, 0.5)["w"].tolist() == [0.5, 3.0]
+    assert finetune.mix(start, trained, 0.5)["count"] == 9
+
+
+def test_the_mixture_kept_is_the_calmest_that_validation_allows(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    train(network, pictures, tmp_path / "out", recipe(lr=0.01, head_lr=0.01))
+    details = read_json(tmp_path / "out" / finetune.DETAILS)
+    kept = next(row for row in details["mixtures"] if row["trained_share"] == details["trained_share"])
+    calmer = [row for row in details["mixtures"] if row["trained_share"] < kept["trained_share"]]
+    assert all(row["val_log_loss"] > kept["val_log_loss"] for row in calmer)
+    assert [row["trained_share"] for row in details["mixtures"]] == list(finetune.MIXTURES)
+    model = finetune.load_finetuned(tmp_path / "out", architecture("small.py:net", network).trunk(), head())
+    assert model is not None
+    rows = [n for n in range(24) if n >= 16]
+    again = torch.cat(list(model.eval().logits_of(pictures[0], rows, 4, CPU)))
+    assert torch.allclose(again, finetune.load_val_logits(tmp_path / "out"), atol=1e-5)
+
+
+def test_training_learns_what_the_start_did_not_know(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    rows: list[dict[str, float]] = []
+    how = recipe(scratch=True, scratch_lr=0.02, scratch_epochs=12, patience=12)
+    train(network, pictures, tmp_path / "out", how, on_epoch=rows.append)
+    assert rows[-1]["val_accuracy"] == 1.0
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert read_json(tmp_path / "out" / finetune.DETAILS)["trained_share"] == 1.0
+
+
+@pytest.mark.parametrize("settings", [{}, {"unfreeze": "last", "views": 2}], ids=["other views every epoch", "two views"])
+def test_a_training_that_stops_in_between_ends_with_the_same_bytes(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, settings: dict[str, object]
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop_after_one(row: dict[str, float]) -> None:
+        if row["epoch"] == 1:
+            raise StopError
+
+    train(network, pictures, tmp_path / "whole", recipe(epochs=3, **settings))
+    with pytest.raises(StopError):
+        train(
+            network,
+            pictures,
+            tmp_path / "parts",
+            recipe(epochs=3, **settings),
+            resume=tmp_path / "r",
+            on_epoch=stop_after_one,
+        )
+    assert (tmp_path / "r" / "epoch.pt").exists()
+    seen: list[float] = []
+    train(
+        network, pictures, tmp_path / "parts", recipe(epochs=3, **settings),
+        resume=tmp_path / "r", on_epoch=lambda row: seen.append(row["epoch"]),
+    )  # fmt: skip
+    assert seen == [1, 2, 3]
+    assert not (tmp_path / "r").exists()
+    for name in (finetune.WEIGHTS, finetune.DETAILS, finetune.CURVE, finetune.VAL_LOGITS):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_all_views_of_an_epoch_are_those_it_would_train_on(pictures: tuple[Pixels, pd.DataFrame]) -> None:
+    pixels, manifest = pictures
+    rows = np.flatnonzero(manifest["split"] == "train")
+    views = augmentation.TrainingViews(pixels, rows, rows % 2, augmentation.augmentation(recipe().settings, 32), seed=5)
+    first, second = (torch.cat(list(views.all(epoch, 6))) for epoch in (1, 2))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, torch.stack([views[1, n][0] for n in range(len(views))]))
+
+
+def test_a_second_training_on_the_same_views_does_not_run_the_frozen_layers_again(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+
+    def trained(name: str, **settings: object) -> bytes:
+        how = recipe(unfreeze="last", views=2, **settings)
+        train(network, pictures, tmp_path / name, how, resume=tmp_path / "r", kept=kept)
+        return (tmp_path / name / finetune.WEIGHTS).read_bytes()
+
+    first = trained("first")
+    (folder,) = kept.iterdir()
+    written = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert set(written) == {"validation", "view-1", "view-2"}
+    assert trained("again") == first
+    assert trained("faster", lr=0.01) != first
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+    trained("cropped", crop_min=0.9)
+    assert len(list(kept.iterdir())) == 2
+    network.write_text(SMALL.replace("input_size = 64", "input_size = 64\n    network.mean = (0.9, 0.1, 0.1)"))
+    assert trained("seen otherwise") != first
+    assert len(list(kept.iterdir())) == 3
+
+
+def test_answers_that_nobody_asked_for_longest_make_room(
+    pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "KEPT", 100)
+    folders = []
+    for number in range(3):
+        folders.append(activations.folder_for(tmp_path, torch.nn.Linear(2, 2), "torch", pictures[0], (number,)))
+        (folders[-1] / "view-1").write_bytes(b"x" * 60)
+    assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+@pytest.mark.parametrize(("kept", "still"), [("frozen", True), ("trained", False)])
+def test_batch_norm_statistics_move_only_where_asked(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, kept: str, still: bool
+) -> None:
+    before = architecture("small.py:net", network).trunk(seed=1).state_dict()["network.1.running_mean"]
+    train(network, pictures, tmp_path / "out", recipe(batch_norm=kept))
+    after = load_file(tmp_path / "out" / finetune.WEIGHTS)["trunk.network.1.running_mean"]
+    assert torch.equal(before, after) is still
+
+
+def test_a_training_that_diverges_says_so(network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path) -> None:
+    with pytest.raises(HeadstartError, match=r"training diverged in epoch \d.*lower finetune.lr"):
+        train(network, pictures, tmp_path / "out", recipe(lr=1e30, head_lr=1e30, warmup=0.0))
+
+
+def test_a_network_that_takes_one_size_only_is_trained_at_that_size() -> None:
+    assert augmentation.train_size(architecture("vit_tiny_patch16_224").trunk(), 0.7) == 224
+    assert augmentation.train_size(architecture("squeezenet1_0").trunk(), 0.7) == 160
+
+
+def test_training_above_layers_that_openvino_runs_ends_where_torch_would(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    for engine in ("torch", "openvino"):
+        train(network, pictures, tmp_path / engine, recipe(unfreeze="last", epochs=1), engine=engine)
+        assert read_json(tmp_path / engine / finetune.DETAILS)["frozen_part"]["engine"] == engine
+    first, second = (load_file(tmp_path / engine / finetune.WEIGHTS) for engine in ("torch", "openvino"))
+    assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-3) for key in first)

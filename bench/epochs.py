@@ -72,13 +72,13 @@ def headstart(folder: Path) -> dict[str, float]:
     from headstart.base.device import set_up
     from headstart.base.params import Data, Finetune, Prepare, Split
     from headstart.base.threads import cores
+    from headstart.data.fetch import fetch
     from headstart.data.packed import Pixels
     from headstart.data.prepare import prepare
-    from headstart.data.sources import fetch
     from headstart.models.backbones import architecture
     from headstart.models.classifier import LinearHead
-    from headstart.training.finetune import finetune
     from headstart.training.recipe import Recipe
+    from headstart.training.trainer import finetune
 
     device = set_up(None)
     found = {}

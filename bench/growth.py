@@ -55,7 +55,7 @@ def run(stage: str, pictures: Path) -> dict[str, float]:
     """Run a stage in the current folder, as its script does: seconds, and the peak of RSS."""
     from headstart.base.params import Data, Prepare, Split
     from headstart.base.threads import cores
-    from headstart.data.sources import fetch, read_manifest
+    from headstart.data.fetch import fetch, read_manifest
 
     if stage == "fetch":
         start = time.perf_counter()

@@ -64,8 +64,8 @@ def fill(asked: argparse.Namespace) -> None:
 def headstart(folder: Path) -> float:
     from headstart.base.params import Data, Prepare, Split
     from headstart.base.threads import cores
+    from headstart.data.fetch import fetch
     from headstart.data.prepare import prepare
-    from headstart.data.sources import fetch
 
     with tempfile.TemporaryDirectory() as name:
         start = time.perf_counter()

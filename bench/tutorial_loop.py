@@ -78,9 +78,9 @@ def headstart(folder: Path) -> dict[str, float]:
     from headstart.base.device import set_up
     from headstart.base.params import Data, Prepare, Split
     from headstart.base.threads import cores
+    from headstart.data.fetch import fetch
     from headstart.data.packed import Pixels
     from headstart.data.prepare import prepare
-    from headstart.data.sources import fetch
     from headstart.engines.select import engine_for
     from headstart.models.backbones import architecture
     from headstart.training.features import extract

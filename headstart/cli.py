@@ -139,7 +139,7 @@ def serve(
 def track() -> None:
     """Log the result in data/ to MLflow, for instance after `dvc pull` in a fresh clone; once and no more."""
     from headstart.base.params import Params
-    from headstart.tracking.runs import track as log
+    from headstart.tracking.track import track as log
 
     data = Path("data")
     for needed in ("evaluate/metrics.json", "package/model/MLmodel"):

@@ -19,13 +19,17 @@ from PIL import Image
 
 from headstart.base.errors import HeadstartError
 from headstart.base.files import remove_cut_short, replacing, write_json
-from headstart.base.params import Prepare, Split
+from headstart.base.params import Params, Prepare, Split
 from headstart.base.progress import progress
+from headstart.base.threads import cores
 from headstart.data import duplicates
+from headstart.data.contact_sheet import sheet
 from headstart.data.decode import DECODER, SPARED, Array, Unusable, decode, fingerprint, quiet
+from headstart.data.fetch import read_manifest
 from headstart.data.manifest import MANIFEST
 from headstart.data.packed import INDEX, PIXELS, Pixels, encode
 from headstart.data.picture import Picture
+from headstart.data.sources import locate
 from headstart.data.splits import SPLITS, split_of
 
 AUDIT = "audit.json"
@@ -412,3 +416,13 @@ def _write(usable: list[Usable], packing: dict[bytes, bytes], folder: Path) -> p
     with replacing(folder / MANIFEST) as part:
         manifest.to_parquet(part, index=False)
     return manifest
+
+
+def run(params: Params, data: Path) -> None:
+    """Audit every picture, split, decode once, and show a few of each class on a sheet."""
+    pictures, folder = read_manifest(data / "fetch" / "manifest.csv"), data / "prepare"
+    root, threads = locate(params.data).root, params.threads or cores()
+    manifest = prepare(pictures, root, params.prepare, params.split, params.seed, threads, folder)
+    sheet(Pixels(folder), manifest, folder / "sheet.png")
+    counts = ", ".join(f"{n} {split}" for split, n in manifest["split"].value_counts().items())
+    print(f"{len(manifest)} of {len(pictures)} pictures kept ({counts}); see {folder}/audit.json and sheet.png")

@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw
 
 from headstart.base.arrays import Floats, Ints
 
@@ -20,9 +19,6 @@ from matplotlib.ticker import MaxNLocator
 
 from headstart.base.files import replacing
 from headstart.data.decode import Array
-from headstart.data.manifest import class_names
-from headstart.data.packed import Pixels
-from headstart.data.splits import SPLITS
 
 HEAD, FINETUNE, GREY = "#1f6f8b", "#d1603d", "#8a8f98"
 MOST_CLASSES_SHOWN = 40
@@ -128,32 +124,6 @@ def mistakes(pictures: list[Array], heat: Floats | None, captions: list[str], pa
             beside.imshow(picture)
             beside.imshow(heat[number], cmap="inferno", alpha=0.55)
     save(figure, path)
-
-
-def sheet(pixels: Pixels, manifest: pd.DataFrame, path: Path, side: int = 72, each: int = 4, most: int = 30) -> None:
-    """A few pictures of each class in each split, as they are stored."""
-    classes = class_names(manifest)[:most]
-    left, gap, top = 150, 12, 22
-    width = left + len(SPLITS) * (each * side + gap)
-    canvas = Image.new("RGB", (width, top + len(classes) * (side + 4)), "white")
-    draw = ImageDraw.Draw(canvas)
-    counts = manifest.groupby(["label", "split"]).size()
-    for s, split in enumerate(SPLITS):
-        draw.text((left + s * (each * side + gap), 5), split, fill="black")
-    for c, label in enumerate(classes):
-        y = top + c * (side + 4)
-        numbers = " / ".join(str(counts.get((label, split), 0)) for split in SPLITS)
-        draw.text((6, y + side // 2 - 14), f"{_latin(label)[:24]}\n{numbers}", fill="black")
-        for s, split in enumerate(SPLITS):
-            rows = np.flatnonzero((manifest["label"] == label) & (manifest["split"] == split))[:each]
-            for p, row in enumerate(rows):
-                thumbnail = Image.fromarray(pixels[int(row)])
-                thumbnail.thumbnail((side - 2, side - 2))
-                canvas.paste(thumbnail, (left + s * (each * side + gap) + p * side, y))
-    stream = io.BytesIO()
-    canvas.save(stream, "PNG", optimize=True)
-    with replacing(path) as part:
-        part.write_bytes(stream.getvalue())
 
 
 def accuracy_over_speed(rows: list[dict[str, Any]], choice: str | None) -> bytes | None:

@@ -152,3 +152,10 @@ def _without_times_and_paths(target: Path) -> None:
     described["model_uuid"] = sha256_of_files(target, leave_out=("MLmodel",))[:32]
     described.pop("run_id", None)
     write_text(target / "MLmodel", yaml.safe_dump(described, sort_keys=True))
+
+
+def run(params: Params, data: Path) -> None:
+    """The stage package: pack the chosen classifier as an MLflow model."""
+    package(data, params, data / "package")
+    model = data / "package" / "model"
+    print(f"{model} is ready: headstart predict PICTURE, or mlflow models serve -m {model}")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, remove_cut_short, replacing, write_json
+from headstart.base.params import Params
 from headstart.base.paths import is_own, users_path, weights_file
 from headstart.data.download import download, is_address, sha256_of
 from headstart.models import backbones
@@ -420,3 +421,11 @@ def _timm_state(network: nn.Module, state: State, optional: set[str]) -> State:
     if len(state) == len(expected) and all(expected[key].shape == value.shape for key, value in by_position):
         return dict(by_position)
     return state
+
+
+def run(params: Params, data: Path) -> None:
+    """The stage backbone: store the network's weights and card."""
+    network = data / "fetch" / "network.py"
+    card = store_backbone(params.backbone, params.weights, params.weights_mirror, params.seed, network, data / "backbone")
+    size = f"{card['parameters'] / 1e6:.1f} M parameters, {card['features']} features"
+    print(f"{card['name']}: {card['source']['origin']}, {size}")

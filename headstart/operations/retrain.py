@@ -126,7 +126,7 @@ class _Round:
 
     def _version(self, registry: Registry) -> Version:
         """The version of this result, which is logged first where it was pulled and this store does not know it."""
-        from headstart.tracking.runs import track
+        from headstart.tracking.track import track
 
         result = read_json(self.data / "track" / "track.json")["result"]
         if (version := registry.by_result(result)) is None:

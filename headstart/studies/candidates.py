@@ -23,9 +23,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from headstart.base.arrays import Ints
+from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json, write_text
+from headstart.base.params import Params
+from headstart.base.paths import state_folder
 from headstart.base.progress import progress
+from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.data.splits import place
 from headstart.engines.activations import folder_for, known_or_made
@@ -202,3 +206,15 @@ def more_features(
     return torch.from_numpy(
         np.array(known_or_made(folder / "features", (len(rows), width), run, lambda first: shown.batches(rows[first:])))
     )
+
+
+def run(params: Params, data: Path, name: str) -> None:
+    """The stage candidate: find its weights and pass a sample of the pictures through it."""
+    device = set_up(params.threads)
+    sample = Sample.of(read_manifest(data / "prepare"), params.seed)
+    count = sample.sizes(params.rank.first, params.rank.first)[0]
+    timings = state_folder("engines") / "seconds.json"
+    store_candidate(
+        name, Pixels(data / "prepare"), sample, count, params.seed, params.weights_mirror, device,
+        data / "candidates" / name, params.features.engine, timings,
+    )  # fmt: skip

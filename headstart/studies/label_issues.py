@@ -19,7 +19,12 @@ from scipy.sparse import csr_matrix
 from scipy.special import softmax
 from torch import Tensor
 
+from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
+from headstart.base.params import Params
+from headstart.data.manifest import read_manifest
+from headstart.data.packed import Pixels
+from headstart.studies import label_issues_report
 from headstart.training.features import load_features
 from headstart.training.linear_probe import FOLDS, folds_of, held_out_logits
 
@@ -158,3 +163,12 @@ def find_duplicates(pictures: pd.DataFrame, graph: csr_matrix) -> list[dict[str,
 
 def _rounded(value: float) -> float:
     return round(float(value), DIGITS)
+
+
+def run(params: Params, data: Path) -> None:
+    """The stage labels: find pictures whose label looks wrong, that look like no other, or look the same; never in test."""
+    device, folder = set_up(params.threads), data / "labels"
+    pictures, features = training_and_validation(read_manifest(data / "prepare"), data / "features", device)
+    found = examine(pictures, features)
+    label_issues_report.write(found, Pixels(data / "prepare"), pictures, params.labels.shown, folder)
+    label_issues_report.show(found, folder)

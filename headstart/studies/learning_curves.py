@@ -31,9 +31,9 @@ from headstart.models.backbones import Trunk, architecture, load_trunk
 from headstart.models.calibration import log_losses
 from headstart.studies.candidates import Sample
 from headstart.training.features import load_features
-from headstart.training.finetune import STATE, finetune, load_finetuned
 from headstart.training.linear_probe import folds_of, load_head, train_head
 from headstart.training.recipe import Recipe
+from headstart.training.trainer import STATE, finetune, load_finetuned
 
 FROZEN, FINETUNED, SCRATCH = "frozen", "finetuned", "scratch"
 CUTS = ("none", "last", "half", "all")

@@ -17,8 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from headstart.base.arrays import Bools, Floats, Ints
+from headstart.base.device import set_up
+from headstart.base.files import write_json
 from headstart.base.measurements import Measurements, machine, seconds
 from headstart.base.params import Budget, Params
+from headstart.base.paths import state_folder
+from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.base import Engine
 from headstart.engines.select import SAMPLE, engine_for
@@ -28,6 +32,7 @@ from headstart.models.catalogue import published
 from headstart.models.classifier import Classifier, LinearHead
 from headstart.models.graph import fold_batch_norm, split_frozen
 from headstart.models.preprocessing import Normalise
+from headstart.studies import ranking_report
 from headstart.studies.candidates import Candidate, Sample, more_features
 from headstart.training.augmentation import train_size
 from headstart.training.features import Shown
@@ -405,3 +410,16 @@ def _measures(standing: Standing, features: Tensor, labels: Ints, folds: Folds) 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
+
+
+def run(params: Params, data: Path) -> None:
+    """The stage rank: compare the candidates and choose the best one for these pictures."""
+    device, folder = set_up(params.threads), data / "rank"
+    manifest = read_manifest(data / "prepare")
+    candidates = [Candidate.of(name, data / "candidates" / name) for name in params.rank.candidates]
+    to_train = int((manifest["split"] == "train").sum())
+    sample = Sample.of(manifest, params.seed)
+    ranking = rank(candidates, sample, Pixels(data / "prepare"), to_train, params, device, state_folder)
+    ranking_report.write_page(ranking, folder / ranking_report.PAGE)
+    write_json(folder / ranking_report.RANK, ranking)
+    ranking_report.show(ranking, params.weights)

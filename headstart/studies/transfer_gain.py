@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from headstart.base.arrays import Bools, Floats
+from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import sha256_of_files
+from headstart.base.files import sha256_of_files, write_json
 from headstart.base.params import Params
+from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
 from headstart.evaluation.intervals import paired, wilson
 from headstart.models.backbones import load_classifier, load_trunk
@@ -40,8 +42,8 @@ from headstart.studies.learning_curves import (
 )
 from headstart.studies.ranking import speed
 from headstart.training.features import Shown
-from headstart.training.finetune import resume_key
 from headstart.training.linear_probe import within_one_standard_error
+from headstart.training.trainer import resume_key
 
 MARGIN = 0.01  # of accuracy: less than a point is nobody's reason for anything
 RESAMPLES = 2000
@@ -372,3 +374,10 @@ def _rules(freeze: dict[str, Any]) -> str:
         for rule, entry in freeze["rules"].items()
     )
     return f"{told}. {advice}."
+
+
+def run(params: Params, data: Path) -> None:
+    """The stage why: is pre-training worth it here, and how much of the network should be trained?"""
+    found = answer(data, params, set_up(params.threads), state_folder)
+    write_json(data / "why" / "why.json", found)
+    print("\n".join(found["sentences"]))

@@ -28,14 +28,22 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from headstart.base.arrays import Ints
-from headstart.base.device import derived_seed
+from headstart.base.device import derived_seed, set_up
 from headstart.base.errors import HeadstartError
+from headstart.base.files import read_json, write_json
+from headstart.base.identity import inputs_of
 from headstart.base.params import Finetune, Params, is_range
+from headstart.base.paths import state_folder
+from headstart.data.manifest import read_manifest
+from headstart.data.packed import Pixels
+from headstart.models.backbones import load_trunk
 from headstart.models.calibration import calibrated_losses
+from headstart.studies import tuning_report
 from headstart.studies.ranking import interval
 from headstart.tracking.study_runs import StudyRuns
-from headstart.training.finetune import CURVE, WEIGHTS, load_val_logits, resume_key
+from headstart.training.linear_probe import load_head
 from headstart.training.recipe import Recipe
+from headstart.training.trainer import CURVE, WEIGHTS, finetune, load_val_logits, resume_key
 
 STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
@@ -413,3 +421,24 @@ def _written(value: Any) -> str:
 
 def _minutes(trial: FrozenTrial) -> float:
     return trial.duration.total_seconds() / 60 if trial.duration else 0.0
+
+
+def run(params: Params, data: Path) -> None:
+    """The stage tune: try settings within a budget of time, and say whether any is better than the present ones."""
+    search = Search.of(params, scratch=not read_json(data / "backbone" / "card.json")["pretrained"])
+    device = set_up(params.threads)
+    head, manifest, pixels = load_head(data / "head"), read_manifest(data / "prepare"), Pixels(data / "prepare")
+
+    def train(settings: Finetune, folder: Path, resume: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
+        trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
+        finetune(
+            trunk, head, pixels, manifest, Recipe(settings, search.scratch, params.seed), device, folder, resume,
+            on_epoch, params.features.engine, state_folder("engines") / "seconds.json", state_folder("answers"),
+        )  # fmt: skip
+
+    study = search.key(inputs_of("finetune"), params.features, params.seed, params.threads)
+    labels = validation_labels(manifest, head.classes)
+    found = tune(train, labels, search, params, study, state_folder("tune"), StudyRuns(params, study))
+    tuning_report.write_page(found, data / "tune" / tuning_report.PAGE)
+    write_json(data / "tune" / tuning_report.TUNE, found)
+    tuning_report.show(found)

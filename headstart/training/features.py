@@ -19,17 +19,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from headstart.base.arrays import Ints
+from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, write_json
+from headstart.base.identity import inputs_of
+from headstart.base.params import Params
+from headstart.base.paths import state_folder
 from headstart.base.progress import Advance, progress
-from headstart.data.manifest import class_names
+from headstart.data.manifest import class_names, read_manifest
 from headstart.data.packed import Pixels
 from headstart.data.splits import SPLITS
 from headstart.engines.activations import answers_of, folder_for
 from headstart.engines.base import Engine
 from headstart.engines.batching import inference_batch
 from headstart.engines.select import PROBED, SAMPLE, engine_for
-from headstart.models.backbones import Trunk
+from headstart.models.backbones import Trunk, load_trunk
 from headstart.models.preprocessing import Normalise, batches
 
 CARD = "features.json"
@@ -157,3 +161,13 @@ def load_features(folder: Path, split: str, device: torch.device | str = "cpu") 
         return stored["features"], stored["labels"]
     except (OSError, KeyError, SafetensorError) as error:
         raise HeadstartError(f"{folder} has no features of {split} ({error}); run `dvc repro features`") from None
+
+
+def run(params: Params, data: Path) -> None:
+    """The stage features: pass every picture through the frozen backbone, once."""
+    device = set_up(params.threads)
+    trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
+    pixels, manifest = Pixels(data / "prepare"), read_manifest(data / "prepare")
+    timings, kept = state_folder("engines") / "seconds.json", state_folder("answers")
+    made_by = inputs_of("features", folders=False)
+    extract(trunk, pixels, manifest, device, data / "features", params.features.engine, timings, kept, made_by)

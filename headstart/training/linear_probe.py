@@ -14,13 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headstart.base.arrays import Floats, Ints
+from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, replacing, write_json, write_rows
-from headstart.base.params import Head
+from headstart.base.params import Head, Params
 from headstart.base.progress import progress
+from headstart.data.manifest import class_names, read_manifest
 from headstart.models.calibration import calibrated_losses, fit_temperature, log_losses
 from headstart.models.classifier import LinearHead
 from headstart.models.logistic import fit_path
+from headstart.training.features import load_features
 
 WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
 
@@ -223,3 +226,12 @@ def _store(tensors: dict[str, Tensor], details: dict[str, Any], folder: Path) ->
         save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part)
     write_json(folder / DETAILS, details)
     write_rows(details["sweep"], folder / SWEEP)
+
+
+def run(params: Params, data: Path) -> None:
+    """The stage head: train a classifier on the cached features."""
+    device = set_up(params.threads)
+    train, val = (load_features(data / "features", split, device) for split in ("train", "val"))
+    manifest = read_manifest(data / "prepare").set_index("split")
+    groups = np.concatenate([manifest.loc[["train"], "group"], manifest.loc[["val"], "group"]])
+    train_head(train, val, class_names(manifest), params.head, data / "head", groups)

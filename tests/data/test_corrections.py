@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data
 from headstart.data.corrections import corrected
+from headstart.data.fetch import fetch
 from headstart.data.picture import Picture
-from headstart.data.sources import fetch
 from tests.data.pictures import everything_below, write_pictures
 
 MANIFEST = Path("data/fetch/manifest.csv")

@@ -298,7 +298,8 @@ def test_a_damaged_archive_never_ends_in_a_traceback_nor_leaves_half_of_itself(
     content = bytearray(packed(suffix))
     for at, value in damage:
         content[int(at * len(content))] = value
-    archive, out = tmp_path / "archive", tmp_path / "out"
+    archive, out = tmp_path / "here" / "archive", tmp_path / "here" / "out"
+    archive.parent.mkdir(exist_ok=True)
     archive.write_bytes(content)
     (out / "set").mkdir(parents=True, exist_ok=True)
     (out / "mark").write_bytes(b"before")
@@ -306,4 +307,4 @@ def test_a_damaged_archive_never_ends_in_a_traceback_nor_leaves_half_of_itself(
         unpack(archive, out)
     except HeadstartError:
         assert (out / "mark").read_bytes() == b"before"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["archive", "out"]
+    assert sorted(p.name for p in archive.parent.iterdir()) == ["archive", "out"]

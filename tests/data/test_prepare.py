@@ -23,11 +23,11 @@ from PIL import Image
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data, Prepare, Split
 from headstart.data.decode import Array
+from headstart.data.fetch import fetch
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.packed import INDEX, PIXELS, Pixels
 from headstart.data.picture import Picture
 from headstart.data.prepare import Usable, _Audit, _leaks, _split, prepare
-from headstart.data.sources import fetch
 from tests.data.pictures import encoded, everything_below, photograph, write_pictures
 
 SMALL = Prepare(short_side=64, max_megapixels=1)

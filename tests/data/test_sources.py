@@ -26,8 +26,9 @@ from moto.server import ThreadedMotoServer
 
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data
+from headstart.data.fetch import fetch, read_manifest
 from headstart.data.picture import Picture
-from headstart.data.sources import HYMENOPTERA_CONTENT, content_digest, fetch, read_manifest
+from headstart.data.sources import HYMENOPTERA_CONTENT, content_digest
 from headstart.data.sources_torchvision import TORCHVISION_SETS
 from tests.data.pictures import encoded, everything_below, photograph, write_pictures
 
@@ -243,7 +244,7 @@ def test_a_file_that_may_not_be_read_is_named() -> None:
         (folder / "ants" / "1.png").chmod(0o000)
         # root may read everything, so that it is given up, in a process of its own and after the imports.
         code = (
-            "import os; from pathlib import Path; from headstart.data.sources import fetch; "
+            "import os; from pathlib import Path; from headstart.data.fetch import fetch; "
             "from headstart.base.params import Data\n"
             f"os.chdir({name!r}); os.geteuid() or os.seteuid(65534)\n"
             f"fetch(Data(source={name!r}), Path('manifest.csv'))"

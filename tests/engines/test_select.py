@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from headstart.base.files import read_json, write_json
-from headstart.engines.openvino import PICTURES_PER_REQUEST, has_bfloat16
+from headstart.engines.openvino import PICTURES_PER_REQUEST, compiled_for, has_bfloat16
 from headstart.engines.select import (
     WORTH_COMPARING,
     Stopwatch,
     _autocast,
-    _openvino,
     _rounded_if_as_good,
     engine_for,
     objection_to,
@@ -148,7 +147,7 @@ def test_a_sample_of_one_class_decides_nothing() -> None:
 
 def test_bfloat16_is_compiled_and_runs_whatever_the_processor() -> None:
     network, pictures = small(), torch.randn(11, 3, 32, 32)
-    compiled = _openvino(network, pictures)
+    compiled = compiled_for(network, pictures)
     exact, rounded = compiled("f32")(pictures), compiled("bf16")(pictures)
     assert torch.cosine_similarity(exact, rounded).median() > 0.999
     assert isinstance(has_bfloat16(), bool)

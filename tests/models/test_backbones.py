@@ -235,7 +235,7 @@ def test_importing_the_libraries_of_networks_does_not_import_torchs_compiler_and
     program = """
 import sys
 import torch
-from headstart.backbones import architecture
+from headstart.models.backbones import architecture
 for name in ("resnet18", "tf_efficientnet_lite0"):
     architecture(name).trunk()
 print([module for module in sys.modules if module.startswith("torch._dynamo")])

@@ -18,9 +18,9 @@ from scipy.stats import binomtest
 
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data, Params, Prepare, Split
+from headstart.data.fetch import fetch
 from headstart.data.packed import Pixels
 from headstart.data.prepare import prepare
-from headstart.data.sources import fetch
 from headstart.monitoring import drift_report, two_sample
 from headstart.monitoring.active_learning import FOLDER, TABLE, described, export, worth_labelling
 from headstart.monitoring.drift import Answers, compare, compare_incoming, of_new_pictures

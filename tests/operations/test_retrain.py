@@ -80,7 +80,7 @@ def test_a_stage_that_is_at_work_without_a_round_is_waited_for(checkout: Path) -
 def test_the_lock_stays_with_what_a_killed_round_had_started(checkout: Path) -> None:
     program = (
         "import subprocess, sys, time, datetime\n"
-        "from headstart import retrain\n"
+        "from headstart.operations import retrain\n"
         "with retrain._alone(datetime.datetime.now()) as lock:\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], pass_fds=[lock])\n"
         "    print(child.pid, flush=True)\n"
@@ -246,7 +246,7 @@ def test_sigterm_ends_what_dvc_runs_before_the_round_ends(checkout: Path) -> Non
     (checkout / "dvc.yaml").write_text(json.dumps({"stages": {"fetch": {"cmd": stage}}}))
     program = (
         "import signal, datetime\n"
-        "from headstart import retrain\n"
+        "from headstart.operations import retrain\n"
         "from headstart.base.params import Params\n"
         "retrain.PATIENCE = 0.5\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"

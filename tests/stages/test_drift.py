@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow]
 NEW_PICTURES = """
 import json, sys
 from pathlib import Path
-from headstart.drift import of_new_pictures
-from headstart.params import Params
+from headstart.monitoring.drift import of_new_pictures
+from headstart.base.params import Params
 known = set(json.loads(Path(sys.argv[1]).read_text()))
 found = of_new_pictures(Path("data"), Params.load(), known, Path("data/package/model"))
 print(found.real, found.sentence)

@@ -15,7 +15,7 @@ import sqlalchemy.orm
 from mlflow.entities import Run
 
 from headstart.base.params import Params
-from headstart.tracking import runs, saved_view
+from headstart.tracking import runs, saved_view, track
 from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow]
@@ -171,16 +171,16 @@ def another_enters_first(database: Path, table: str, **theirs: str) -> Iterator[
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> runs.Tracker:
+def tracker(tmp_path: Path) -> track.Tracker:
     """Of a run in a store of its own."""
-    made = runs.Tracker.__new__(runs.Tracker)
+    made = track.Tracker.__new__(track.Tracker)
     made.client, made.params = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}"), Params()
     made.run_id = made.client.create_run("0").info.run_id
     return made
 
 
 def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_too(
-    finished: Clone, tracker: runs.Tracker, tmp_path: Path
+    finished: Clone, tracker: track.Tracker, tmp_path: Path
 ) -> None:
     with another_enters_first(tmp_path / "mlflow.db", "datasets", dataset_uuid="theirs"):
         tracker._log_dataset(finished.folder / "data")
@@ -190,7 +190,7 @@ def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_t
         assert other.execute("SELECT dataset_uuid FROM datasets").fetchall() == [("theirs",)]
 
 
-def test_a_tag_that_another_checkout_sets_at_the_same_moment_is_no_error(tracker: runs.Tracker, tmp_path: Path) -> None:
+def test_a_tag_that_another_checkout_sets_at_the_same_moment_is_no_error(tracker: track.Tracker, tmp_path: Path) -> None:
     with another_enters_first(tmp_path / "mlflow.db", "tags", value="theirs"):
         tracker._tag({"chosen": "head"})
     assert tracker.client.get_run(tracker.run_id).data.tags["chosen"] == "head"

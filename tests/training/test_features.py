@@ -75,7 +75,7 @@ def test_how_many_pass_at_once_depends_on_all_memory_and_not_on_what_is_free(
 ) -> None:
     network, view = nn.Conv2d(3, 16, 3, padding=1), View(96, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)  # 590 kB a picture
     for free in (everything, everything // 100):
-        monkeypatch.setattr("headstart.base.device.memory", lambda device, free=free: (free, everything))
+        monkeypatch.setattr("headstart.engines.batching.memory", lambda device, free=free: (free, everything))
         assert inference_batch(network, view, torch.device("cpu")) == batch
 
 

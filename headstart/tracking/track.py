@@ -1,0 +1,259 @@
+"""track: one MLflow run per result, complete even where every stage came from the cache.
+
+A result is known by the digest of what it was made from, kept as the tag ``headstart.result``. ``finetune`` opens the run
+to stream its curve, ``track`` finds it by that tag and completes it; a result that is complete is not logged again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.base.errors import HeadstartError
+from headstart.base.files import read_json, write_json
+from headstart.base.params import Params
+from headstart.base.threads import cores
+from headstart.evaluation.summary import verdict
+from headstart.tracking import model_card
+from headstart.tracking.registry import Registry
+from headstart.tracking.store import short, shown_uri
+
+if TYPE_CHECKING:
+    pass
+from headstart.tracking.result import result_digest
+from headstart.tracking.runs import COMPLETE, ResultRun, as_text, revision
+
+MAKES_THE_RESULT = {
+    "data", "backbone", "weights", "weights_mirror", "seed", "threads", "prepare", "split", "features", "head", "finetune",
+    "evaluate",
+}  # fmt: skip
+
+
+ARTIFACTS = {
+    "evaluate/figures": "figures",
+    "evaluate/report.html": "",
+    "evaluate/predictions.parquet": "",
+    "evaluate/metrics.json": "",
+    "prepare/sheet.png": "figures",
+    "prepare/audit.json": "data",
+    "prepare/manifest.parquet": "data",
+    "backbone/card.json": "backbone",
+    "features/features.json": "features",
+    "head/head.json": "head",
+    "finetune/finetune.json": "finetune",
+    "finetune/curve.csv": "finetune",
+}
+
+
+class Tracker(ResultRun):
+    """Completes the run of a result from the stages' files."""
+
+    def log_result(self, data: Path) -> None:
+        """Log everything from the stages' files and mark the run complete."""
+        from mlflow.entities import Metric, Param
+
+        client, run = self.client, self.run_id
+        client.log_batch(run, params=[Param(key, value) for key, value in comparable(self.params).items()])
+        numbers = stage_metrics(data)
+        client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
+        self.live().catch_up(data)
+        measured = read_json(data / "evaluate" / "metrics.json")
+        results = {
+            "chosen": measured["chosen"],
+            "engine": read_json(data / "features" / "features.json")["engine"],
+            "mlflow.note.content": verdict(measured),
+        }
+        self._tag(_host(self.params.threads) | results)
+        self._log_dataset(data)
+        for source, target in ARTIFACTS.items():
+            path = data / source
+            if path.is_dir():
+                client.log_artifacts(run, str(path), target)
+            elif path.exists():
+                client.log_artifact(run, str(path), target or None)
+        self._log_images(data / "evaluate" / "figures")
+        card = self._card(data)
+        client.log_text(run, card, model_card.FILE)
+        if self.params.tracking.model:
+            self._log_model(data / "package" / "model", numbers)
+        self.register(data, card)
+        client.set_terminated(run)
+        self._tag({COMPLETE: "true"})  # last: what has it is not looked at again
+
+    def _tag(self, tags: dict[str, str]) -> None:
+        """As a batch, which MLflow tries again where another checkout that logs the same result has set one just now."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _log_images(self, folder: Path) -> None:
+        """The figures a second time, as MLflow's logged images: its charts put those of several runs side by side, files
+        among the artifacts they do not. What a run that was killed here has logged is not logged again."""
+        from PIL import Image
+
+        logged = {Path(file.path).name.split("+")[0] for file in self.client.list_artifacts(self.run_id, "images")}
+        for path in sorted(folder.glob("*.png")):
+            if f"figures~{path.stem}" not in logged:  # MLflow writes a key's slashes so
+                with Image.open(path) as figure:
+                    self.client.log_image(self.run_id, figure, key=f"figures/{path.stem}", step=0)
+
+    def register(self, data: Path, card: str | None = None) -> None:
+        """See to it that the result has its version in the registry, unless it is to have none or has no model.
+
+        Args:
+            card: the model card; None: one that was made long ago is registered, if it is not yet.
+        """
+        model = self._logged_model()
+        if self.params.registry.model is None or model is None:
+            return
+        registry = Registry(self.params)
+        if card is None and registry.by_result(self.digest):
+            return
+        registry.register(self.run_id, self.digest, model, card or self._card(data), self._lineage(data))
+
+    def _card(self, data: Path) -> str:
+        return model_card.card(data, self.params, {"MLflow run": self.run_id} | self._lineage(data))
+
+    def _lineage(self, data: Path) -> dict[str, str]:
+        return model_card.lineage(data, self.digest) | revision()
+
+    def _logged_model(self) -> str | None:
+        """The id of the run's model, which is linked to the run once it is whole."""
+        outputs = self.client.get_run(self.run_id).outputs
+        return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
+
+    def _log_dataset(self, data: Path) -> None:
+        import mlflow
+        import pandas as pd
+        from mlflow.entities import DatasetInput, InputTag
+
+        manifest = pd.read_parquet(data / "prepare" / "manifest.parquet")
+        source = self.params.data.source
+        digest = hashlib.sha256((data / "prepare" / "manifest.parquet").read_bytes()).hexdigest()[:16]
+        columns = manifest[["path", "label", "split", "sha256"]]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*source can be interpreted in multiple ways")
+            dataset = mlflow.data.from_pandas(
+                columns, source=source, name=source.rsplit("/", 1)[-1], targets="label", digest=digest
+            )
+        inputs = [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])]
+        try:
+            self.client.log_inputs(self.run_id, datasets=inputs)
+        except mlflow.exceptions.MlflowException:  # another checkout has entered the same pictures just now: they are found
+            self.client.log_inputs(self.run_id, datasets=inputs)
+
+    def _log_model(self, folder: Path, numbers: dict[str, float]) -> None:
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+        if self._logged_model():
+            return
+        details = read_json(folder / "artifacts" / "classifier" / "classifier.json")
+        kept = {"backbone": details["backbone"], "chosen": details["chosen"], "classes": str(len(details["classes"]))}
+        model = self.client.create_logged_model(
+            self.experiment_id, "model", source_run_id=self.run_id, model_type="classifier", params=kept
+        )
+        self.client.log_model_artifacts(model.model_id, str(folder))
+        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        if self._logged_model():  # another checkout has logged the same result meanwhile
+            self.client.delete_logged_model(model.model_id)
+            return
+        self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, 0)])
+        self.client.log_metric(
+            self.run_id, "test/chosen/accuracy", numbers["test/chosen/accuracy"], model_id=model.model_id
+        )
+
+
+def track(data: Path, params: Params, folder: Path) -> str:
+    """Log the result that the stages' folders hold, once, and write its digest into ``folder``.
+
+    Returns:
+        A sentence for the user.
+    """
+    digest = result_digest(data)
+    tracker = Tracker(params, digest)
+    if tracker.complete:
+        tracker.register(data)  # one that was logged before there was a registry
+        sentence = f"result {digest[:7]} is already in MLflow (run {tracker.run_id}); nothing logged twice"
+    else:
+        try:
+            tracker.log_result(data)
+        except HeadstartError:
+            raise
+        except Exception as error:
+            raise HeadstartError(
+                f"MLflow at {shown_uri()} did not take the result: {short(error)}; run it again to go on"
+            ) from None
+        sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `make ui`"
+    write_json(folder / "track.json", {"result": digest, "experiment": params.tracking.experiment})
+    return sentence
+
+
+def comparable(params: Params) -> dict[str, str]:
+    """The parameters that make a result, so that MLflow can lay them side by side: {"finetune.lr": "0.001"}.
+
+    A parameter that is a number in one run and a word in another is no axis of a plot. So what is null is left out, and a
+    list of one number is that number.
+    """
+    flat = flattened(params.model_dump(include=MAKES_THE_RESULT))
+    return {key: as_text(value) for key, value in flat.items() if value is not None}
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones: {"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def stage_metrics(data: Path) -> dict[str, float]:
+    """Every number the stages report, under names that group in the UI: test/chosen/accuracy, val/chosen/accuracy."""
+    audit = read_json(data / "prepare" / "audit.json")
+    head = read_json(data / "head" / "head.json")
+    tuned = read_json(data / "finetune" / "finetune.json")
+    card = read_json(data / "backbone" / "card.json")
+    measured = read_json(data / "evaluate" / "metrics.json")
+    chosen = {split: {"chosen": measured[split][measured["chosen"]]} for split in ("val", "test")}
+    numbers: dict[str, Any] = {  # a run's page has them in this order
+        key.replace(".", "/"): value for key, value in [*_numbers(chosen), *_numbers(measured)]
+    }
+    numbers |= {"prepare/kept": audit["kept"], "prepare/dropped": len(audit["dropped"]), "prepare/leaks": audit["leaks"]}
+    numbers |= {"head/C": head["C"], "head/temperature": head["temperature"]}
+    numbers |= {f"backbone/{key}": card[key] for key in ("parameters", "gmacs", "features")}
+    if tuned["ran"]:
+        numbers |= {
+            f"finetune/{key}": tuned[key] for key in ("best_epoch", "epochs", "temperature", "trained_share", "size")
+        }
+    return {key: float(value) for key, value in numbers.items()}
+
+
+def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in flattened(values).items():
+        if isinstance(value, int | float):
+            yield key, value
+
+
+def _host(threads: int | None) -> dict[str, str]:
+    device = "cpu"
+    if shutil.which("nvidia-smi"):  # torch takes seconds to import, and knows of no other device here
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "host.machine": platform.machine(),
+        "host.device": device,
+        "host.threads": str(threads or cores()),
+        "host.python": platform.python_version(),
+        "host.torch": importlib.metadata.version("torch"),
+    }
+
+
+def run(params: Params, data: Path) -> None:
+    """The stage track: log this result to MLflow, once."""
+    print(track(data, params, data / "track"))

@@ -24,17 +24,17 @@ setup: .venv/ready  ## the environment, from requirements.lock
 repro: setup  ## the whole pipeline: dvc repro
 	dvc repro
 
-rank: setup  ## which backbone? dvc repro rank/dvc.yaml
-	dvc repro rank/dvc.yaml
+rank: setup  ## which backbone? dvc repro studies/dvc.yaml:rank
+	dvc repro studies/dvc.yaml:rank
 
-why: setup  ## is pre-training worth it? dvc repro why/dvc.yaml
-	dvc repro why/dvc.yaml
+why: setup  ## is pre-training worth it? dvc repro studies/dvc.yaml:why
+	dvc repro studies/dvc.yaml:why
 
-labels: setup  ## which labels look wrong? dvc repro labels/dvc.yaml
-	dvc repro labels/dvc.yaml
+labels: setup  ## which labels look wrong? dvc repro studies/dvc.yaml:labels
+	dvc repro studies/dvc.yaml:labels
 
-tune: setup  ## better settings of fine-tuning? dvc repro tune/dvc.yaml
-	dvc repro tune/dvc.yaml
+tune: setup  ## better settings of fine-tuning? dvc repro studies/dvc.yaml:tune
+	dvc repro studies/dvc.yaml:tune
 
 test: setup  ## every test, the slow ones too
 	OMP_WAIT_POLICY=passive pytest -q -n 2 --dist worksteal --durations 15  # two at a time share the cores: neither spins on them

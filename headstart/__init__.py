@@ -1,3 +1,12 @@
-"""headstart: from a folder of pictures to the best classifier a pre-trained network can give, with the evidence."""
+"""headstart: from a folder of pictures to the best image classifier a pre-trained network can give."""
 
-__version__ = "0.1.0"
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """``__version__`` stands in pyproject.toml; here it would be part of every stage's code, and a release rerun all."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("headstart")
+    raise AttributeError(name)

@@ -214,7 +214,7 @@ def retrain(
 def rank(
     apply: Annotated[bool, typer.Option("--apply", help="Write the choice into params.yaml.")] = False,
 ) -> None:
-    """Say which backbone `dvc repro rank/dvc.yaml` found best for your pictures, and why."""
+    """Say which backbone `dvc repro studies/dvc.yaml:rank` found best for your pictures, and why."""
     from headstart.base.params import Params
     from headstart.studies import ranking_report
 
@@ -228,7 +228,7 @@ def rank(
 def tune(
     apply: Annotated[bool, typer.Option("--apply", help="Write the best settings into params.yaml.")] = False,
 ) -> None:
-    """Say which settings of fine-tuning `dvc repro tune/dvc.yaml` found best, and whether they are better than yours."""
+    """Say which settings `dvc repro studies/dvc.yaml:tune` found best, and whether they are better than yours."""
     from headstart.studies import tuning_report
 
     found = tuning_report.load_tuning(Path("data/tune"))
@@ -265,7 +265,7 @@ def why(
 
 @app.command()
 def labels() -> None:
-    """Say which labels `dvc repro labels/dvc.yaml` found to look wrong, and where the pictures are to be seen."""
+    """Say which labels `dvc repro studies/dvc.yaml:labels` found to look wrong, and where the pictures are to be seen."""
     from headstart.studies import label_issues_report
 
     folder = Path("data/labels")

@@ -3,4 +3,4 @@
 from headstart.base.stage import start
 from headstart.models.weights import run
 
-start(run)
+start(__file__, run)

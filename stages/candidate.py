@@ -5,4 +5,4 @@ import sys
 from headstart.base.stage import start
 from headstart.studies.candidates import run
 
-start(lambda params, data: run(params, data, sys.argv[1]))
+start(__file__, lambda params, data: run(params, data, sys.argv[1]))

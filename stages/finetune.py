@@ -4,4 +4,4 @@ from headstart.base.stage import start
 from headstart.tracking.runs import live
 from headstart.training.finetune import run
 
-start(lambda params, data: run(params, data, live))
+start(__file__, lambda params, data: run(params, data, live))

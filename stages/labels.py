@@ -3,4 +3,4 @@
 from headstart.base.stage import start
 from headstart.studies.label_issues import run
 
-start(run)
+start(__file__, run)

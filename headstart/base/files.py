@@ -63,6 +63,11 @@ def read_found(file: Path, command: str) -> dict[str, Any]:
     return found
 
 
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def sha256_of_files(folder: Path, leave_out: tuple[str, ...] = ()) -> str:
     """One digest over the names and contents of all files below ``folder``."""
     digest = hashlib.sha256()

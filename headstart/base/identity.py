@@ -1,28 +1,363 @@
-"""What shapes a stage's output."""
+"""What shapes a stage's output: its script, the modules that it imports, the versions of libraries, and its inputs.
+
+All of it is computed. ``fetch``, which always runs, writes what it finds into ``data/fetch/code/STAGE.json``; every stage
+depends on its own file there, so an edit or an upgrade reruns the stages that it can change, and no others. Whatever else
+is kept from run to run (half-finished trainings, stored activations, learning curves, trials, packed pictures) is keyed by
+:func:`code_of` and :func:`inputs_of`.
+
+Imports are read from the source and not from ``sys.modules``: those inside functions count too, those for type checkers do
+not. A string that is the name of a module, or of a file in headstart such as a template, counts as an import of it. A
+module's digest is taken from its parsed code without docstrings: comments, docstrings and layout change nothing.
+"""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from headstart.base.errors import HeadstartError
-from headstart.base.files import sha256_of_files
+from headstart.base.files import read_json, sha256_of_files, write_json
+from headstart.base.paths import state_folder
+
+PACKAGE = Path(__file__).parents[1]
+CODE = Path("fetch") / "code"  # below the data folder
+PIPELINES = (Path("dvc.yaml"), Path("studies") / "dvc.yaml")
+# Libraries that shape no output: they show progress, lock files, carry files whose digest is checked, or read parameters,
+# whose values DVC compares.
+WITHOUT_EFFECT = frozenset(
+    ("aiohttp", "filelock", "fsspec", "huggingface_hub", "psutil", "pydantic", "rich", "threadpoolctl", "typer", "yaml")
+)
+# The room whose modules tell MLflow what a stage does: they are part of its identity, their libraries are not.
+OBSERVERS = "headstart.tracking."
+OWN_NETWORKS = "headstart.models.backbones"  # what builds the user's own network, whose libraries then count
 
 
-def inputs_of(stage: str, folders: bool = True, pipeline: Path = Path("dvc.yaml")) -> list[str]:
-    """A digest of each file, code or data, that a stage depends on, and of each folder unless without ``folders``.
+@dataclass(frozen=True)
+class Source:
+    """What one file says about itself.
+
+    Attributes:
+        digest: of its parsed code, or of its bytes where it is not Python.
+        imports: names of modules, with and without the names imported from them.
+        strings: its short string constants, which may name modules or files of headstart.
+    """
+
+    digest: str
+    imports: tuple[str, ...]
+    strings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code that shapes an output.
+
+    Attributes:
+        modules: digests by the name of the script, of headstart's modules and of its other files.
+        libraries: versions by the name of the distribution.
+    """
+
+    modules: dict[str, str]
+    libraries: dict[str, str]
+
+    def changes_since(self, other: Code) -> list[str]:
+        """What differs in ``other``, an earlier one: ``headstart.training.features``, ``timm 1.0.1 → 1.0.2``."""
+        modules = {
+            name for name in self.modules.keys() | other.modules.keys() if self.modules.get(name) != other.modules.get(name)
+        }
+        versions = [
+            f"{name} {other.libraries.get(name, 'not used')} → {self.libraries.get(name, 'not used')}"
+            for name in sorted(self.libraries.keys() | other.libraries.keys())
+            if self.libraries.get(name) != other.libraries.get(name)
+        ]
+        return [*sorted(modules), *versions]
+
+
+def code(stage: str, data: Path) -> Code:
+    """The code of a stage of this project. The user's own network is read from ``data`` where the stage builds networks."""
+    return _code([Path("stages") / f"{stage}.py"], data / "fetch" / "network.py")
+
+
+@cache
+def code_of(*modules: str) -> str:
+    """One digest over the code of headstart's ``modules`` and of all that they import, libraries included."""
+    return digest_of(asdict(_code([_modules()[name] for name in modules])))
+
+
+def modules_of(module: str) -> dict[str, Path]:
+    """The files of ``module`` and of all that it imports of headstart, by their modules' names."""
+    names = {path: name for name, path in _modules().items()}
+    return dict(sorted((names[path], path) for path, _ in _closure([_modules()[module]]) if path in names))
+
+
+def write_code(data: Path) -> None:
+    """Write the code of every stage of this project below ``data``, for the stages to depend on."""
+    for script in sorted(Path("stages").glob("*.py")):
+        write_json(data / CODE / f"{script.stem}.json", asdict(code(script.stem, data)))
+
+
+def recorded_code(data: Path, stage: str) -> Code | None:
+    """The code of a stage as ``fetch`` found it last; None where that is not known."""
+    try:
+        return Code(**read_json(data / CODE / f"{stage}.json"))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def changes(data: Path, stage: str) -> list[str]:
+    """What differs between the code that ``fetch`` recorded for a stage and the code and libraries that are here now."""
+    recorded = recorded_code(data, stage)
+    if recorded is None or not (Path("stages") / f"{stage}.py").exists():
+        return []
+    return code(stage, data).changes_since(recorded)
+
+
+def check_code(data: Path, stage: str) -> None:
+    """See to it that a stage runs the code that it is known by.
 
     Raises:
-        HeadstartError: one is not there.
+        HeadstartError: its code was edited, or a library changed, since ``fetch`` looked.
     """
-    import yaml
+    if changed := changes(data, stage):
+        raise HeadstartError(
+            f"the code of {stage} has changed since fetch recorded it ({_some(changed)}); run `dvc repro`, which records it"
+        )
 
-    paths = map(Path, yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"])
+
+def made_by_other_code(data: Path, stages: Iterable[str]) -> str | None:
+    """A sentence for those who are shown an output: it was made by other code or libraries than are here; None where it
+    was not."""
+    changed = {stage: found for stage in stages if (found := changes(data, stage))}
+    if not changed:
+        return None
+    all_changes = sorted({change for found in changed.values() for change in found})
+    what = f"{', '.join(changed)} {'was' if len(changed) == 1 else 'were'} made"
+    return f"{what} by other code or libraries than are here now: {_some(all_changes)}"
+
+
+def digest_of(value: Any) -> str:
+    """A short name for ``value``: equal exactly where everything in it is equal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def inputs_of(stage: str) -> dict[str, str]:
+    """A digest of everything but code that a stage depends on, by its path.
+
+    Raises:
+        HeadstartError: one of them is not there.
+    """
+    paths = [Path(name) for name in _stages()[stage].get("deps", [])]
     try:
-        return [
-            sha256_of_files(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+        return {
+            path.as_posix(): sha256_of_files(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
             for path in paths
-            if folders or not path.is_dir()
-        ]
+            if path.parts[1:3] != CODE.parts
+        }
     except FileNotFoundError as error:
         raise HeadstartError(f"{error.filename} is not there; `dvc repro {stage}` makes what {stage} needs") from None
+
+
+def params_of(*stages: str) -> list[str]:
+    """The keys of params.yaml that the stages read, dotted."""
+    return sorted({key for stage in stages for key in _stages()[stage].get("params", [])})
+
+
+def main_stages() -> list[str]:
+    """The stages of the pipeline itself, in their order."""
+    return list(_pipeline(PIPELINES[0]))
+
+
+def _stages() -> dict[str, Any]:
+    return {name: stage for file in PIPELINES if file.exists() for name, stage in _pipeline(file).items()}
+
+
+def _pipeline(file: Path) -> dict[str, Any]:
+    import yaml
+
+    stages: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"]
+    return stages
+
+
+# --- reading code -------------------------------------------------------------------------------------------------
+
+
+def _code(roots: list[Path], network_file: Path | None = None) -> Code:
+    files, names = _files(), {path: name for name, path in _modules().items()}
+    closure = dict(_closure(roots))
+    modules = {names.get(path) or _file_name(path): source.digest for path, source in closure.items()}
+    imported = {
+        name.split(".")[0]
+        for path, source in closure.items()
+        if not names.get(path, "").startswith(OBSERVERS)
+        for name in source.imports
+    }
+    if network_file is not None and OWN_NETWORKS in modules and network_file.exists():
+        imported |= {name.split(".")[0] for name in files.read(network_file).imports}
+    libraries = dict(filter(None, map(files.version, imported - sys.stdlib_module_names - {"headstart"} - WITHOUT_EFFECT)))
+    files.keep()
+    return Code(dict(sorted(modules.items())), dict(sorted(libraries.items())))
+
+
+def _closure(roots: list[Path]) -> Iterator[tuple[Path, Source]]:
+    """The roots and every file of headstart that they need, directly or not."""
+    modules, files = _modules(), _other_files()
+    waiting, seen = list(roots), set(roots)
+    while waiting:
+        path = waiting.pop()
+        source = _files().read(path)
+        yield path, source
+        needed = {modules[name] for name in _with_packages(source.imports) if name in modules}
+        needed |= {known[name] for name in source.strings for known in (modules, files) if name in known}
+        waiting += needed - seen
+        seen |= needed
+
+
+def _with_packages(imports: Iterable[str]) -> set[str]:
+    """Importing a.b.c runs a and a.b as well."""
+    parts = (name.split(".") for name in imports)
+    return {".".join(part[: n + 1]) for part in parts if part[0] == "headstart" for n in range(len(part))}
+
+
+@cache
+def _modules() -> dict[str, Path]:
+    """headstart's modules by name."""
+    paths = (path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py"))
+    return {".".join(path.with_suffix("").parts).removesuffix(".__init__"): PACKAGE.parent / path for path in paths}
+
+
+@cache
+def _other_files() -> dict[str, Path]:
+    """headstart's templates and tables by the name that code calls them by."""
+    return {p.name: p for p in PACKAGE.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+
+
+def _file_name(path: Path) -> str:
+    return path.relative_to(PACKAGE.parent).as_posix() if path.is_relative_to(PACKAGE) else path.as_posix()
+
+
+class _Files:
+    """Reads files, and remembers from run to run what it has read: to parse all of headstart takes most of a second."""
+
+    def __init__(self) -> None:
+        self.file = state_folder("identity") / "sources.json"
+        try:
+            self.known: dict[str, Any] = read_json(self.file)
+        except (OSError, ValueError):
+            self.known = {}
+        self.versions: dict[str, tuple[str, str] | None] = {}
+        self.changed = False
+
+    def read(self, path: Path) -> Source:
+        status = path.stat()
+        key, state = str(path.absolute()), [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        before, *source = self.known.get(key, [None])
+        if before != state:
+            source = list(astuple(_parsed(path)))
+            self._remember(key, [state, *source])
+        digest, imports, strings = source
+        return Source(digest, tuple(imports), tuple(strings))
+
+    def version(self, module: str) -> tuple[str, str] | None:
+        """The distribution that ``module`` comes from, and its version; None where it is not installed."""
+        if module not in self.versions:
+            self.versions[module] = self._version(module)
+        return self.versions[module]
+
+    def _version(self, module: str) -> tuple[str, str] | None:
+        for name in (self.known.get(f"import {module}"), module):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                if name:
+                    return name, importlib.metadata.version(name)
+        for name in importlib.metadata.packages_distributions().get(module, []):
+            self._remember(f"import {module}", name)
+            return name, importlib.metadata.version(name)
+        return None
+
+    def keep(self) -> None:
+        if self.changed:
+            write_json(self.file, self.known)
+            self.changed = False
+
+    def _remember(self, key: str, value: Any) -> None:
+        self.known[key], self.changed = value, True
+
+
+@cache
+def _files() -> _Files:
+    return _Files()
+
+
+def _parsed(path: Path) -> Source:
+    content = path.read_bytes()
+    if path.suffix != ".py":
+        text = content.decode("utf-8", "replace")
+        names = tuple(sorted(name for name in _other_files() if name != path.name and name in text))  # {% include %}
+        return Source(hashlib.sha256(content).hexdigest()[:16], (), names)
+    try:
+        tree = without_docstrings(ast.parse(content))
+    except SyntaxError as error:
+        raise HeadstartError(f"{path}, line {error.lineno}: {error.msg}") from None
+    digest = hashlib.sha256()
+    for part in _canonical(tree):
+        digest.update(part.encode("utf-8", "surrogatepass"))
+    imports: set[str] = set()
+    strings: set[str] = set()
+    for node in _run_nodes(tree):
+        if isinstance(node, ast.Import):
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value and " " not in node.value:
+            strings.add(node.value)
+    return Source(digest.hexdigest()[:16], tuple(sorted(imports)), tuple(sorted(s for s in strings if len(s) < 100)))
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, False
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _canonical(node: object) -> Iterator[str]:
+    """A tree as text that is the same in every version of Python: fields that are empty are left out, since new versions
+    add such."""
+    if isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if value is not None and value != []:
+                yield f" {name}="
+                yield from _canonical(value)
+        yield ")"
+    elif isinstance(node, list):
+        for item in node:
+            yield from _canonical(item)
+            yield ","
+    else:
+        yield f"{type(node).__name__}:{node!r}"
+
+
+def _run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING:``."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for other in child.orelse:
+                yield from _run_nodes(other)
+        else:
+            yield from _run_nodes(child)
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -6,9 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headstart.base.errors import run_cleanly
+from headstart.base.identity import check_code
 from headstart.base.params import Params
 
+DATA = Path("data")
 
-def start(run: Callable[[Params, Path], None]) -> None:
-    """Call ``run`` with params.yaml of the current folder and its data folder, and end the process as a stage should."""
-    run_cleanly(lambda: run(Params.load(), Path("data")))
+
+def start(script: str, run: Callable[[Params, Path], None]) -> None:
+    """Call ``run`` with params.yaml and the data folder of the current folder, and end the process as a stage should.
+
+    Args:
+        script: the path of the stage's script, which is named after the stage.
+    """
+
+    def checked() -> None:
+        params, stage = Params.load(), Path(script).stem
+        if stage != "fetch":  # which records the code
+            check_code(DATA, stage)
+        run(params, DATA)
+
+    run_cleanly(checked)

@@ -28,11 +28,6 @@ def is_archive(name: str) -> bool:
     return name.split("?")[0].lower().endswith(ARCHIVES)
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def download(address: str, target: Path, sha256_prefix: str | None = None) -> str:
     """Fetch one file to ``target`` and return its SHA-256.
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, replacing, write_json, write_text
+from headstart.base.files import read_json, replacing, sha256_of, write_json, write_text
+from headstart.base.identity import write_code
 from headstart.base.params import Data, Params
 from headstart.base.paths import network_file, state_folder, weights_file
 from headstart.data.corrections import corrected
-from headstart.data.download import sha256_of
 from headstart.data.picture import Listing, Picture
 from headstart.data.sources import locate
 
@@ -102,7 +102,7 @@ def _first_of_each_class(pictures: list[Picture], limit: int) -> list[Picture]:
 
 
 def run(params: Params, data: Path) -> None:
-    """Write the manifest of the user's pictures, their own network's file, and the digest of their file of weights."""
+    """Write the manifest of the user's pictures, their own network, the digest of their weights, and every stage's code."""
     folder = data / "fetch"
     pictures = fetch(params.data, folder / "manifest.csv")
     own = network_file(params.backbone)
@@ -110,4 +110,5 @@ def run(params: Params, data: Path) -> None:
         part.write_bytes(own.read_bytes() if own else b"# backbone is not a file of the user's own\n")
     weights = weights_file(params.weights)
     write_text(folder / "weights.sha256", f"{sha256_of(weights) if weights else 'not a file'}\n")
+    write_code(data)
     print(f"{len(pictures)} pictures in {len({p.label for p in pictures})} classes from {params.data.source}")

@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from headstart.base.errors import HeadstartError, nearest
+from headstart.base.files import sha256_of
 from headstart.base.params import Data
 from headstart.base.paths import state_folder, users_path
-from headstart.data.download import download, download_folder, is_address, is_archive, sha256_of, unpack
+from headstart.data.download import download, download_folder, is_address, is_archive, unpack
 from headstart.data.picture import Listing, Picture
 from headstart.data.sources_torchvision import torchvision_set
 from headstart.data.user_tables import read_table

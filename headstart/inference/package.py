@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import io
 import os
@@ -20,16 +21,14 @@ from safetensors.numpy import load_file, save_file
 
 from headstart.base.artifacts import DETAILS, NETWORK, WEIGHTS
 from headstart.base.files import read_json, sha256_of_files, write_json, write_text
+from headstart.base.identity import PACKAGE, modules_of, without_docstrings
 from headstart.base.params import Params
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.inference import selective
 
-# The modules that a prediction needs; they travel inside the model.
-PACKED_MODULES = (
-    "__init__", "backbones", "checkout", "classifier", "errors", "mlflow_model", "served", "views",
-    "data/__init__", "data/decode",
-)  # fmt: skip
+# What MLflow loads. It travels inside the model, with every module that it imports.
+MODEL = "headstart.inference.mlflow_model"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "timm", "torch", "torchvision")
 NO_TIME = "1970-01-01 00:00:00.000000"
 
@@ -74,7 +73,7 @@ def package(data: Path, params: Params, folder: Path) -> None:
             warnings.filterwarnings("ignore", "(?s).*An input example was not provided")  # it is written below
             mlflow.pyfunc.save_model(
                 target,
-                python_model=str(code / "mlflow_model.py"),
+                python_model=str(code.parent.joinpath(*MODEL.split(".")).with_suffix(".py")),
                 artifacts={"classifier": str(parts)},
                 code_paths=[str(code)],
                 signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), Schema(outputs)),
@@ -102,12 +101,13 @@ def _tensors(data: Path, chosen: str) -> dict[str, NDArray[Any]]:
 
 
 def _packed_code(folder: Path) -> Path:
-    target = folder / "headstart"
-    for module in PACKED_MODULES:
-        path = target / f"{module}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(__file__).parent / f"{module}.py", path)
-    return target
+    """The package headstart, cut down to what a prediction needs and without docstrings and comments, which are no part of
+    a stage's identity: the same classifier has to give the same bytes."""
+    for path in modules_of(MODEL).values():
+        target = folder / path.relative_to(PACKAGE.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(ast.unparse(without_docstrings(ast.parse(path.read_bytes()))) + "\n", encoding="utf-8")
+    return folder / "headstart"
 
 
 def _version(name: str) -> str:

@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, remove_cut_short, replacing, write_json
+from headstart.base.files import read_json, remove_cut_short, replacing, sha256_of, write_json
 from headstart.base.params import Params
 from headstart.base.paths import is_own, users_path, weights_file
-from headstart.data.download import download, is_address, sha256_of
+from headstart.data.download import download, is_address
 from headstart.models import backbones
 from headstart.models.backbones import CARD, CLASSIFIER, WEIGHTS, Architecture, Trunk, architecture
 from headstart.models.complexity import gmacs

@@ -128,7 +128,9 @@ class Candidate:
         try:
             card: dict[str, Any] = read_json(self.folder / CARD)
         except (OSError, ValueError) as error:
-            raise HeadstartError(f"{self.folder} holds no candidate ({error}); run `dvc repro rank/dvc.yaml`") from None
+            raise HeadstartError(
+                f"{self.folder} holds no candidate ({error}); run `dvc repro studies/dvc.yaml:rank`"
+            ) from None
         return card
 
     @property
@@ -143,7 +145,9 @@ class Candidate:
         try:
             return load_file(self.folder / FEATURES)["features"]
         except (OSError, KeyError, SafetensorError) as error:
-            raise HeadstartError(f"{self.folder} holds no features ({error}); run `dvc repro rank/dvc.yaml`") from None
+            raise HeadstartError(
+                f"{self.folder} holds no features ({error}); run `dvc repro studies/dvc.yaml:rank`"
+            ) from None
 
 
 def store_candidate(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from headstart.data.packed import Pixels
 
 LABELS, SUSPECTS, PAGE = "labels.json", "suspects.csv", "labels.html"
-COMMAND = "dvc repro labels/dvc.yaml"
+COMMAND = "dvc repro studies/dvc.yaml:labels"
 COLUMNS = ("path", "label", "suggested", "quality")  # those of suspects.csv
 FIRST = 15  # suspects in the terminal
 MANY = 0.1  # of the pictures; only the worst of sets have so many wrong labels

@@ -7,7 +7,6 @@ reported chose anything. The test split is not looked at.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 import time
@@ -38,10 +37,6 @@ from headstart.training.trainer import STATE, finetune, load_finetuned
 FROZEN, FINETUNED, SCRATCH = "frozen", "finetuned", "scratch"
 CUTS = ("none", "last", "half", "all")
 MOST_EPOCHS = 100  # of a training from random weights
-SHAPED_BY = (
-    "answers", "backbones", "candidates", "classifier", "compute", "curves", "engines", "features", "finetune", "heads",
-    "logistic", "surgery", "views",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,11 +83,6 @@ class Curve:
 
 
 Curves = dict[tuple[str, str], Curve]  # by start and cut
-
-
-def code() -> list[str]:
-    """A digest of each module that shapes a training: what other code has found must not stand beside it."""
-    return [hashlib.sha256(Path(__file__).with_name(f"{name}.py").read_bytes()).hexdigest() for name in SHAPED_BY]
 
 
 def cut_of(settings: Finetune) -> str:

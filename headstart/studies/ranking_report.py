@@ -12,7 +12,7 @@ from headstart.base.params import set_values
 from headstart.base.terminal import Column, cells, number
 
 RANK, PAGE = "rank.json", "rank.html"
-COMMAND = "dvc repro rank/dvc.yaml"
+COMMAND = "dvc repro studies/dvc.yaml:rank"
 
 
 def load_ranking(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from headstart.evaluation.summary import verdict
 from headstart.studies.ranking_report import try_it
 
 WHY, PAGE = "why.json", "story.html"
-COMMAND = "dvc repro why/dvc.yaml"
+COMMAND = "dvc repro studies/dvc.yaml:why"
 WORTH_COLLECTING = 0.01  # of accuracy, by twice as many pictures
 
 
@@ -68,17 +68,17 @@ class Story:
         """What follows from the answers, and which questions were not asked."""
         steps = []
         if self.labels is None:
-            steps.append("`dvc repro labels/dvc.yaml` looks for wrong labels")
+            steps.append("`dvc repro studies/dvc.yaml:labels` looks for wrong labels")
         elif self.labels["counts"]["label_issues"]:
             steps.append("look at data/labels/labels.html and put wrong labels right")
         if self.rank is None:
-            steps.append("`dvc repro rank/dvc.yaml` compares networks")
+            steps.append("`dvc repro studies/dvc.yaml:rank` compares networks")
         elif self.rank["choice"] not in (None, self.params.backbone):
             steps.append(f"`{try_it(self.rank['choice'], self.params.weights)}` tries the network that was ranked first")
         if self.why["freeze"]["measured"] != self.params.finetune.unfreeze:
             steps.append(f"`headstart why --apply` sets finetune.unfreeze: {self.why['freeze']['measured']}")
         if self.tune is None and self.why["freeze"]["measured"] != "none":
-            steps.append("`dvc repro tune/dvc.yaml` tries other settings of fine-tuning")
+            steps.append("`dvc repro studies/dvc.yaml:tune` tries other settings of fine-tuning")
         more = self.why["more"]
         if "accuracy" in more and more["accuracy"] - self.now() >= WORTH_COLLECTING:
             steps.append("collect more pictures")

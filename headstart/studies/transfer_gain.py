@@ -18,7 +18,8 @@ from torch import Tensor
 from headstart.base.arrays import Bools, Floats
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import sha256_of_files, write_json
+from headstart.base.files import write_json
+from headstart.base.identity import code_of, digest_of, inputs_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
@@ -35,7 +36,6 @@ from headstart.studies.learning_curves import (
     Curves,
     Laboratory,
     Pictures,
-    code,
     cut_of,
     measure,
     plan,
@@ -43,7 +43,6 @@ from headstart.studies.learning_curves import (
 from headstart.studies.ranking import speed
 from headstart.training.features import Shown
 from headstart.training.linear_probe import within_one_standard_error
-from headstart.training.trainer import resume_key
 
 MARGIN = 0.01  # of accuracy: less than a point is nobody's reason for anything
 RESAMPLES = 2000
@@ -239,12 +238,12 @@ def answer(data: Path, params: Params, device: torch.device, state: Callable[[st
     pictures = Pictures(data, manifest, sample, device)
     timings = state("engines") / "seconds.json"
     rate = speed(Shown(trunk, pictures.pixels, device), sample.rows, params.features.engine, timings)["images_per_s"]
-    shaped_by = (
-        [sha256_of_files(data / name) for name in ("prepare", "backbone", "features")],
-        code(), params.why.model_dump(exclude={"fractions", "folds"}), params.finetune.model_dump(exclude={"unfreeze"}),
+    settings = (
+        params.why.model_dump(exclude={"fractions", "folds"}), params.finetune.model_dump(exclude={"unfreeze"}),
         params.head, params.features, params.seed, params.threads,
     )  # fmt: skip
-    kept, cut = state("why") / resume_key(*shaped_by), cut_of(params.finetune)
+    made_by = code_of("headstart.studies.learning_curves")
+    kept, cut = state("why") / digest_of([made_by, inputs_of("why"), settings]), cut_of(params.finetune)
     laboratory = Laboratory(pictures, backbone, network, params, device, 1 / rate, kept / "running", timings)
     found = measure(laboratory, plan(pictures.shares(params.why.fractions), params.why.folds, cut), kept)
     top1 = published(card["name"]).top1 if card["library"] != "own" else None

@@ -31,7 +31,7 @@ from headstart.base.arrays import Ints
 from headstart.base.device import derived_seed, set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json
-from headstart.base.identity import inputs_of
+from headstart.base.identity import code_of, digest_of, inputs_of
 from headstart.base.params import Finetune, Params, is_range
 from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
@@ -43,7 +43,7 @@ from headstart.studies.ranking import interval
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training.linear_probe import load_head
 from headstart.training.recipe import Recipe
-from headstart.training.trainer import CURVE, WEIGHTS, finetune, load_val_logits, resume_key
+from headstart.training.trainer import CURVE, WEIGHTS, finetune, load_val_logits
 
 STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
@@ -133,7 +133,7 @@ class Search:
     def key(self, *more: Any) -> str:
         """A name for the study: all that shapes its trials. The present values of what is searched do not."""
         fixed = self.settings.model_dump(exclude=set(self.space))
-        return resume_key(fixed, self.space, STARTUP, *more)
+        return digest_of([fixed, self.space, STARTUP, *more])
 
 
 def _distribution(values: list[Any]) -> BaseDistribution:
@@ -436,7 +436,8 @@ def run(params: Params, data: Path) -> None:
             on_epoch, params.features.engine, state_folder("engines") / "seconds.json", state_folder("answers"),
         )  # fmt: skip
 
-    study = search.key(inputs_of("finetune"), params.features, params.seed, params.threads)
+    made_by = code_of("headstart.training.trainer")
+    study = search.key(made_by, inputs_of("finetune"), params.features, params.seed, params.threads)
     labels = validation_labels(manifest, head.classes)
     found = tune(train, labels, search, params, study, state_folder("tune"), StudyRuns(params, study))
     tuning_report.write_page(found, data / "tune" / tuning_report.PAGE)

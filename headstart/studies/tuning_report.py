@@ -12,7 +12,7 @@ from headstart.base.params import set_values
 from headstart.base.terminal import console
 
 TUNE, PAGE = "tune.json", "tune.html"
-COMMAND = "dvc repro tune/dvc.yaml"
+COMMAND = "dvc repro studies/dvc.yaml:tune"
 
 
 def load_tuning(folder: Path) -> dict[str, Any]:

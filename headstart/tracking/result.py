@@ -5,40 +5,57 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from headstart.base import identity
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json
-
-if TYPE_CHECKING:
-    pass
+from headstart.base.params import Params
 
 
-def result_digest(data: Path, params: Path = Path("params.yaml"), pipeline: Path = Path("dvc.yaml")) -> str:
-    """SHA-256 over what the result is made from: the code and parameters that dvc.yaml names for every stage but track,
-    the manifest of pictures, the user's network, and the backbone's weights.
+def stages_of_the_result() -> list[str]:
+    """The pipeline's stages that make the result, in their order: all but the one that logs it."""
+    return [stage for stage in identity.main_stages() if stage != "track"]
+
+
+def result_digest(data: Path, params: Path = Path("params.yaml")) -> str:
+    """SHA-256 over what the result is made from: code and libraries of every stage, the parameters that they read, the
+    manifest of pictures, the user's network, and the backbone's weights.
 
     Raises:
         HeadstartError: one of these is not there.
     """
-    stages = {
-        name: s for name, s in yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"].items() if name != "track"
-    }
+    stages = stages_of_the_result()
     values = yaml.safe_load(params.read_text(encoding="utf-8"))
-    code = sorted({dep for s in stages.values() for dep in s.get("deps", []) if not dep.startswith("data/")})
-    keys = sorted({key for s in stages.values() for key in s.get("params", []) if isinstance(key, str)})
     digest = hashlib.sha256()
+    code = [data / identity.CODE / f"{stage}.json" for stage in stages]
     try:
         for path in [*code, data / "fetch" / "manifest.csv", data / "fetch" / "network.py"]:
-            digest.update(f"{Path(path).name}\n".encode())
-            digest.update(hashlib.sha256((pipeline.parent / path).read_bytes()).digest())
-        digest.update(json.dumps({key: _value(values, key) for key in keys}, sort_keys=True).encode())
+            digest.update(f"{path.name}\n".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        read = {key: _value(values, key) for key in identity.params_of(*stages)}
+        digest.update(json.dumps(read, sort_keys=True).encode())
         digest.update(read_json(data / "backbone" / "card.json")["sha256"].encode())
     except FileNotFoundError as error:
         raise HeadstartError(f"{error.filename} is not there; `dvc pull` or `dvc repro` brings it") from None
     return digest.hexdigest()
+
+
+def params_of_the_result(params: Params) -> dict[str, Any]:
+    """The parameters that make a result, by their dotted keys: {"finetune.lr": 0.001}."""
+    values = params.model_dump()
+    read = {key: _value(values, key) for key in identity.params_of(*stages_of_the_result())}
+    return flattened(read)
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones: {"a": {"b": 1}} → {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _value(values: Any, key: str) -> Any:

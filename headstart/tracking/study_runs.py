@@ -123,7 +123,7 @@ class StudyRuns:
         experiment = experiment_id(client, self.params.tracking.experiment)
         for run in tagged(client, experiment, tag, value):
             return str(run.info.run_id)
-        source = {"mlflow.source.name": "dvc repro tune/dvc.yaml", "mlflow.source.type": "PROJECT"} | revision()
+        source = {"mlflow.source.name": "dvc repro studies/dvc.yaml:tune", "mlflow.source.type": "PROJECT"} | revision()
         every = {tag: value} | source | filters(self.params)
         created = client.create_run(experiment, run_name=name, tags=every | (tags or {}))
         return str(created.info.run_id)

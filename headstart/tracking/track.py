@@ -13,42 +13,21 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json
 from headstart.base.params import Params
 from headstart.base.threads import cores
+from headstart.data.packed import INDEX
 from headstart.evaluation.summary import verdict
 from headstart.tracking import model_card
 from headstart.tracking.registry import Registry
+from headstart.tracking.result import flattened, params_of_the_result, result_digest, stages_of_the_result
+from headstart.tracking.runs import COMPLETE, ResultRun, as_text, revision
 from headstart.tracking.store import short, shown_uri
 
-if TYPE_CHECKING:
-    pass
-from headstart.tracking.result import result_digest
-from headstart.tracking.runs import COMPLETE, ResultRun, as_text, revision
-
-MAKES_THE_RESULT = {
-    "data", "backbone", "weights", "weights_mirror", "seed", "threads", "prepare", "split", "features", "head", "finetune",
-    "evaluate",
-}  # fmt: skip
-
-
-ARTIFACTS = {
-    "evaluate/figures": "figures",
-    "evaluate/report.html": "",
-    "evaluate/predictions.parquet": "",
-    "evaluate/metrics.json": "",
-    "prepare/sheet.png": "figures",
-    "prepare/audit.json": "data",
-    "prepare/manifest.parquet": "data",
-    "backbone/card.json": "backbone",
-    "features/features.json": "features",
-    "head/head.json": "head",
-    "finetune/finetune.json": "finetune",
-    "finetune/curve.csv": "finetune",
-}
+READABLE = (".csv", ".html", ".json", ".parquet", ".png")
 
 
 class Tracker(ResultRun):
@@ -71,12 +50,7 @@ class Tracker(ResultRun):
         }
         self._tag(_host(self.params.threads) | results)
         self._log_dataset(data)
-        for source, target in ARTIFACTS.items():
-            path = data / source
-            if path.is_dir():
-                client.log_artifacts(run, str(path), target)
-            elif path.exists():
-                client.log_artifact(run, str(path), target or None)
+        self._log_files(data)
         self._log_images(data / "evaluate" / "figures")
         card = self._card(data)
         client.log_text(run, card, model_card.FILE)
@@ -91,6 +65,16 @@ class Tracker(ResultRun):
         from mlflow.entities import RunTag
 
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _log_files(self, data: Path) -> None:
+        """What people can read of every stage's files: those of evaluate at the top, others in a folder named after theirs.
+        The package is logged as a model."""
+        for stage in stages_of_the_result():
+            folder = data / stage
+            for path in sorted(folder.rglob("*")) if stage != "package" else []:
+                if path.suffix in READABLE and path.name != INDEX:
+                    target = path.parent.relative_to(folder if stage == "evaluate" else data).as_posix()
+                    self.client.log_artifact(self.run_id, str(path), None if target == "." else target)
 
     def _log_images(self, folder: Path) -> None:
         """The figures a second time, as MLflow's logged images: its charts put those of several runs side by side, files
@@ -200,16 +184,7 @@ def comparable(params: Params) -> dict[str, str]:
     A parameter that is a number in one run and a word in another is no axis of a plot. So what is null is left out, and a
     list of one number is that number.
     """
-    flat = flattened(params.model_dump(include=MAKES_THE_RESULT))
-    return {key: as_text(value) for key, value in flat.items() if value is not None}
-
-
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones: {"a": {"b": 1}} → {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return {key: as_text(value) for key, value in params_of_the_result(params).items() if value is not None}
 
 
 def stage_metrics(data: Path) -> dict[str, float]:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from headstart.base.arrays import Ints
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import replacing, write_json
-from headstart.base.identity import inputs_of
+from headstart.base.files import replacing, sha256_of, write_json
+from headstart.base.identity import code_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.progress import Advance, progress
@@ -169,5 +169,5 @@ def run(params: Params, data: Path) -> None:
     trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
     pixels, manifest = Pixels(data / "prepare"), read_manifest(data / "prepare")
     timings, kept = state_folder("engines") / "seconds.json", state_folder("answers")
-    made_by = inputs_of("features", folders=False)
+    made_by = [code_of(__name__), sha256_of(data / "fetch" / "network.py")]
     extract(trunk, pixels, manifest, device, data / "features", params.features.engine, timings, kept, made_by)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headstart.base.files import write_json, write_text
-from headstart.base.identity import inputs_of
+from headstart.base.identity import code_of, digest_of, inputs_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 
@@ -38,12 +38,13 @@ def _train(params: Params, data: Path, folder: Path, live: Live) -> None:
     from headstart.models.backbones import load_trunk
     from headstart.training.linear_probe import load_head
     from headstart.training.recipe import Recipe
-    from headstart.training.trainer import finetune, resume_key
+    from headstart.training.trainer import finetune
 
     device = set_up(params.threads)
     trunk, card = load_trunk(data / "backbone", data / "fetch" / "network.py")
     recipe = Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)
-    key = resume_key(inputs_of("finetune"), params.finetune, params.features, params.seed, params.threads)
+    settings = (params.finetune, params.features, params.seed, params.threads)
+    key = digest_of([code_of("headstart.training.trainer"), inputs_of("finetune"), settings])
     finetune(
         trunk, load_head(data / "head"), Pixels(data / "prepare"), read_manifest(data / "prepare"), recipe, device, folder,
         state_folder("finetune") / key, live(data, params),

@@ -10,7 +10,6 @@ costs more here than fine-tuning gains.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -286,11 +285,6 @@ def load_finetuned(folder: Path, trunk: Trunk, head: LinearHead) -> Classifier |
 def load_val_logits(folder: Path) -> Tensor:
     """(N, classes) validation logits of the best epoch, before temperature."""
     return load_file(folder / VAL_LOGITS)["logits"]
-
-
-def resume_key(*parts: Any) -> str:
-    """A name for one training: equal exactly where everything that shapes it is equal."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
 def _one_epoch(

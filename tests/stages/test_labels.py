@@ -1,4 +1,4 @@
-"""`dvc repro labels/dvc.yaml`: a branch off the main path; and what the user then asks to be corrected is.
+"""`dvc repro studies/dvc.yaml:labels`: a branch off the main path; and what the user then asks to be corrected is.
 
 That the main path, `dvc push` and `dvc pull` do not know of it is shown in test_rank.py.
 """
@@ -22,7 +22,7 @@ from tests.stages.test_pipeline import digests
 
 pytestmark = [pytest.mark.slow]
 
-BRANCH = "labels/dvc.yaml"
+BRANCH = "studies/dvc.yaml:labels"
 
 
 def manifest_of(clone: Clone) -> pd.DataFrame:

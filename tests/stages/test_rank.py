@@ -1,4 +1,4 @@
-"""`dvc repro rank/dvc.yaml`: a branch off the main path, in which only what is new runs."""
+"""`dvc repro studies/dvc.yaml:rank`: a branch off the main path, in which only what is new runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.stages.test_pipeline import digests
 
 pytestmark = [pytest.mark.slow]
 
-BRANCH = "rank/dvc.yaml"
+BRANCH = "studies/dvc.yaml:rank"
 SMALL = ["test_resnet", "test_efficientnet"]
 RANK = {"candidates": SMALL, "first": 45, "pictures": 90}
 
@@ -45,7 +45,7 @@ def ran(clone: Clone, *arguments: str) -> list[str]:
 def ranked(project: Callable[..., Clone]) -> Clone:
     clone = with_mirror(project(**SLICE | {"rank": RANK}))
     output = clone.repro(BRANCH).stdout
-    assert "Running stage 'rank/dvc.yaml:rank'" in output
+    assert "Running stage 'studies/dvc.yaml:rank:rank'" in output
     assert "Running stage 'head'" not in output
     return clone
 
@@ -109,7 +109,7 @@ def test_the_main_path_does_not_know_of_the_branches(copy_of: Clone, tmp_path: P
     for command in (["repro"], ["exp", "run"]):
         output = copy_of.run("dvc", *command).stdout
         assert BRANCH not in output
-        assert "labels/dvc.yaml" not in output
+        assert "studies/dvc.yaml:labels" not in output
     assert not (copy_of.folder / "data/candidates").exists()
     assert not (copy_of.folder / "data/labels").exists()
     copy_of.commit()

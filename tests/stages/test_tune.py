@@ -1,4 +1,4 @@
-"""`dvc repro tune/dvc.yaml`: a branch off the main path that goes on where it was."""
+"""`dvc repro studies/dvc.yaml:tune`: a branch off the main path that goes on where it was."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.stages.test_pipeline import runs_of
 
 pytestmark = [pytest.mark.slow]
 
-BRANCH = "tune/dvc.yaml"
+BRANCH = "studies/dvc.yaml:tune"
 TUNE = {"minutes": 5, "trials": 2, "space": {"lr": [0.0003, 0.03], "augment": ["none", "light"]}}
 
 

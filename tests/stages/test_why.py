@@ -1,4 +1,4 @@
-"""`dvc repro why/dvc.yaml` on a slice: what it measures is kept through a kill, told in ten lines and applied."""
+"""`dvc repro studies/dvc.yaml:why` on a slice: what it measures is kept through a kill, told in ten lines and applied."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow]
 
-BRANCH = "why/dvc.yaml"
+BRANCH = "studies/dvc.yaml:why"
 WHY = {"fractions": [0.5, 1.0], "folds": 1, "scratch_passes": 100, "scratch_size": 64}
 
 
@@ -61,5 +61,5 @@ def test_without_pretrained_weights_there_is_nothing_to_compare(tmp_path: Path, 
 def test_an_answer_that_is_not_there_is_asked_for_in_one_sentence(copy_of: Clone) -> None:
     done = copy_of.run("headstart", "why", check=False)
     assert done.returncode == 1
-    sentence = "headstart: data/why/why.json is not there or not whole; run `dvc repro why/dvc.yaml` first"
+    sentence = "headstart: data/why/why.json is not there or not whole; run `dvc repro studies/dvc.yaml:why` first"
     assert done.stderr.strip() == sentence

@@ -291,5 +291,5 @@ def test_nothing_found_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_before_anything_was_found_the_command_to_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=re.escape("run `dvc repro labels/dvc.yaml` first")):
+    with pytest.raises(HeadstartError, match=re.escape("run `dvc repro studies/dvc.yaml:labels` first")):
         label_issues_report.load_labels(tmp_path)

@@ -536,5 +536,5 @@ def test_the_table_and_the_page_name_everybody(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_without_a_ranking_the_command_to_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=re.escape("dvc repro rank/dvc.yaml")):
+    with pytest.raises(HeadstartError, match=re.escape("dvc repro studies/dvc.yaml:rank")):
         ranking_report.load_ranking(tmp_path)

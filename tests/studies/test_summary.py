@@ -45,9 +45,9 @@ def story() -> Story:
 
 def test_what_was_not_run_is_among_the_next_steps(story: Story) -> None:
     steps = " ".join(story.next_steps())
-    for part in ("labels/dvc.yaml", "rank/dvc.yaml", "finetune.unfreeze: none", "collect more pictures"):
+    for part in ("studies/dvc.yaml:labels", "studies/dvc.yaml:rank", "finetune.unfreeze: none", "collect more pictures"):
         assert part in steps
-    assert "tune/dvc.yaml" not in steps, "who does not fine-tune has nothing to tune"
+    assert "studies/dvc.yaml:tune" not in steps, "who does not fine-tune has nothing to tune"
 
 
 def test_where_all_is_known_and_done_what_is_left_is_to_use_it() -> None:

@@ -369,7 +369,7 @@ def test_the_table_and_the_page_show_every_trial(tmp_path: Path, capsys: pytest.
 
 
 def test_without_a_tuning_the_command_to_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=re.escape("dvc repro tune/dvc.yaml")):
+    with pytest.raises(HeadstartError, match=re.escape("dvc repro studies/dvc.yaml:tune")):
         tuning_report.load_tuning(tmp_path)
 
 

@@ -102,6 +102,7 @@ def write_code(data: Path) -> None:
     """Write the code of every stage of this project below ``data``, for the stages to depend on."""
     for script in sorted(Path("stages").glob("*.py")):
         write_json(data / CODE / f"{script.stem}.json", asdict(code(script.stem, data)))
+    _files().keep()
 
 
 def recorded_code(data: Path, stage: str) -> Code | None:
@@ -202,7 +203,6 @@ def _code(roots: list[Path], network_file: Path | None = None) -> Code:
     if network_file is not None and OWN_NETWORKS in modules and network_file.exists():
         imported |= {name.split(".")[0] for name in files.read(network_file).imports}
     libraries = dict(filter(None, map(files.version, imported - sys.stdlib_module_names - {"headstart"} - WITHOUT_EFFECT)))
-    files.keep()
     return Code(dict(sorted(modules.items())), dict(sorted(libraries.items())))
 
 
@@ -244,7 +244,8 @@ def _file_name(path: Path) -> str:
 
 
 class _Files:
-    """Reads files, and remembers from run to run what it has read: to parse all of headstart takes most of a second."""
+    """Reads files, and remembers from run to run what it has parsed, by their content: to parse all of headstart takes most
+    of a second."""
 
     def __init__(self) -> None:
         self.file = state_folder("identity") / "sources.json"
@@ -252,17 +253,15 @@ class _Files:
             self.known: dict[str, Any] = read_json(self.file)
         except (OSError, ValueError):
             self.known = {}
+        self.used: dict[str, Any] = {}
         self.versions: dict[str, tuple[str, str] | None] = {}
-        self.changed = False
 
     def read(self, path: Path) -> Source:
-        status = path.stat()
-        key, state = str(path.absolute()), [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        before, *source = self.known.get(key, [None])
-        if before != state:
-            source = list(astuple(_parsed(path)))
-            self._remember(key, [state, *source])
-        digest, imports, strings = source
+        content = path.read_bytes()
+        key = hashlib.sha256(path.suffix.encode() + content).hexdigest()
+        if key not in self.used:
+            self.used[key] = self.known.get(key) or astuple(_parsed(path, content))
+        digest, imports, strings = self.used[key]
         return Source(digest, tuple(imports), tuple(strings))
 
     def version(self, module: str) -> tuple[str, str] | None:
@@ -272,22 +271,21 @@ class _Files:
         return self.versions[module]
 
     def _version(self, module: str) -> tuple[str, str] | None:
-        for name in (self.known.get(f"import {module}"), module):
+        key = f"import {module}"
+        for name in (self.known.get(key), module):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 if name:
+                    self.used[key] = name
                     return name, importlib.metadata.version(name)
         for name in importlib.metadata.packages_distributions().get(module, []):
-            self._remember(f"import {module}", name)
+            self.used[key] = name
             return name, importlib.metadata.version(name)
         return None
 
     def keep(self) -> None:
-        if self.changed:
-            write_json(self.file, self.known)
-            self.changed = False
-
-    def _remember(self, key: str, value: Any) -> None:
-        self.known[key], self.changed = value, True
+        """Remember what was used, and forget the rest: called by the one that reads the code of all stages."""
+        if self.used.keys() != self.known.keys():
+            write_json(self.file, self.used)
 
 
 @cache
@@ -295,8 +293,7 @@ def _files() -> _Files:
     return _Files()
 
 
-def _parsed(path: Path) -> Source:
-    content = path.read_bytes()
+def _parsed(path: Path, content: bytes) -> Source:
     if path.suffix != ".py":
         text = content.decode("utf-8", "replace")
         names = tuple(sorted(name for name in _other_files() if name != path.name and name in text))  # {% include %}

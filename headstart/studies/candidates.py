@@ -26,6 +26,7 @@ from headstart.base.arrays import Ints
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json, write_text
+from headstart.base.identity import code_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.progress import progress
@@ -200,7 +201,9 @@ def more_features(
     shown: Shown, engine_name: str, engine: Callable[[], Engine], rows: Ints, width: int, kept: Path
 ) -> Tensor:
     """(N, width) features of ``rows``, kept in ``kept``; ``engine`` is made only where they are not there."""
-    folder = folder_for(kept, shown.network, engine_name, shown.pixels, ("rank", shown.trunk.view.as_dict(), rows.tolist()))
+    folder = folder_for(
+        kept, shown.network, engine_name, shown.pixels, (code_of(__name__), shown.trunk.view.as_dict(), rows.tolist())
+    )
     made: list[Engine] = []
 
     def run(pictures: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from headstart.base.arrays import Ints
 from headstart.base.device import derived_seed, seed_everything
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, replacing, write_json, write_rows
+from headstart.base.identity import code_of
 from headstart.base.progress import progress
 from headstart.data.packed import Pixels
 from headstart.engines import activations
@@ -136,7 +137,14 @@ def finetune(
     stored: list[NDArray[np.float32]] = []
     if parts:
         shape = shown.shape[1:]
-        how = (str(views.transform), trunk.view.as_dict(), recipe.seed, train_rows.tolist(), val_rows.tolist())
+        how = (
+            code_of(__name__),
+            str(views.transform),
+            trunk.view.as_dict(),
+            recipe.seed,
+            train_rows.tolist(),
+            val_rows.tolist(),
+        )
         home = activations.folder_for(kept or resume, parts[0], told["engine"], pixels, how)
         val_answers = activations.known_or_made(home / "validation", (len(val_rows), *shape), below, seen_of_validation)
         count = min(recipe.settings.views or 0, recipe.epochs)

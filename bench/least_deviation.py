@@ -20,7 +20,7 @@ from why_digits import write_digits
 from headstart.base.params import Head
 from headstart.models import calibration
 from headstart.training import linear_probe
-from headstart.training.features import load_features
+from headstart.training.feature_files import load_features
 
 
 def cross_validated(features: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from headstart.evaluation.summary import interval, verdict
 from headstart.models.backbones import load_trunk
 from headstart.models.classifier import Classifier
 from headstart.training import linear_probe, trainer
-from headstart.training.features import load_features
+from headstart.training.feature_files import load_features
 
 METRICS, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
 ALWAYS_REPORTED = ("val", "test")

@@ -108,7 +108,7 @@ def of_new_pictures(data: Path, params: Params, known: set[str], champion: Path 
 
 def _features(manifest: pd.DataFrame, folder: Path) -> Floats:
     """(N, D) in the manifest's order."""
-    from headstart.training.features import load_features
+    from headstart.training.feature_files import load_features
 
     parts = {split: load_features(folder, split)[0].numpy() for split in SPLITS}
     features = np.empty((len(manifest), parts["train"].shape[1]), np.float32)

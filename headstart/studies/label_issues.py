@@ -25,7 +25,7 @@ from headstart.base.params import Params
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.studies import label_issues_report
-from headstart.training.features import load_features
+from headstart.training.feature_files import load_features
 from headstart.training.linear_probe import FOLDS, folds_of, held_out_logits
 
 NEIGHBOURS = 10

@@ -29,7 +29,7 @@ from headstart.engines.batching import inference_batch
 from headstart.models.backbones import Trunk, architecture, load_trunk
 from headstart.models.calibration import log_losses
 from headstart.studies.candidates import Sample
-from headstart.training.features import load_features
+from headstart.training.feature_files import load_features
 from headstart.training.linear_probe import folds_of, load_head, train_head
 from headstart.training.recipe import Recipe
 from headstart.training.trainer import STATE, finetune, load_finetuned

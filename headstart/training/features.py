@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.base.arrays import Ints
@@ -152,15 +151,6 @@ def write_features(
         stored = np.memmap(found, np.float32, "r+").reshape(len(rows), -1)
         with replacing(file) as part:
             save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels)}, part)
-
-
-def load_features(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """The (N, D) features and (N,) labels of one split."""
-    try:
-        stored = load_file(folder / f"{split}.safetensors", device=str(device))
-        return stored["features"], stored["labels"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise HeadstartError(f"{folder} has no features of {split} ({error}); run `dvc repro features`") from None
 
 
 def run(params: Params, data: Path) -> None:

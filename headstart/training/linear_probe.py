@@ -23,7 +23,7 @@ from headstart.data.manifest import class_names, read_manifest
 from headstart.models.calibration import calibrated_losses, fit_temperature, log_losses
 from headstart.models.classifier import LinearHead
 from headstart.models.logistic import fit_path
-from headstart.training.features import load_features
+from headstart.training.feature_files import load_features
 
 WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
 

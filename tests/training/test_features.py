@@ -21,7 +21,8 @@ from headstart.engines import activations
 from headstart.engines.batching import inference_batch
 from headstart.models.backbones import Trunk, architecture
 from headstart.models.preprocessing import View
-from headstart.training.features import extract, load_features
+from headstart.training.feature_files import load_features
+from headstart.training.features import extract
 
 CPU = torch.device("cpu")
 

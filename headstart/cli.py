@@ -148,6 +148,13 @@ def track() -> None:
     print(log(data, Params.load(), data / "track"))
 
 
+def _say_if_made_by_other_code(*stages: str) -> None:
+    from headstart.base.identity import made_by_other_code
+
+    if sentence := made_by_other_code(Path("data"), stages):
+        print(f"headstart: {sentence}; `dvc repro` makes it again", file=sys.stderr)
+
+
 Why = Annotated[str, typer.Option("--why", help="The reason; it is kept with the version.")]
 
 
@@ -156,7 +163,9 @@ def gate() -> None:
     """Decide whether the result in data/ becomes the champion, by the rules in params.yaml, and act on it; once."""
     from headstart.base.params import Params
     from headstart.tracking.gate import run
+    from headstart.tracking.result import stages_of_the_result
 
+    _say_if_made_by_other_code(*stages_of_the_result())
     print(run(Path("data"), Params.load()).sentence)
 
 
@@ -219,6 +228,7 @@ def rank(
     from headstart.studies import ranking_report
 
     ranking, params = ranking_report.load_ranking(Path("data/rank")), Params.load()
+    _say_if_made_by_other_code("candidate", "rank")
     ranking_report.show(ranking, params.weights)
     if apply:
         print(ranking_report.apply(ranking, Path("params.yaml")))
@@ -232,6 +242,7 @@ def tune(
     from headstart.studies import tuning_report
 
     found = tuning_report.load_tuning(Path("data/tune"))
+    _say_if_made_by_other_code("tune")
     tuning_report.show(found)
     if apply:
         print(tuning_report.apply(found, Path("params.yaml")))
@@ -253,6 +264,7 @@ def why(
 
     data = Path("data")
     story = Story.of(data, Params.load())
+    _say_if_made_by_other_code("why")
     print("\n".join(story.lines()))
     page = data / "why" / PAGE
     story.write_page(page, data)
@@ -269,6 +281,7 @@ def labels() -> None:
     from headstart.studies import label_issues_report
 
     folder = Path("data/labels")
+    _say_if_made_by_other_code("labels")
     label_issues_report.show(label_issues_report.load_labels(folder), folder)
 
 

@@ -113,6 +113,12 @@ def recorded_code(data: Path, stage: str) -> Code | None:
         return None
 
 
+def recorded_libraries(data: Path, stages: Iterable[str]) -> dict[str, str]:
+    """The versions of all libraries that shape the outputs of ``stages``."""
+    recorded = (recorded_code(data, stage) for stage in stages)
+    return dict(sorted(item for one in recorded if one for item in one.libraries.items()))
+
+
 def changes(data: Path, stage: str) -> list[str]:
     """What differs between the code that ``fetch`` recorded for a stage and the code and libraries that are here now."""
     recorded = recorded_code(data, stage)
@@ -271,16 +277,19 @@ class _Files:
         return self.versions[module]
 
     def _version(self, module: str) -> tuple[str, str] | None:
-        key = f"import {module}"
-        for name in (self.known.get(key), module):
+        for name in (self.known.get(f"import {module}"), module):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 if name:
-                    self.used[key] = name
-                    return name, importlib.metadata.version(name)
+                    return self._found(module, name)
         for name in importlib.metadata.packages_distributions().get(module, []):
-            self.used[key] = name
-            return name, importlib.metadata.version(name)
+            return self._found(module, name)
         return None
+
+    def _found(self, module: str, name: str) -> tuple[str, str]:
+        """Without the local part of the version: builds of torch for other processors are the same library."""
+        version = importlib.metadata.version(name).partition("+")[0]
+        self.used[f"import {module}"] = name
+        return name, version
 
     def keep(self) -> None:
         """Remember what was used, and forget the rest: called by the one that reads the code of all stages."""

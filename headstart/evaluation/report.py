@@ -14,6 +14,7 @@ import torch
 from headstart.base import files
 from headstart.base.device import set_up
 from headstart.base.files import read_json, replacing, write_json, write_text
+from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.params import Params
 from headstart.base.progress import progress
 from headstart.data.manifest import read_manifest
@@ -30,6 +31,7 @@ from headstart.training.feature_files import load_features
 
 METRICS, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
 ALWAYS_REPORTED = ("val", "test")
+MADE_BY = ("prepare", "backbone", "features", "head", "finetune", "evaluate")  # stages whose outputs the report is about
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[s
         card=read_json(data / "backbone" / "card.json"),
         head=read_json(data / "head" / linear_probe.DETAILS),
         tuned=read_json(data / "finetune" / trainer.DETAILS),
+        libraries=recorded_libraries(data, MADE_BY),
+        other_code=made_by_other_code(data, MADE_BY),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from headstart import __version__
 from headstart.base.errors import HeadstartError
+from headstart.base.identity import CODE, made_by_other_code
 from headstart.base.params import Params
 from headstart.base.paths import checkout, network_file, users_path, weights_file
 from headstart.base.threads import cores
@@ -22,6 +23,7 @@ from headstart.data.download import is_archive
 from headstart.data.sources import locate, needs_network
 from headstart.operations.git_branch import asked
 from headstart.tracking import store
+from headstart.tracking.result import stages_of_the_result
 
 LOCK = Path("requirements.lock")
 ROOM = 5  # GB that a run on a few thousand pictures may want
@@ -51,6 +53,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("params.yaml", OK, "every key and value is allowed")
     yield _found("pictures", lambda: _pictures(params))
     yield _found("backbone", lambda: _backbone(params))
+    yield _found("result", _result)
     yield _found("mlflow", _mlflow)
     yield _found("dvc", _dvc)
 
@@ -156,6 +159,14 @@ def _backbone(params: Params) -> tuple[str, str]:
     if not at_hand(params.backbone, found.library, params.weights_mirror):
         return NOTE, f"{params.backbone}; its weights are not on this machine, so the first run downloads them"
     return OK, f"{params.backbone}, whose weights are at hand"
+
+
+def _result() -> tuple[str, str]:
+    if not (Path("data") / CODE).exists():
+        return OK, "none yet; `dvc repro` makes one"
+    if sentence := made_by_other_code(Path("data"), stages_of_the_result()):
+        return NOTE, f"{sentence}; `dvc repro` makes it again"
+    return OK, "made by the code and libraries that are here"
 
 
 def _mlflow() -> tuple[str, str]:

@@ -17,12 +17,14 @@ import yaml
 
 from headstart.base.artifacts import CLASSIFIER, DETAILS, NETWORK, WEIGHTS
 from headstart.base.files import read_json
+from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.measurements import Measurements
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.threads import cores
 from headstart.data.splits import SPLITS
 from headstart.evaluation.pages import TEMPLATES
+from headstart.tracking.result import stages_of_the_result
 from headstart.tracking.store import RESULT
 
 FILE, TEMPLATE = "MODEL_CARD.md", "model_card.md.j2"
@@ -87,6 +89,8 @@ def card(data: Path, params: Params, lineage: dict[str, str]) -> str:
         megabytes=(data / "package/model" / CLASSIFIER / WEIGHTS).stat().st_size / 1e6,
         images_per_s=images_per_s(data, params.threads),
         lineage=lineage,
+        libraries=recorded_libraries(data, stages_of_the_result()),
+        other_code=made_by_other_code(data, stages_of_the_result()),
     )
 
 

@@ -1,7 +1,7 @@
 """Do fresh checkouts of one commit give the same bytes on one machine, whatever else the machine does?
 
-    python bench/checkouts.py                            five of the default, a busy process beside two of them
-    python bench/checkouts.py --source FOLDER --generated 1000    a folder of photographs, with drawn ones added to each class
+    python bench/checkouts.py                                    five of the default, a busy process beside two
+    python bench/checkouts.py --source FOLDER --generated 1000   photographs in folders, and drawn ones
 
 Each checkout starts with an empty DVC cache, an empty .headstart and an MLflow store of its own. Prints every output whose
 digest differs, and the share of outputs that are the same in all checkouts: 1.00 is what is promised.

@@ -46,7 +46,7 @@ def what_ran(clone: Clone, stage: str, *arguments: str) -> set[str]:
     target = clone.folder / "ran.json"
     clone.run(sys.executable, "-c", WATCHED, str(target), f"stages/{stage}.py", *arguments)
     ran = json.loads(target.read_text())
-    return {*ran["modules"], *ran["files"]}
+    return {*ran["modules"], *(ran["files"] if stage != "fetch" else [])}  # fetch reads all of them for their digests
 
 
 def known(clone: Clone, stage: str) -> set[str]:

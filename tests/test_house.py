@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).parents[1]
-DOCUMENTS = sorted([PROJECT / "README.md", PROJECT / "CHANGELOG.md", *(PROJECT / "docs").glob("*.md")])
+DOCUMENTS = sorted(
+    [*(PROJECT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *(PROJECT / "docs").glob("*.md")]
+)
 MODULES = sorted((PROJECT / "headstart").rglob("*.py"))
 STAGES = sorted((PROJECT / "stages").glob("*.py"))
 SCRIPTS = [*MODULES, *STAGES, *(PROJECT / "bench").glob("*.py"), *(PROJECT / "tests").rglob("*.py")]
@@ -182,10 +184,17 @@ def test_commands_that_documents_show_exist() -> None:
         code = "\n".join([*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^```[a-z]*\n(.*?)^```", text, re.M | re.S)])
         assert set(re.findall(r"\bmake ([a-z]+)\b", code)) <= verbs, document.name
         assert set(re.findall(r"^(?:\$ )?headstart ([a-z]+)\b", code, re.MULTILINE)) <= commands, document.name
-        assert set(re.findall(r"dvc repro ([a-z]+)\b", code)) <= stages, document.name
+        assert set(re.findall(r"dvc repro (?:studies/dvc\.yaml:)?([a-z]+)\b", code)) <= stages, document.name
         for wanted in re.findall(r"pytest tests/stages -k '?([a-z_ ]+)", code):
             for word in wanted.split(" or "):
                 assert word.strip() in tests, f"{document.name}: no test is called {word}"
+
+
+def test_every_room_has_its_page_in_the_api_reference() -> None:
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (PROJECT / "docs" / "api").glob("*.md")}
+    assert set(pages) == set(ROOMS)
+    for name, text in pages.items():
+        assert f"\n::: headstart.{name}\n" in text
 
 
 # --- imports ----------------------------------------------------------------------------------------------------------

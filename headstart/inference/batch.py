@@ -69,7 +69,8 @@ class Batched:
         Args:
             model: the folder that holds MLmodel.
             pictures: how many will come; compiling pays for many.
-            engine, timings: as ``engines.engine_for`` takes them.
+            engine: torch, openvino or auto, as for ``engine_for``.
+            timings: as ``engine_for`` takes it.
             threads: None: all cores.
 
         Raises:

@@ -167,7 +167,8 @@ def store_candidate(
     the weights are nowhere to be found, one sentence that says so.
 
     Args:
-        wanted, timings: as ``engines.engine_for`` takes them.
+        wanted: torch, openvino or auto, as for ``engine_for``.
+        timings: as ``engine_for`` takes it.
 
     Raises:
         HeadstartError: nobody knows the name, or the network gives no finite numbers.

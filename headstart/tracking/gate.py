@@ -230,7 +230,8 @@ def judge(
     Args:
         champion: None where there is none yet.
         names: of the classes.
-        resamples, seed: of the bootstrap.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
         left_out: test pictures that were not compared, as the champion has learned from them.
     """
     after = metrics.metrics(challenger.scores, resamples, seed)

@@ -56,7 +56,8 @@ def extract(
     Memory does not grow with the set.
 
     Args:
-        wanted, timings: as ``engines.engine_for`` takes them.
+        wanted: torch, openvino or auto, as for ``engine_for``.
+        timings: as ``engine_for`` takes it.
         kept: what is found stands there until all of it is, so that a run that is killed can be gone on with; of several
             processes that make the same one works and the others wait.
         made_by: digests of all else that shapes the features: the code.

@@ -54,7 +54,8 @@ def train_head(
     pictures together (the ``refit`` of scikit-learn's searches).
 
     Args:
-        train, val: (N, D) features and (N,) labels, on the device that is to do the work.
+        train: (N, D) features and (N,) labels, on the device that is to do the work.
+        val: likewise.
         groups: of the training pictures and then the validation pictures, (N,) names; pictures of one group resemble each
             other, and are on the same side where it is cross-validated.
     """
@@ -130,7 +131,8 @@ def cross_validated(
     """(strengths, N, classes) logits of all pictures, each by a head that was fitted without its fold.
 
     Args:
-        x, y: (N, D) features and (N,) labels.
+        x: (N, D) features.
+        y: (N,) labels.
         strengths: in ascending order.
     """
     logits = np.zeros((len(strengths), len(y), classes), np.float32)

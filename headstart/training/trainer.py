@@ -84,7 +84,8 @@ def finetune(
 
     Args:
         on_epoch: called with each epoch's row of the curve, for live tracking; also with those of resumed epochs.
-        engine, timings: what runs the layers that stay frozen, as ``engines.engine_for`` takes ``wanted`` and ``timings``.
+        engine: torch, openvino or auto: what runs the layers that stay frozen.
+        timings: as ``engine_for`` takes it.
         kept: what the frozen layers answer is kept there, for other trainings on the same views; in ``resume`` otherwise.
     """
     classes = list(head.classes)

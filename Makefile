@@ -37,7 +37,7 @@ tune: setup  ## better settings of fine-tuning? dvc repro studies/dvc.yaml:tune
 	dvc repro studies/dvc.yaml:tune
 
 test: setup  ## every test, the slow ones too
-	OMP_WAIT_POLICY=passive pytest -q -n 2 --dist worksteal --durations 15  # two at a time share the cores: neither spins on them
+	OMP_WAIT_POLICY=passive pytest -q -n 2 --maxschedchunk 1 --durations 15  # two at a time share the cores: neither spins on them
 
 lint: setup  ## ruff and mypy
 	ruff check .

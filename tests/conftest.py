@@ -11,6 +11,11 @@ import pytest
 from headstart.base import errors
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow ones first: then no worker begins one when the others have nothing left to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def commands_leave_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is run in this process raises SystemExit when it is done, and does not end pytest."""

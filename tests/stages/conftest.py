@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
+import psutil
 import pytest
 import yaml
 from filelock import FileLock
+
+from tests.stages import warm
 
 PROJECT = Path(__file__).parents[2]
 # The slice of the default that the pipeline is run on: every stage at its smallest honest size.
@@ -29,9 +34,17 @@ SLICE = {
 
 @dataclass(frozen=True)
 class Clone:
-    """A git clone of the project with a pipeline of its own."""
+    """A git clone of the project with a pipeline of its own. What it starts is forked from a warm process (warm.py); that
+    of its ``cold`` self is as fresh as a user's."""
+
+    warm: ClassVar[Path | None] = None  # the folder of the python that comes first on PATH
 
     folder: Path
+    is_cold: bool = False
+
+    @property
+    def cold(self) -> Clone:
+        return replace(self, is_cold=True)
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -43,6 +56,8 @@ class Clone:
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "HEADSTART_"))}
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+        if self.warm and not self.is_cold:
+            path = f"{self.warm}{os.pathsep}{path}"
         return kept | {"PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "true"} | variables
 
     def set(self, **sections: object) -> None:
@@ -85,23 +100,30 @@ class Clone:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            kill_group(process)
 
-    def run_every_stage_in_one_process(self) -> None:
-        """All stage scripts in the pipeline's order, without DVC: the libraries are imported once and not nine times."""
-        self.run_in_one_process(*yaml.safe_load(self.read("dvc.yaml"))["stages"])
-
-    def run_in_one_process(self, *stages: str) -> None:
-        program = (
-            "import runpy, sys, headstart.base.errors\n"
-            "headstart.base.errors.leave = lambda: None\n"
-            "for name in sys.argv[1:]: runpy.run_path(f'stages/{name}.py', run_name='__main__')"
-        )
-        self.run(sys.executable, "-c", program, *stages)
+    def run_without_dvc(self, *stages: str) -> None:
+        """Stage scripts, by default all of them in the pipeline's order."""
+        for stage in stages or yaml.safe_load(self.read("dvc.yaml"))["stages"]:
+            self.run("python", f"stages/{stage}.py")
 
     def read(self, name: str) -> str:
         return (self.folder / name).read_text()
+
+
+def kill_group(leader: subprocess.Popen[bytes]) -> None:
+    """kill -9 it and all of its process group, and wait until none of them lives."""
+    os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
+    while any(process.info["status"] != psutil.STATUS_ZOMBIE for process in members(leader.pid)):
+        time.sleep(0.001)
+
+
+def members(group: int) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                yield process
 
 
 def new_clone(folder: Path, **params: object) -> Clone:
@@ -120,10 +142,25 @@ def new_clone(folder: Path, **params: object) -> Clone:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Clone:
-    """The slice, run once for all of xdist's workers. Tests look at it and do not change it."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One for all of xdist's workers."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "finished"
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def warm_starts(shared_folder: Path) -> None:
+    if warm.SUPPORTED:
+        with FileLock(shared_folder / "warm.lock"):
+            variables = Clone(shared_folder).environment()
+            del variables["PYTHONPATH"]
+            Clone.warm = warm.environment(shared_folder / "warm", variables)
+
+
+@pytest.fixture(scope="session")
+def finished(shared_folder: Path, warm_starts: None) -> Clone:
+    """The slice, run once for all of xdist's workers. Tests look at it and do not change it."""
+    folder = shared_folder / "finished"
     done = folder.with_suffix(".done")
     with FileLock(folder.with_suffix(".lock")):
         if not done.exists():
@@ -145,7 +182,7 @@ def copy_of(finished: Clone, tmp_path: Path) -> Clone:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Callable[..., Clone]:
+def project(tmp_path: Path, warm_starts: None) -> Callable[..., Clone]:
     def make(**params: object) -> Clone:
         folder = tmp_path / "project"
         folder.mkdir()

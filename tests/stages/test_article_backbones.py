@@ -40,7 +40,7 @@ def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_ru
         evaluate={"bootstrap": 100, "mistakes": 0},
         tracking={"model": False},
     )
-    clone.run_every_stage_in_one_process()
+    clone.run_without_dvc()
 
     card = json.loads(clone.read("data/backbone/card.json"))
     assert (card["name"], card["features"], card["pretrained"]) == (name, WIDTHS[name], False)

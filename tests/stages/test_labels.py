@@ -83,7 +83,7 @@ def test_of_ten_labels_flipped_among_ants_and_bees_eight_are_among_the_first_fif
     project: Callable[..., Clone],
 ) -> None:
     clone = project(data={"source": str(PHOTOGRAPHS)})
-    clone.run_in_one_process("fetch", "prepare", "backbone", "features")
+    clone.run_without_dvc("fetch", "prepare", "backbone", "features")
     folder = clone.folder / "data"
     pictures, features = training_and_validation(
         read_manifest(folder / "prepare"), folder / "features", torch.device("cpu")

@@ -1,0 +1,99 @@
+"""What the tests' own `python` does first, from a .pth file: have the warm process start what is to be started.
+
+warm.py copies this file into that environment, and writes beside it what the warm process tells of itself. Built-in modules
+only: it must take no time.
+"""
+
+# pathlib takes longer to import than all the rest:
+# ruff: noqa: PTH109, PTH118, PTH120, PTH123, PTH208
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import marshal
+import os
+import site
+import sys
+
+# What libraries read, if at all, when they are used and not when they are imported.
+READ_LATE = {
+    "PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "PWD", "OLDPWD", "SHLVL", "_", "MLFLOW_TRACKING_URI", "TORCH_HOME",
+    "http_proxy", "https_proxy",
+}  # fmt: skip
+READ_LATE_PREFIXES = ("DVC_", "GIT_", "HEADSTART_", "AWS_", "PYTEST_", "COVERAGE_")
+PASSED_ON = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
+OWN_PROCESS = ["retrain"]  # tells others the number of its process
+
+
+def begin() -> None:
+    with open(os.path.join(os.path.dirname(__file__), "warm_start.marshal"), "rb") as file:
+        warm = marshal.load(file)
+    given = sys.orig_argv[1:]
+    script = given[0] if given else ""
+    command = script == warm["command"]
+    if command and given[1:2] == OWN_PROCESS:
+        for folder in warm["packages"]:
+            site.addsitedir(folder)
+        return
+    if command or (script.startswith("stages/") and script.endswith(".py")):
+        reason = why_cold(warm, script)
+        with open(warm["starts"], "a") as file:
+            file.write(f"{' '.join(given)}: {reason or 'warm'}\n")
+        if not reason:
+            ended(*asked(warm["address"], given))
+        if command:
+            given[0] = os.path.join(os.path.dirname(warm["python"]), "headstart")
+    os.execv(warm["python"], [warm["python"], *given])
+
+
+def why_cold(warm: dict, script: str) -> str:
+    """Why a fresh process could be another than a child of the warm one; empty where it could not."""
+    ours, theirs = os.environ, warm["environment"]
+    if different := [k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k) and not read_late(k)]:
+        return f"cold, as its environment has another {', '.join(different)}"
+    if os.sched_getaffinity(0) != warm["affinity"]:
+        return "cold, as it has other cores"
+    for folder in (os.path.dirname(script), *os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        if shadowed := warm["imported"] & {name.removesuffix(".py") for name in os.listdir(folder or ".")}:
+            return f"cold, as {folder} has another {', '.join(sorted(shadowed))}"
+    return ""
+
+
+def read_late(variable: str) -> bool:
+    return variable in READ_LATE or variable.startswith(READ_LATE_PREFIXES)
+
+
+def asked(address: bytes, given: list[str]) -> tuple[_socket.socket, int]:
+    """The connection to the warm process, which will tell how the child has ended, and the child's number."""
+    client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    client.connect(address)
+    os.umask(umask := os.umask(0o077))
+    ignored = [number for number in PASSED_ON if _signal.getsignal(number) == _signal.SIG_IGN]
+    message = marshal.dumps((given, os.getcwd(), dict(os.environ), umask, ignored))
+    # Nobody writes to this pipe, and nobody else has its end for writing: the child is killed when that is closed.
+    ours, _ = os.pipe()
+    descriptors = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2, ours))
+    client.sendmsg([len(message).to_bytes(4, "little")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptors)])
+    client.sendall(message)
+    os.close(ours)
+    child = int.from_bytes(client.recv(4), "little")
+    for number in PASSED_ON:
+        if number not in ignored:
+            _signal.signal(number, lambda number, _: os.killpg(child, number))
+    return client, child
+
+
+def ended(client: _socket.socket, child: int) -> None:
+    """End as the child does."""
+    told = client.recv(4)
+    status = int.from_bytes(told, "little") if told else 1 << 8
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number != _signal.SIGKILL:
+            _signal.signal(number, _signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.WEXITSTATUS(status))
+
+
+begin()

@@ -46,8 +46,8 @@ if __name__ == "__main__":
             for start, cut, least in ((FROZEN, "none", None), (FINETUNED, "half", 0), (FINETUNED, "half", shipped)):
                 recipe.LEAST_WARMUP = least or 0
                 state = Path(scratch) / f"state-{least}"
-                network, timings = data / "fetch" / "network.py", Path(scratch) / "seconds.json"
-                laboratory = Laboratory(pictures, data / "backbone", network, params, device, 0.0, state, timings)
+                network = data / "fetch" / "network.py"
+                laboratory = Laboratory(pictures, data / "backbone", network, params, device, 0.0, state)
                 with hidden():
                     found = [laboratory.run(Training(start, cut, fold, share)) for fold in range(asked.folds)]
                 accuracy, loss = (np.concatenate([one[key] for one in found]).mean() for key in ("correct", "losses"))

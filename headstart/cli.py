@@ -67,15 +67,13 @@ def predict(
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """
-    from headstart.base.paths import state_folder
     from headstart.inference import batch
 
     suffix = output.suffix.lower() if output is not None else ""
     form = form or batch.SUFFIXES.get(suffix, "text")
     if form not in batch.FORMATS:
         raise HeadstartError(f"--format {form!r}; allowed: {', '.join(batch.FORMATS)}")
-    timings = state_folder("engines") / "seconds.json" if Path("params.yaml").exists() else None
-    batch.predict(_files(pictures), model, form, output, max_error, timings)
+    batch.predict(_files(pictures), model, form, output, max_error)
 
 
 def _files(given: list[Path]) -> list[Path]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -45,6 +47,27 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
             mallopt(option, value)
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def processor(device: torch.device) -> str:
+    """The kind of processor: on another kind the same sums are made in another order. "x86_64 AVX2" for example,
+    "x86_64 AVX512 +bf16 +AMX", or the GPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    amx = torch.cpu.get_capabilities().get("amx_bf16")
+    return kind + (" +bf16" if multiplies_bf16() else "") + (" +AMX" if amx else "")
+
+
+def made_on(device: torch.device) -> dict[str, Any]:
+    """What the last digits of a result depend on, besides its inputs: written beside it, and no dependency of any stage."""
+    return {"processor": processor(device), "threads": torch.get_num_threads()}
 
 
 def seed_everything(*parts: int) -> None:

@@ -31,10 +31,10 @@ from headstart.base.paths import state_folder
 PACKAGE = Path(__file__).parents[1]
 CODE = Path("fetch") / "code"  # below the data folder
 PIPELINES = (Path("dvc.yaml"), Path("studies") / "dvc.yaml")
-# Libraries that shape no output: they show progress, lock files, carry files whose digest is checked, or read parameters,
-# whose values DVC compares.
+# Libraries that shape no output: they show progress, lock files, count cores, carry files whose digest is checked, or read
+# parameters, whose values DVC compares.
 WITHOUT_EFFECT = frozenset(
-    ("aiohttp", "filelock", "fsspec", "huggingface_hub", "psutil", "pydantic", "rich", "threadpoolctl", "typer", "yaml")
+    "aiohttp filelock fsspec huggingface_hub joblib psutil pydantic rich threadpoolctl typer yaml".split()
 )
 # The room whose modules tell MLflow what a stage does: they are part of its identity, their libraries are not.
 OBSERVERS = "headstart.tracking."

@@ -1,10 +1,10 @@
-"""How many threads to use."""
+"""How many threads to use, and how they wait for each other."""
 
 from __future__ import annotations
 
-import os
-
 
 def cores() -> int:
-    """The cores this process may use: what ``threads: null`` stands for."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, by its affinity mask and its container's quota: what ``threads: null`` is."""
+    from joblib import cpu_count
+
+    return int(cpu_count())

@@ -19,24 +19,25 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from headstart.base.device import processor
 from headstart.base.files import read_json, write_json
 from headstart.base.progress import Advance, progress
 from headstart.data.packed import Pixels
-from headstart.engines.base import Engine
+from headstart.engines.base import Forward
 
 KEPT = 10_000_000_000  # bytes on disk
 SAVE_EVERY_S = 10.0  # seconds that a kill can cost
 
 
 def answers_of(
-    engine: Engine,
+    forward: Forward,
     batches: Callable[[int], Iterable[Tensor]],
     count: int,
     file: Path,
     advance: Advance,
     check: Callable[[int, NDArray[np.float32]], None] = lambda at, found: None,
 ) -> None:
-    """(count, ...) float32 into ``file``: what ``engine`` makes of the pictures, written as it comes, so that memory does
+    """(count, ...) float32 into ``file``: what ``forward`` makes of the pictures, written as it comes, so that memory does
     not grow with their number. One that was killed is gone on with; of several processes one works and the others wait.
 
     Args:
@@ -46,14 +47,14 @@ def answers_of(
     part, saved, lock = (file.with_name(f".{file.name}.{suffix}") for suffix in ("part", "json", "lock"))
     with FileLock(lock):
         if not file.exists():
-            _write(engine, batches, count, part, saved, advance, check)
+            _write(forward, batches, count, part, saved, advance, check)
             part.replace(file)
             saved.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)  # whoever comes now finds the file
 
 
 def _write(
-    engine: Engine,
+    forward: Forward,
     batches: Callable[[int], Iterable[Tensor]],
     count: int,
     part: Path,
@@ -68,7 +69,7 @@ def _write(
         stored, at = np.memmap(part, np.float32, "r+", shape=tuple(known["shape"])), known["rows"]
         advance(at)
     for pictures in batches(at):
-        found = engine(pictures).float().cpu().numpy()
+        found = forward(pictures).float().cpu().numpy()
         check(at, found)
         if stored is None:
             stored = np.memmap(part, np.float32, "w+", shape=(count, *found.shape[1:]))
@@ -94,7 +95,8 @@ def folder_for(kept: Path, frozen: nn.Module, engine: str, pixels: Pixels, seen:
     state = hashlib.sha256()
     for name, tensor in frozen.state_dict().items():
         state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    parts = (state.hexdigest(), str(frozen), engine, torch.get_num_threads(), pixels.digest, seen)
+    device = next((tensor.device for tensor in frozen.state_dict().values()), torch.device("cpu"))
+    parts = (state.hexdigest(), str(frozen), engine, processor(device), torch.get_num_threads(), pixels.digest, seen)
     mine = kept / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
     mine.mkdir(parents=True, exist_ok=True)
     os.utime(mine)
@@ -108,14 +110,14 @@ def folder_for(kept: Path, frozen: nn.Module, engine: str, pixels: Pixels, seen:
 
 
 def known_or_made(
-    file: Path, shape: tuple[int, ...], engine: Engine, batches: Callable[[int], Iterable[Tensor]]
+    file: Path, shape: tuple[int, ...], forward: Forward, batches: Callable[[int], Iterable[Tensor]]
 ) -> NDArray[np.float32]:
-    """``shape`` float32 in ``file``: what ``engine`` makes of the pictures, which are not looked at where that is known.
+    """``shape`` float32 in ``file``: what ``forward`` makes of the pictures, which are not looked at where that is known.
 
     Args:
         batches: as ``answers_of`` takes them.
     """
     if not file.exists():
         with progress(file.name, shape[0]) as advance:
-            answers_of(engine, batches, shape[0], file, advance)
+            answers_of(forward, batches, shape[0], file, advance)
     return np.memmap(file, np.float32, "r+", shape=shape)

@@ -1,62 +1,30 @@
-"""What runs a frozen network: torch, or OpenVINO where it gives the same answers faster.
-
-OpenVINO fuses normalisation and activation layers into the convolutions and keeps one stream per core busy, which eager
-torch does not; where the processor has bfloat16 it can use that (bench/engines.py). Compiling takes seconds, so which of
-them is worth it depends on the network, on the machine and on how many pictures there are: it is measured.
+"""Which engine runs a frozen network. The choice is a function of the inputs: the network, the pictures, how many there
+are, and the kind of processor. No clock takes part, since which engine it was shows in the last digits of every result.
 """
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headstart.base.measurements import Measurements, machine
-from headstart.engines.base import Engine
-from headstart.engines.openvino import PICTURES_PER_REQUEST, compiled_for, has_bfloat16
+from headstart.engines.base import Engine, Forward
+from headstart.engines.eager import Torch
+from headstart.engines.openvino import OpenVINO
+from headstart.models.complexity import gmacs
 
-WORTH_COMPILING, WORTH_ROUNDING = 8.0, 20.0  # seconds that a pass takes; a shorter one ends sooner as it is
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Torch(), OpenVINO())}
 
-SAMPLE = 16  # pictures on which engines are timed and compared
+SAMPLE = 16  # pictures on which engines are compared
 
-WORTH_COMPARING = 8 * SAMPLE  # pictures; two engines are shown four samples to be compared, and then one has to be compiled
+WORTH_COMPARING = 8 * SAMPLE  # pictures; two engines are shown a sample each, and then one has to be compiled
 
 TOLERANCE = 1e-4  # of the largest answer: what is left of it is the order in which sums are made
 
 # What bfloat16 may cost, measured on PROBED pictures: the median cosine between a picture's two feature vectors, the share
 # of a probe's answers that stay the same, and the probe's log-loss.
 PROBED, COSINE, AGREEMENT, LOG_LOSS = 256, 0.999, 0.99, 0.01
-
-
-class Stopwatch:
-    """Seconds per picture of each engine that ran a network on this machine. They are kept in ``file``, so that a network
-    that was measured once is run with the same engine ever after, and gives the same bytes."""
-
-    def __init__(self, network: nn.Module, sample: Tensor, file: Path | None = None) -> None:
-        self.key = Measurements.key(machine(), sample.shape[1:], str(network))
-        self.sample, self.kept = sample, Measurements(file)
-        self.measured: dict[str, float] = dict(self.kept.get(self.key, {}))
-        self.answers: dict[str, Tensor] = {}
-
-    def answer(self, name: str, engine: Engine) -> Tensor:
-        if name not in self.answers:
-            self.answers[name] = engine(self.sample).cpu()
-        return self.answers[name]
-
-    def seconds(self, name: str, engine: Engine) -> float:
-        if name not in self.measured:
-            self.answer(name, engine)  # the first pass sets things up
-            # Work for all of OpenVINO's streams.
-            count = max(len(self.sample), PICTURES_PER_REQUEST * torch.get_num_threads())
-            pictures = self.sample[torch.arange(count) % len(self.sample)]
-            start = time.perf_counter()
-            engine(pictures).cpu()  # an accelerator is done when its answers are here
-            self.measured[name] = (time.perf_counter() - start) / count
-            self.kept[self.key] = self.measured
-        return self.measured[name]
 
 
 def engine_for(
@@ -66,87 +34,67 @@ def engine_for(
     device: torch.device,
     wanted: str = "auto",
     labels: Tensor | None = None,
-    timings: Path | None = None,
-) -> tuple[Engine, dict[str, Any]]:
-    """The engine to run ``network`` with, and what to tell about it: ``engine`` and ``why``.
-
-    An engine takes (N, 3, H, W) pictures, as ``network`` does, and gives the network's output for them, on ``device``.
+) -> tuple[Forward, dict[str, Any]]:
+    """The forward pass of ``network`` by the engine that suits it, and what to tell about that: ``engine`` and ``why``.
 
     Args:
         network: in eval mode, on ``device``; its output is one tensor.
         pictures: how many will be passed, in all.
-        sample: (N, 3, H, W) pictures, on which engines are timed and have to agree with torch.
-        wanted: torch, openvino or auto. OpenVINO that fails or disagrees is not used, whatever is wanted.
+        sample: (N, 3, H, W) pictures, on which the engine has to agree with torch.
+        wanted: an engine's name, or auto. One that fails, disagrees or cannot run here is not used, whatever is wanted.
         labels: (N,) classes of ``sample``; without them bfloat16 is not tried.
-        timings: file in which what was measured is kept from run to run.
     """
-
-    def eager(batch: Tensor) -> Tensor:
-        with torch.no_grad():  # not inference_mode, whose tensors no training may start from
-            found: Tensor = network(batch.to(device))
-        return found
-
-    if wanted == "torch":
-        return eager, {"engine": "torch", "why": "params.yaml asks for it"}
     few = sample[:SAMPLE]
-    watch = Stopwatch(network, few, timings)
-    if device.type != "cpu":
-        exactly = {"engine": "torch", "why": f"the network runs on {device.type}"}
-        return _rounded_if_as_good(watch, eager, _autocast(network, device), exactly, sample, labels)
-    if wanted == "auto":
-        if pictures < WORTH_COMPARING:
-            return eager, {"engine": "torch", "why": "to compare engines would take longer than the whole pass"}
-        if pictures * watch.seconds("torch", eager) < WORTH_COMPILING:
-            return eager, {"engine": "torch", "why": "compiling would take longer than the whole pass"}
-        if watch.measured.get("openvino", 0) > watch.measured["torch"]:
-            return eager, {"engine": "torch", "why": "measured on this machine, OpenVINO is slower"}
-    reason = ""
-    try:
-        compiled = compiled_for(network, few)
-        fast = compiled("f32")
-        expected, found = watch.answer("torch", eager), watch.answer("openvino", fast)
-    except Exception as error:  # whatever a converter says about a network that it cannot take
-        reason = f"OpenVINO cannot take this network ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    reference = ENGINES["torch"].prepare(network, few, device)
+    if wanted == "torch":
+        return reference("fp32"), {"engine": "torch", "why": "params.yaml asks for it"}
+    if wanted == "auto" and device.type == "cpu" and pictures < WORTH_COMPARING:
+        return reference("fp32"), {"engine": "torch", "why": f"{pictures} pictures are too few to prepare another engine"}
+    work = pictures * gmacs(network, few.shape[-1])
+    engine = _preferred(work, device) if wanted == "auto" else ENGINES[wanted]
+    if not engine.runs_on(device):
+        engine = ENGINES["torch"]
+    if engine.name == "torch":
+        prepared, exact = reference, reference("fp32")
+        why = f"{work:.0f} GMACs are too few to prepare another engine"
+        if device.type != "cpu":
+            why = f"the network runs on {device.type}"
     else:
-        distance = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-        if not distance <= TOLERANCE:
-            reason = f"OpenVINO's answers are {distance:.2g} from torch's, and {TOLERANCE:g} is allowed"
-    if reason:
-        print(f"{reason}; going on with torch")
-        return eager, {"engine": "torch", "why": reason}
-    if wanted == "auto" and watch.seconds("openvino", fast) > watch.seconds("torch", eager):
-        return eager, {"engine": "torch", "why": "measured on this machine, OpenVINO is slower"}
-    told = {"engine": "openvino", "why": f"within {TOLERANCE:g} of torch on {len(few)} pictures"}
-    if labels is None or not has_bfloat16() or pictures * watch.seconds("openvino", fast) < WORTH_ROUNDING:
-        return fast, told
-    return _rounded_if_as_good(watch, fast, compiled("bf16"), told, sample, labels)
-
-
-def _rounded_if_as_good(
-    watch: Stopwatch, exact: Engine, rounded: Engine, told: dict[str, Any], sample: Tensor, labels: Tensor | None
-) -> tuple[Engine, dict[str, Any]]:
-    """``rounded`` where it is the faster one and nothing speaks against it, ``exact`` otherwise, and what to tell."""
-    if labels is None:
-        return exact, told
+        try:
+            prepared = engine.prepare(network, few, device)
+            exact = prepared("fp32")
+            objection = _disagreement(engine.name, exact(few), reference("fp32")(few))
+        except Exception as error:  # whatever a converter says about a network that it cannot take
+            objection = f"{engine.name} cannot take this network ({_in_short(error)})"
+        if objection:
+            print(f"{objection}; going on with torch")
+            return reference("fp32"), {"engine": "torch", "why": objection}
+        why = f"within {TOLERANCE:g} of torch on {len(few)} pictures"
+    if labels is None or work < engine.bf16_pays_from(device):
+        return exact, {"engine": engine.name, "why": why}
+    rounded = prepared("bf16")
     objection = objection_to(rounded(sample), exact(sample), labels)
     if objection:
         print(f"bfloat16 is not used: {objection}")
-        return exact, told | {"why": f"{told['why']}; bfloat16 was tried and refused: {objection}"}
-    name = f"{told['engine']} bf16"
-    if watch.seconds(name, rounded) > watch.seconds(told["engine"], exact):
-        return exact, told
-    return rounded, {"engine": name, "why": f"a probe's answers stay the same on {len(sample)} pictures"}
+        return exact, {"engine": engine.name, "why": f"{why}; bfloat16 was tried and refused: {objection}"}
+    return rounded, {"engine": f"{engine.name} bf16", "why": f"a probe's answers stay the same on {len(sample)} pictures"}
 
 
-def _autocast(network: nn.Module, device: torch.device) -> Engine:
-    """torch with bfloat16 where that is the faster way and float32 where it has to be."""
+def _preferred(work: float, device: torch.device) -> Engine:
+    """Of the engines that run on ``device`` and pay for so much work (GMACs), the one that needs the most to pay."""
+    return max((e for e in ENGINES.values() if e.runs_on(device) and e.pays_from <= work), key=lambda e: e.pays_from)
 
-    def run(batch: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-            found: Tensor = network(batch.to(device))
-        return found.float()
 
-    return run
+def _disagreement(name: str, found: Tensor, expected: Tensor) -> str | None:
+    found, expected = found.cpu(), expected.cpu()
+    distance = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if distance <= TOLERANCE:
+        return None
+    return f"{name}'s answers are {distance:.2g} from torch's, and {TOLERANCE:g} is allowed"
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def objection_to(found: Tensor, expected: Tensor, labels: Tensor) -> str | None:

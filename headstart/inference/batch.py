@@ -38,7 +38,7 @@ from headstart.models.preprocessing import Normalise, View
 FORMATS = ("text", "json", "csv", "parquet")
 SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 ENDLESS = 10**9  # pictures: what a server expects
-FEW = 64  # pictures that are answered sooner than engines are compared, and before a bar is worth drawing
+FEW = 64  # pictures that are answered before a bar is worth drawing
 HANDFUL = PICTURES_PER_REQUEST // 2  # are answered sooner by torch: OpenVINO takes as long for one as for a whole request
 ROWS = 10_000  # of a Parquet file that are written at once
 
@@ -46,7 +46,7 @@ Write = Callable[[Path, str | None, Floats], None]  # a picture, its label (None
 
 
 class Batched:
-    """A packaged classifier and the engine that runs it fastest on this machine. Any number of threads may ask it.
+    """A packaged classifier and the engine that suits it and their number. Any number of threads may ask it.
 
     Attributes:
         predictor: the same classifier as ``served.load_predictor`` gives it, on the CPU.
@@ -62,15 +62,13 @@ class Batched:
         pictures: int = ENDLESS,
         engine: str = "auto",
         threads: int | None = None,
-        timings: Path | None = None,
     ) -> None:
-        """Load the model and pick the engine, with what is known of its speed in ``timings``.
+        """Load the model and pick the engine.
 
         Args:
             model: the folder that holds MLmodel.
             pictures: how many will come; compiling pays for many.
             engine: torch, openvino or auto, as for ``engine_for``.
-            timings: as ``engine_for`` takes it.
             threads: None: all cores.
 
         Raises:
@@ -83,10 +81,9 @@ class Batched:
         if device.type != "cpu":
             network = copy.deepcopy(network).to(device)
         self.batch = inference_batch(network, self.view, device)
-        wanted = "torch" if pictures <= FEW and device.type == "cpu" else engine
         with contextlib.redirect_stdout(sys.stderr):  # answers go to standard output, and nothing else
             sample = self.view.stacked(_clouds(self.view.size))
-            self._engine, self.told = engine_for(network, pictures, sample, device, wanted, timings=timings)
+            self._engine, self.told = engine_for(network, pictures, sample, device, engine)
             self._torch, _ = engine_for(network, pictures, sample, device, "torch")
 
     @property
@@ -167,9 +164,7 @@ def _clouds(size: int) -> list[Array]:
     return list(smooth.permute(0, 2, 3, 1).contiguous().numpy())
 
 
-def predict(
-    files: Sequence[Path], model: Path, form: str, output: Path | None, max_error: float | None, timings: Path | None
-) -> None:
+def predict(files: Sequence[Path], model: Path, form: str, output: Path | None, max_error: float | None) -> None:
     """Write what is on ``files``, in their order, to ``output`` or standard output. Those that cannot be used are named on
     the error stream.
 
@@ -178,7 +173,6 @@ def predict(
         form: one of ``FORMATS``; parquet needs an ``output``.
         output: it appears when it is whole.
         max_error: answer only where at most this share of all answers is wrong; the others get no label.
-        timings: as ``engines.engine_for`` takes it.
 
     Raises:
         HeadstartError: there is no model, ``max_error`` cannot be promised, ``output`` cannot be written, or at the end,
@@ -191,7 +185,7 @@ def predict(
     if output is not None and output.is_dir():
         raise HeadstartError(f"--output {output} is a folder; name a file")
     table, least = _threshold(model, max_error)
-    batched = Batched(model, len(files), timings=timings)
+    batched = Batched(model, len(files))
     failed = answered = 0
     try:
         with (

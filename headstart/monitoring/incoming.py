@@ -18,7 +18,6 @@ from PIL import Image
 from headstart.base.arrays import Floats, Ints
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
-from headstart.base.paths import state_folder
 from headstart.base.progress import progress
 from headstart.base.threads import cores
 from headstart.data import duplicates
@@ -106,7 +105,7 @@ def look_at(
     drawn = np.random.default_rng(params.seed).permutation(len(files))[:AT_MOST]
     pixels = Pixels(data / "prepare")
     shown = Shown(load_trunk(data / "backbone", data / "fetch" / "network.py")[0], pixels, device)
-    engine, _ = engine_of(shown, manifest, params.features.engine, state_folder("engines") / "seconds.json")
+    forward, _ = engine_of(shown, manifest, params.features.engine)
     classifier = load_predictor(model).model.to(device)
     known, unusable = set(manifest["sha256"]), dict[str, str]()
     paths: list[str] = []
@@ -131,7 +130,7 @@ def look_at(
                     seen.append((picture.phash, picture.thumbnail))
                     fresh.append(picture.pixels)
             if fresh:
-                features.append(engine(shown.trunk.view.stacked(fresh)).float().cpu().numpy())
+                features.append(forward(shown.trunk.view.stacked(fresh)).float().cpu().numpy())
                 with torch.inference_mode():
                     logits = classifier(classifier.trunk.view.batch(fresh).to(device))
                 probabilities.append(classifier.probabilities(logits).double().cpu().numpy())

@@ -100,11 +100,11 @@ def _machine() -> tuple[str, str]:
     import psutil
     import torch
 
-    from headstart.engines.openvino import has_bfloat16
+    from headstart.base.device import multiplies_bf16
 
     memory = psutil.virtual_memory()
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch can use"
-    rounded = "with" if has_bfloat16() else "without"
+    rounded = "with" if multiplies_bf16() else "without"
     return OK, (
         f"{cores()} cores {rounded} bfloat16, {accelerator}, {memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB "
         "of memory free"

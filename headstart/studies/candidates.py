@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,18 +23,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from headstart.base.arrays import Ints
-from headstart.base.device import set_up
+from headstart.base.device import made_on, set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json, write_text
 from headstart.base.identity import code_of
 from headstart.base.params import Params
-from headstart.base.paths import state_folder
 from headstart.base.progress import progress
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.data.splits import place
 from headstart.engines.activations import folder_for, known_or_made
-from headstart.engines.base import Engine
+from headstart.engines.base import Forward
 from headstart.engines.select import SAMPLE, engine_for
 from headstart.models.backbones import CARD, WEIGHTS, Trunk, architecture, load_trunk
 from headstart.models.weights import store_backbone
@@ -161,14 +160,12 @@ def store_candidate(
     device: torch.device,
     folder: Path,
     wanted: str = "auto",
-    timings: Path | None = None,
 ) -> Candidate:
     """Write weights, card and features (N, D) float32 of the first ``count`` pictures of the sample into ``folder``; where
     the weights are nowhere to be found, one sentence that says so.
 
     Args:
         wanted: torch, openvino or auto, as for ``engine_for``.
-        timings: as ``engine_for`` takes it.
 
     Raises:
         HeadstartError: nobody knows the name, or the network gives no finite numbers.
@@ -188,28 +185,28 @@ def store_candidate(
         return Candidate.of(name, folder)
     rows = sample.rows[:count]
     shown = Shown(load_trunk(folder, NO_OWN_NETWORK)[0], pixels, device)
-    engine, told = engine_for(shown.network, count, shown.at_once(rows[:SAMPLE]), device, wanted, timings=timings)
+    forward, told = engine_for(shown.network, count, shown.at_once(rows[:SAMPLE]), device, wanted)
     with progress(name, count) as advance:
         write_features(
-            shown, engine, rows, sample.labels[:count], folder / FEATURES, advance,
+            shown, forward, rows, sample.labels[:count], folder / FEATURES, advance,
             lambda row: f"{name} gives features that are no finite numbers; leave it out of rank.candidates",
         )  # fmt: skip
-    write_json(folder / ENGINE, told)
+    write_json(folder / ENGINE, told | made_on(device))
     return Candidate.of(name, folder)
 
 
-def more_features(
-    shown: Shown, engine_name: str, engine: Callable[[], Engine], rows: Ints, width: int, kept: Path
-) -> Tensor:
-    """(N, width) features of ``rows``, kept in ``kept``; ``engine`` is made only where they are not there."""
-    folder = folder_for(
-        kept, shown.network, engine_name, shown.pixels, (code_of(__name__), shown.trunk.view.as_dict(), rows.tolist())
-    )
-    made: list[Engine] = []
+def more_features(shown: Shown, wanted: str, prepare: Callable[[], Forward], rows: Ints, width: int, kept: Path) -> Tensor:
+    """(N, width) features of ``rows``, kept in ``kept``; the forward pass is prepared only where they are not there.
+
+    Args:
+        wanted: as ``engine_for`` takes it; with it and the network the engine is decided.
+    """
+    shown_as = (code_of(__name__), shown.trunk.view.as_dict(), rows.tolist())
+    folder = folder_for(kept, shown.network, wanted, shown.pixels, shown_as)
+    prepared = cache(prepare)
 
     def run(pictures: Tensor) -> Tensor:
-        made[:] = made or [engine()]
-        return made[0](pictures)
+        return prepared()(pictures)
 
     return torch.from_numpy(
         np.array(known_or_made(folder / "features", (len(rows), width), run, lambda first: shown.batches(rows[first:])))
@@ -221,8 +218,7 @@ def run(params: Params, data: Path, name: str) -> None:
     device = set_up(params.threads)
     sample = Sample.of(read_manifest(data / "prepare"), params.seed)
     count = sample.sizes(params.rank.first, params.rank.first)[0]
-    timings = state_folder("engines") / "seconds.json"
     store_candidate(
         name, Pixels(data / "prepare"), sample, count, params.seed, params.weights_mirror, device,
-        data / "candidates" / name, params.features.engine, timings,
+        data / "candidates" / name, params.features.engine,
     )  # fmt: skip

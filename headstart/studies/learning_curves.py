@@ -162,7 +162,6 @@ class Laboratory:
         backbone: the folder of the backbone stage.
         seconds_per_picture: that the frozen network takes.
         state: where a training that was interrupted goes on.
-        timings: as ``engines.engine_for`` takes it.
     """
 
     pictures: Pictures
@@ -172,7 +171,6 @@ class Laboratory:
     device: torch.device
     seconds_per_picture: float
     state: Path
-    timings: Path
 
     def run(self, training: Training) -> dict[str, Any]:
         """``n``, ``seconds``, and of each held-out picture ``correct`` and ``losses``."""
@@ -198,7 +196,7 @@ class Laboratory:
                 clock = Clock(resume)
                 finetune(
                     trunk, head, p.pixels, p.as_manifest(train, val), recipe, self.device, folder / "tuned", resume,
-                    lambda row: clock.note(), self.params.features.engine, self.timings,
+                    lambda row: clock.note(), self.params.features.engine,
                 )  # fmt: skip
                 seconds = clock.seconds()
                 if training.start == FINETUNED:

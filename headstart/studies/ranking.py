@@ -24,7 +24,7 @@ from headstart.base.params import Budget, Params
 from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
-from headstart.engines.base import Engine
+from headstart.engines.base import Forward
 from headstart.engines.select import SAMPLE, engine_for
 from headstart.models.backbones import Trunk
 from headstart.models.calibration import log_losses
@@ -122,11 +122,11 @@ def interval(values: Floats) -> tuple[float, float, float]:
 # --- what is measured of the machine ------------------------------------------------------------------------------
 
 
-def speed(shown: Shown, rows: Ints, wanted: str, timings: Path | None) -> dict[str, Any]:
-    """``engine``: the one that a long pass would be made with; ``images_per_s``: how many pictures that does a second."""
+def images_per_s(shown: Shown, rows: Ints, wanted: str) -> float:
+    """How many pictures a second the engine does that a long pass would be made with."""
     few = shown.at_once(rows[:SAMPLE])
-    engine, told = engine_for(shown.network, MANY, few, shown.device, wanted, timings=timings)
-    return {"engine": told["engine"], "images_per_s": len(few) / seconds(lambda: engine(few).cpu())}
+    forward, _ = engine_for(shown.network, MANY, few, shown.device, wanted)
+    return len(few) / seconds(lambda: forward(few).cpu())
 
 
 def training_seconds(trunk: Trunk, width: int, classes: Sequence[str], recipe: Recipe, device: torch.device) -> float:
@@ -292,16 +292,16 @@ class _Contender:
         self.shown = Shown(candidate.trunk(), pixels, device)
         self.features = candidate.first_features().to(device)
 
-    def engine(self, wanted: str, timings: Path) -> Engine:
+    def forward(self, wanted: str) -> Forward:
         few = self.shown.at_once(self.sample.rows[:SAMPLE])
-        return engine_for(self.shown.network, MANY, few, self.device, wanted, timings=timings)[0]
+        return engine_for(self.shown.network, MANY, few, self.device, wanted)[0]
 
-    def extend(self, count: int, engine_name: str, wanted: str, timings: Path, kept: Path) -> None:
+    def extend(self, count: int, wanted: str, kept: Path) -> None:
         """See to it that ``features`` are those of the first ``count`` pictures at least."""
         rows = self.sample.rows[len(self.features) : count]
         if len(rows):
             width = self.features.shape[1]
-            more = more_features(self.shown, engine_name, lambda: self.engine(wanted, timings), rows, width, kept)
+            more = more_features(self.shown, wanted, lambda: self.forward(wanted), rows, width, kept)
             self.features = torch.cat([self.features, more.to(self.device)])
 
 
@@ -320,7 +320,7 @@ def rank(
         to_train: pictures that fine-tuning would train on.
         state: a folder by name, in which what took long is kept from run to run.
     """
-    wanted, timings = params.features.engine, state("engines") / "seconds.json"
+    wanted = params.features.engine
     recipe = Recipe(params.finetune, scratch=False, seed=params.seed)
     images, steps = (Measurements(state("speed") / f"{what}.json") for what in ("images", "steps"))
     contenders, costs, standings = {}, {}, []
@@ -329,11 +329,11 @@ def rank(
             continue
         name, card = candidate.name, candidate.card
         contender = contenders[name] = _Contender(candidate, sample, pixels, device)
-        found = images.known_or(
-            Measurements.key(machine(), name, card["sha256"], wanted),
-            lambda shown=contender.shown: speed(shown, sample.rows, wanted, timings),  # type: ignore[misc]
+        rate = images.known_or(
+            Measurements.key(machine(), name, card["sha256"], wanted, "images per second"),
+            lambda shown=contender.shown: images_per_s(shown, sample.rows, wanted),  # type: ignore[misc]
         )
-        found = dict(found) | {"finetune_minutes": None}
+        found: dict[str, float | None] = {"images_per_s": rate, "finetune_minutes": None}
         if params.finetune_is_on:
             step = steps.known_or(
                 Measurements.key(machine(), name, card["sha256"], params.finetune.model_dump(), len(sample.classes)),
@@ -343,14 +343,14 @@ def rank(
             )
             found["finetune_minutes"] = step * to_train * recipe.epochs / 60
         costs[name] = found
-        beyond = over_budget(params.rank.budget, found["images_per_s"], candidate.megabytes)
-        standings.append(Standing(name, found["images_per_s"], beyond))
+        beyond = over_budget(params.rank.budget, rate, candidate.megabytes)
+        standings.append(Standing(name, rate, beyond))
     sizes = sample.sizes(params.rank.first, params.rank.pictures)
     folds = {count: folds_of(sample.labels[:count], sample.groups[:count]) for count in sizes}
 
     def look(name: str, count: int) -> Probe:
         contender = contenders[name]
-        contender.extend(count, costs[name]["engine"], wanted, timings, state("rank"))
+        contender.extend(count, wanted, state("rank"))
         found = probe(contender.features[:count], sample.labels[:count], folds[count])
         print(f"rank: {name} on {count} pictures: log-loss {found.losses.mean():.3f}, accuracy {found.correct.mean():.3f}")
         return found
@@ -372,7 +372,7 @@ def rank(
                 "gmacs": candidate.card["gmacs"],
                 "parameters": candidate.card["parameters"],
                 "megabytes": round(candidate.megabytes, 2),
-                "images_per_s": round(costs[candidate.name]["images_per_s"], 1),
+                "images_per_s": _rounded(costs[candidate.name]["images_per_s"], 1),
                 "finetune_minutes": _rounded(costs[candidate.name]["finetune_minutes"]),
             }
         table.append(row)
@@ -408,8 +408,8 @@ def _measures(standing: Standing, features: Tensor, labels: Ints, folds: Folds) 
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def run(params: Params, data: Path) -> None:

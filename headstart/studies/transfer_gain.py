@@ -40,7 +40,7 @@ from headstart.studies.learning_curves import (
     measure,
     plan,
 )
-from headstart.studies.ranking import speed
+from headstart.studies.ranking import images_per_s
 from headstart.training.features import Shown
 from headstart.training.linear_probe import within_one_standard_error
 
@@ -236,15 +236,14 @@ def answer(data: Path, params: Params, device: torch.device, state: Callable[[st
     manifest = read_manifest(data / "prepare")
     sample = Sample.of(manifest, params.seed)
     pictures = Pictures(data, manifest, sample, device)
-    timings = state("engines") / "seconds.json"
-    rate = speed(Shown(trunk, pictures.pixels, device), sample.rows, params.features.engine, timings)["images_per_s"]
+    rate = images_per_s(Shown(trunk, pictures.pixels, device), sample.rows, params.features.engine)
     settings = (
         params.why.model_dump(exclude={"fractions", "folds"}), params.finetune.model_dump(exclude={"unfreeze"}),
         params.head, params.features, params.seed, params.threads,
     )  # fmt: skip
     made_by = code_of("headstart.studies.learning_curves")
     kept, cut = state("why") / digest_of([made_by, inputs_of("why"), settings]), cut_of(params.finetune)
-    laboratory = Laboratory(pictures, backbone, network, params, device, 1 / rate, kept / "running", timings)
+    laboratory = Laboratory(pictures, backbone, network, params, device, 1 / rate, kept / "running")
     found = measure(laboratory, plan(pictures.shares(params.why.fractions), params.why.folds, cut), kept)
     top1 = published(card["name"]).top1 if card["library"] != "own" else None
     sure = confidence(pictures.features, load_classifier(backbone))

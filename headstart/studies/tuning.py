@@ -433,7 +433,7 @@ def run(params: Params, data: Path) -> None:
         trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
         finetune(
             trunk, head, pixels, manifest, Recipe(settings, search.scratch, params.seed), device, folder, resume,
-            on_epoch, params.features.engine, state_folder("engines") / "seconds.json", state_folder("answers"),
+            on_epoch, params.features.engine, state_folder("answers"),
         )  # fmt: skip
 
     made_by = code_of("headstart.training.trainer")

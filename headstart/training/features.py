@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.base.arrays import Ints
-from headstart.base.device import set_up
+from headstart.base.device import made_on, set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, sha256_of, write_json
 from headstart.base.identity import code_of
@@ -29,7 +29,7 @@ from headstart.data.manifest import class_names, read_manifest
 from headstart.data.packed import Pixels
 from headstart.data.splits import SPLITS
 from headstart.engines.activations import answers_of, folder_for
-from headstart.engines.base import Engine
+from headstart.engines.base import Forward
 from headstart.engines.batching import inference_batch
 from headstart.engines.select import PROBED, SAMPLE, engine_for
 from headstart.models.backbones import Trunk, load_trunk
@@ -46,7 +46,6 @@ def extract(
     device: torch.device,
     folder: Path,
     wanted: str = "auto",
-    timings: Path | None = None,
     kept: Path | None = None,
     made_by: Sequence[str] = (),
 ) -> None:
@@ -57,14 +56,13 @@ def extract(
 
     Args:
         wanted: torch, openvino or auto, as for ``engine_for``.
-        timings: as ``engine_for`` takes it.
         kept: what is found stands there until all of it is, so that a run that is killed can be gone on with; of several
             processes that make the same one works and the others wait.
         made_by: digests of all else that shapes the features: the code.
     """
     shown = Shown(trunk, pixels, device)
     labels = _numbers(manifest)
-    engine, told = engine_of(shown, manifest, wanted, timings)
+    forward, told = engine_of(shown, manifest, wanted)
     folder.mkdir(parents=True, exist_ok=True)
     seen = ("features", list(made_by), trunk.view.as_dict(), manifest["split"].tolist())
     home = folder_for(kept, shown.network, told["engine"], pixels, seen) if kept else None
@@ -80,20 +78,20 @@ def extract(
             home.mkdir(exist_ok=True)  # the process before has removed it
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
-            write_features(shown, engine, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint, home)
-        write_json(folder / CARD, told)
+            write_features(shown, forward, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint, home)
+        write_json(folder / CARD, told | made_on(device))
         if home:
             shutil.rmtree(home, ignore_errors=True)
             home.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str, timings: Path | None) -> tuple[Engine, dict[str, Any]]:
-    """The engine that features are made with, as ``engines.engine_for`` has it; for the same pictures the same one."""
+def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str) -> tuple[Forward, dict[str, Any]]:
+    """The forward pass that features are made with, as ``engine_for`` has it."""
     many = len(manifest) >= MANY
     seen = np.flatnonzero(manifest["split"] != "test")  # whose labels may take part in a choice
     rows = seen[np.unique(np.linspace(0, len(seen) - 1, PROBED if many else SAMPLE).astype(int))]
     known = torch.from_numpy(_numbers(manifest)[rows]) if many else None
-    return engine_for(shown.network, len(manifest), shown.at_once(rows), shown.device, wanted, known, timings)
+    return engine_for(shown.network, len(manifest), shown.at_once(rows), shown.device, wanted, known)
 
 
 def _numbers(manifest: pd.DataFrame) -> Ints:
@@ -123,7 +121,7 @@ class Shown:
 
 def write_features(
     shown: Shown,
-    engine: Engine,
+    forward: Forward,
     rows: Ints,
     labels: Ints,
     file: Path,
@@ -148,7 +146,7 @@ def write_features(
 
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as scratch:
         found = (kept or Path(scratch)) / file.stem
-        answers_of(engine, lambda first: shown.batches(rows[first:]), len(rows), found, advance, check)
+        answers_of(forward, lambda first: shown.batches(rows[first:]), len(rows), found, advance, check)
         stored = np.memmap(found, np.float32, "r+").reshape(len(rows), -1)
         with replacing(file) as part:
             save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels)}, part)
@@ -159,6 +157,5 @@ def run(params: Params, data: Path) -> None:
     device = set_up(params.threads)
     trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
     pixels, manifest = Pixels(data / "prepare"), read_manifest(data / "prepare")
-    timings, kept = state_folder("engines") / "seconds.json", state_folder("answers")
     made_by = [code_of(__name__), sha256_of(data / "fetch" / "network.py")]
-    extract(trunk, pixels, manifest, device, data / "features", params.features.engine, timings, kept, made_by)
+    extract(trunk, pixels, manifest, device, data / "features", params.features.engine, state_folder("answers"), made_by)

@@ -48,5 +48,5 @@ def _train(params: Params, data: Path, folder: Path, live: Live) -> None:
     finetune(
         trunk, load_head(data / "head"), Pixels(data / "prepare"), read_manifest(data / "prepare"), recipe, device, folder,
         state_folder("finetune") / key, live(data, params),
-        params.features.engine, state_folder("engines") / "seconds.json", state_folder("answers"),
+        params.features.engine, state_folder("answers"),
     )  # fmt: skip

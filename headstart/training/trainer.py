@@ -38,7 +38,7 @@ from headstart.base.identity import code_of
 from headstart.base.progress import progress
 from headstart.data.packed import Pixels
 from headstart.engines import activations
-from headstart.engines.base import Engine
+from headstart.engines.base import Forward
 from headstart.engines.batching import inference_batch
 from headstart.engines.select import SAMPLE, engine_for
 from headstart.models.backbones import Trunk
@@ -74,7 +74,6 @@ def finetune(
     resume: Path,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     engine: str = "auto",
-    timings: Path | None = None,
     kept: Path | None = None,
 ) -> None:
     """Train, keep the best epoch on validation, calibrate it, and write weights, details and the curve into ``folder``.
@@ -85,7 +84,6 @@ def finetune(
     Args:
         on_epoch: called with each epoch's row of the curve, for live tracking; also with those of resumed epochs.
         engine: torch, openvino or auto: what runs the layers that stay frozen.
-        timings: as ``engine_for`` takes it.
         kept: what the frozen layers answer is kept there, for other trainings on the same views; in ``resume`` otherwise.
     """
     classes = list(head.classes)
@@ -117,11 +115,11 @@ def finetune(
     normalise = Normalise(trunk.view).to(device)
     sample = sample.to(device)
     cut = {network: split_frozen(network.eval().trunk, normalise(sample[:2])) for network in (model, shadow)}
-    below: Engine = normalise  # uint8 pictures → what the trained layers see of them
+    below: Forward = normalise  # uint8 pictures → what the trained layers see of them
     told = {"engine": "torch", "why": "no part of the network can be taken off as frozen"}
     if parts := cut[model]:
         passes = len(train_rows) * recipe.epochs + len(val_rows)
-        below, told = engine_for(nn.Sequential(normalise, parts[0]).eval(), passes, sample, device, engine, timings=timings)
+        below, told = engine_for(nn.Sequential(normalise, parts[0]).eval(), passes, sample, device, engine)
     # What is trained of each network, as it is run: without the frozen part, and with batch-norm folded where it is frozen.
     above = {network: parts[1].eval() if parts else network.trunk for network, parts in cut.items()}
     shown = below(sample[:2])

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from collections.abc import Callable
+from typing import get_args
 
+import openvino
 import pytest
 import torch
 from torch import Tensor, nn
 
-from headstart.base.files import read_json, write_json
-from headstart.engines.openvino import PICTURES_PER_REQUEST, compiled_for, has_bfloat16
-from headstart.engines.select import (
-    WORTH_COMPARING,
-    Stopwatch,
-    _autocast,
-    _rounded_if_as_good,
-    engine_for,
-    objection_to,
-)
+from headstart.base.device import multiplies_bf16
+from headstart.base.params import Features
+from headstart.engines.base import Engine, Forward, Precision
+from headstart.engines.eager import Torch
+from headstart.engines.openvino import PICTURES_PER_REQUEST, OpenVINO, compiled_for
+from headstart.engines.select import ENGINES, WORTH_COMPARING, engine_for, objection_to
 from headstart.models.backbones import architecture
+from headstart.models.complexity import gmacs
 
 CPU = torch.device("cpu")
 MANY = 10**6
@@ -58,58 +58,45 @@ def test_torch_runs_it_where_asked_and_where_it_is_no_cpu(wanted: str, device: s
     assert told["engine"] == "torch"
 
 
-def test_a_pass_that_takes_no_time_is_not_worth_compiling() -> None:
-    _, told = engine_for(small(), WORTH_COMPARING, torch.randn(2, 3, 32, 32), CPU)
-    assert (told["engine"], told["why"]) == ("torch", "compiling would take longer than the whole pass")
+def test_for_few_pictures_no_engines_are_compared() -> None:
+    network = small()
+    network.forward = None  # type: ignore[assignment]  # nor is the network run
+    _, chosen = engine_for(network, WORTH_COMPARING - 1, torch.randn(4, 3, 32, 32), CPU)
+    assert chosen == {"engine": "torch", "why": "127 pictures are too few to prepare another engine"}
 
 
-def test_for_few_pictures_no_engines_are_compared(tmp_path: Path) -> None:
-    network, pictures, file = small(), torch.randn(4, 3, 32, 32), tmp_path / "seconds.json"
-    write_json(file, {Stopwatch(network, pictures).key: {"torch": 1000.0, "openvino": 0.01}})
-    assert engine_for(network, WORTH_COMPARING, pictures, CPU, timings=file)[1]["engine"] == "openvino"
-    _, told = engine_for(network, WORTH_COMPARING - 1, pictures, CPU, timings=file)
-    assert (told["engine"], told["why"]) == ("torch", "to compare engines would take longer than the whole pass")
-    network.forward = None  # type: ignore[assignment]
-    engine_for(network, WORTH_COMPARING - 1, pictures, CPU)  # nor is the network run
+def test_the_engine_depends_on_the_work_that_there_is() -> None:
+    network, pictures = small(), torch.randn(4, 3, 32, 32)
+    pays = OpenVINO.pays_from / gmacs(network, 32)  # pictures
+    assert engine_for(network, math.floor(pays), pictures, CPU)[1]["engine"] == "torch"
+    assert engine_for(network, math.ceil(pays), pictures, CPU)[1]["engine"] == "openvino"
 
 
-@pytest.mark.parametrize(("openvino", "expected"), [(0.001, "openvino"), (0.03, "torch")])
-def test_what_was_measured_once_decides_ever_after(openvino: float, expected: str, tmp_path: Path) -> None:
-    network, pictures, file = small(), torch.randn(4, 3, 32, 32), tmp_path / "seconds.json"
-    write_json(file, {"another": {"torch": 5.0}, Stopwatch(network, pictures).key: {"torch": 0.01, "openvino": openvino}})
-    assert engine_for(network, 1000, pictures, CPU, timings=file)[1]["engine"] == expected
-    assert engine_for(network, 700, pictures, CPU, timings=file)[1]["engine"] == "torch"  # 7 s
-    assert "another" in read_json(file)
+def test_of_lite0_256_pictures_are_enough_for_openvino_and_2600_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = gmacs(architecture("tf_efficientnet_lite0").trunk().eval(), 224)
+    assert 270 * work > OpenVINO.pays_from > 250 * work
+    monkeypatch.setattr("headstart.engines.openvino.multiplies_bf16", lambda: True)
+    assert 2700 * work > OpenVINO().bf16_pays_from(CPU) > 2500 * work
+    monkeypatch.setattr("headstart.engines.openvino.multiplies_bf16", lambda: False)
+    assert OpenVINO().bf16_pays_from(CPU) == math.inf
 
 
-def test_every_stream_has_work_while_engines_are_timed() -> None:
-    shown, threads = [], torch.get_num_threads()
-
-    def engine(pictures: Tensor) -> Tensor:
-        shown.append(pictures)
-        return pictures
-
-    try:
-        torch.set_num_threads(5)
-        sample = torch.arange(16.0)[:, None, None, None]
-        Stopwatch(small(), sample).seconds("openvino", engine)
-    finally:
-        torch.set_num_threads(threads)
-    first, timed = shown
-    assert torch.equal(first, sample)
-    assert len(timed) == 5 * PICTURES_PER_REQUEST
-    assert torch.equal(timed[16:32], sample)
+def test_params_know_the_engines_by_name() -> None:
+    assert get_args(Features.model_fields["engine"].annotation) == ("auto", *ENGINES)
 
 
-def test_timings_are_measured_and_kept(tmp_path: Path) -> None:
-    network, pictures, file = small(), torch.randn(4, 3, 32, 32), tmp_path / "seconds.json"
-    first = engine_for(network, 10**7, pictures, CPU, timings=file)[1]
-    kept = file.read_bytes()
-    (measured,) = read_json(file).values()
-    assert set(measured) == {"torch", "openvino"}
-    assert min(measured.values()) > 0
-    assert engine_for(network, 10**7, pictures, CPU, timings=file)[1] == first
-    assert file.read_bytes() == kept
+def test_auto_takes_no_engine_that_only_its_name_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "doubled", Doubled())
+    pictures = torch.randn(4, 3, 32, 32)
+    assert engine_for(small(), 100 * MANY, pictures, CPU)[1]["engine"] == "openvino"
+    assert "doubled's answers are 1 from torch's" in engine_for(small(), MANY, pictures, CPU, "doubled")[1]["why"]
+
+
+class Doubled(Engine):
+    name = "doubled"
+
+    def prepare(self, network: nn.Module, sample: Tensor, device: torch.device) -> Callable[[Precision], Forward]:
+        return lambda precision: lambda pictures: 2 * network(pictures).detach()
 
 
 # --- bfloat16 -------------------------------------------------------------------------------------------------------
@@ -148,31 +135,48 @@ def test_a_sample_of_one_class_decides_nothing() -> None:
 def test_bfloat16_is_compiled_and_runs_whatever_the_processor() -> None:
     network, pictures = small(), torch.randn(11, 3, 32, 32)
     compiled = compiled_for(network, pictures)
-    exact, rounded = compiled("f32")(pictures), compiled("bf16")(pictures)
+    exact, rounded = compiled("fp32")(pictures), compiled("bf16")(pictures)
     assert torch.cosine_similarity(exact, rounded).median() > 0.999
-    assert isinstance(has_bfloat16(), bool)
+    has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert "BF16" in has or not multiplies_bf16()
+
+
+class Rounded(Engine):
+    """bfloat16 by torch, and so much noise."""
+
+    name = "rounded"
+
+    def __init__(self, noise: float, pays_from: float) -> None:
+        self.noise, self.bf16_limit = noise, pays_from
+
+    def bf16_pays_from(self, device: torch.device) -> float:
+        return self.bf16_limit
+
+    def prepare(self, network: nn.Module, sample: Tensor, device: torch.device) -> Callable[[Precision], Forward]:
+        torch_ = Torch().prepare(network, sample, device)
+
+        def rounded(pictures: Tensor) -> Tensor:
+            output = torch_("bf16")(pictures)
+            return output + self.noise * torch.randn(output.shape)
+
+        return lambda precision: torch_("fp32") if precision == "fp32" else rounded
 
 
 @pytest.mark.parametrize(
-    ("shift", "slower", "expected"), [(0.0, 0.0, "torch bf16"), (0.0, 9.0, "torch"), (9.0, 0.0, "torch")]
+    ("noise", "pays_from", "expected"), [(0.0, 0.0, "rounded bf16"), (0.0, math.inf, "rounded"), (9.0, 0.0, "rounded")]
 )
-def test_rounding_is_used_where_it_is_faster_and_changes_no_answer(
-    shift: float, slower: float, expected: str, tmp_path: Path
+def test_bfloat16_is_used_where_it_pays_and_changes_no_answer(
+    noise: float, pays_from: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network, file = nn.Linear(32, 32).requires_grad_(False), tmp_path / "seconds.json"
-    torch.nn.init.eye_(network.weight)
-    sample, labels = features()
-    watch = Stopwatch(network, sample[:4], file)
-    watch.measured = {"torch": 1.0, "torch bf16": 0.5 + slower}
-    rounded = _autocast(network, CPU)
-
-    def shifted(batch: Tensor) -> Tensor:
-        return rounded(batch) + shift * torch.randn(batch.shape)
-
-    _, told = _rounded_if_as_good(watch, network, shifted, {"engine": "torch", "why": "asked"}, sample, labels)
-    assert told["engine"] == expected
-    assert ("refused: the median cosine" in told["why"]) is (shift > 0)
-    assert _rounded_if_as_good(watch, network, shifted, {"engine": "torch", "why": ""}, sample, None)[0] is network
+    monkeypatch.setitem(ENGINES, "rounded", Rounded(noise, pays_from))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 32)).requires_grad_(False)
+    numbers = torch.arange(300) % 3
+    torch.manual_seed(0)
+    pictures = torch.randn(3, 3, 4, 4)[numbers] + 0.3 * torch.randn(300, 3, 4, 4)
+    _, chosen = engine_for(network, MANY, pictures, CPU, "rounded", numbers)
+    assert chosen["engine"] == expected
+    assert ("refused: the median cosine" in chosen["why"]) is (noise > 0)
+    assert engine_for(network, MANY, pictures, CPU, "rounded")[1]["engine"] == "rounded"  # no labels to check it with
 
 
 class Moody(nn.Module):

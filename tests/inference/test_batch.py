@@ -280,7 +280,7 @@ def test_an_interrupted_run_leaves_no_half_file(
     monkeypatch.setattr(Batched, "answers", interrupted)
     for form in ("csv", "parquet"):
         with pytest.raises(KeyboardInterrupt):
-            batch.predict([Path(name) for name in pictures], colours, form, Path("a"), None, None)
+            batch.predict([Path(name) for name in pictures], colours, form, Path("a"), None)
     assert sorted(tmp_path.iterdir()) == before
 
 

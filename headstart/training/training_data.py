@@ -57,8 +57,8 @@ class TrainingData:
         setup, engine, shape = self.setup, self.frozen.engine, self.frozen.shape
         assert self.frozen.layers is not None
         seen = (
-            code_of(__name__), str(self.views.transform), setup.trunk.view.as_dict(), setup.recipe.seed, self.views.rows.tolist(),
-            self.val_rows.tolist(),
+            code_of(__name__), str(self.views.transform), setup.trunk.view.as_dict(), setup.recipe.seed,
+            self.views.rows.tolist(), self.val_rows.tolist(),
         )  # fmt: skip
         home = folder_for(cache, self.frozen.layers, self.frozen.choice["engine"], setup.pixels, seen)
         of_val = (len(self.val_rows), *shape)

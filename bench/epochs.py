@@ -77,7 +77,7 @@ def headstart(folder: Path) -> dict[str, float]:
     from headstart.data.prepare import prepare
     from headstart.models.backbones import architecture
     from headstart.models.classifier import LinearHead
-    from headstart.training.recipe import Recipe
+    from headstart.training.recipe import Recipe, TrainingSetup
     from headstart.training.trainer import finetune
 
     device = set_up(None)
@@ -92,10 +92,8 @@ def headstart(folder: Path) -> dict[str, float]:
             settings = Finetune(unfreeze=kind, epochs=2, views=1)  # type: ignore[arg-type]
             recipe = Recipe(settings, scratch=False, seed=0)
             ends: list[float] = []
-            finetune(
-                trunk, head, Pixels(out / "prepare"), manifest, recipe, device, out / kind, out / "resume",
-                lambda row, ends=ends: ends.append(time.perf_counter()),  # type: ignore[misc]
-            )  # fmt: skip
+            setup = TrainingSetup(trunk, head, Pixels(out / "prepare"), manifest, recipe, device)
+            finetune(setup, out / kind, out / "resume", lambda row, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
             found[kind] = ends[1] - ends[0]
     return found
 

@@ -33,9 +33,10 @@ CODE = Path("fetch") / "code"  # below the data folder
 PIPELINES = (Path("dvc.yaml"), Path("studies") / "dvc.yaml")
 # Libraries that shape no output: they show progress, lock files, count cores, carry files whose digest is checked, or read
 # parameters, whose values DVC compares.
-WITHOUT_EFFECT = frozenset(
-    "aiohttp filelock fsspec huggingface_hub joblib psutil pydantic rich threadpoolctl typer yaml".split()
-)
+WITHOUT_EFFECT = {
+    "aiohttp", "filelock", "fsspec", "huggingface_hub", "joblib", "psutil", "pydantic", "rich", "threadpoolctl", "typer",
+    "yaml",
+}  # fmt: skip
 # The room whose modules tell MLflow what a stage does: they are part of its identity, their libraries are not.
 OBSERVERS = "headstart.tracking."
 OWN_NETWORKS = "headstart.models.backbones"  # what builds the user's own network, whose libraries then count

@@ -83,17 +83,8 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
     data = source if isinstance(source, bytes) else _read(source)
     if not data:
         raise Unusable("empty file (0 bytes)")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError:  # the server has set a limit, and says which
-        raise
-    except Exception:  # of what a plugin may raise, UnidentifiedImageError is only the commonest
-        raise Unusable("not a picture that Pillow can read") from None
+    image = _opened(data, max_megapixels)
     width, height = image.size
-    if width * height > max_megapixels * 1e6:
-        raise Unusable(f"{width}×{height} pixels is above prepare.max_megapixels ({max_megapixels:g}); a bomb or a scan")
-    if max(width, height) > LONGEST * min(width, height):
-        raise Unusable(f"{width}×{height} pixels: more than {LONGEST} times as long as wide")
     notes = []
     try:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # cameras put a preview behind an MPO's picture
@@ -125,6 +116,22 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # the second: a name with a zero byte in it
         raise Unusable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _opened(data: bytes, max_megapixels: float) -> Image.Image:
+    """The picture, of which only the header has been read."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:  # the server has set a limit, and says which
+        raise
+    except Exception:  # of what a plugin may raise, UnidentifiedImageError is only the commonest
+        raise Unusable("not a picture that Pillow can read") from None
+    width, height = image.size
+    if width * height > max_megapixels * 1e6:
+        raise Unusable(f"{width}×{height} pixels is above prepare.max_megapixels ({max_megapixels:g}); a bomb or a scan")
+    if max(width, height) > LONGEST * min(width, height):
+        raise Unusable(f"{width}×{height} pixels: more than {LONGEST} times as long as wide")
+    return image
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -26,7 +26,7 @@ from headstart.evaluation.metrics import Scores
 from headstart.evaluation.summary import interval, verdict
 from headstart.models.backbones import load_trunk
 from headstart.models.classifier import Classifier
-from headstart.training import linear_probe, trainer
+from headstart.training import finetuned, linear_probe
 from headstart.training.feature_files import load_features
 
 METRICS, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
@@ -82,7 +82,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
 def _classifiers(data: Path) -> dict[str, Classifier]:
     head, final = linear_probe.load_head(data / "head"), linear_probe.load_head(data / "head", refit=True)
     trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
-    tuned = trainer.load_finetuned(data / "finetune", deepcopy(trunk), head)
+    tuned = finetuned.load_finetuned(data / "finetune", deepcopy(trunk), head)
     found = {"head": Classifier(trunk, final).eval()}
     return found | ({"finetune": tuned.eval()} if tuned is not None else {})
 
@@ -107,7 +107,7 @@ def _candidates(data: Path, manifest: pd.DataFrame, pixels: Pixels, device: torc
                 found.append(logits)
                 advance(len(logits))
         scores["finetune"] = {
-            "val": Scores(_softmax(trainer.load_val_logits(data / "finetune"), model.temperature), labels["val"]),
+            "val": Scores(_softmax(finetuned.load_val_logits(data / "finetune"), model.temperature), labels["val"]),
             "test": Scores(_softmax(torch.cat(found), model.temperature), labels["test"]),
         }
         model.cpu()
@@ -129,7 +129,7 @@ def _figures(data: Path, folder: Path, result: dict[str, Any], test: Scores, cla
     pairs = [{"true": names[t], "predicted": names[p]} for t, p in zip(test.labels, test.predicted, strict=True)]
     files.write_rows(pairs, folder / "confusion.csv")
     if "finetune" in result["val"]:
-        curve = pd.read_csv(data / "finetune" / trainer.CURVE)
+        curve = pd.read_csv(data / "finetune" / finetuned.CURVE)
         level = result["val"]["head"]
         figures.learning_curve(curve, level["log_loss"], level["accuracy"], folder / "curve.png")
 
@@ -162,7 +162,7 @@ def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[s
         audit=read_json(data / "prepare" / AUDIT),
         card=read_json(data / "backbone" / "card.json"),
         head=read_json(data / "head" / linear_probe.DETAILS),
-        tuned=read_json(data / "finetune" / trainer.DETAILS),
+        tuned=read_json(data / "finetune" / finetuned.DETAILS),
         libraries=recorded_libraries(data, MADE_BY),
         other_code=made_by_other_code(data, MADE_BY),
     )

@@ -155,16 +155,6 @@ def application(model: Batched, about: dict[str, Any], limits: Limits, ready: st
 
     app = FastAPI(title="headstart", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
 
-    def seen(data: bytes) -> Array:
-        """What the network sees of a picture. It is cut out here, in the thread that decodes: large ones never pile up."""
-        return model.view(_decoded(model, data))
-
-    def explained(data: bytes, label: str | None) -> dict[str, Any]:
-        picture = _decoded(model, data)
-        row = model.probabilities([picture])[0]
-        label = label or model.classes[int(row.argmax())]
-        return _answer(row, model.classes) | {"explained": label} | _where(model, picture, model.classes.index(label))
-
     async def in_thread(work: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(decoders, work, *arguments)
 
@@ -184,7 +174,7 @@ def application(model: Batched, about: dict[str, Any], limits: Limits, ready: st
     async def predict(request: Request) -> JSONResponse:
         async with bodies.of(request) as body:
             files, listed = await in_thread(_files, body, request.headers.get("content-type", ""))
-            pictures = await asyncio.gather(*(in_thread(seen, data) for data in files))
+            pictures = await asyncio.gather(*(in_thread(_view, model, data) for data in files))
         rows = await asyncio.gather(*(batches.answer(picture) for picture in pictures))
         answers = [_answer(row, model.classes) for row in rows]
         return JSONResponse(answers if listed else answers[0])
@@ -198,7 +188,7 @@ def application(model: Batched, about: dict[str, Any], limits: Limits, ready: st
             files, listed = await in_thread(_files, body, request.headers.get("content-type", ""))
             if listed:
                 raise HTTPException(400, "one picture is explained at a time")
-            return JSONResponse(await in_thread(explained, files[0], label))
+            return JSONResponse(await in_thread(_explained, model, files[0], label))
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -355,6 +345,19 @@ def _decoded(model: Batched, data: bytes) -> Array:
         raise HTTPException(422, str(reason).replace("prepare.max_megapixels", "this server's limit")) from None
     except Image.DecompressionBombError:
         raise HTTPException(422, f"more pixels than this server's limit ({model.max_megapixels:g} million)") from None
+
+
+def _view(model: Batched, data: bytes) -> Array:
+    """What the network sees of a picture. It is cut out here, in the thread that decodes: large ones never pile up."""
+    return model.view(_decoded(model, data))
+
+
+def _explained(model: Batched, data: bytes, label: str | None) -> dict[str, Any]:
+    """What POST /explain answers: for ``label``, or for the likeliest class."""
+    picture = _decoded(model, data)
+    row = model.probabilities([picture])[0]
+    label = label or model.classes[int(row.argmax())]
+    return _answer(row, model.classes) | {"explained": label} | _where(model, picture, model.classes.index(label))
 
 
 def _answer(row: Floats, classes: Sequence[str]) -> dict[str, Any]:

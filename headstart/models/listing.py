@@ -26,7 +26,7 @@ from headstart.base.terminal import Column, number
 from headstart.models.backbones import Architecture, architecture
 from headstart.models.catalogue import LIBRARIES, names, published, with_tag
 from headstart.models.complexity import depth, gmacs, remembered
-from headstart.models.weights import at_hand
+from headstart.models.weight_sources import at_hand
 
 FORMATS = ("text", "csv", "json")
 # --sort → the column, and whether more is better, so that the largest comes first.

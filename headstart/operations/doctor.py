@@ -146,7 +146,7 @@ def _pictures(params: Params) -> tuple[str, str]:
 
 def _backbone(params: Params) -> tuple[str, str]:
     from headstart.models.backbones import architecture
-    from headstart.models.weights import at_hand
+    from headstart.models.weight_sources import at_hand
 
     weights_file(params.weights)
     if network_file(params.backbone):

@@ -29,10 +29,12 @@ from headstart.engines.batching import inference_batch
 from headstart.models.backbones import Trunk, architecture, load_trunk
 from headstart.models.calibration import log_losses
 from headstart.studies.candidates import Sample
+from headstart.training.checkpoint import STATE
 from headstart.training.feature_files import load_features
+from headstart.training.finetuned import load_finetuned
 from headstart.training.linear_probe import folds_of, load_head, train_head
-from headstart.training.recipe import Recipe
-from headstart.training.trainer import STATE, finetune, load_finetuned
+from headstart.training.recipe import Recipe, TrainingSetup
+from headstart.training.trainer import finetune
 
 FROZEN, FINETUNED, SCRATCH = "frozen", "finetuned", "scratch"
 CUTS = ("none", "last", "half", "all")
@@ -192,12 +194,12 @@ class Laboratory:
             else:
                 recipe = self.recipe(training, len(train))
                 resume = self.state / training.name
-                trunk = self.trunk(training)
-                clock = Clock(resume)
-                finetune(
-                    trunk, head, p.pixels, p.as_manifest(train, val), recipe, self.device, folder / "tuned", resume,
-                    lambda row: clock.note(), self.params.features.engine,
+                setup = TrainingSetup(
+                    self.trunk(training), head, p.pixels, p.as_manifest(train, val), recipe, self.device,
+                    self.params.features.engine,
                 )  # fmt: skip
+                clock = Clock(resume)
+                finetune(setup, folder / "tuned", resume, lambda row: clock.note())
                 seconds = clock.seconds()
                 if training.start == FINETUNED:
                     seconds += self.seconds_per_picture * (len(train) + len(val))  # of the head it starts from

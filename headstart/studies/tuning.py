@@ -41,9 +41,10 @@ from headstart.models.calibration import calibrated_losses
 from headstart.studies import tuning_report
 from headstart.studies.ranking import interval
 from headstart.tracking.study_runs import StudyRuns
+from headstart.training.finetuned import CURVE, WEIGHTS, load_val_logits
 from headstart.training.linear_probe import load_head
-from headstart.training.recipe import Recipe
-from headstart.training.trainer import CURVE, WEIGHTS, finetune, load_val_logits
+from headstart.training.recipe import Recipe, TrainingSetup
+from headstart.training.trainer import finetune
 
 STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
@@ -431,10 +432,11 @@ def run(params: Params, data: Path) -> None:
 
     def train(settings: Finetune, folder: Path, resume: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
         trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
-        finetune(
-            trunk, head, pixels, manifest, Recipe(settings, search.scratch, params.seed), device, folder, resume,
-            on_epoch, params.features.engine, state_folder("answers"),
+        setup = TrainingSetup(
+            trunk, head, pixels, manifest, Recipe(settings, search.scratch, params.seed), device,
+            params.features.engine,
         )  # fmt: skip
+        finetune(setup, folder, resume, on_epoch, state_folder("answers"))
 
     made_by = code_of("headstart.training.trainer")
     study = search.key(made_by, inputs_of("finetune"), params.features, params.seed, params.threads)

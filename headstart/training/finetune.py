@@ -37,7 +37,7 @@ def _train(params: Params, data: Path, folder: Path, live: Live) -> None:
     from headstart.data.packed import Pixels
     from headstart.models.backbones import load_trunk
     from headstart.training.linear_probe import load_head
-    from headstart.training.recipe import Recipe
+    from headstart.training.recipe import Recipe, TrainingSetup
     from headstart.training.trainer import finetune
 
     device = set_up(params.threads)
@@ -45,8 +45,8 @@ def _train(params: Params, data: Path, folder: Path, live: Live) -> None:
     recipe = Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)
     settings = (params.finetune, params.features, params.seed, params.threads)
     key = digest_of([code_of("headstart.training.trainer"), inputs_of("finetune"), settings])
-    finetune(
-        trunk, load_head(data / "head"), Pixels(data / "prepare"), read_manifest(data / "prepare"), recipe, device, folder,
-        state_folder("finetune") / key, live(data, params),
-        params.features.engine, state_folder("answers"),
+    setup = TrainingSetup(
+        trunk, load_head(data / "head"), Pixels(data / "prepare"), read_manifest(data / "prepare"), recipe, device,
+        params.features.engine,
     )  # fmt: skip
+    finetune(setup, folder, state_folder("finetune") / key, live(data, params), state_folder("answers"))

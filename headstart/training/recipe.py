@@ -1,20 +1,22 @@
-"""The settings of a training, resolved for one backbone."""
+"""What a training is made of: its settings, resolved for one backbone, and what they are applied to."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
 from torch import nn
 
+from headstart.base.arrays import Ints
 from headstart.base.params import Finetune
+from headstart.data.packed import Pixels
 from headstart.models.backbones import Trunk
-from headstart.models.classifier import Classifier
-
-if TYPE_CHECKING:
-    pass
-
+from headstart.models.classifier import Classifier, LinearHead
 
 LEAST_WARMUP = 40  # steps (bench/few_steps.py)
 
@@ -72,3 +74,32 @@ class Recipe:
         least = 0 if self.scratch or not self.settings.warmup else LEAST_WARMUP
         rise = min(1.0, (step + 1) / max(warmup + 1, least))
         return rise * 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What a training needs.
+
+    Attributes:
+        trunk, head: what it starts from. ``trunk`` becomes part of the trained classifier.
+        pixels, manifest: the pictures, row by row; of the manifest ``label`` and ``split`` are read.
+        engine: what runs the layers that stay frozen: torch, openvino or auto.
+    """
+
+    trunk: Trunk
+    head: LinearHead
+    pixels: Pixels
+    manifest: pd.DataFrame
+    recipe: Recipe
+    device: torch.device
+    engine: str = "auto"
+
+    @cached_property
+    def labels(self) -> Ints:
+        """(N,) numbers of all pictures' classes."""
+        numbers = {name: number for number, name in enumerate(self.head.classes)}
+        return self.manifest["label"].map(numbers).to_numpy(np.int64)
+
+    def rows(self, split: str) -> Ints:
+        """Numbers of the pictures of one split."""
+        return np.flatnonzero(self.manifest["split"] == split)

@@ -37,8 +37,8 @@ from headstart.studies.transfer_gain import (
     verdict,
     with_more,
 )
+from headstart.training.checkpoint import STATE
 from headstart.training.linear_probe import folds_of
-from headstart.training.trainer import STATE
 
 COUNTS = [50, 125, 250, 500]
 

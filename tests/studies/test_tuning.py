@@ -25,8 +25,8 @@ from headstart.models.calibration import calibrated_losses
 from headstart.studies import tuning, tuning_report
 from headstart.studies.tuning import Search, sentence, tune
 from headstart.tracking.study_runs import StudyRuns
-from headstart.training import trainer
-from headstart.training.recipe import Recipe
+from headstart.training import finetuned, trainer
+from headstart.training.recipe import Recipe, TrainingSetup
 from tests.training.test_finetune import CPU, head, network, pictures  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ class Bench:
         trunk = architecture("small.py:net", self.network).trunk(seed=1)
         recipe = Recipe(settings, scratch=False, seed=3)
         kept = self.folder / "kept"
-        trainer.finetune(trunk, head(), *self.pictures, recipe, CPU, folder, resume, told, kept=kept)
+        trainer.finetune(TrainingSetup(trunk, head(), *self.pictures, recipe, CPU), folder, resume, told, kept)
 
     def tune(self, params: Params, name: str = "study") -> dict[str, Any]:
         search = Search.of(params, scratch=False)
@@ -105,10 +105,10 @@ def test_a_study_starts_with_the_present_settings_and_ends_with_the_best(bench: 
     assert found["gain"]["low"] <= gain <= found["gain"]["high"]
     assert found["sentence"].startswith("Better" if found["gain"]["low"] > 0 else "No better")
     bench.train(params.finetune.model_copy(update=rows[0]["knobs"]), tmp_path / "o", tmp_path / "r", lambda row: None)
-    logits = trainer.load_val_logits(tmp_path / "o").numpy()
+    logits = finetuned.load_val_logits(tmp_path / "o").numpy()
     labels = tuning.validation_labels(bench.pictures[1], head().classes)
     assert calibrated_losses(logits, labels).mean() == pytest.approx(rows[0]["val_log_loss"])
-    assert not list((tmp_path / "state").rglob(trainer.WEIGHTS))
+    assert not list((tmp_path / "state").rglob(finetuned.WEIGHTS))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -182,7 +182,7 @@ def test_a_hopeless_trial_is_stopped_early_and_leaves_nothing_behind(bench: Benc
     assert found["trials"][0]["trial"] == 0
     assert found["sentence"].startswith("No better than what you have")
     (home,) = bench.kept()
-    assert {path.name for path in home.iterdir()} == {trainer.CURVE, trainer.DETAILS, trainer.VAL_LOGITS}
+    assert {path.name for path in home.iterdir()} == {finetuned.CURVE, finetuned.DETAILS, finetuned.VAL_LOGITS}
 
 
 def test_no_trial_is_stopped_where_the_number_of_epochs_is_searched(bench: Bench) -> None:

@@ -22,8 +22,8 @@ from headstart.data.packed import INDEX, PIXELS, Pixels
 from headstart.engines import activations
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, LinearHead
-from headstart.training import augmentation, trainer
-from headstart.training.recipe import Recipe
+from headstart.training import augmentation, finetuned, trainer
+from headstart.training.recipe import Recipe, TrainingSetup
 
 CPU = torch.device("cpu")
 SMALL = """
@@ -78,7 +78,8 @@ def recipe(scratch: bool = False, **settings: object) -> Recipe:
 def train(network: Path, pictures: tuple[Pixels, pd.DataFrame], folder: Path, how: Recipe, **more: object) -> None:
     trunk = architecture("small.py:net", network).trunk(seed=1)
     resume = more.pop("resume", folder.parent / "resume")
-    trainer.finetune(trunk, head(), *pictures, how, CPU, folder, resume, **more)  # type: ignore[arg-type]
+    setup = TrainingSetup(trunk, head(), *pictures, how, CPU, engine=str(more.pop("engine", "auto")))
+    trainer.finetune(setup, folder, resume, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("unfreeze", "share"), [("last", 0.25), ("half", 0.5), ("all", 1.0)])
@@ -133,16 +134,16 @@ def test_the_mixture_kept_is_the_calmest_that_validation_allows(
     network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
 ) -> None:
     train(network, pictures, tmp_path / "out", recipe(lr=0.01, head_lr=0.01))
-    details = read_json(tmp_path / "out" / trainer.DETAILS)
+    details = read_json(tmp_path / "out" / finetuned.DETAILS)
     kept = next(row for row in details["mixtures"] if row["trained_share"] == details["trained_share"])
     calmer = [row for row in details["mixtures"] if row["trained_share"] < kept["trained_share"]]
     assert all(row["val_log_loss"] > kept["val_log_loss"] for row in calmer)
     assert [row["trained_share"] for row in details["mixtures"]] == list(trainer.MIXTURES)
-    model = trainer.load_finetuned(tmp_path / "out", architecture("small.py:net", network).trunk(), head())
+    model = finetuned.load_finetuned(tmp_path / "out", architecture("small.py:net", network).trunk(), head())
     assert model is not None
     rows = [n for n in range(24) if n >= 16]
     again = torch.cat(list(model.eval().logits_of(pictures[0], rows, 4, CPU)))
-    assert torch.allclose(again, trainer.load_val_logits(tmp_path / "out"), atol=1e-5)
+    assert torch.allclose(again, finetuned.load_val_logits(tmp_path / "out"), atol=1e-5)
 
 
 def test_training_learns_what_the_start_did_not_know(
@@ -153,7 +154,7 @@ def test_training_learns_what_the_start_did_not_know(
     train(network, pictures, tmp_path / "out", how, on_epoch=rows.append)
     assert rows[-1]["val_accuracy"] == 1.0
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
-    assert read_json(tmp_path / "out" / trainer.DETAILS)["trained_share"] == 1.0
+    assert read_json(tmp_path / "out" / finetuned.DETAILS)["trained_share"] == 1.0
 
 
 @pytest.mark.parametrize("settings", [{}, {"unfreeze": "last", "views": 2}], ids=["other views every epoch", "two views"])
@@ -185,7 +186,7 @@ def test_a_training_that_stops_in_between_ends_with_the_same_bytes(
     )  # fmt: skip
     assert seen == [1, 2, 3]
     assert not (tmp_path / "r").exists()
-    for name in (trainer.WEIGHTS, trainer.DETAILS, trainer.CURVE, trainer.VAL_LOGITS):
+    for name in (finetuned.WEIGHTS, finetuned.DETAILS, finetuned.CURVE, finetuned.VAL_LOGITS):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -205,8 +206,8 @@ def test_a_second_training_on_the_same_views_does_not_run_the_frozen_layers_agai
 
     def trained(name: str, **settings: object) -> bytes:
         how = recipe(unfreeze="last", views=2, **settings)
-        train(network, pictures, tmp_path / name, how, resume=tmp_path / "r", kept=kept)
-        return (tmp_path / name / trainer.WEIGHTS).read_bytes()
+        train(network, pictures, tmp_path / name, how, resume=tmp_path / "r", cache=kept)
+        return (tmp_path / name / finetuned.WEIGHTS).read_bytes()
 
     first = trained("first")
     (folder,) = kept.iterdir()
@@ -239,7 +240,7 @@ def test_batch_norm_statistics_move_only_where_asked(
 ) -> None:
     before = architecture("small.py:net", network).trunk(seed=1).state_dict()["network.1.running_mean"]
     train(network, pictures, tmp_path / "out", recipe(batch_norm=kept))
-    after = load_file(tmp_path / "out" / trainer.WEIGHTS)["trunk.network.1.running_mean"]
+    after = load_file(tmp_path / "out" / finetuned.WEIGHTS)["trunk.network.1.running_mean"]
     assert torch.equal(before, after) is still
 
 
@@ -258,6 +259,6 @@ def test_training_above_layers_that_openvino_runs_ends_where_torch_would(
 ) -> None:
     for engine in ("torch", "openvino"):
         train(network, pictures, tmp_path / engine, recipe(unfreeze="last", epochs=1), engine=engine)
-        assert read_json(tmp_path / engine / trainer.DETAILS)["frozen_part"]["engine"] == engine
-    first, second = (load_file(tmp_path / engine / trainer.WEIGHTS) for engine in ("torch", "openvino"))
+        assert read_json(tmp_path / engine / finetuned.DETAILS)["frozen_part"]["engine"] == engine
+    first, second = (load_file(tmp_path / engine / finetuned.WEIGHTS) for engine in ("torch", "openvino"))
     assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-3) for key in first)

@@ -24,7 +24,7 @@ from headstart.base.threads import cores
 from headstart.data import duplicates
 from headstart.data.decode import Array, Unusable, decode, fingerprint, quiet
 from headstart.data.packed import Pixels, encode
-from headstart.data.sources import NO_TEXT, files_below
+from headstart.data.sources_folder import NO_TEXT, files_below
 from headstart.inference.predictor import load_predictor
 from headstart.models.backbones import load_trunk
 from headstart.training.features import Shown, engine_of

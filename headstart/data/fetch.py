@@ -104,7 +104,7 @@ def _first_of_each_class(pictures: list[Picture], limit: int) -> list[Picture]:
 
 
 def run(params: Params, data: Path) -> None:
-    """Write the manifest of the pictures, the user's own network, the digest of their weights, and the code of every stage."""
+    """Write the manifest of the pictures, the user's own network, the digest of their weights, and every stage's code."""
     folder = data / "fetch"
     pictures = fetch(params.data, folder / "manifest.csv")
     own = network_file(params.backbone)

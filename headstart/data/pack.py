@@ -18,14 +18,13 @@ from PIL import Image
 
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing
+from headstart.base.identity import code_of
 from headstart.base.params import Prepare
 from headstart.base.progress import progress
 from headstart.data.audit import Audit
 from headstart.data.decode import RESIZE_ABOVE, Array, Unusable, decode, encode, fingerprint
 from headstart.data.packed import INDEX, Pixels
 from headstart.data.picture import Picture
-
-DECODER = 2
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,9 @@ def _map(function: Callable[[_Job], Any], jobs: list[_Job], threads: int) -> Ite
 
 
 def _packing(settings: Prepare, quality: int | None) -> dict[bytes, bytes]:
-    """All that the stored pixels of a picture depend on beside its file."""
+    """All that the stored pixels of a picture depend on, beside its file."""
     packing = {
-        "decoder": DECODER,
+        "code": code_of("headstart.data.decode"),
         "short_side": settings.short_side,
         "max_megapixels": settings.max_megapixels,
         "jpeg_quality": quality,

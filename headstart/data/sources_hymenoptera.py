@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Data
 from headstart.base.files import sha256_of
+from headstart.base.params import Data
 from headstart.base.paths import state_folder
 from headstart.data.download import download, unpack
 from headstart.data.picture import Listing, Source

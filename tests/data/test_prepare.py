@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +37,7 @@ from headstart.data.picture import Picture
 from headstart.data.prepare import prepare
 from tests.data.pictures import encoded, everything_below, photograph, write_pictures
 
+PROJECT = Path(__file__).parents[2]
 SMALL = Prepare(short_side=64, max_megapixels=1)
 EVEN = Split(val=0.3, test=0.3)
 
@@ -185,6 +190,44 @@ def test_new_pictures_are_decoded_and_no_others_and_none_moves(tmp_path: Path, c
     assert files(tmp_path / "out") == files(tmp_path / "fresh")
     assert len(new) == len(old) + 2
     assert old.set_index("path")["split"].to_dict().items() <= new.set_index("path")["split"].to_dict().items()
+
+
+def test_another_decoder_decodes_again_and_a_comment_does_not(project: Path, tmp_path: Path) -> None:
+    source = plain_set(tmp_path / "set")
+    library = shutil.copytree(
+        PROJECT / "headstart", tmp_path / "library" / "headstart", ignore=shutil.ignore_patterns("*c")
+    )
+    script = (
+        "from pathlib import Path; from headstart.base.params import Params; from headstart.data.prepare import run; "
+        "run(Params.load(), Path('data'))"
+    )
+    (project / "params.yaml").write_text(f"data: {{source: {source}}}\n")
+    fetch(Data(source=str(source)), Path("data/fetch/manifest.csv"))
+
+    def decoded() -> int:
+        """How many pictures are decoded by the library as it is now."""
+        path = os.pathsep.join((str(library.parent), str(tmp_path)))
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (count,) = re.findall(r"prepare: (\d+) pictures in ", done.stderr)
+        return int(count)
+
+    assert (decoded(), decoded()) == (24, 0)
+    decode = library / "data" / "decode.py"
+    decode.write_text(decode.read_text().replace("notes = []", "notes = []  # a remark"))
+    assert decoded() == 0
+    decode.write_text(decode.read_text().replace("RESIZE_ABOVE = 1.25", "RESIZE_ABOVE = 1.0"))
+    before = (project / "data/prepare" / PIXELS).read_bytes()
+    assert (decoded(), decoded()) == (24, 0)
+    assert (project / "data/prepare" / PIXELS).read_bytes() == before, "the pictures are smaller than any short side"
+    (tmp_path / "pillow-0.0.1.dist-info").mkdir()
+    (tmp_path / "pillow-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pillow\nVersion: 0.0.1\n")
+    assert (decoded(), decoded()) == (24, 0)
 
 
 def test_above_the_budget_pictures_are_kept_as_jpeg_that_looks_the_same(tmp_path: Path) -> None:

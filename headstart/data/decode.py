@@ -82,17 +82,8 @@ def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: 
     data = source if isinstance(source, bytes) else _read(source)
     if not data:
         raise Unusable("empty file (0 bytes)")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError:  # the server has set a limit and names it
-        raise
-    except Exception:  # UnidentifiedImageError is only the most common of what a plugin may raise
-        raise Unusable("not a picture that Pillow can read") from None
+    image = _opened(data, max_megapixels)
     width, height = image.size
-    if width * height > max_megapixels * 1e6:
-        raise Unusable(f"{width}×{height} pixels is above prepare.max_megapixels ({max_megapixels:g}); a bomb or a scan")
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise Unusable(f"{width}×{height} pixels: more than {MAX_ASPECT_RATIO} times as long as wide")
     notes = []
     try:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # the second picture of an MPO is a preview
@@ -124,6 +115,22 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
         raise Unusable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _opened(data: bytes, max_megapixels: float) -> Image.Image:
+    """The picture, of which only the header has been read."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:  # the server has set a limit and names it
+        raise
+    except Exception:  # UnidentifiedImageError is only the most common of what a plugin may raise
+        raise Unusable("not a picture that Pillow can read") from None
+    width, height = image.size
+    if width * height > max_megapixels * 1e6:
+        raise Unusable(f"{width}×{height} pixels is above prepare.max_megapixels ({max_megapixels:g}); a bomb or a scan")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise Unusable(f"{width}×{height} pixels: more than {MAX_ASPECT_RATIO} times as long as wide")
+    return image
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -77,7 +77,7 @@ def predict(
 
 
 def _files(given: list[Path]) -> list[Path]:
-    from headstart.data.sources import files_below
+    from headstart.data.sources_folder import files_below
 
     files: list[Path] = []
     for path in given:

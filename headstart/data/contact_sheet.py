@@ -14,32 +14,37 @@ from headstart.data.manifest import class_names
 from headstart.data.packed import Pixels
 from headstart.data.splits import SPLITS
 
+LABEL_WIDTH, HEADER_HEIGHT, GAP = 150, 22, 12  # pixels
 
-def sheet(pixels: Pixels, manifest: pd.DataFrame, path: Path, side: int = 72, each: int = 4, most: int = 30) -> None:
-    """A few pictures of each class in each split, as they are stored."""
-    classes = class_names(manifest)[:most]
-    left, gap, top = 150, 12, 22
-    width = left + len(SPLITS) * (each * side + gap)
-    canvas = Image.new("RGB", (width, top + len(classes) * (side + 4)), "white")
+
+def write_contact_sheet(
+    pixels: Pixels, manifest: pd.DataFrame, path: Path, side: int = 72, per_split: int = 4, max_classes: int = 30
+) -> None:
+    """Write a PNG with the first stored pictures of each class in each split, and their counts."""
+    classes = class_names(manifest)[:max_classes]
+    width = LABEL_WIDTH + len(SPLITS) * (per_split * side + GAP)
+    canvas = Image.new("RGB", (width, HEADER_HEIGHT + len(classes) * (side + 4)), "white")
     draw = ImageDraw.Draw(canvas)
     counts = manifest.groupby(["label", "split"]).size()
-    for s, split in enumerate(SPLITS):
-        draw.text((left + s * (each * side + gap), 5), split, fill="black")
-    for c, label in enumerate(classes):
-        y = top + c * (side + 4)
-        numbers = " / ".join(str(counts.get((label, split), 0)) for split in SPLITS)
-        draw.text((6, y + side // 2 - 14), f"{_latin(label)[:24]}\n{numbers}", fill="black")
-        for s, split in enumerate(SPLITS):
-            rows = np.flatnonzero((manifest["label"] == label) & (manifest["split"] == split))[:each]
-            for p, row in enumerate(rows):
+    left = {split: LABEL_WIDTH + number * (per_split * side + GAP) for number, split in enumerate(SPLITS)}
+    for split in SPLITS:
+        draw.text((left[split], 5), split, fill="black")
+    for number, label in enumerate(classes):
+        y = HEADER_HEIGHT + number * (side + 4)
+        per_class = " / ".join(str(counts.get((label, split), 0)) for split in SPLITS)
+        draw.text((6, y + side // 2 - 14), f"{_latin_1(label)[:24]}\n{per_class}", fill="black")
+        for split in SPLITS:
+            rows = np.flatnonzero((manifest["label"] == label) & (manifest["split"] == split))[:per_split]
+            for position, row in enumerate(rows):
                 thumbnail = Image.fromarray(pixels[int(row)])
                 thumbnail.thumbnail((side - 2, side - 2))
-                canvas.paste(thumbnail, (left + s * (each * side + gap) + p * side, y))
+                canvas.paste(thumbnail, (left[split] + position * side, y))
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     with replacing(path) as part:
         part.write_bytes(stream.getvalue())
 
 
-def _latin(text: str) -> str:
-    return text.encode("latin-1", "replace").decode("latin-1")  # Pillow's built-in font has no more
+def _latin_1(text: str) -> str:
+    """The text with ? for what Pillow's built-in font cannot draw."""
+    return text.encode("latin-1", "replace").decode("latin-1")

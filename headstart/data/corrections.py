@@ -1,4 +1,4 @@
-"""What the user knows better than the source: pictures to leave out, and labels to put right."""
+"""The user's corrections of a source: pictures to leave out, and labels to put right."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from headstart.data.user_tables import read_table
 if TYPE_CHECKING:
     from headstart.data.picture import Picture
 
-NAMED = 3  # of many paths, how many a message names
+PATHS_IN_MESSAGE = 3
 
 
 def corrected(pictures: list[Picture], data: Data) -> list[Picture]:
-    """The pictures but those that data.exclude names, with the labels that data.relabel gives them.
+    """The pictures without those in data.exclude, with the labels of data.relabel.
 
-    What has no effect, since the source has no such picture or has it under that label already, is named on the error
-    stream and no error: the source may have been put right meanwhile.
+    A row without effect is a warning, not an error, because the source may have been corrected in the meantime: it names a
+    picture that the source does not have, or the label that the picture has anyway.
 
     Raises:
-        HeadstartError: a file is missing or is no such table, or data.relabel contradicts itself or names a class that no
-            picture of the source has.
+        HeadstartError: a file is missing or is not such a table, or data.relabel contradicts itself or names a class that
+            no picture of the source has.
     """
-    given = {picture.path: picture.label for picture in pictures}
-    excluded = {row["path"] for _, row in _rows("data.exclude", data.exclude, ("path",), given)}
-    labels = _labels(data.relabel, given)
+    original = {picture.path: picture.label for picture in pictures}
+    excluded = {row["path"] for _, row in _rows("data.exclude", data.exclude, ("path",), original)}
+    labels = _new_labels(data.relabel, original)
     return [
         replace(picture, label=labels[picture.path]) if picture.path in labels else picture
         for picture in pictures
@@ -39,30 +39,33 @@ def corrected(pictures: list[Picture], data: Data) -> list[Picture]:
     ]
 
 
-def _labels(name: str | None, given: dict[str, str]) -> dict[str, str]:
-    """The new label of each path in data.relabel."""
-    found: dict[str, str] = {}
-    classes = sorted(set(given.values()))
-    for where, row in _rows("data.relabel", name, ("path", "label"), given):
+def _new_labels(name: str | None, original: dict[str, str]) -> dict[str, str]:
+    """The label of each path in data.relabel."""
+    labels: dict[str, str] = {}
+    classes = sorted(set(original.values()))
+    for place, row in _rows("data.relabel", name, ("path", "label"), original):
         path, label = row["path"], row["label"]
         if label not in classes:
             hint = nearest(label, classes) or f"it has {', '.join(classes)}"
-            raise HeadstartError(f"data.relabel {name!r}, {where}: data.source has no class {label!r}, {hint}")
-        if found.setdefault(path, label) != label:
+            raise HeadstartError(f"data.relabel {name!r}, {place}: data.source has no class {label!r}, {hint}")
+        if labels.setdefault(path, label) != label:
             raise HeadstartError(
-                f"data.relabel {name!r}, {where}: {path} becomes {label!r} here and {found[path]!r} above; keep one of them"
+                f"data.relabel {name!r}, {place}: {path} becomes {label!r} here and {labels[path]!r} above; keep one of "
+                "them"
             )
-    as_before = [path for path, label in found.items() if given[path] == label]
-    if as_before:
-        _tell(
-            f"data.relabel gives {_some(as_before)} the label that the source has; in a row pasted from suspects.csv, the "
+    unchanged = [path for path, label in labels.items() if original[path] == label]
+    if unchanged:
+        _warn(
+            f"data.relabel gives {_some(unchanged)} the label that the source has; in a row pasted from suspects.csv, the "
             "suggested label has to become the label"
         )
-    return found
+    return labels
 
 
-def _rows(key: str, name: str | None, columns: tuple[str, ...], given: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """Where each row stands in the file that ``key`` of params.yaml names, and what it says; of the source's pictures."""
+def _rows(
+    key: str, name: str | None, columns: tuple[str, ...], original: dict[str, str]
+) -> list[tuple[str, dict[str, str]]]:
+    """The rows of the file that ``key`` of params.yaml names, each with its place, for pictures that the source has."""
     if name is None:
         return []
     file = users_path(name)
@@ -71,17 +74,18 @@ def _rows(key: str, name: str | None, columns: tuple[str, ...], given: dict[str,
     rows = read_table(file, columns)
     for _, row in rows:
         row["path"] = PurePosixPath(row["path"]).as_posix()
-    unknown = dict.fromkeys(row["path"] for _, row in rows if row["path"] not in given)
+    unknown = dict.fromkeys(row["path"] for _, row in rows if row["path"] not in original)
     if unknown:
-        _tell(f"{key} names {_some(unknown)}, which data.source does not have (any more); passed over")
-    return [(where, row) for where, row in rows if row["path"] not in unknown]
+        _warn(f"{key} names {_some(unknown)}, which data.source does not have (any more); ignored")
+    return [(place, row) for place, row in rows if row["path"] not in unknown]
 
 
 def _some(paths: Iterable[str]) -> str:
-    named = list(paths)
-    more = len(named) - NAMED
-    return ", ".join(named[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    """The first few of the paths, and how many more there are."""
+    listed = list(paths)
+    more = len(listed) - PATHS_IN_MESSAGE
+    return ", ".join(listed[:PATHS_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
 
-def _tell(sentence: str) -> None:
+def _warn(sentence: str) -> None:
     print(f"headstart: {sentence}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Getting files from elsewhere: through fsspec, checked by digest, unpacked without leaving the folder."""
+"""Downloads through fsspec, checked by digest, and archives unpacked without leaving their folder."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def is_archive(name: str) -> bool:
 
 
 def download(address: str, target: Path, sha256_prefix: str | None = None) -> str:
-    """Fetch one file to ``target`` and return its SHA-256.
+    """Download one file to ``target`` and return its SHA-256.
 
-    The file appears under its name only when complete. A host that does not answer is given up on after 20 s.
+    The file appears under its name only when it is complete. A host that does not answer within 20 s is an error.
 
     Args:
-        address: anything fsspec opens: http(s)://, s3://, gs://, file://.
-        sha256_prefix: the first hexadecimal digits that the digest must have.
+        address: anything that fsspec opens: http(s)://, s3://, gs://, file://.
+        sha256_prefix: the hexadecimal digits that the digest must start with.
 
     Raises:
         HeadstartError: the address does not answer, or the digest differs.
@@ -51,37 +51,37 @@ def download(address: str, target: Path, sha256_prefix: str | None = None) -> st
                     out.write(chunk)
                     digest.update(chunk)
                     advance()
-            found = digest.hexdigest()
-            if sha256_prefix and not found.startswith(sha256_prefix):
+            sha256 = digest.hexdigest()
+            if sha256_prefix and not sha256.startswith(sha256_prefix):
                 raise HeadstartError(
-                    f"{address} has SHA-256 {found[:16]}…, expected {sha256_prefix[:16]}…; the file was altered or cut"
+                    f"{address} has SHA-256 {sha256[:16]}…, expected {sha256_prefix[:16]}…; the file was altered or cut"
                 )
     except HeadstartError:
         raise
-    except Exception as error:  # each file system has its own families of errors
+    except Exception as error:  # every file system has its own errors
         raise HeadstartError(f"{address} could not be fetched: {_reason(error)}") from None
-    return found
+    return sha256
 
 
 def download_folder(address: str, target: Path) -> None:
     """Mirror every file below ``address`` into ``target``.
 
-    Files already there with the same size are kept; files that are no longer at the address are removed.
+    Files that are there with the same size are not downloaded again; files that are no longer at the address are removed.
 
     Raises:
-        HeadstartError: the address cannot be listed or a file not fetched.
+        HeadstartError: the address cannot be listed, or a file cannot be downloaded.
     """
     import fsspec
 
     try:
         system, root = fsspec.core.url_to_fs(address, **_options(address))
         listing = system.find(root, detail=True)
-        listing.pop(root, None)  # a page without links is given as a file of its own
+        listing.pop(root, None)  # a page without links is listed as a file
         wanted = set()
-        # An HTTP server need not tell sizes; such a file is fetched once.
+        # An HTTP server may leave out the size; such a file is downloaded once.
         for name, entry in listing.items():
             relative = name[len(root) :].lstrip("/")
-            local = target / _inside(PurePosixPath(unquote(relative) if address.startswith("http") else relative))
+            local = target / _checked(PurePosixPath(unquote(relative) if address.startswith("http") else relative))
             wanted.add(local)
             size = entry.get("size")
             if local.exists() and (size is None or local.stat().st_size == size):
@@ -99,10 +99,10 @@ def download_folder(address: str, target: Path) -> None:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a zip or tar archive; ``target`` appears only when all of it is there.
+    """Unpack a zip or tar archive. ``target`` appears only when it is complete.
 
     Raises:
-        HeadstartError: not an archive, damaged, or a member that would land outside ``target``.
+        HeadstartError: it is not an archive or damaged, or a member would be written outside ``target``.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -110,7 +110,7 @@ def unpack(archive: Path, target: Path) -> None:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
                 for member in zipped.infolist():
-                    _inside(PurePosixPath(member.filename))
+                    _checked(PurePosixPath(member.filename))
                 zipped.extractall(part)
         elif not tarfile.is_tarfile(archive):
             raise HeadstartError(f"{archive.name} could not be unpacked: is it a whole zip or tar file?")
@@ -121,7 +121,7 @@ def unpack(archive: Path, target: Path) -> None:
         part.rename(target)
     except tarfile.FilterError as error:
         raise HeadstartError(f"{archive.name} was not unpacked, a member is unsafe: {_reason(error)}") from None
-    except RuntimeError as error:  # what zipfile says of passwords, and of compressions it does not know
+    except RuntimeError as error:  # zipfile: a password is needed, or the compression is unknown
         raise HeadstartError(f"{archive.name} could not be unpacked: {_reason(error)}") from None
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
         raise HeadstartError(
@@ -131,7 +131,12 @@ def unpack(archive: Path, target: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _inside(name: PurePosixPath) -> PurePosixPath:
+def _checked(name: PurePosixPath) -> PurePosixPath:
+    """The name of an archive's member.
+
+    Raises:
+        HeadstartError: it would be written outside the target folder.
+    """
     if name.is_absolute() or ".." in name.parts:
         raise HeadstartError(f"the entry {str(name)!r} would land outside its folder; nothing was unpacked")
     return name
@@ -141,13 +146,13 @@ def _options(address: str) -> dict[str, object]:
     if address.startswith(("http://", "https://")):
         import aiohttp
 
-        # block_size 0: read from start to end. fsspec's default asks for ranges, which not every server gives.
+        # block_size 0 reads from start to end. fsspec's default asks for ranges, which not every server supports.
         return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=20, sock_read=60)}, "block_size": 0}
     return {}
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) and is_address(str(error)):
-        error = error.__cause__  # fsspec hides "connection refused" and "404" behind an error that says the address only
+        error = error.__cause__  # fsspec hides "connection refused" and "404" behind an error with the address only
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{text}, with pip" if isinstance(error, ImportError) else text[:300]

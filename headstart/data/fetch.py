@@ -1,4 +1,4 @@
-"""The stage fetch: list the pictures to learn from, corrected and hashed, and take along what else shapes the result."""
+"""The stage fetch: list and hash the pictures, with the user's corrections, and copy the user's own network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,21 @@ from headstart.data.corrections import corrected
 from headstart.data.picture import Listing, Picture
 from headstart.data.sources import locate
 
-PREDICTED = {"image", "split", "label", "predicted", "probability"}  # columns of tables that have one for each class too
-
+# Columns of predictions, which also have one column per class.
+RESERVED = {"image", "split", "label", "predicted", "probability"}
 
 COLUMNS = ("path", "label", "split", "group", "size", "sha256")
 
 
 def fetch(data: Data, manifest: Path) -> list[Picture]:
-    """List the source's pictures, correct them as the user asks, hash what is new or touched, and write ``manifest`` (CSV).
+    """List the source's pictures with the user's corrections, hash those that are new or changed, and write ``manifest``
+    (CSV).
 
     The same pictures give the same bytes, whatever their times on disk.
 
     Raises:
-        HeadstartError: the source is unknown, empty, has fewer than two classes, or cannot be reached; or the user's
-            corrections are not as they should be.
+        HeadstartError: the source is unknown, empty, has fewer than two classes, or cannot be reached; or a table of
+            corrections is wrong.
     """
     listing = locate(data)
     if not listing.pictures:
@@ -41,13 +43,13 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
     pictures = _hashed(Listing(listing.root, corrected(listing.pictures, data)), data.source)
     labels = {picture.label for picture in pictures}
     if len(labels) < 2:
-        has = f"one class only ({labels.pop()!r})" if labels else "no class"
-        left = f"{has}, as data.exclude and data.relabel leave it" if data.exclude or data.relabel else has
-        raise HeadstartError(f"data.source {data.source!r} has {left}; at least two are needed")
-    if taken := labels & PREDICTED:
+        classes = f"one class only ({labels.pop()!r})" if labels else "no class"
+        after = " after data.exclude and data.relabel" if data.exclude or data.relabel else ""
+        raise HeadstartError(f"data.source {data.source!r} has {classes}{after}; at least two are needed")
+    if reserved := labels & RESERVED:
         raise HeadstartError(
-            f"data.source {data.source!r} has a class called {min(taken)!r}, as a column of the answers is called that "
-            "have one for each class too; rename the class"
+            f"data.source {data.source!r} has a class called {min(reserved)!r}, which is also the name of a column of the "
+            "predictions; rename the class"
         )
     if data.limit:
         pictures = _first_of_each_class(pictures, data.limit)
@@ -65,13 +67,13 @@ def read_manifest(path: Path) -> list[Picture]:
 
 
 def _hashed(listing: Listing, source: str) -> list[Picture]:
-    """Fill in size and SHA-256; a file whose size and time are as last seen is not read again."""
+    """The pictures with size and SHA-256. A file whose size and time have not changed is not read again."""
     index_file = state_folder("hashes") / f"{hashlib.sha256(f'{source} {listing.root}'.encode()).hexdigest()[:16]}.json"
     try:
         known: dict[str, list[Any]] = read_json(index_file)
     except (OSError, json.JSONDecodeError):
         known = {}
-    seen: dict[str, list[Any]] = {}
+    current: dict[str, list[Any]] = {}
     pictures = []
     for picture in listing.pictures:
         path = listing.root / picture.path
@@ -82,27 +84,27 @@ def _hashed(listing: Listing, source: str) -> list[Picture]:
                 entry = [stat.st_size, stat.st_mtime_ns, sha256_of(path)]
         except OSError as error:
             raise HeadstartError(f"{path} cannot be read: {error.strerror}; mend its permissions or move it away") from None
-        seen[picture.path] = entry
+        current[picture.path] = entry
         pictures.append(Picture(picture.path, picture.label, picture.split, picture.group, entry[0], entry[2]))
-    if seen != known:
-        write_json(index_file, seen)
+    if current != known:
+        write_json(index_file, current)
     return pictures
 
 
 def _first_of_each_class(pictures: list[Picture], limit: int) -> list[Picture]:
-    """At most ``limit`` pictures per class (and per given split), picked by digest so that no order is favoured."""
-    taken: dict[tuple[str, str], int] = {}
+    """At most ``limit`` pictures per class and split of the source, chosen by digest and so regardless of their names."""
+    counts: Counter[tuple[str, str]] = Counter()
     chosen = set()
     for picture in sorted(pictures, key=lambda picture: (picture.sha256, picture.path)):
         key = (picture.label, picture.split)
-        if taken.get(key, 0) < limit:
-            taken[key] = taken.get(key, 0) + 1
+        if counts[key] < limit:
+            counts[key] += 1
             chosen.add(picture.path)
     return [picture for picture in pictures if picture.path in chosen]
 
 
 def run(params: Params, data: Path) -> None:
-    """Write the manifest of the user's pictures, their own network, the digest of their weights, and every stage's code."""
+    """Write the manifest of the pictures, the user's own network, the digest of their weights, and every stage's code."""
     folder = data / "fetch"
     pictures = fetch(params.data, folder / "manifest.csv")
     own = network_file(params.backbone)

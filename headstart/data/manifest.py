@@ -1,4 +1,4 @@
-"""The table of pictures that prepare leaves to all other stages."""
+"""The table of pictures that prepare writes and every later stage reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ MANIFEST = "manifest.parquet"
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
-    """data/prepare/manifest.parquet: path, label, split, group, sha256, width, height; row i is picture i everywhere."""
+    """data/prepare/manifest.parquet: path, label, split, group, sha256, width, height. Row i is picture i in every stage.
+
+    Raises:
+        HeadstartError: it is missing or damaged.
+    """
     try:
         return pd.read_parquet(folder / MANIFEST)
     except (OSError, ValueError):
@@ -20,5 +24,5 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
 
 def class_names(manifest: pd.DataFrame) -> list[str]:
-    """The classes in the order of their numbers."""
+    """The names of the classes; a class's number is its position here."""
     return sorted(manifest["label"].unique())

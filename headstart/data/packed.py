@@ -1,4 +1,4 @@
-"""Decoded pictures in one file, each at its own size, raw or as high-quality JPEG."""
+"""Decoded pictures in one file, each at its own size, raw or as high-quality JPEG: reading them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,17 @@ from headstart.data.decode import Array
 PIXELS, INDEX = "pixels.bin", "pixels.parquet"
 
 
-def encode(image: Image.Image, jpeg_quality: int | None) -> bytes:
-    """The bytes kept for one picture: raw RGB, or JPEG without chroma subsampling where a quality is given."""
-    if jpeg_quality is None:
-        return image.tobytes()
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=jpeg_quality, subsampling=0)
-    return stream.getvalue()
-
-
 class Pixels:
-    """The pictures of data/prepare, in manifest order. Each is read when asked for, and nothing is kept in memory."""
+    """The pictures of data/prepare in manifest order. Each is read from disk when indexed; none stays in memory.
+
+    Attributes:
+        digest: SHA-256 of the index, which names the content of every picture.
+        settings: how the pictures were packed, as prepare wrote it into the index.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
-            # Not the thumbnails, which are most of the index: with what reads them they take 2.8 KB of memory each.
+            # Without the thumbnails, which are most of the index: loaded, they take 2.8 KB of memory each.
             index = pq.read_table(folder / INDEX, columns=["offset", "length", "height", "width"])
             with (folder / INDEX).open("rb") as stream:
                 self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -56,7 +52,7 @@ class Pixels:
     def raw(self, row: int) -> Array:
         """The stored bytes of picture ``row``."""
         stored = np.empty(self._length[row], np.uint8)
-        os.preadv(self._file, [stored.data], int(self._offset[row]))  # moves no position, which threads would share
+        os.preadv(self._file, [stored.data], int(self._offset[row]))  # unlike seek and read, safe from several threads
         return stored
 
     def __getitem__(self, row: int) -> Array:

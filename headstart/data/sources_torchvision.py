@@ -1,4 +1,4 @@
-"""torchvision's data sets as sources, written out once as picture files."""
+"""torchvision's labelled data sets as sources."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.files import read_json, replacing, write_json
+from headstart.base.params import Data
 from headstart.base.paths import state_folder
-from headstart.data.picture import Listing, Picture
+from headstart.data.picture import Listing, Picture, Source
 
-# Which constructor arguments give which split. Sets whose publisher holds back the test labels, or that are no
-# classification of one label per picture, are not here.
+# The constructor arguments of each split. Left out are sets whose publisher holds back the test labels and sets that do
+# not give each picture one label.
 _TRAIN_TEST_FLAG: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 
 _TRAIN_TEST: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -56,12 +57,25 @@ TORCHVISION_SETS: dict[str, dict[str, dict[str, Any]]] = {
     "SUN397": _WHOLE,
 }
 
-# Their publishers are gone, and torchvision refuses to try; their files can be put in place by hand.
+# Their publishers are gone and torchvision no longer tries to download them; the files can be put in place by hand.
 NOT_DOWNLOADABLE = ("LFWPeople", "StanfordCars")
 
 
-def torchvision_set(name: str) -> Listing:
-    """A torchvision data set, downloaded once. Sets that are files stay so; arrays become PNG files once."""
+class Torchvision(Source):
+    """A torchvision data set, downloaded once. Where torchvision keeps picture files these are used; arrays are written
+    as PNG files."""
+
+    form = "torchvision:NAME"
+    needs_network = True
+
+    def takes(self, source: str) -> bool:
+        return source.startswith("torchvision:")
+
+    def listing(self, data: Data) -> Listing:
+        return _listing(data.source.removeprefix("torchvision:"))
+
+
+def _listing(name: str) -> Listing:
     if name not in TORCHVISION_SETS:
         hint = nearest(name, TORCHVISION_SETS) or f"known: {', '.join(TORCHVISION_SETS)}"
         raise HeadstartError(
@@ -72,19 +86,20 @@ def torchvision_set(name: str) -> Listing:
     if not index.exists():
         rows: list[tuple[str, str, str]] = []
         for split, arguments in TORCHVISION_SETS[name].items():
-            rows += _materialise(name, split, arguments, root)
+            rows += _export(name, split, arguments, root)
         write_json(index, rows)
     pictures = [Picture(path, label, split) for path, label, split in read_json(index)]
     return Listing(root, sorted(pictures, key=lambda picture: picture.path))
 
 
-def _materialise(name: str, split: str, arguments: dict[str, Any], root: Path) -> Iterator[tuple[str, str, str]]:
+def _export(name: str, split: str, arguments: dict[str, Any], root: Path) -> Iterator[tuple[str, str, str]]:
+    """Path, label and split of each picture of one split; a picture that is no file is written as one."""
     import inspect
 
     import torchvision
 
     kind = getattr(torchvision.datasets, name)
-    # A loader that hands the path back: the files on disk are used as they are, without decoding them here.
+    # A loader that returns the path, so that files on disk are used as they are and not decoded here.
     loader = {"loader": str} if "loader" in inspect.signature(kind).parameters else {}
     try:
         dataset = kind(str(root), download=name not in NOT_DOWNLOADABLE, **arguments, **loader)
@@ -93,17 +108,17 @@ def _materialise(name: str, split: str, arguments: dict[str, Any], root: Path) -
             f"torchvision could not give {name}: {' '.join(str(error).split())[:300]}. Ways out: a machine with network, "
             f"the set's files placed in {root}, or another data.source"
         ) from None
-    named = (getattr(dataset, attribute, None) for attribute in ("classes", "categories", "all_categories"))
-    classes = next((names for names in named if names), None)
+    attributes = (getattr(dataset, attribute, None) for attribute in ("classes", "categories", "all_categories"))
+    classes = next((names for names in attributes if names), None)
     folder = root / "pictures" / (split or "all")
     for number in range(len(dataset)):
         picture, label = dataset[number]
-        text = str(classes[int(label)] if classes else label).strip()
+        class_name = str(classes[int(label)] if classes else label).strip()
         if loader:
-            yield os.path.relpath(picture, root), text, split
+            yield os.path.relpath(picture, root), class_name, split
         else:
             path = folder / f"{number:07d}.png"
             if not path.exists():
                 with replacing(path) as part:
                     picture.save(part, format="png")
-            yield path.relative_to(root).as_posix(), text, split
+            yield path.relative_to(root).as_posix(), class_name, split

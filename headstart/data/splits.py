@@ -1,4 +1,4 @@
-"""Which picture is for training, which for choosing, which for the one report at the end."""
+"""The splits: train to learn from, val to choose with, test for the one report at the end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import hashlib
 SPLITS = ("train", "val", "test")
 
 
-def place(key: str, seed: int) -> float:
-    """Where ``key`` falls in [0, 1): uniform over keys, the same for ever."""
+def unit_hash(key: str, seed: int) -> float:
+    """A hash in [0, 1), uniform over keys. Users' splits rely on it: it must never change."""
     digest = hashlib.sha256(f"{seed}\n{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -16,8 +16,8 @@ def place(key: str, seed: int) -> float:
 def split_of(key: str, seed: int, val: float, test: float) -> str:
     """The split of one picture or group, from its own key alone.
 
-    Because nothing else is looked at, adding pictures never moves one that was there before, each class is cut in the
-    same proportions up to chance, and a larger ``test`` only takes pictures from ``train``'s end of the scale.
+    Since nothing else counts, adding pictures never moves an earlier one, every class is split in the same proportions up
+    to chance, and a larger ``test`` or ``val`` only takes pictures from train.
     """
-    at = place(key, seed)
-    return "test" if at < test else "val" if at >= 1 - val else "train"
+    position = unit_hash(key, seed)
+    return "test" if position < test else "val" if position >= 1 - val else "train"

@@ -1,4 +1,4 @@
-"""Tables that the user writes, read so that what is wrong in one is told with its line."""
+"""Tables that users write; errors name the line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from headstart.base.errors import HeadstartError
 
 
 def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[str, dict[str, str]]]:
-    """The rows of a .parquet, or else a .csv: where each stands ("line 3"), and the text of the columns asked for.
+    """The rows of a .parquet or .csv: the place of each in the file ("line 3"), and its columns as text.
 
-    An optional column that is not there is empty. Others are passed over.
+    A missing optional column is empty. Other columns are ignored.
 
     Raises:
-        HeadstartError: it cannot be read, or a needed column or a cell of one is missing.
+        HeadstartError: the file cannot be read, or a needed column is missing or has an empty cell.
     """
     rows: list[tuple[str, dict[str, Any]]]
     try:
@@ -39,13 +39,13 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
                 f"{path} has no column {column!r} (it has {', '.join(columns) or 'no rows'}); "
                 f"needed: {', '.join(needed)}{more}"
             )
-    found = [(where, {column: _text(row.get(column)) for column in (*needed, *optional)}) for where, row in rows]
-    for where, texts in found:
+    texts = [(place, {column: _text(row.get(column)) for column in (*needed, *optional)}) for place, row in rows]
+    for place, row in texts:
         for column in needed:
-            if not texts[column]:
-                raise HeadstartError(f"{path}, {where}: empty {column}")
-    return found
+            if not row[column]:
+                raise HeadstartError(f"{path}, {place}: empty {column}")
+    return texts
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value).strip()  # NaN is pandas' way to leave a cell empty
+    return "" if value is None or value != value else str(value).strip()  # pandas writes an empty cell as NaN

@@ -17,9 +17,9 @@ from headstart.base.files import read_json, replacing, write_json, write_text
 from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.params import Params
 from headstart.base.progress import progress
+from headstart.data.audit import AUDIT
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
-from headstart.data.prepare import AUDIT
 from headstart.engines.batching import inference_batch
 from headstart.evaluation import explain, figures, metrics, pages
 from headstart.evaluation.metrics import Scores

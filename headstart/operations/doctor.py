@@ -16,11 +16,10 @@ from headstart import __version__
 from headstart.base.errors import HeadstartError
 from headstart.base.identity import CODE, made_by_other_code
 from headstart.base.params import Params
-from headstart.base.paths import checkout, network_file, users_path, weights_file
+from headstart.base.paths import checkout, network_file, weights_file
 from headstart.base.threads import cores
 from headstart.data.corrections import corrected
-from headstart.data.download import is_archive
-from headstart.data.sources import locate, needs_network
+from headstart.data.sources import source_of
 from headstart.operations.git_branch import asked
 from headstart.tracking import store
 from headstart.tracking.result import stages_of_the_result
@@ -130,18 +129,19 @@ def _git() -> tuple[str, str]:
 
 
 def _pictures(params: Params) -> tuple[str, str]:
-    if needs_network(params.data):
+    source = source_of(params.data)
+    if source.needs_network:
         return NOTE, f"{params.data.source} comes from its publisher, unless an earlier run has fetched it"
-    if is_archive(params.data.source) and users_path(params.data.source).is_file():
+    if source.needs_unpacking:
         return NOTE, f"{params.data.source} is unpacked by a run"
-    given = locate(params.data).pictures
-    if not given:
+    listed = source.listing(params.data).pictures
+    if not listed:
         raise HeadstartError(f"data.source {params.data.source!r} holds no files in class folders")
-    found = corrected(given, params.data)
-    classes = {picture.label for picture in found}
+    pictures = corrected(listed, params.data)
+    classes = {picture.label for picture in pictures}
     if len(classes) < 2:
         raise HeadstartError(f"data.source {params.data.source!r} has {len(classes)} classes; at least two are needed")
-    return OK, f"{len(found)} in {len(classes)} classes from {params.data.source}"
+    return OK, f"{len(pictures)} in {len(classes)} classes from {params.data.source}"
 
 
 def _backbone(params: Params) -> tuple[str, str]:

@@ -31,7 +31,7 @@ from headstart.base.params import Params
 from headstart.base.progress import progress
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
-from headstart.data.splits import place
+from headstart.data.splits import unit_hash
 from headstart.engines.activations import folder_for, known_or_made
 from headstart.engines.base import Forward
 from headstart.engines.select import SAMPLE, engine_for
@@ -79,7 +79,7 @@ class Sample:
                 f"near-duplicates nor of one group; found {len(classes)} in data/prepare/manifest.parquet"
             )
         shown = shown[shown["label"].isin(classes)]
-        drawn = shown["path"].map(lambda path: place(str(path), seed))
+        drawn = shown["path"].map(lambda path: unit_hash(str(path), seed))
         number = drawn.groupby(shown["label"]).rank(method="first").sub(1)
         # Each class is spread evenly over the whole order, after five of each that every sample needs.
         order = pd.DataFrame(

@@ -107,8 +107,8 @@ def test_paths_that_the_source_does_not_have_are_told_in_one_line_and_passed_ove
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "headstart: data.exclude names ants/90.png, ants/91.png, ants/92.png and 2 more, which data.source does not have "
-        "(any more); passed over",
-        "headstart: data.relabel names bees/7.png, which data.source does not have (any more); passed over",
+        "(any more); ignored",
+        "headstart: data.relabel names bees/7.png, which data.source does not have (any more); ignored",
     ]
 
 
@@ -144,9 +144,13 @@ def test_a_row_that_changes_nothing_is_told(source: Path, capsys: pytest.Capture
         (
             "exclude",
             "path\n" + "".join(f"{p}\n" for p in NAMES if p[0] != "a"),
-            r"has one class only \('ants'\), as data\.exclude and data\.relabel leave it; at least two",
+            r"has one class only \('ants'\) after data\.exclude and data\.relabel; at least two",
         ),
-        ("exclude", "path\n" + "".join(f"{p}\n" for p in NAMES), "has no class, as data.exclude and data.relabel leave it"),
+        (
+            "exclude",
+            "path\n" + "".join(f"{p}\n" for p in NAMES),
+            "has no class after data.exclude and data.relabel; at least two",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_table_is_one_sentence(source: Path, key: str, text: str, sentence: str) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,14 +26,18 @@ from PIL import Image
 
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data, Prepare, Split
+from headstart.data.audit import Audit
 from headstart.data.decode import Array
 from headstart.data.fetch import fetch
+from headstart.data.groups import assign_splits, count_leaks
 from headstart.data.manifest import class_names, read_manifest
+from headstart.data.pack import PackedPicture
 from headstart.data.packed import INDEX, PIXELS, Pixels
 from headstart.data.picture import Picture
-from headstart.data.prepare import Usable, _Audit, _leaks, _split, prepare
+from headstart.data.prepare import prepare
 from tests.data.pictures import encoded, everything_below, photograph, write_pictures
 
+PROJECT = Path(__file__).parents[2]
 SMALL = Prepare(short_side=64, max_megapixels=1)
 EVEN = Split(val=0.3, test=0.3)
 
@@ -184,6 +192,44 @@ def test_new_pictures_are_decoded_and_no_others_and_none_moves(tmp_path: Path, c
     assert old.set_index("path")["split"].to_dict().items() <= new.set_index("path")["split"].to_dict().items()
 
 
+def test_another_decoder_decodes_again_and_a_comment_does_not(project: Path, tmp_path: Path) -> None:
+    source = plain_set(tmp_path / "set")
+    library = shutil.copytree(
+        PROJECT / "headstart", tmp_path / "library" / "headstart", ignore=shutil.ignore_patterns("*c")
+    )
+    script = (
+        "from pathlib import Path; from headstart.base.params import Params; from headstart.data.prepare import run; "
+        "run(Params.load(), Path('data'))"
+    )
+    (project / "params.yaml").write_text(f"data: {{source: {source}}}\n")
+    fetch(Data(source=str(source)), Path("data/fetch/manifest.csv"))
+
+    def decoded() -> int:
+        """How many pictures are decoded by the library as it is now."""
+        path = os.pathsep.join((str(library.parent), str(tmp_path)))
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (count,) = re.findall(r"prepare: (\d+) pictures in ", done.stderr)
+        return int(count)
+
+    assert (decoded(), decoded()) == (24, 0)
+    decode = library / "data" / "decode.py"
+    decode.write_text(decode.read_text().replace("notes = []", "notes = []  # a remark"))
+    assert decoded() == 0
+    decode.write_text(decode.read_text().replace("RESIZE_ABOVE = 1.25", "RESIZE_ABOVE = 1.0"))
+    before = (project / "data/prepare" / PIXELS).read_bytes()
+    assert (decoded(), decoded()) == (24, 0)
+    assert (project / "data/prepare" / PIXELS).read_bytes() == before, "the pictures are smaller than any short side"
+    (tmp_path / "pillow-0.0.1.dist-info").mkdir()
+    (tmp_path / "pillow-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pillow\nVersion: 0.0.1\n")
+    assert (decoded(), decoded()) == (24, 0)
+
+
 def test_above_the_budget_pictures_are_kept_as_jpeg_that_looks_the_same(tmp_path: Path) -> None:
     source = plain_set(tmp_path / "set")
     prepared(source, tmp_path / "raw")
@@ -280,10 +326,10 @@ RANDOM = np.random.default_rng(0)
 NOISE: Array = RANDOM.integers(0, 256, (64, 768), dtype=np.uint8)
 
 
-def usable(number: int, label: str, look: int, group: str, split: str = "") -> Usable:
+def usable(number: int, label: str, look: int, group: str, split: str = "") -> PackedPicture:
     """A picture that passed the audit; two with the same ``look`` are near-duplicates, with others never."""
     picture = Picture(f"{label}/{number:03d}.png", label, split, group, 1, f"digest {number}")
-    return Usable(picture, b"", 1, 1, 1, 1, int(PHASHES[look]), NOISE[look].tobytes(), ())
+    return PackedPicture(picture, (0, 0), 1, 1, 1, 1, int(PHASHES[look]), NOISE[look].tobytes(), ())
 
 
 PHASHES = RANDOM.integers(0, 2**64, 64, dtype=np.uint64)
@@ -297,9 +343,9 @@ pictures_in_sets = st.lists(
 @given(drawn=pictures_in_sets, seed=st.integers(0, 1000))
 @settings(deadline=None)
 def test_no_split_leaks_and_near_duplicates_and_groups_are_one_side(drawn: list[tuple[str, int, str]], seed: int) -> None:
-    result = _split([usable(i, *what) for i, what in enumerate(drawn)], Split(val=0.4, test=0.4), seed, _Audit())
+    result = assign_splits([usable(i, *what) for i, what in enumerate(drawn)], Split(val=0.4, test=0.4), seed, Audit())
     assert len(result) == len(drawn)
-    assert _leaks(result, Split()) == 0
+    assert count_leaks(result, Split()) == 0
     for key in ("look", "group"):
         sides: dict[object, set[str]] = {}
         for (_, look, group), u in zip(drawn, result, strict=True):
@@ -316,8 +362,8 @@ def test_pictures_added_later_move_none_unless_they_tie_groups_together(
     # Added pictures are here unlike all others; groups may grow, and are known by their names.
     unlike = [(label, i, group) for i, (label, _, group) in enumerate(drawn)]
     everything = [usable(i, *what) for i, what in enumerate(unlike)]
-    after = {u.picture.path: u.split for u in _split(everything, EVEN, seed, _Audit())}
-    before = {u.picture.path: u.split for u in _split(everything[:keep], EVEN, seed, _Audit())}
+    after = {u.picture.path: u.split for u in assign_splits(everything, EVEN, seed, Audit())}
+    before = {u.picture.path: u.split for u in assign_splits(everything[:keep], EVEN, seed, Audit())}
     assert before.items() <= after.items()
 
 
@@ -327,19 +373,19 @@ def test_a_copy_added_later_joins_its_original_and_does_not_move_it() -> None:
         replace(u, picture=replace(u.picture, path=u.picture.path.replace(".png", " copy.png"), sha256=f"copy {i}"))
         for i, u in enumerate(originals)
     ]
-    before = [u.split for u in _split(originals, EVEN, 0, _Audit())]
-    after = [u.split for u in _split(originals + copies, EVEN, 0, _Audit())]
+    before = [u.split for u in assign_splits(originals, EVEN, 0, Audit())]
+    after = [u.split for u in assign_splits(originals + copies, EVEN, 0, Audit())]
     assert after == before + before
 
 
 def test_a_leak_is_counted_where_there_is_one() -> None:
     twins = [replace(usable(i, "a", 0, ""), split=part) for i, part in enumerate(("train", "test"))]
     group = [replace(usable(i, "a", i, "g"), split=part) for i, part in enumerate(("train", "test"))]
-    assert (_leaks(twins, Split()), _leaks(group, Split())) == (1, 1)
+    assert (count_leaks(twins, Split()), count_leaks(group, Split())) == (1, 1)
 
 
 def test_a_group_that_the_user_s_own_split_cuts_in_two_is_warned_of() -> None:
-    audit = _Audit()
-    result = _split([usable(0, "a", 0, "g", "train"), usable(1, "a", 1, "g", "test")], EVEN, 0, audit)
+    audit = Audit()
+    result = assign_splits([usable(0, "a", 0, "g", "train"), usable(1, "a", 1, "g", "test")], EVEN, 0, audit)
     assert audit.warnings == ["group 'g' is in test and train, as the source has it: a leak"]
-    assert _leaks(result, Split()) == 1
+    assert count_leaks(result, Split()) == 1

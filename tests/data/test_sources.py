@@ -26,9 +26,10 @@ from moto.server import ThreadedMotoServer
 
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data
+from headstart.data import sources
 from headstart.data.fetch import fetch, read_manifest
-from headstart.data.picture import Picture
-from headstart.data.sources import HYMENOPTERA_CONTENT, content_digest
+from headstart.data.picture import Listing, Picture, Source
+from headstart.data.sources_hymenoptera import CONTENT, content_digest
 from headstart.data.sources_torchvision import TORCHVISION_SETS
 from tests.data.pictures import encoded, everything_below, photograph, write_pictures
 
@@ -186,9 +187,36 @@ def test_a_folder_that_nothing_can_be_learned_from_says_why(tmp_path: Path, name
 
 def test_an_unknown_source_names_what_is_near_and_where_it_looked(project: Path) -> None:
     assert "did you mean 'hymenoptera'?" in complaint("hymenoptra")
-    message = complaint("pictures/mine")
-    assert f"looked at {project / 'pictures/mine'}" in message
-    assert "emoji, hymenoptera, torchvision:NAME" in message
+    assert "did you mean 'torchvision:NAME'?" in complaint("torchvison:CIFAR10")
+    message = complaint("a folder")  # what only describes a kind of source is no name to put there
+    assert "did you mean" not in message
+    assert f"looked at {project / 'a folder'}" in message
+    assert "emoji, hymenoptera, torchvision:NAME, an address with ://, an existing .csv or .parquet, " in message
+
+
+# --- a kind of source of one's own, added as CONTRIBUTING.md says ------------------------------------------------------
+
+
+class Stripes(Source):
+    form = "stripes:NUMBER"
+
+    def takes(self, source: str) -> bool:
+        return source.startswith("stripes:")
+
+    def listing(self, data: Data) -> Listing:
+        number = int(data.source.removeprefix("stripes:"))
+        write_pictures(Path("drawn"), {f"{label}-{i}.png": i for label in ("broad", "thin") for i in range(number)})
+        paths = sorted(path.name for path in Path("drawn").iterdir())
+        return Listing(Path("drawn"), [Picture(path, path.split("-")[0]) for path in paths])
+
+
+def test_a_class_in_the_list_is_a_kind_of_source(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "did you mean" not in complaint("stripes")
+    monkeypatch.setattr(sources, "SOURCES", [Stripes(), *sources.SOURCES])
+    pictures = listed("stripes:3", limit=2)
+    assert Counter(p.label for p in pictures) == {"broad": 2, "thin": 2}
+    assert read_manifest(MANIFEST) == pictures
+    assert "did you mean 'stripes:NUMBER'?" in complaint("stripes")
 
 
 # --- what is written, and what is left alone -------------------------------------------------------------------------
@@ -464,7 +492,7 @@ def test_the_default_needs_no_network_and_has_1884_pictures_in_9_classes() -> No
 def test_ants_and_bees_come_from_a_mirror_and_are_checked(tmp_path: Path, serve: Callable[[Path], str]) -> None:
     if not PHOTOGRAPHS.is_dir():
         pytest.skip("the tutorial's photographs are not in ../shared/data")
-    assert content_digest(PHOTOGRAPHS) == HYMENOPTERA_CONTENT
+    assert content_digest(PHOTOGRAPHS) == CONTENT
     (tmp_path / "site").mkdir()
     zipped(PHOTOGRAPHS, tmp_path / "site" / "hymenoptera_data.zip", "hymenoptera_data/")
     pictures = listed("hymenoptera", mirror=serve(tmp_path / "site") + "/")

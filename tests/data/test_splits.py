@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headstart.data.splits import place, split_of
+from headstart.data.splits import split_of, unit_hash
 
 KEYS = [f"picture {i}" for i in range(20_000)]
 seeds, parts = st.integers(0, 2**32 - 1), st.floats(0.01, 0.45)
@@ -15,8 +15,8 @@ seeds, parts = st.integers(0, 2**32 - 1), st.floats(0.01, 0.45)
 
 @given(key=st.text(), seed=seeds)
 def test_every_key_has_one_place_in_the_unit_interval(key: str, seed: int) -> None:
-    assert 0 <= place(key, seed) < 1
-    assert place(key, seed) == place(key, seed)
+    assert 0 <= unit_hash(key, seed) < 1
+    assert unit_hash(key, seed) == unit_hash(key, seed)
 
 
 @given(old=st.sets(st.text()), new=st.sets(st.text()), seed=seeds, val=parts, test=parts)
@@ -50,7 +50,7 @@ def test_another_seed_is_another_split() -> None:
 
 def test_the_split_of_a_release_stays_that_of_the_next() -> None:
     """These places are in users' results; a change of hash would move pictures from test to train."""
-    assert [round(place(key, seed), 6) for key, seed in (("a", 0), ("b", 0), ("a", 1))] == [
+    assert [round(unit_hash(key, seed), 6) for key, seed in (("a", 0), ("b", 0), ("a", 1))] == [
         0.051689,
         0.242785,
         0.529857,

@@ -25,9 +25,9 @@ from sklearn.linear_model import LogisticRegression
 
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Budget, Data, Params
-from headstart.data.decode import decode
+from headstart.data.decode import decode, encode
 from headstart.data.fetch import fetch
-from headstart.data.packed import INDEX, PIXELS, Pixels, encode
+from headstart.data.packed import INDEX, PIXELS, Pixels
 from headstart.data.sources import locate
 from headstart.studies import ranking_report
 from headstart.studies.candidates import MISSING, Candidate, Sample, more_features, store_candidate

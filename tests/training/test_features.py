@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 from headstart.base.errors import HeadstartError
-from headstart.data.packed import INDEX, PIXELS, Pixels, encode
+from headstart.data.decode import encode
+from headstart.data.packed import INDEX, PIXELS, Pixels
 from headstart.engines import activations
 from headstart.engines.batching import inference_batch
 from headstart.models.backbones import Trunk, architecture

@@ -1,0 +1,123 @@
+"""A folder of classes as a source."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from headstart.base.errors import HeadstartError
+from headstart.base.params import Data
+from headstart.base.paths import users_path
+from headstart.data.picture import Listing, Picture, Source
+
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+HIDDEN = (".", "__MACOSX", "Icon\r")  # the last is where macOS keeps a folder's icon
+
+NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
+
+
+class Folder(Source):
+    """A folder of classes, or of train, val and test folders that hold the classes."""
+
+    form = "an existing folder of classes"
+
+    def takes(self, source: str) -> bool:
+        return users_path(source).is_dir()
+
+    def listing(self, data: Data) -> Listing:
+        return list_folder(users_path(data.source))
+
+
+def list_folder(root: Path) -> Listing:
+    """The pictures of a folder of classes, or of train, val and test folders of classes, without hidden files and folders.
+
+    Raises:
+        HeadstartError: it holds files but no class folders, or it mixes classes with split folders.
+    """
+    root = unwrapped(root)
+    top = _subfolders(root)
+    splits = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
+    others = [name for name in top if name not in splits]
+    splits_hold_classes = any(_subfolders(root / name) for name in splits)
+    others_look_like_splits = any(name.lower().startswith(tuple(SPLIT_NAMES)) for name in others)  # test1, test_set, ...
+    # Otherwise a class is called train.
+    if "train" in splits.values() and (splits_hold_classes or others_look_like_splits or not others):
+        if others:
+            raise HeadstartError(
+                f"{root} has split folders ({', '.join(splits)}) and others beside them ({', '.join(others[:3])}); "
+                "move the classes into the split folders"
+            )
+        parts = [(root / name, split) for name, split in splits.items()]
+    elif splits_hold_classes:
+        raise HeadstartError(
+            f"{root} has class folders in {', '.join(splits)} and no train folder beside; add or rename it"
+        )
+    else:
+        parts = [(root, "")]
+    pictures = [
+        Picture(file.relative_to(root).as_posix(), label, split)
+        for part, split in parts
+        for label in _subfolders(part)
+        for file in files_below(part / label)
+    ]
+    for picture in pictures:
+        if NO_TEXT.search(picture.path):
+            raise HeadstartError(f"{root} has a file whose name is no proper text, {picture.path!a}; rename it")
+    if not pictures and any(files_below(root)):
+        raise HeadstartError(f"{root} holds files but no class folders; put each class's pictures in a folder of its own")
+    return Listing(root, sorted(with_test_split(pictures), key=lambda picture: picture.path))
+
+
+def with_test_split(pictures: list[Picture]) -> list[Picture]:
+    """The pictures with val renamed to test where there is no test split, and with no split where all are in train.
+
+    Data sets that come with train and val only are reported on val; validation pictures are then cut out of train.
+    """
+    splits = {picture.split for picture in pictures}
+    renamed = {"val": "test"} if splits == {"train", "val"} else {"train": ""} if splits == {"train"} else {}
+    return [replace(picture, split=renamed.get(picture.split, picture.split)) for picture in pictures]
+
+
+def unwrapped(root: Path) -> Path:
+    """The first folder from ``root`` downwards that holds more than one folder: archives often wrap everything in one."""
+    while True:
+        folders = _subfolders(root)
+        if len(folders) != 1 or folders[0].lower() in SPLIT_NAMES or any(e.is_file() for e in _visible(root)):
+            return root
+        if not _subfolders(root / folders[0]):
+            return root
+        root = root / folders[0]
+
+
+def files_below(folder: Path, ancestors: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below ``folder`` in order of their names, without hidden files and what is in hidden folders.
+
+    Links to folders are followed, unless they lead to one of the folders that they are in (``ancestors``).
+    """
+    ancestors = (*ancestors, folder.resolve())
+    for entry in _visible(folder):
+        if entry.is_dir():
+            if Path(entry.path).resolve() not in ancestors:
+                yield from files_below(Path(entry.path), ancestors)
+        elif entry.is_file():
+            yield Path(entry.path)
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(HIDDEN)), key=lambda e: e.name)
+    except OSError as error:
+        raise HeadstartError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return [entry.name for entry in _visible(folder) if entry.is_dir()]

@@ -75,12 +75,13 @@ def show(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     import numpy as np
     from scipy.stats import spearmanr
 
-    from headstart.evaluation.intervals import paired
+    from headstart.evaluation.intervals import paired_difference
 
     tuned = [row["finetuned_accuracy"] for row in rows]
     best = max(rows, key=lambda row: row["finetuned_accuracy"])
     chosen = next(row for row in rows if row["chosen"])
-    behind = {key: 100 * value for key, value in paired(np.array(best["right"]), np.array(chosen["right"])).items()}
+    difference = paired_difference(np.array(chosen["right"]), np.array(best["right"])).accuracy
+    behind = {key: 100 * value for key, value in difference._asdict().items()}
     print(
         f"\n{name}: {chosen['backbone']} was chosen, {best['backbone']} is best fine-tuned; behind by "
         f"{behind['value']:.1f} points ({behind['low']:+.1f} to {behind['high']:+.1f}) on {len(best['right'])} pictures"

@@ -1,71 +1,142 @@
-"""Shares, means and their differences, each with its 95 % interval."""
+"""Proportions, means and differences with 95 % intervals: one bootstrap and one paired comparison for all of headstart.
+
+SciPy's statistics take a second to import, so they are imported where they are used.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from headstart.base.arrays import Bools, Floats
+from headstart.base.arrays import Bools, Floats, Ints
 
 RESAMPLES = 2000
 DIGITS = 4
-Z = NormalDist().inv_cdf(0.975)
+QUANTILES = (0.025, 0.975)
+Z = NormalDist().inv_cdf(QUANTILES[1])
 
 
-def wilson(hits: Bools) -> tuple[float, float]:
-    """The interval of a share of (N,) pictures (Wilson 1927, "Probable inference, the law of succession, and statistical
-    inference"). A bootstrap would make a certainty of a few pictures that are all right."""
-    n, p = len(hits), float(hits.mean())
-    middle, reach = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return max(0.0, (middle - reach) / (1 + Z**2 / n)), min(1.0, (middle + reach) / (1 + Z**2 / n))
+class Estimate(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
-def share(hits: Bools) -> dict[str, Any]:
+# --- the bootstrap ----------------------------------------------------------------------------------------------------
+
+
+def resample(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Ints]:
+    """``resamples`` times n row numbers, drawn from 0 to n - 1 with replacement."""
+    return (rng.integers(0, n, n) for _ in range(resamples))
+
+
+def bootstrap(
+    statistic: Callable[[Ints], ArrayLike], n: int, rng: np.random.Generator | int = 0, resamples: int = RESAMPLES
+) -> Floats:
+    """(resamples, ...) values of a statistic, each on n rows drawn with replacement (Efron 1979, "Bootstrap methods").
+
+    The draws are those of ``scipy.stats.bootstrap``, which refuses samples of one row and keeps all resamples in memory.
+
+    Args:
+        statistic: (n,) row numbers → a value, or an array of values. A difference of two statistics on the same rows is
+            a paired one.
+        rng: a generator, or the seed of one.
+    """
+    draws: Floats = np.array([statistic(rows) for rows in resample(n, resamples, np.random.default_rng(rng))])
+    return draws
+
+
+def percentile_interval(draws: Floats) -> tuple[Any, Any]:
+    """The 95 % interval of each statistic, from its (resamples, ...) bootstrap values."""
+    low, high = np.quantile(draws, QUANTILES, axis=0)
+    return low, high
+
+
+def mean(values: Floats, rng: np.random.Generator | int = 0) -> Estimate:
+    """The mean of (N,) values with its bootstrap interval; of paired differences, the mean paired difference."""
+    return _estimate(values.mean(), bootstrap(lambda rows: values[rows].mean(), len(values), rng))
+
+
+def unpaired_difference(
+    new: Floats, old: Floats, rng: np.random.Generator
+) -> tuple[Estimate, Estimate | None, Estimate | None]:
+    """The means of (N,) ``new`` and (M,) ``old`` values and the difference of the two; None where there are no old ones."""
+    new_draws = bootstrap(lambda rows: new[rows].mean(), len(new), rng)
+    if not len(old):
+        return _estimate(new.mean(), new_draws), None, None
+    old_draws = bootstrap(lambda rows: old[rows].mean(), len(old), rng)
+    difference = _estimate(new.mean() - old.mean(), new_draws - old_draws)
+    return _estimate(new.mean(), new_draws), _estimate(old.mean(), old_draws), difference
+
+
+def _estimate(value: Any, draws: Floats) -> Estimate:
+    low, high = percentile_interval(draws)
+    return Estimate(float(value), float(low), float(high))
+
+
+# --- proportions ------------------------------------------------------------------------------------------------------
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The interval of a proportion (Wilson 1927, "Probable inference, the law of succession, and statistical inference").
+    A bootstrap would make a certainty of a few pictures that are all right."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def proportion(hits: Bools) -> dict[str, Any]:
     """Of (N,) pictures: ``count`` and ``share``, with its interval as ``low`` and ``high``."""
-    low, high = wilson(hits)
+    low, high = wilson(int(hits.sum()), len(hits))
     return {"count": int(hits.sum())} | rounded({"share": hits.mean(), "low": low, "high": high})
 
 
-def paired(one: Bools, other: Bools) -> dict[str, float]:
-    """Accuracy of ``one`` minus ``other``, (N,) each and on the same pictures, with its 95 % interval.
+@dataclass(frozen=True)
+class PairedDifference:
+    """How two classifiers that answered the same n pictures differ.
 
-    Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
-    data". Where the two differ on hardly any picture, a bootstrap would be certain of what a few more can change.
+    Attributes:
+        accuracy: of the second minus that of the first, with its interval.
+        gained, lost: pictures that only the second, and only the first, has right.
     """
-    won, lost, n = int((one & ~other).sum()), int((~one & other).sum()), len(one)
-    up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+
+    accuracy: Estimate
+    gained: int
+    lost: int
+
+    def p_value(self, alternative: str = "two-sided") -> float:
+        """Of McNemar's exact test: of the pictures that only one of the two has right, is either's share more than a half
+        (``greater``: the second's)?
+
+        (McNemar 1947, "Note on the sampling error of the difference between correlated proportions".)
+        """
+        from scipy.stats import binomtest
+
+        different = self.gained + self.lost
+        return float(binomtest(self.gained, different, alternative=alternative).pvalue) if different else 1.0
+
+
+def paired_difference(before: Bools, after: Bools) -> PairedDifference:
+    """From (N,) whether each of two classifiers is right about the same pictures.
+
+    The interval is that of Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data". Where the two differ on hardly any picture, a bootstrap would be certain of what a
+    few more can change.
+    """
+    gained, lost, n = int((after & ~before).sum()), int((before & ~after).sum()), len(after)
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     reach = Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return {"value": (won - lost) / n, "low": max(-1.0, up - down - reach), "high": min(1.0, up - down + reach)}
-
-
-def mean(values: Floats, rng: np.random.Generator) -> dict[str, Any]:
-    """Of (N,) values: ``value``, and its percentile-bootstrap interval."""
-    return _estimate(values.mean(), _draws(values, rng))
-
-
-def difference(new: Floats, old: Floats, rng: np.random.Generator) -> dict[str, Any]:
-    """The means of (N,) ``new`` and (M,) ``old`` values, and their ``difference``; None where there are no old ones."""
-    mine = _draws(new, rng)
-    found: dict[str, Any] = {"new": _estimate(new.mean(), mine), "old": None, "difference": None}
-    if len(old):
-        others = _draws(old, rng)
-        found |= {
-            "old": _estimate(old.mean(), others), "difference": _estimate(new.mean() - old.mean(), mine - others)
-        }  # fmt: skip
-    return found
-
-
-def _draws(values: Floats, rng: np.random.Generator) -> Floats:
-    drawn: Floats = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
-    return drawn
-
-
-def _estimate(value: Any, draws: Floats) -> dict[str, Any]:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return rounded({"value": value, "low": low, "high": high})
+    difference = Estimate((gained - lost) / n, max(-1.0, up - down - reach), min(1.0, up - down + reach))
+    return PairedDifference(difference, gained, lost)
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:

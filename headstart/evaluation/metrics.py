@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from headstart.base.arrays import Bools, Floats, Ints
-from headstart.evaluation.intervals import paired, wilson
+from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, wilson
 from headstart.training.linear_probe import FEW_PICTURES
 
 CONFIDENCE_BINS = 15
@@ -49,18 +49,12 @@ def metrics(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
     n = len(scores.labels)
     measures = measures_of(scores)
     del measures["accuracy"]
-    rng = np.random.default_rng(seed)
-    draws = {name: np.empty(resamples) for name in measures}
-    for resample in range(resamples):
-        chosen = rng.integers(0, n, n)
-        for name, measure in measures.items():
-            draws[name][resample] = measure(chosen)
-    low, high = wilson(scores.correct)
+    low, high = wilson(int(scores.correct.sum()), n)
     result = {"accuracy": float(scores.correct.mean()), "accuracy_low": low, "accuracy_high": high}
-    for name, measure in measures.items():
-        found = measure(np.arange(n))
-        low, high = np.percentile(draws[name], [2.5, 97.5])
-        result |= {name: found, f"{name}_low": min(float(low), found), f"{name}_high": max(float(high), found)}
+    draws = bootstrap(lambda rows: [measure(rows) for measure in measures.values()], n, seed, resamples)
+    for (name, measure), low, high in zip(measures.items(), *percentile_interval(draws), strict=True):
+        value = measure(np.arange(n))
+        result |= {name: value, f"{name}_low": min(float(low), value), f"{name}_high": max(float(high), value)}
     return result | {"n": n}
 
 
@@ -104,8 +98,8 @@ def _counts(labels: Ints, predicted: Ints, classes: int) -> tuple[Floats, Floats
 
 def gain(before: Scores, after: Scores) -> dict[str, float]:
     """Accuracy of ``after`` minus ``before`` on the same pictures, with its 95 % interval."""
-    found = paired(after.correct, before.correct)
-    return {"accuracy": found["value"], "low": found["low"], "high": found["high"]}
+    accuracy = paired_difference(before.correct, after.correct).accuracy
+    return {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
 
 
 def choose(val: dict[str, Scores]) -> str:
@@ -113,16 +107,13 @@ def choose(val: dict[str, Scores]) -> str:
 
     Where they are so few that two lucky pictures make most of the difference (and epoch and mixture were chosen on the same
     ones), the head stays unless the fine-tuned network is also right on clearly more of them: p < 0.05 in McNemar's exact
-    test (McNemar 1947, "Note on the sampling error of the difference between correlated proportions").
+    test.
     """
     best = min(val, key=lambda name: _surprise(val[name]).mean())
     if best == "head" or len(val["head"].labels) >= FEW_PICTURES:
         return best
-    from scipy.stats import binomtest  # a second, which only sets of few pictures need wait for
-
-    won = int((val[best].correct & ~val["head"].correct).sum())
-    lost = int((~val[best].correct & val["head"].correct).sum())
-    clearly = won > lost and binomtest(won, won + lost, alternative="greater").pvalue < 0.05
+    difference = paired_difference(val["head"].correct, val[best].correct)
+    clearly = difference.gained > difference.lost and difference.p_value("greater") < 0.05
     return best if clearly else "head"
 
 

@@ -22,7 +22,7 @@ from headstart.base.params import Params
 from headstart.base.paths import users_path
 from headstart.data.manifest import read_manifest
 from headstart.data.splits import SPLITS
-from headstart.evaluation.intervals import DIGITS, difference, mean, rounded, share
+from headstart.evaluation.intervals import DIGITS, Estimate, mean, proportion, rounded, unpaired_difference
 from headstart.monitoring import drift_report
 from headstart.monitoring.two_sample import (
     AT_LEAST,
@@ -182,6 +182,10 @@ def _told(test: TwoSample | None) -> dict[str, Any] | None:
     return None if test is None else rounded(asdict(test)) | {"differ": test.differ}
 
 
+def _rounded(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else rounded(estimate._asdict())
+
+
 def _classes(labels: Any, new: Bools) -> list[dict[str, Any]]:
     """Of each class how many pictures are new and old, the most new ones first."""
     fresh, before = Counter(labels[new].tolist()), Counter(labels[~new].tolist())
@@ -215,7 +219,7 @@ def _strange(manifest: pd.DataFrame, features: Floats, new: Bools, rng: np.rando
 def _kinds(beyond: Bools, groups: NDArray[np.str_], known: Known) -> dict[str, Any]:
     """The share of pictures that are new in kind, and whether chance explains so many; one of a group counts."""
     p = known.surprise(len(np.unique(groups)), len(np.unique(groups[beyond])))
-    return share(beyond) | {"p": round(p, DIGITS), "differ": p < LEVEL}
+    return proportion(beyond) | {"p": round(p, DIGITS), "differ": p < LEVEL}
 
 
 def _champion(manifest: pd.DataFrame, new: Bools, answers: Answers, rng: np.random.Generator) -> dict[str, Any]:
@@ -228,7 +232,8 @@ def _champion(manifest: pd.DataFrame, new: Bools, answers: Answers, rng: np.rand
         "unknown_classes": sorted(set(rows["label"]) - set(answers.classes)),
     }
     for name, values in (("confidence", answers.confidence), ("disagreement", wrong.astype(float))):
-        found[name] = difference(values[fresh], values[~fresh], rng)
+        estimates = unpaired_difference(values[fresh], values[~fresh], rng)
+        found[name] = dict(zip(("new", "old", "difference"), map(_rounded, estimates), strict=True))
     shown = rows[fresh & wrong & (rows["split"] != "test").to_numpy()]
     shown = shown.assign(probability=shown["probability"].round(DIGITS))
     shown = shown.sort_values("probability", ascending=False, kind="stable")
@@ -272,7 +277,7 @@ def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: 
         "unusable": incoming.unusable,
         "old": len(old),
         "test": _told(test),
-        "confidence": mean(confidence, rng),
+        "confidence": _rounded(mean(confidence, rng)),
         "guesses": dict(guesses.most_common()),
         "strange": strange,
         "to_label": to_label,

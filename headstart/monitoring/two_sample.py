@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from headstart.base.arrays import Bools, Floats, Ints
+from headstart.evaluation.intervals import RESAMPLES, percentile_interval, resample
 
 FOLDS = 5
-RELABELLINGS, RESAMPLES = 999, 2000
+RELABELLINGS = 999
 STRENGTHS = (10.0, 1.0, 0.1)  # of the ridge, where a picture's own kernel is 1
 AT_MOST = (500, 1500)  # new and old pictures: a second on one core, and differences that matter show
 AT_LEAST = 10  # pictures on either side
@@ -153,12 +154,14 @@ def _aucs(answers: Floats, asked: Bools) -> Floats:
 def _interval(answers: Floats, new: Bools, widened: float, rng: np.random.Generator) -> tuple[float, float]:
     """Of the AUC, over resampled new and resampled old pictures; ``widened`` times as long."""
     mine, others = answers[new], answers[~new]
-    won = (mine[:, None] > others).astype(float) + 0.5 * (mine[:, None] == others)
-    weights = [rng.multinomial(len(side), np.full(len(side), 1 / len(side)), RESAMPLES) for side in (mine, others)]
-    draws = np.einsum("rj,rj->r", weights[0] @ won, weights[1]) / won.size
-    if won.all():  # resampling shows no spread: the limit of Clopper and Pearson (1934) for the smaller of the two sides
-        return float(0.025 ** (1 / min(won.shape))), 1.0
-    low, high = np.clip(won.mean() + widened * (np.percentile(draws, [2.5, 97.5]) - won.mean()), 0, 1)
+    ranked = (mine[:, None] > others).astype(float) + 0.5 * (mine[:, None] == others)  # 1: the new one comes out on top
+    if ranked.all():  # resampling shows no spread: the limit of Clopper and Pearson (1934) for the smaller of the two sides
+        return float(0.025 ** (1 / min(ranked.shape))), 1.0
+    counts = [  # how often each picture is in each resample, so that all their AUCs are one matrix product
+        np.stack([np.bincount(rows, minlength=n) for rows in resample(n, RESAMPLES, rng)]) for n in ranked.shape
+    ]
+    draws = np.einsum("rj,rj->r", counts[0] @ ranked, counts[1]) / ranked.size
+    low, high = np.clip(ranked.mean() + widened * (np.array(percentile_interval(draws)) - ranked.mean()), 0, 1)
     return float(low), float(high)
 
 

@@ -26,6 +26,7 @@ from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.base import Forward
 from headstart.engines.select import SAMPLE, engine_for
+from headstart.evaluation.intervals import mean
 from headstart.models.backbones import Trunk
 from headstart.models.calibration import log_losses
 from headstart.models.catalogue import published
@@ -39,7 +40,6 @@ from headstart.training.features import Shown
 from headstart.training.linear_probe import Folds, folds_of, held_out_logits
 from headstart.training.recipe import Recipe
 
-RESAMPLES = 2000
 NEIGHBOURS = 5
 MANY = 1_000_000  # pictures, for which any engine is worth compiling: what is measured is speed once it runs
 STEP = 8  # pictures in the training step that is timed
@@ -109,14 +109,6 @@ def log_me(features: Floats, labels: Ints) -> float:
         fit = n * np.log(beta / (2 * np.pi)) - beta * residual - alpha * weights
         evidences.append((fit + np.log(alpha / (alpha + beta * squared)).sum()) / (2 * n))
     return float(np.mean(evidences))
-
-
-def interval(values: Floats) -> tuple[float, float, float]:
-    """The mean of (N,) values, and its 95 % percentile-bootstrap interval (Efron 1979)."""
-    rng = np.random.default_rng(0)
-    draws = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
 
 
 # --- what is measured of the machine ------------------------------------------------------------------------------
@@ -195,7 +187,7 @@ class Standing:
         """On the largest sample that both saw: its size, this one's log-loss minus the other's on the same pictures, and
         the paired 95 % interval of that."""
         count = max(self.probes.keys() & other.probes.keys())
-        return count, *interval(self.probes[count].losses - other.probes[count].losses)
+        return count, *mean(self.probes[count].losses - other.probes[count].losses)
 
 
 def halve(standings: list[Standing], sizes: list[int], look: Callable[[str, int], Probe]) -> None:
@@ -391,8 +383,8 @@ MEASURES = (
 
 
 def _measures(standing: Standing, features: Tensor, labels: Ints, folds: Folds) -> dict[str, Any]:
-    accuracy, low, high = interval(standing.last.correct.astype(np.float64))
-    log_loss, loss_low, loss_high = interval(standing.last.losses)
+    accuracy, low, high = mean(standing.last.correct.astype(np.float64))
+    log_loss, loss_low, loss_high = mean(standing.last.losses)
     note = f"over the budget: {standing.over_budget}" if standing.over_budget else None
     return {
         "probe_accuracy": accuracy,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.base.arrays import Bools, Floats
+from headstart.base.arrays import Bools
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import write_json
@@ -23,7 +23,7 @@ from headstart.base.identity import code_of, digest_of, inputs_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
-from headstart.evaluation.intervals import paired, wilson
+from headstart.evaluation.intervals import Estimate, bootstrap, paired_difference, percentile_interval, wilson
 from headstart.models.backbones import load_classifier, load_trunk
 from headstart.models.catalogue import published
 from headstart.studies.candidates import Sample
@@ -45,7 +45,6 @@ from headstart.training.features import Shown
 from headstart.training.linear_probe import within_one_standard_error
 
 MARGIN = 0.01  # of accuracy: less than a point is nobody's reason for anything
-RESAMPLES = 2000
 FURTHER = 2  # times as many pictures is as far as a fit on some tenfold range is followed
 SMALL, LARGE = 100, 1000  # pictures per class: the rules of thumb give no numbers, these are ours
 SIMILAR = 0.5  # of the confidence that the network has on ImageNet's own pictures
@@ -56,24 +55,12 @@ NAMES = {FROZEN: "frozen with a head on top", FINETUNED: "fine-tuned", SCRATCH: 
 # --- numbers ------------------------------------------------------------------------------------------------------
 
 
-def draws(correct: Bools) -> Floats:
-    """(R, S) accuracies of bootstrap resamples of the N held-out pictures, the same ones for every row of (S, N)."""
-    rng = np.random.default_rng(0)
-    n = correct.shape[1]
-    return np.stack([correct[:, rng.integers(0, n, n)].mean(axis=1) for _ in range(RESAMPLES)])
-
-
-def interval(values: Floats) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def verdict(worth: dict[str, float]) -> str:
+def verdict(worth: Estimate) -> str:
     """Of the gain in accuracy by pre-training, with its interval: worth it where there certainly is one and it is a point
     or more; not worth it where a gain of a point can be excluded or what there is comes to less; otherwise can't tell."""
-    if worth["low"] > 0 and worth["value"] >= MARGIN:
+    if worth.low > 0 and worth.value >= MARGIN:
         return WORTH
-    if worth["high"] < MARGIN or (worth["low"] > 0 and worth["value"] < MARGIN):
+    if worth.high < MARGIN or (worth.low > 0 and worth.value < MARGIN):
         return NOT_WORTH
     return CANT_TELL
 
@@ -104,20 +91,22 @@ def with_more(curve: Curve) -> dict[str, Any]:
         return {"n": n, "refused": "a curve needs three points at least"}
     count = curve.correct.shape[1]
     floor = 0.5 / count  # an error of none at all has no logarithm
-    errors = np.log(np.maximum(1 - np.vstack([curve.accuracy, draws(curve.correct)]), floor))
+    resampled_accuracy = bootstrap(lambda rows: curve.correct[:, rows].mean(axis=1), count)  # the same rows for all points
+    errors = np.log(np.maximum(1 - np.vstack([curve.accuracy, resampled_accuracy]), floor))
     x = np.log(curve.n) - np.log(curve.n).mean()
     slopes = errors @ x / (x @ x)
-    found, resampled = slopes[0], slopes[1:]
-    fitted = np.exp(errors[0].mean() + found * x)
-    low, high = np.percentile(np.exp(errors[1:]), [2.5, 97.5], axis=0)
+    fitted = np.exp(errors[0].mean() + slopes[0] * x)
+    low, high = percentile_interval(np.exp(errors[1:]))
     if ((fitted < low) | (fitted > high)).any():
         return {"n": n, "refused": "the points do not lie on a power law"}
-    if interval(resampled)[1] > -1e-9:  # nothing but rounding is no decay
+    if percentile_interval(slopes[1:])[1] > -1e-9:  # nothing but rounding is no decay
         return {"n": n, "refused": "from the pictures at hand it is not certain that more of them help"}
     at = np.log(n) - np.log(curve.n).mean()
     expected = 1 - np.exp(errors.mean(axis=1) + slopes * at)
-    low_, high_ = interval(expected[1:])
-    return {"n": n, "accuracy": float(expected[0]), "low": low_, "high": high_, "exponent": float(-found)}
+    low, high = percentile_interval(expected[1:])
+    return {
+        "n": n, "accuracy": float(expected[0]), "low": float(low), "high": float(high), "exponent": float(-slopes[0])
+    }  # fmt: skip
 
 
 # --- how much to freeze -------------------------------------------------------------------------------------------
@@ -184,7 +173,7 @@ def freezing(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
     by_cut = {"none": curves[FROZEN, "none"]} | {c: curves[FINETUNED, c] for c in CUTS[1:] if (FINETUNED, c) in curves}
     table = []
     for name, curve in by_cut.items():
-        low, high = wilson(curve.correct[-1])
+        low, high = _interval(curve.correct[-1])
         table.append(
             {
                 "cut": name, "accuracy": float(curve.accuracy[-1]), "low": low, "high": high,
@@ -205,7 +194,7 @@ def freezing(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
         "similar": pictures.similar,
         "confidence": pictures.confidence,
         "on_imagenet": pictures.on_imagenet,
-        "gap": paired(by_cut[cut].correct[-1], by_cut["none"].correct[-1]) | {"cut": cut},
+        "gap": paired_difference(by_cut["none"].correct[-1], by_cut[cut].correct[-1]).accuracy._asdict() | {"cut": cut},
         "rules": {
             rule: {"cut": advised, "words": words, "agrees": advised == measured}
             for rule, (advised, words) in rules.items()
@@ -260,12 +249,12 @@ def conclude(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
     rows = {FROZEN: curves[FROZEN, "none"], FINETUNED: curves[FINETUNED, cut], SCRATCH: curves[SCRATCH, "all"]}
     pretrained = min((FROZEN, FINETUNED), key=lambda start: rows[start].losses[-1].mean())
     best, scratch = rows[pretrained], rows[SCRATCH]
-    worth = paired(best.correct[-1], scratch.correct[-1])
+    worth = paired_difference(scratch.correct[-1], best.correct[-1]).accuracy
     enough, at_most = pictures_for(float(scratch.accuracy[-1]), best)
     result: dict[str, Any] = {
         "verdict": verdict(worth),
         "pretrained": pretrained,
-        "worth_points": {key: 100 * value for key, value in worth.items()},
+        "worth_points": {key: 100 * value for key, value in worth._asdict().items()},
         "worth_labels": {"pretrained": enough, "at_most": at_most, "scratch": int(scratch.n[-1])},
         "worth_minutes": {"pretrained": float(best.seconds[-1] / 60), "scratch": float(scratch.seconds[-1] / 60)},
         "more": with_more(best),
@@ -275,12 +264,16 @@ def conclude(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
             {"start": start, "n": int(n), "accuracy": float(accuracy), "low": low, "high": high, "seconds": float(seconds)}
             for start, curve in rows.items()
             for n, accuracy, (low, high), seconds in zip(
-                curve.n, curve.accuracy, map(wilson, curve.correct), curve.seconds, strict=True
+                curve.n, curve.accuracy, map(_interval, curve.correct), curve.seconds, strict=True
             )
         ],
     }
     result["sentences"] = sentences(result)
     return result
+
+
+def _interval(correct: Bools) -> tuple[float, float]:
+    return wilson(int(correct.sum()), len(correct))
 
 
 def sentences(result: dict[str, Any]) -> list[str]:

@@ -36,10 +36,10 @@ from headstart.base.params import Finetune, Params, is_range
 from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
+from headstart.evaluation.intervals import mean
 from headstart.models.backbones import load_trunk
 from headstart.models.calibration import calibrated_losses
 from headstart.studies import tuning_report
-from headstart.studies.ranking import interval
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training.finetuned import CURVE, WEIGHTS, load_val_logits
 from headstart.training.linear_probe import load_head
@@ -349,8 +349,8 @@ class _Study:
         present = next(row for row in rows if row["knobs"] == self.search.present)
         gain = None
         if complete and present["state"] == "complete" and complete[0] is not present:
-            value, low, high = interval(self._losses(present["knobs"]) - self._losses(complete[0]["knobs"]))
-            gain = {"value": value, "low": low, "high": high, "pictures": len(self.labels)}
+            lower_by = mean(self._losses(present["knobs"]) - self._losses(complete[0]["knobs"]))
+            gain = lower_by._asdict() | {"pictures": len(self.labels)}
         best = _changed(complete[0]["knobs"], self.search.present) if complete else None
         return {
             "best": best,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from headstart.base.arrays import Floats, Ints
 from headstart.base.device import set_up
@@ -22,6 +21,7 @@ from headstart.base.progress import progress
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation import metrics
+from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval
 from headstart.evaluation.metrics import Scores
 from headstart.evaluation.summary import interval
 from headstart.inference.predictor import BATCH, Predictor, load_predictor
@@ -247,7 +247,12 @@ def judge(
     before = metrics.metrics(champion.scores, resamples, seed)
     numbers["champion"] = {"version": champion.number, "seconds_per_picture": champion.seconds, **before}
     numbers["gain"] = gain = _gain(champion, challenger, rules.metric, resamples, seed)
-    numbers["mcnemar"] = mcnemar(champion.scores, challenger.scores)
+    difference = paired_difference(champion.scores.correct, challenger.scores.correct)
+    numbers["mcnemar"] = {
+        "only_challenger_right": difference.gained,
+        "only_champion_right": difference.lost,
+        "p": difference.p_value(),
+    }
     numbers["unknown_to_champion"] = [names[c] for c in sorted(set(challenger.scores.labels.tolist()) - champion.known)]
     numbers["classes"] = _classes(champion.scores, challenger.scores, names, rules)
     numbers["ece_by_chance"] = _ece_by_chance(challenger.scores, seed)
@@ -278,27 +283,13 @@ def _gain(champion: Side, challenger: Side, metric: str, resamples: int, seed: i
     sign = -1 if metric in LOWER_IS_BETTER else 1
     first = metrics.measures_of(champion.scores)[metric]
     second = metrics.measures_of(challenger.scores)[metric]
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(resamples):
-        drawn = rng.choice(rows, len(rows))
-        draws.append(sign * (second(drawn) - first(drawn)))
-    low, high = np.percentile(draws, [2.5, 97.5])
+    draws = bootstrap(lambda drawn: sign * (second(rows[drawn]) - first(rows[drawn])), len(rows), seed, resamples)
+    low, high = percentile_interval(draws)
     a, b = first(rows), second(rows)
     value = round(sign * (b - a), 12)  # sums of the same addends in another order are equal
     return {
         "value": value, "low": float(low), "high": float(high), "champion": a, "challenger": b, "pictures": len(rows),
     }  # fmt: skip
-
-
-def mcnemar(before: Scores, after: Scores) -> dict[str, float]:
-    """McNemar's exact test: of the pictures that only one of two has right, is either's share more than a half?
-
-    (McNemar 1947, "Note on the sampling error of the difference between correlated proportions".)
-    """
-    won, lost = int((after.correct & ~before.correct).sum()), int((before.correct & ~after.correct).sum())
-    p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-    return {"only_challenger_right": won, "only_champion_right": lost, "p": p}
 
 
 def _classes(before: Scores, after: Scores, names: list[str], rules: Gate) -> list[dict[str, Any]]:

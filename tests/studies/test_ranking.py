@@ -36,7 +36,6 @@ from headstart.studies.ranking import (
     Standing,
     choose,
     halve,
-    interval,
     knn_accuracy,
     log_me,
     over_budget,
@@ -176,16 +175,6 @@ def test_the_probe_is_scikit_learns_cross_validated_regression() -> None:
         right += int((model.predict(scaled[held_out]) == labels[held_out]).sum())
     assert found.correct.sum() == pytest.approx(right, abs=6)
     assert found.losses.mean() < np.log(3)
-
-
-def test_intervals_cover_what_they_should() -> None:
-    rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(60):
-        mean, low, high = interval(rng.normal(0.3, 1, 150))
-        assert low < mean < high
-        covered += low < 0.3 < high
-    assert 50 <= covered <= 60
 
 
 # --- halving and the choice, on constructed outcomes -------------------------------------------------------------------

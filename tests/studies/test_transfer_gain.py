@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.evaluation.intervals import paired
+from headstart.evaluation.intervals import Estimate, paired_difference
 from headstart.studies import learning_curves
 from headstart.studies.candidates import Sample
 from headstart.studies.learning_curves import (
@@ -93,7 +93,7 @@ def test_a_small_gain_on_few_pictures_cannot_be_told() -> None:
 
 @given(st.floats(-1, 1), st.floats(0, 0.5), st.floats(0, 0.5))
 def test_there_is_one_verdict_for_every_interval(value: float, below: float, above: float) -> None:
-    said = verdict({"value": value, "low": value - below, "high": value + above})
+    said = verdict(Estimate(value, value - below, value + above))
     assert said in (WORTH, NOT_WORTH, CANT_TELL)
     if said == WORTH:
         assert value - below > 0 and value >= 0.01
@@ -103,21 +103,11 @@ def test_there_is_one_verdict_for_every_interval(value: float, below: float, abo
         assert said == CANT_TELL
 
 
-def test_a_difference_is_paired() -> None:
-    one = np.arange(200) < 150
-    same = paired(one, one)
-    assert (same["value"], same["low"]) == (0, -same["high"])
-    assert same["high"] < 0.02
-    apart = paired(one, ~one)
-    assert apart["low"] < apart["value"] < apart["high"]
-
-
 def test_a_difference_of_which_a_few_more_pictures_could_make_nothing_is_not_certain() -> None:
     always = np.ones(6, bool)
-    assert verdict(paired(always, always)) == CANT_TELL
-    found = paired(np.arange(60) < 50, np.arange(60) < 46)  # four pictures and none the other way: McNemar's p is 0.125
-    assert found == pytest.approx({"value": 4 / 60, "low": -0.011, "high": 0.140}, abs=5e-4)
-    assert verdict(found) == CANT_TELL
+    assert verdict(paired_difference(always, always).accuracy) == CANT_TELL
+    four = paired_difference(np.arange(60) < 46, np.arange(60) < 50)  # and none the other way: McNemar's p is 0.125
+    assert verdict(four.accuracy) == CANT_TELL
 
 
 def test_seconds_go_on_from_where_the_state_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from scipy.stats import binomtest
 
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Gate, Params
@@ -29,7 +28,7 @@ from headstart.evaluation.metrics import Scores
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, LinearHead
 from headstart.tracking import gate, store
-from headstart.tracking.gate import Decision, Side, judge, mcnemar
+from headstart.tracking.gate import Decision, Side, judge
 from headstart.tracking.registry import Registry, Version
 from headstart.tracking.result import result_digest
 from tests.inference.test_predictor import NETWORK
@@ -174,17 +173,6 @@ def test_the_log_loss_is_compared_on_the_classes_that_both_know() -> None:
     decision = decided(champion, with_wrong(4, {0: 9}), Gate(metric="log_loss", class_margin=1))
     assert decision.numbers["gain"]["pictures"] == 50
     assert decision.outcome == "refused"  # better by far on bees alone, and worse on ants
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-@settings(max_examples=50, deadline=None)
-def test_mcnemars_test_is_the_binomial_test_of_what_only_one_has_right(answers: list[tuple[bool, bool]]) -> None:
-    labels = [0] * len(answers)
-    before, after = (side(1, [pair[n] for pair in answers], labels).scores for n in (0, 1))
-    found = mcnemar(before, after)
-    won, lost = answers.count((False, True)), answers.count((True, False))
-    assert (found["only_challenger_right"], found["only_champion_right"]) == (won, lost)
-    assert found["p"] == (binomtest(won, won + lost).pvalue if won + lost else 1)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40), st.integers(0, 9))

@@ -3,7 +3,7 @@
 All of it is computed. ``fetch``, which always runs, writes what it finds into ``data/fetch/code/STAGE.json``; every stage
 depends on its own file there, so an edit or an upgrade reruns the stages that it can change, and no others. Whatever else
 is kept from run to run (half-finished trainings, stored activations, learning curves, trials, packed pictures) is keyed by
-:func:`code_of` and :func:`inputs_of`.
+``code_of`` and ``inputs_of``.
 
 Imports are read from the source and not from ``sys.modules``: those inside functions count too, those for type checkers do
 not. A string that is the name of a module, or of a file in headstart such as a template, counts as an import of it. A

@@ -70,7 +70,7 @@ def pack(
     stay in the file without an entry in the index.
 
     Returns:
-        The usable pictures, and the settings that :func:`write_index` stores beside them.
+        The usable pictures, and the settings that ``write_index`` stores beside them.
     """
     jobs = [_Job(root, picture, settings.short_side, settings.max_megapixels, None) for picture in pictures]
     raw_bytes = sum(_map(_raw_size, jobs, threads))
@@ -102,7 +102,7 @@ def pack(
 
 
 def write_index(usable: list[PackedPicture], packing: dict[bytes, bytes], folder: Path) -> None:
-    """Write what :class:`~headstart.data.packed.Pixels` and the next :func:`pack` need to know of the packed pixels."""
+    """Write what ``Pixels`` and the next ``pack`` need to know of the packed pixels."""
     index = pa.table(
         {
             "sha256": [p.picture.sha256 for p in usable],

@@ -1,6 +1,6 @@
 """The kinds of ``data.source``, and which of them a given one is.
 
-The pictures stay where they are. A manifest holds paths relative to a root that :func:`locate` finds again from the
+The pictures stay where they are. A manifest holds paths relative to a root that ``locate`` finds again from the
 parameters; archives and downloads are kept under ``.headstart/`` in the checkout. Nothing here imports torch, MLflow or
 pandas before a source needs it, so that listing an unchanged folder is quick.
 """

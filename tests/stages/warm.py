@@ -78,8 +78,8 @@ def _start(folder: Path, variables: dict[str, str]) -> None:
     command.chmod(0o755)
     # Its streams are what a child's mostly are: pipes, which cannot seek.
     server = subprocess.Popen(
-        [sys.executable, __file__, str(folder), str(packages)], env=variables, start_new_session=True, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, __file__, str(folder), str(packages)], env=variables, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     started.append(server)
     deadline = time.monotonic() + 300

@@ -182,10 +182,13 @@ def copy_of(finished: Clone, tmp_path: Path) -> Clone:
 
 
 @pytest.fixture
-def project(tmp_path: Path, warm_starts: None) -> Callable[..., Clone]:
+def project(tmp_path: Path, warm_starts: None, empty_store: Path) -> Callable[..., Clone]:
+    """Makes a clone that has run nothing yet. It has an MLflow database; that of ``finished`` is made by a stage."""
+
     def make(**params: object) -> Clone:
         folder = tmp_path / "project"
         folder.mkdir()
+        shutil.copy(empty_store, folder)
         return new_clone(folder, **params)
 
     return make

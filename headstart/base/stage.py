@@ -8,8 +8,11 @@ from pathlib import Path
 from headstart.base.errors import run_cleanly
 from headstart.base.identity import check_code
 from headstart.base.params import Params
+from headstart.base.threads import wait_passively
 
 DATA = Path("data")
+
+wait_passively()  # not in start(): what a stage's script imports after this module imports torch
 
 
 def start(script: str, run: Callable[[Params, Path], None]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import difflib
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable
+
+from headstart.base.private_names import end_as_python_does
 
 
 class HeadstartError(Exception):
@@ -47,8 +47,7 @@ def run_cleanly(main: Callable[[], None]) -> None:
 def leave() -> None:
     """End the process with status 0 as Python does, but without taking apart all that was imported: with torch that takes
     one or two seconds, in every stage, and frees what the system frees anyway."""
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
-    atexit._run_exitfuncs()
+    end_as_python_does()
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.base.device import multiplies_bf16
+from headstart.base.private_names import torchscript_decoder
 from headstart.engines.base import Engine, Forward, Precision
 from headstart.models.complexity import frozen
 
@@ -59,7 +60,6 @@ def converted(network: nn.Module, example: Tensor, named: bool = True) -> Any:
         Exception: whatever the tracer or the converter says about a network that it cannot take.
     """
     import openvino
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     # The two steps of openvino.convert_model without its telemetry: nothing leaves this machine.
     frontend = openvino.frontend.FrontEndManager().load_by_framework("pytorch")
@@ -68,11 +68,11 @@ def converted(network: nn.Module, example: Tensor, named: bool = True) -> Any:
         # Tracing would compare the trace with the network, which takes three times as long and is done by select. The
         # decoder has to live until it is converted.
         if named:
-            decoder = TorchScriptPythonDecoder(network, example_input=example, trace_kwargs={"check_trace": False})
+            decoder = torchscript_decoder(network, example_input=example, trace_kwargs={"check_trace": False})
         else:
             with frozen(network):  # parameters that are not constant have no place in the trace of a function
                 traced = torch.jit.trace(lambda shown: network(shown), example, check_trace=False)  # type: ignore[no-untyped-call]
-            decoder = TorchScriptPythonDecoder(traced)
+            decoder = torchscript_decoder(traced)
         return frontend.convert(frontend.load(decoder))
 
 

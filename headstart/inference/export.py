@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from headstart.base.arrays import Floats, Ints
 from headstart.base.errors import HeadstartError
 from headstart.base.files import write_json, write_text
+from headstart.base.private_names import fold_openvino_batch_norm
 from headstart.data.decode import Array
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
@@ -179,13 +180,12 @@ def _onnx(network: WholeClassifier, example: Tensor, file: Path) -> Run:
 
 def _openvino(network: WholeClassifier, example: Tensor, file: Path, calibration: Pictures | None) -> Run:
     import openvino
-    from openvino._offline_transformations import apply_moc_transformations
 
     model = converted(network, example)
     model.reshape([-1, *example.shape[1:]])
-    # As openvino.convert_model does. It folds batch-norm into convolutions, without which NNCF rounds what is between them,
-    # whose channels differ in size by orders of magnitude.
-    apply_moc_transformations(model, cf=False, smart_reshape=True)
+    # Otherwise NNCF would round what is between convolution and batch-norm, whose channels differ in size by orders of
+    # magnitude.
+    fold_openvino_batch_norm(model)
     for port, name in ((model.input(0), "pictures"), (model.output(0), "probabilities")):
         port.get_tensor().set_names({name})
     if calibration is not None:

@@ -23,6 +23,7 @@ from headstart.base.artifacts import DETAILS, NETWORK, WEIGHTS
 from headstart.base.files import read_json, sha256_of_files, write_json, write_text
 from headstart.base.identity import PACKAGE, modules_of, without_docstrings
 from headstart.base.params import Params
+from headstart.base.private_names import list_no_packages_in_mlflow
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.inference import selective
@@ -39,7 +40,6 @@ def package(data: Path, params: Params, folder: Path) -> None:
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
-    from mlflow.utils import requirements_utils
 
     chosen = read_json(data / "evaluate" / "metrics.json")["chosen"]
     card, head = read_json(data / "backbone" / "card.json"), read_json(data / "head" / "head.json")
@@ -66,9 +66,7 @@ def package(data: Path, params: Params, folder: Path) -> None:
         outputs += [ColSpec("double", name) for name in head["classes"]]
         target = folder / "model"
         shutil.rmtree(target, ignore_errors=True)
-        # MLflow lists the modules of every installed package, to warn of requirements that do not fit them. Ours are read
-        # from the environment a few lines below, and the list takes longer than all the rest of saving.
-        requirements_utils._MODULES_TO_PACKAGES = {}
+        list_no_packages_in_mlflow()  # requirements are read from the environment a few lines below
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*An input example was not provided")  # it is written below
             mlflow.pyfunc.save_model(

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +20,7 @@ from torch import Tensor, nn
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.files import read_json
 from headstart.base.paths import is_own
+from headstart.base.private_names import without_torch_compiler
 from headstart.models.preprocessing import View
 
 CARD, WEIGHTS, CLASSIFIER = "card.json", "weights.safetensors", "classifier.safetensors"
@@ -96,7 +93,7 @@ def architecture(name: str, network_file: Path | None = None, weights: str = "de
     """
     if is_own(name):
         return _own(name, network_file)
-    with without_compiler():
+    with without_torch_compiler():
         import timm
         import torchvision
 
@@ -107,27 +104,6 @@ def architecture(name: str, network_file: Path | None = None, weights: str = "de
         return _timm(name)
     hint = nearest(name, [*known, *timm.list_models()]) or "`headstart models PATTERN` lists what there is"
     raise HeadstartError(f"backbone {name!r} is neither a torchvision nor a timm model, nor a file.py:factory; {hint}")
-
-
-@contextmanager
-def without_compiler() -> Iterator[None]:
-    """Import torchvision and timm in here, and torch's compiler is not imported with them.
-
-    They want nothing of it but an answer to one question and a mark on one function, for networks that are no classifiers;
-    importing it takes longer than all else that a stage imports. It is a module like any other as soon as this is over.
-    """
-    name = "torch._dynamo"
-    if name in sys.modules:
-        yield
-        return
-    compiler, parts = ModuleType(name), ModuleType(f"{name}.utils")
-    compiler.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
-    parts.is_compile_supported = lambda device: import_module(f"{name}.utils").is_compile_supported(device)  # type: ignore[attr-defined]
-    sys.modules |= {name: compiler, parts.__name__: parts}
-    try:
-        yield
-    finally:
-        del sys.modules[name], sys.modules[parts.__name__]
 
 
 def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -75,18 +76,18 @@ def depth(network: nn.Module, size: int) -> int:
 
 def remembered(network: nn.Module, size: int) -> int:
     """Bytes that the forward pass of one picture keeps for the backward one, weights left out."""
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    kept: dict[int, int] = {}
+    weights = {StorageWeakRef(p.untyped_storage()) for p in network.parameters()}  # type: ignore[no-untyped-call]
+    kept: dict[StorageWeakRef, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
+        if (reference := StorageWeakRef(storage)) not in weights:  # type: ignore[no-untyped-call]
+            kept[reference] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         answer = network.eval()(_black(network, size))
-    del answer  # until here it has kept all storages, so that no two of them had the same number
+    del answer
     return sum(kept.values())
 
 

@@ -11,6 +11,7 @@ from itertools import chain, pairwise
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
+from torch.nn import functional
 
 TOLERANCE = 1e-4  # of the largest answer: what is left of it is the order in which sums are made
 
@@ -63,8 +64,8 @@ class _FoldedConv(nn.Module):
         shift = norm.bias - norm.running_mean * scale
         if conv.bias is not None:
             shift = shift + conv.bias * scale
-        found: Tensor = conv._conv_forward(x, conv.weight * scale.view(-1, 1, 1, 1), shift)
-        return found
+        weight = conv.weight * scale.view(-1, 1, 1, 1)
+        return functional.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def fold_batch_norm(network: nn.Module, sample: Tensor) -> nn.Module:
@@ -98,6 +99,7 @@ def _fold_inside(network: nn.Module) -> None:
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     return (
         type(conv) is nn.Conv2d
+        and conv.padding_mode == "zeros"
         and (conv.kernel_size == (1, 1) or conv.groups > 1)  # those wait for memory; a dense 3×3 gains nothing
         and isinstance(norm, nn.BatchNorm2d)
         and (type(norm) is nn.BatchNorm2d or _with_activation(norm))

@@ -115,7 +115,7 @@ class Tracker(ResultRun):
     def _log_dataset(self, data: Path) -> None:
         import mlflow
         import pandas as pd
-        from mlflow.entities import DatasetInput, InputTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
         manifest = pd.read_parquet(data / "prepare" / "manifest.parquet")
         source = self.params.data.source
@@ -126,7 +126,7 @@ class Tracker(ResultRun):
             dataset = mlflow.data.from_pandas(
                 columns, source=source, name=source.rsplit("/", 1)[-1], targets="label", digest=digest
             )
-        inputs = [DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])]
+        inputs = [DatasetInput(Dataset(**dataset.to_dict()), [InputTag("mlflow.data.context", "training")])]
         try:
             self.client.log_inputs(self.run_id, datasets=inputs)
         except mlflow.exceptions.MlflowException:  # another checkout has entered the same pictures just now: they are found

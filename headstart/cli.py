@@ -293,7 +293,7 @@ def drift(
     without labels are most worth labelling."""
     from headstart.base.params import Params
     from headstart.monitoring import drift_report
-    from headstart.monitoring.drift import of_new_pictures
+    from headstart.monitoring.drift import detect_drift
     from headstart.tracking.registry import Registry
 
     data, params = Path("data"), Params.load()
@@ -302,11 +302,11 @@ def drift(
     registry = Registry(params) if params.registry.model else None
     champion = registry.champion() if registry else None
     if registry and champion:
-        found = of_new_pictures(data, params, registry.pictures(champion), registry.download(champion))
+        found = detect_drift(data, params, registry.pictures(champion), registry.download(champion))
     elif params.drift.incoming is None:
         raise HeadstartError("there is no champion to compare new pictures with; name a folder of pictures without labels")
     else:
-        found = of_new_pictures(data, params, set(), None)
+        found = detect_drift(data, params, set(), None)
     if found is None:
         print("No usable picture is new.")
     else:

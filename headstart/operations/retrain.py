@@ -150,7 +150,7 @@ class _Round:
 
         champion = registry.champion()
         known = registry.pictures(champion) if champion else set()
-        found = drift.of_new_pictures(self.data, self.params, known, registry.download(champion) if champion else None)
+        found = drift.detect_drift(self.data, self.params, known, registry.download(champion) if champion else None)
         return {"real": found.real, "sentence": found.sentence, "numbers": found.numbers} if found else None
 
     def _summary(self, version: Version, decision: Decision | None) -> dict[str, Any]:

@@ -151,17 +151,18 @@ def _aucs(scores: Floats, labels: Bools) -> Floats:
     return aucs
 
 
-def _interval(answers: Floats, new: Bools, widened: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Of the AUC, over resampled new and resampled old pictures; ``widened`` times as long."""
-    mine, others = answers[new], answers[~new]
-    ranked = (mine[:, None] > others).astype(float) + 0.5 * (mine[:, None] == others)  # 1: the new one comes out on top
-    if ranked.all():  # resampling shows no spread: the limit of Clopper and Pearson (1934) for the smaller of the two sides
+def _interval(scores: Floats, new: Bools, stretch: float, rng: np.random.Generator) -> tuple[float, float]:
+    """The 95 % interval of the AUC, over resampled new and old pictures, made ``stretch`` times as long."""
+    new_scores, old_scores = scores[new], scores[~new]
+    # 1 where the new picture of a pair scores higher, 0.5 where both score the same.
+    ranked = (new_scores[:, None] > old_scores).astype(float) + 0.5 * (new_scores[:, None] == old_scores)
+    if (ranked == 1).all():  # resampling shows no spread: Clopper and Pearson's limit (1934) for the smaller side
         return float(0.025 ** (1 / min(ranked.shape))), 1.0
     counts = [  # how often each picture is in each resample, so that all their AUCs are one matrix product
         np.stack([np.bincount(rows, minlength=n) for rows in resample(n, RESAMPLES, rng)]) for n in ranked.shape
     ]
     draws = np.einsum("rj,rj->r", counts[0] @ ranked, counts[1]) / ranked.size
-    low, high = np.clip(ranked.mean() + widened * (np.array(percentile_interval(draws)) - ranked.mean()), 0, 1)
+    low, high = np.clip(ranked.mean() + stretch * (np.array(percentile_interval(draws)) - ranked.mean()), 0, 1)
     return float(low), float(high)
 
 

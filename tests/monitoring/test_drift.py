@@ -169,7 +169,7 @@ def test_that_two_dozen_pictures_are_all_told_apart_does_not_make_it_certain() -
 def test_features_that_are_all_the_same_are_no_difference() -> None:
     found = two_sample.two_sample(np.ones((60, 5)), first(20, 60), alone(60), 0)
     assert found
-    assert (found.auc, found.p) == (0.5, 1.0)
+    assert (found.low, found.auc, found.high, found.p) == (0.5, 0.5, 0.5, 1.0)
 
 
 # --- new in kind ------------------------------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def retrain(
 ) -> None:
     """One unattended round, for cron, timers and CI: pull, `dvc repro`, let the gate decide, push, commit dvc.lock.
 
-    Exit status: 0 promoted, 10 skipped (nothing new to decide), 11 kept, 12 refused, 75 another round is at work,
+    Exit status: 0 promoted, 10 skipped (nothing new to decide), 11 kept, 12 refused, 75 another round is running,
     1 failed, 130 interrupted. Killed anywhere, the next round carries on.
     """
     from headstart.base.params import Params
@@ -211,7 +211,7 @@ def retrain(
     if as_json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
     elif not unheard:
-        print(rounds.told(summary))
+        print(rounds.summary_text(summary))
     if unheard:
         print(f"headstart: {summary['sentence']}", file=sys.stderr)
     raise typer.Exit(rounds.EXIT[summary["outcome"]])

@@ -202,7 +202,7 @@ def retrain(
 ) -> None:
     """One unattended round, for cron, timers and CI: pull, `dvc repro`, let the gate decide, push, commit dvc.lock.
 
-    Exit status: 0 promoted, 10 skipped (nothing new to decide), 11 kept, 12 refused, 75 another round is at work,
+    Exit status: 0 promoted, 10 skipped (nothing new to decide), 11 kept, 12 refused, 75 another round is running,
     1 failed, 130 interrupted. Killed anywhere, the next round carries on.
     """
     from headstart.base.params import Params
@@ -213,7 +213,7 @@ def retrain(
     if as_json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
     elif not unheard:
-        print(rounds.told(summary))
+        print(rounds.summary_text(summary))
     if unheard:
         print(f"headstart: {summary['sentence']}", file=sys.stderr)
     raise typer.Exit(rounds.EXIT[summary["outcome"]])
@@ -295,7 +295,7 @@ def drift(
     without labels are most worth labelling."""
     from headstart.base.params import Params
     from headstart.monitoring import drift_report
-    from headstart.monitoring.drift import of_new_pictures
+    from headstart.monitoring.drift import detect_drift
     from headstart.tracking.registry import Registry
 
     data, params = Path("data"), Params.load()
@@ -304,11 +304,11 @@ def drift(
     registry = Registry(params) if params.registry.model else None
     champion = registry.champion() if registry else None
     if registry and champion:
-        found = of_new_pictures(data, params, registry.pictures(champion), registry.download(champion))
+        found = detect_drift(data, params, registry.pictures(champion), registry.download(champion))
     elif params.drift.incoming is None:
         raise HeadstartError("there is no champion to compare new pictures with; name a folder of pictures without labels")
     else:
-        found = of_new_pictures(data, params, set(), None)
+        found = detect_drift(data, params, set(), None)
     if found is None:
         print("No usable picture is new.")
     else:

@@ -78,7 +78,7 @@ def sha256_of_files(folder: Path, leave_out: tuple[str, ...] = ()) -> str:
 
 
 def write_rows(rows: list[dict[str, Any]], path: Path) -> None:
-    """Ints with the same keys, as CSV."""
+    """Rows with the same keys, as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,5 +1,5 @@
-"""Which of many pictures without labels are most worth labelling? Those that the classifier is unsure of, and that are
-unlike each other and unlike what is labelled already."""
+"""Active learning: which of many pictures without labels are most worth labelling? Those that the classifier is unsure
+of and that resemble neither each other nor the labelled pictures."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ import numpy as np
 from headstart.base.arrays import Floats
 from headstart.base.files import write_text
 from headstart.monitoring.incoming import Incoming
-from headstart.monitoring.two_sample import Known
+from headstart.monitoring.two_sample import NoveltyDetector
 
 FOLDER, TABLE = "to_label", "to_label.csv"
 COLUMNS = ("path", "original", "guess", "probability", "why")
-LEAST = 0.1  # of the largest uncertainty: a classifier may be wrongly sure of what it has never seen
-SAME = 1e-6  # cosine distance
-SURE = 0.9
+MIN_WEIGHT = 0.1  # relative to the largest: a classifier can be confident and wrong about what it has never seen
+DUPLICATE_DISTANCE = 1e-6  # cosine distance
+CONFIDENT = 0.9
 
 
-def worth_labelling(features: Floats, probabilities: Floats, known: Floats, count: int) -> list[int]:
-    """Ints of at most ``count`` pictures, the one most worth labelling first.
+def select_for_labelling(features: Floats, probabilities: Floats, labelled: Floats, count: int) -> list[int]:
+    """The rows of at most ``count`` pictures, the one most worth labelling first.
 
     The greedy k-centre rule (Sener and Savarese 2018, "Active learning for convolutional neural networks: a core-set
-    approach") takes again and again the picture that is farthest from all that is labelled or taken; here the distance, of
-    1 less the cosine, is multiplied by the entropy of the classifier's answer. Copies of a picture are not taken twice.
+    approach") repeatedly selects the picture farthest from everything labelled or selected. Here the cosine distance is
+    multiplied by the entropy of the classifier's probabilities. Copies of a picture are not selected twice.
 
     Args:
         features: (N, D).
         probabilities: (N, C).
-        known: (M, D) features of labelled pictures.
+        labelled: (M, D) features of labelled pictures.
     """
     entropy = -(probabilities * np.log(np.clip(probabilities, 1e-12, 1))).sum(axis=1) / np.log(probabilities.shape[1])
-    weight = LEAST + (1 - LEAST) * entropy
-    x, centres = _unit(features), _unit(known)
+    weight = MIN_WEIGHT + (1 - MIN_WEIGHT) * entropy
+    x, centres = _unit(features), _unit(labelled)
     distance = 1 - (x @ centres.T).max(axis=1)
-    taken: list[int] = []
-    while len(taken) < count:
+    selected: list[int] = []
+    while len(selected) < count:
         best = int(np.argmax(weight * distance))
-        if distance[best] < SAME:
+        if distance[best] < DUPLICATE_DISTANCE:
             break
-        taken.append(best)
+        selected.append(best)
         distance = np.minimum(distance, 1 - x @ x[best])
         distance[best] = 0
-    return taken
+    return selected
 
 
 def _unit(features: Floats) -> Floats:
@@ -56,38 +56,41 @@ def _unit(features: Floats) -> Floats:
     return unit
 
 
-def described(incoming: Incoming, rows: list[int], known: Known) -> list[dict[str, Any]]:
+def describe_selection(incoming: Incoming, rows: list[int], novelty: NoveltyDetector) -> list[dict[str, Any]]:
     """The rows of the table: ``path``, in the folder of copies, ``original``, ``guess``, ``probability`` and ``why``."""
-    strange = known.distances(incoming.features[rows]) if rows else np.empty(0)
-    found = []
-    for place, (row, far) in enumerate(zip(rows, strange, strict=True), start=1):
+    distances = novelty.distances(incoming.features[rows]) if rows else np.empty(0)
+    described = []
+    for number, (row, distance) in enumerate(zip(rows, distances, strict=True), start=1):
         p = incoming.probabilities[row]
         first, second = np.argsort(-p, kind="stable")[:2]
         reasons = []
-        if far > known.limit:
-            reasons.append(f"new in kind: {far:.1f} times as far from the labelled pictures as is usual")
-        if p[first] < SURE:
+        if distance > novelty.limit:
+            reasons.append(f"new in kind: {distance:.1f} times as far from the labelled pictures as is usual")
+        if p[first] < CONFIDENT:
             names = (f"{incoming.classes[c]} {p[c]:.0%}" for c in (first, second))
             reasons.append(f"unsure: {', '.join(names)}")
-        found.append(
+        described.append(
             {
-                "path": f"{place:03d}-{Path(incoming.paths[row]).name}",
+                "path": f"{number:03d}-{Path(incoming.paths[row]).name}",
                 "original": incoming.paths[row],
                 "guess": incoming.classes[first],
                 "probability": round(float(p[first]), 4),
                 "why": "; ".join(reasons) or "unlike the others",
             }
         )
-    return found
+    return described
 
 
 def export(incoming: Incoming, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Copies of the pictures that ``rows`` describes, and those as a table, in ``folder / "to_label"``; what an earlier
-    export left there goes, and where there are no rows nothing is left. Returned are the rows whose pictures are still
-    there."""
+    """Write copies of the pictures in ``rows``, and the rows as a table, to ``folder / "to_label"`` in place of an earlier
+    export. Without rows there is no such folder.
+
+    Returns:
+        The rows whose pictures still exist.
+    """
     target, part = folder / FOLDER, folder / f".{FOLDER}"
     shutil.rmtree(part, ignore_errors=True)
-    rows = [row for row in rows if (incoming.folder / row["original"]).exists()]  # somebody may have moved some meanwhile
+    rows = [row for row in rows if (incoming.folder / row["original"]).exists()]  # some may have been moved in the meantime
     if rows:
         part.mkdir(parents=True)
         for row in rows:

@@ -1,8 +1,8 @@
-"""drift: do new pictures differ from those that the champion was made from, and what does the champion make of them?
+"""drift: do new pictures differ from those that the champion was made from, and what does the champion predict for them?
 
-Everything is found in the frozen features that the pipeline has anyway. Test pictures are counted and compared like all
-others, since none of it chooses anything; they are not among the pictures that are shown, as in ``labels``: whoever mends
-the test labels that a classifier stumbles over makes its report better than it is.
+Everything is computed from the frozen features that the pipeline has anyway. Test pictures are counted and compared like
+all others, since nothing is chosen by it. But they are never shown, as in ``labels``: correcting just the test labels that
+a classifier gets wrong would make its report too good.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from headstart.data.splits import SPLITS
 from headstart.evaluation.intervals import DIGITS, Estimate, mean, proportion, rounded, unpaired_difference
 from headstart.monitoring import drift_report
 from headstart.monitoring.two_sample import (
-    AT_LEAST,
-    LEVEL,
-    Known,
+    MIN_PICTURES,
+    SIGNIFICANCE,
+    NoveltyDetector,
     TwoSample,
-    one_of_each,
-    sample_of,
+    one_per_group,
+    subsample,
     two_sample,
 )
 
@@ -41,18 +41,18 @@ if TYPE_CHECKING:
     from headstart.monitoring.incoming import Incoming
 
 FOLDER = "drift"
-REFERENCE = 5000  # old pictures that distances are measured from
-ASKED = 500  # new and old pictures that the champion is asked about
+MAX_REFERENCE = 5000  # old pictures that distances are measured from
+MAX_PREDICTED = 500  # new pictures, and old ones, that the champion predicts
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What is new about new pictures.
+    """How new pictures differ from old ones.
 
     Attributes:
-        real: whether the labelled new pictures, or the incoming ones, differ from the old ones.
-        sentence: all of it in words.
-        numbers: what drift.json holds: ``real``, ``sentence``, and ``new`` and ``incoming`` where there are any.
+        real: whether the new labelled pictures, or the incoming ones, differ from the old ones.
+        sentence: the findings in words.
+        numbers: the content of drift.json: ``real``, ``sentence``, and ``new`` and ``incoming`` if there are such pictures.
     """
 
     real: bool
@@ -60,23 +60,23 @@ class Drift:
     numbers: dict[str, Any]
 
 
-def of_new_pictures(data: Path, params: Params, known: set[str], champion: Path | None) -> Drift | None:
-    """Compare the pictures of data/prepare that the champion has not learned from, and those in ``drift.incoming``, with
-    the others, and write data/drift. None where there are neither.
+def detect_drift(data: Path, params: Params, known: set[str], champion: Path | None) -> Drift | None:
+    """Compare the pictures of data/prepare that the champion was not made from, and those in ``drift.incoming``, with the
+    other pictures of data/prepare, and write data/drift. None if there are neither.
 
     Args:
         data: the folder of the stages' folders.
-        known: SHA-256 of the pictures that the champion was made from; none where there is no champion, and then nothing
-            labelled is new.
-        champion: the folder of its model; None for the one that was packaged last.
+        known: SHA-256 of the pictures that the champion was made from. Empty if there is no champion; then no labelled
+            picture is new.
+        champion: the folder of its model; None for the model that was packaged last.
 
     Raises:
-        HeadstartError: a folder that should be there is not.
+        HeadstartError: a folder is missing.
     """
     from headstart.base.device import set_up
     from headstart.data.packed import Pixels
     from headstart.monitoring.active_learning import export
-    from headstart.monitoring.incoming import look_at
+    from headstart.monitoring.incoming import read_incoming
 
     manifest = read_manifest(data / "prepare")
     new = ~manifest["sha256"].isin(known).to_numpy() if known else np.zeros(len(manifest), bool)
@@ -86,24 +86,24 @@ def of_new_pictures(data: Path, params: Params, known: set[str], champion: Path 
     features = _features(manifest, data / "features")
     numbers: dict[str, Any] = {}
     if new.any():
-        answers = _answers(champion, manifest, pixels, new, device, params.seed) if champion else None
-        numbers["new"] = compare(manifest, features, new, answers, params.seed)
+        predictions = _predict(champion, manifest, pixels, new, device, params.seed) if champion else None
+        numbers["new"] = compare(manifest, features, new, predictions, params.seed)
     incoming = None
     if params.drift.incoming is not None:
         model = champion or data / "package" / "model"
-        incoming = look_at(users_path(params.drift.incoming), data, manifest, params, model, device)
+        incoming = read_incoming(users_path(params.drift.incoming), data, manifest, params, model, device)
     if incoming is not None:
         groups = manifest["group"].to_numpy(str)
         numbers["incoming"] = compare_incoming(incoming, features, groups, params.drift.export, params.seed)
         numbers["incoming"]["to_label"] = export(incoming, numbers["incoming"]["to_label"], data / FOLDER)
     if not numbers:
         return None
-    judged = [part[name] for part in numbers.values() for name in ("test", "strange")]
-    real = any(found is not None and found["differ"] for found in judged)
-    found: dict[str, Any] = {"real": real, "sentence": drift_report.sentence(numbers)} | numbers
-    drift_report.write_page(found, manifest, pixels, incoming, data / FOLDER / drift_report.PAGE)
-    write_json(data / FOLDER / drift_report.FOUND, found)
-    return Drift(real, found["sentence"], found)
+    tests = [part[name] for part in numbers.values() for name in ("test", "strange")]
+    real = any(test is not None and test["differ"] for test in tests)
+    report: dict[str, Any] = {"real": real, "sentence": drift_report.sentence(numbers)} | numbers
+    drift_report.write_page(report, manifest, pixels, incoming, data / FOLDER / drift_report.PAGE)
+    write_json(data / FOLDER / drift_report.DRIFT, report)
+    return Drift(real, report["sentence"], report)
 
 
 def _features(manifest: pd.DataFrame, folder: Path) -> Floats:
@@ -121,19 +121,25 @@ def _features(manifest: pd.DataFrame, folder: Path) -> Floats:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the champion says of ``rows`` of the manifest: (N,) guesses and their probabilities. Of old pictures these are
-    test pictures, which it did not learn from either."""
+class ChampionPredictions:
+    """The champion's predictions for new pictures, and for old test pictures, from which it has not learned either.
+
+    Attributes:
+        rows: (N,) of the manifest.
+        labels: N predicted labels.
+        confidence: (N,) their probabilities.
+        classes: that the champion knows.
+    """
 
     rows: Ints
-    guesses: list[str]
+    labels: list[str]
     confidence: Floats
     classes: tuple[str, ...]
 
 
-def _answers(
+def _predict(
     champion: Path, manifest: pd.DataFrame, pixels: Pixels, new: Bools, device: torch.device, seed: int
-) -> Answers:
+) -> ChampionPredictions:
     import torch
 
     from headstart.base.progress import progress
@@ -143,18 +149,20 @@ def _answers(
     model = load_predictor(champion).model.to(device)
     rng = np.random.default_rng(seed)
     old_test = ~new & (manifest["split"] == "test").to_numpy()
-    rows = np.concatenate([sample_of(np.flatnonzero(side), ASKED, rng) for side in (new, old_test)])
-    batch, found = inference_batch(model, model.trunk.view, device), []
+    rows = np.concatenate([subsample(np.flatnonzero(side), MAX_PREDICTED, rng) for side in (new, old_test)])
+    batch, logits = inference_batch(model, model.trunk.view, device), []
     with progress("champion", len(rows)) as advance:
-        for logits in model.logits_of(pixels, rows.tolist(), batch, device):
-            found.append(logits)
-            advance(len(logits))
-    p = model.probabilities(torch.cat(found)).double().numpy()
-    return Answers(rows, [model.classes[best] for best in p.argmax(axis=1)], p.max(axis=1), model.classes)
+        for part in model.logits_of(pixels, rows.tolist(), batch, device):
+            logits.append(part)
+            advance(len(part))
+    p = model.probabilities(torch.cat(logits)).double().numpy()
+    return ChampionPredictions(rows, [model.classes[best] for best in p.argmax(axis=1)], p.max(axis=1), model.classes)
 
 
-def compare(manifest: pd.DataFrame, features: Floats, new: Bools, answers: Answers | None, seed: int) -> dict[str, Any]:
-    """What drift.json says of labelled pictures, those that are ``new`` against the others.
+def compare(
+    manifest: pd.DataFrame, features: Floats, new: Bools, predictions: ChampionPredictions | None, seed: int
+) -> dict[str, Any]:
+    """What drift.json says about labelled pictures: those that are ``new`` against the others.
 
     Args:
         manifest: of N pictures.
@@ -169,16 +177,16 @@ def compare(manifest: pd.DataFrame, features: Floats, new: Bools, answers: Answe
     return {
         "pictures": int(new.sum()),
         "old": len(old),
-        "test": _told(two_sample(features, new, groups, seed)),
-        "test_within_classes": _told(two_sample(features, new, groups, seed, labels)),
-        "test_of_old_halves": _told(two_sample(features[old], halves, groups[old], seed)),
+        "test": _test_json(two_sample(features, new, groups, seed)),
+        "test_within_classes": _test_json(two_sample(features, new, groups, seed, labels)),
+        "test_of_old_halves": _test_json(two_sample(features[old], halves, groups[old], seed)),
         "classes": _classes(labels, new),
         "strange": _strange(manifest, features, new, rng),
-        "champion": None if answers is None else _champion(manifest, new, answers, rng),
+        "champion": None if predictions is None else _champion(manifest, new, predictions, rng),
     }
 
 
-def _told(test: TwoSample | None) -> dict[str, Any] | None:
+def _test_json(test: TwoSample | None) -> dict[str, Any] | None:
     return None if test is None else rounded(asdict(test)) | {"differ": test.differ}
 
 
@@ -187,96 +195,98 @@ def _rounded(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def _classes(labels: Any, new: Bools) -> list[dict[str, Any]]:
-    """Of each class how many pictures are new and old, the most new ones first."""
-    fresh, before = Counter(labels[new].tolist()), Counter(labels[~new].tolist())
-    rows = [{"label": name, "new": fresh[name], "old": before[name]} for name in sorted({*fresh, *before})]
+    """How many pictures of each class are new and old, the class with most new ones first."""
+    counts, old_counts = Counter(labels[new].tolist()), Counter(labels[~new].tolist())
+    rows = [{"label": name, "new": counts[name], "old": old_counts[name]} for name in sorted({*counts, *old_counts})]
     return sorted(rows, key=lambda row: -row["new"])
 
 
-def _reference(features: Floats, groups: Any, rng: np.random.Generator) -> Known | None:
-    """A measure of what is usual, from (N, D) features of old pictures; None where they are too few."""
-    rows = sample_of(one_of_each(groups, rng), REFERENCE, rng)
-    return Known.of(features[rows]) if len(rows) > AT_LEAST else None
+def _novelty(features: Floats, groups: Any, rng: np.random.Generator) -> NoveltyDetector | None:
+    """A detector from (N, D) features of old pictures; None if there are too few."""
+    rows = subsample(one_per_group(groups, rng), MAX_REFERENCE, rng)
+    return NoveltyDetector.fit(features[rows]) if len(rows) > MIN_PICTURES else None
 
 
 def _strange(manifest: pd.DataFrame, features: Floats, new: Bools, rng: np.random.Generator) -> dict[str, Any] | None:
-    known = _reference(features[~new], manifest["group"].to_numpy(str)[~new], rng)
-    if known is None:
+    novelty = _novelty(features[~new], manifest["group"].to_numpy(str)[~new], rng)
+    if novelty is None:
         return None
     rows = manifest[new]
-    distances = known.distances(features[new])
-    beyond = distances > known.limit
+    distances = novelty.distances(features[new])
+    beyond = distances > novelty.limit
     shown = beyond & (rows["split"] != "test").to_numpy()
-    named = zip(rows["path"][shown], rows["label"][shown], distances[shown].tolist(), strict=True)
+    details = zip(rows["path"][shown], rows["label"][shown], distances[shown].tolist(), strict=True)
     pictures = [
-        {"path": path, "label": label, "distance": round(far, DIGITS)}
-        for path, label, far in sorted(named, key=lambda row: -row[2])
+        {"path": path, "label": label, "distance": round(distance, DIGITS)}
+        for path, label, distance in sorted(details, key=lambda row: -row[2])
     ]
     groups = rows["group"].to_numpy(str)
-    return _kinds(beyond, groups, known) | {"pictures": pictures}
+    return _novel_share(beyond, groups, novelty) | {"pictures": pictures}
 
 
-def _kinds(beyond: Bools, groups: NDArray[np.str_], known: Known) -> dict[str, Any]:
-    """The share of pictures that are new in kind, and whether chance explains so many; one of a group counts."""
-    p = known.surprise(len(np.unique(groups)), len(np.unique(groups[beyond])))
-    return proportion(beyond) | {"p": round(p, DIGITS), "differ": p < LEVEL}
+def _novel_share(beyond: Bools, groups: NDArray[np.str_], novelty: NoveltyDetector) -> dict[str, Any]:
+    """The share of pictures that are new in kind, and whether chance explains so many; a group counts once."""
+    p = novelty.p_value(len(np.unique(groups)), len(np.unique(groups[beyond])))
+    return proportion(beyond) | {"p": round(p, DIGITS), "differ": p < SIGNIFICANCE}
 
 
-def _champion(manifest: pd.DataFrame, new: Bools, answers: Answers, rng: np.random.Generator) -> dict[str, Any]:
-    """Its confidence and how often it contradicts the label, on new and on old pictures; and which new ones."""
-    rows = manifest.iloc[answers.rows].assign(guess=answers.guesses, probability=answers.confidence)
-    fresh = new[answers.rows]
+def _champion(
+    manifest: pd.DataFrame, new: Bools, predictions: ChampionPredictions, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Its confidence and how often it contradicts the label, for new and old pictures, and which new labels these are."""
+    rows = manifest.iloc[predictions.rows].assign(guess=predictions.labels, probability=predictions.confidence)
+    is_new = new[predictions.rows]
     wrong = (rows["guess"] != rows["label"]).to_numpy()
-    found: dict[str, Any] = {
-        "asked": {"new": int(fresh.sum()), "old": int((~fresh).sum())},
-        "unknown_classes": sorted(set(rows["label"]) - set(answers.classes)),
+    report: dict[str, Any] = {
+        "asked": {"new": int(is_new.sum()), "old": int((~is_new).sum())},
+        "unknown_classes": sorted(set(rows["label"]) - set(predictions.classes)),
     }
-    for name, values in (("confidence", answers.confidence), ("disagreement", wrong.astype(float))):
-        estimates = unpaired_difference(values[fresh], values[~fresh], rng)
-        found[name] = dict(zip(("new", "old", "difference"), map(_rounded, estimates), strict=True))
-    shown = rows[fresh & wrong & (rows["split"] != "test").to_numpy()]
+    for name, values in (("confidence", predictions.confidence), ("disagreement", wrong.astype(float))):
+        estimates = unpaired_difference(values[is_new], values[~is_new], rng)
+        report[name] = dict(zip(("new", "old", "difference"), map(_rounded, estimates), strict=True))
+    shown = rows[is_new & wrong & (rows["split"] != "test").to_numpy()]
     shown = shown.assign(probability=shown["probability"].round(DIGITS))
     shown = shown.sort_values("probability", ascending=False, kind="stable")
-    found["contradicted"] = shown[["path", "label", "guess", "probability"]].to_dict("records")
-    return found
+    report["contradicted"] = shown[["path", "label", "guess", "probability"]].to_dict("records")
+    return report
 
 
 # --- pictures without labels ------------------------------------------------------------------------------------------
 
 
 def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: int, seed: int) -> dict[str, Any]:
-    """What drift.json says of pictures without labels.
+    """What drift.json says about pictures without labels.
 
     Args:
         old: (N, D) features of the labelled pictures.
         old_groups: (N,).
-        at_most: so many pictures are named as worth labelling, where the incoming ones differ from the labelled ones.
+        at_most: how many pictures to select for labelling if the incoming ones differ from the labelled ones.
     """
-    from headstart.monitoring.active_learning import described, worth_labelling
+    from headstart.monitoring.active_learning import describe_selection, select_for_labelling
 
     rng = np.random.default_rng(seed)
     new = np.arange(len(incoming.paths) + len(old)) < len(incoming.paths)
     groups = np.concatenate([[f"incoming {group}" for group in incoming.groups], [f"old {group}" for group in old_groups]])
     test = two_sample(np.concatenate([incoming.features, old]), new, groups, seed)
-    known = _reference(old, old_groups, rng)
+    novelty = _novelty(old, old_groups, rng)
     strange, to_label = None, []
-    if known is not None:
-        distances = known.distances(incoming.features)
-        beyond = distances > known.limit
+    if novelty is not None:
+        distances = novelty.distances(incoming.features)
+        beyond = distances > novelty.limit
         order = [int(row) for row in np.argsort(-distances, kind="stable") if beyond[row]]
         pictures = [{"path": incoming.paths[row], "distance": round(float(distances[row]), DIGITS)} for row in order]
-        strange = _kinds(beyond, np.array(incoming.groups, str), known) | {"pictures": pictures}
+        strange = _novel_share(beyond, np.array(incoming.groups, str), novelty) | {"pictures": pictures}
         if (test is not None and test.differ) or strange["differ"]:
-            rows = worth_labelling(incoming.features, incoming.probabilities, known.features, at_most)
-            to_label = described(incoming, rows, known)
+            rows = select_for_labelling(incoming.features, incoming.probabilities, novelty.features, at_most)
+            to_label = describe_selection(incoming, rows, novelty)
     confidence = incoming.probabilities.max(axis=1)
     guesses = Counter(incoming.classes[best] for best in incoming.probabilities.argmax(axis=1))
     return {
         "pictures": len(incoming.paths),
-        "found": incoming.found,
+        "found": incoming.files,
         "unusable": incoming.unusable,
         "old": len(old),
-        "test": _told(test),
+        "test": _test_json(test),
         "confidence": _rounded(mean(confidence, rng)),
         "guesses": dict(guesses.most_common()),
         "strange": strange,

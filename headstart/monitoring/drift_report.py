@@ -1,4 +1,4 @@
-"""What came of drift: in words, and on a page of pictures."""
+"""The findings of drift in words, and as a page with pictures."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import pandas as pd
 
 from headstart.base.files import write_text
 from headstart.evaluation import pages
-from headstart.monitoring.two_sample import AT_LEAST
+from headstart.monitoring.two_sample import MIN_PICTURES
 
 if TYPE_CHECKING:
     from headstart.data.packed import Pixels
     from headstart.monitoring.incoming import Incoming
 
-FOUND, PAGE = "drift.json", "drift.html"
-SHOWN = 30  # pictures of each kind on the page; drift.json has all of them
+DRIFT, PAGE = "drift.json", "drift.html"
+MAX_SHOWN = 30  # pictures of each kind; drift.json has all of them
 
 
 def sentence(numbers: dict[str, Any]) -> str:
     """What drift.json holds under ``new`` and ``incoming``, in words."""
-    words = {"new": _of_new, "incoming": _of_incoming}
-    return " ".join(words[name](part) for name, part in numbers.items())
+    describe = {"new": _new_pictures, "incoming": _incoming_pictures}
+    return " ".join(describe[name](part) for name, part in numbers.items())
 
 
-def _of_new(part: dict[str, Any]) -> str:
-    words = _verdict(part, f"{part['pictures']} new pictures beside {part['old']} old ones")
+def _new_pictures(part: dict[str, Any]) -> str:
+    words = _test_result(part, f"{part['pictures']} new pictures beside {part['old']} old ones")
     within = part["test_within_classes"]
     if part["test"] is not None and part["test"]["differ"] and within is not None and not within["differ"]:
-        words += " Within the classes no difference is to be seen: it is the mix of classes that changed."
+        words += " Within the classes no difference shows: only the mix of classes has changed."
     words += _strange(part)
     champion = part["champion"]
     if champion is None:
@@ -37,17 +37,17 @@ def _of_new(part: dict[str, Any]) -> str:
     if champion["disagreement"]["difference"] is not None:
         new, old = (f"{champion['disagreement'][side]['value']:.0%}" for side in ("new", "old"))
         points = (f"{100 * champion['disagreement']['difference'][key]:+.0f}" for key in ("value", "low", "high"))
-        words += f" The champion contradicts {new} of their labels, and {old} of those of old test pictures: "
+        words += f" The champion contradicts {new} of their labels and {old} of those of old test pictures: "
         words += "{} points ({} to {}).".format(*points)
     if champion["unknown_classes"]:
         words += f" Classes it does not know: {', '.join(champion['unknown_classes'])}."
     return words
 
 
-def _of_incoming(part: dict[str, Any]) -> str:
-    words = _verdict(part, f"{part['pictures']} incoming pictures without labels beside {part['old']} with")
+def _incoming_pictures(part: dict[str, Any]) -> str:
+    words = _test_result(part, f"{part['pictures']} incoming pictures without labels beside {part['old']} with")
     words += _strange(part)
-    words += f" The classifier is sure of them by {percent(part['confidence'], 'value')} on average."
+    words += f" The classifier's confidence in them is {percent(part['confidence'], 'value')} on average."
     if part["unusable"]:
         words += f" Files that cannot be used: {len(part['unusable'])}."
     if part["to_label"]:
@@ -55,16 +55,18 @@ def _of_incoming(part: dict[str, Any]) -> str:
     return words
 
 
-def _verdict(part: dict[str, Any], pictures: str) -> str:
+def _test_result(part: dict[str, Any], pictures: str) -> str:
     test = part["test"]
     if test is None:
-        return f"{pictures}: too few to compare, {AT_LEAST} that are no near-duplicates nor of one group are needed."
-    found = "they differ" if test["differ"] else "no difference is to be seen"
+        return (
+            f"{pictures}: too few to compare; {MIN_PICTURES} that are neither near-duplicates nor of one group are needed."
+        )
+    result = "they differ" if test["differ"] else "no difference shows"
     if not test["differ"] and part["strange"] is not None and part["strange"]["differ"]:
-        found += " as a whole, but more are of a new kind than chance explains"
+        result += " as a whole, but more are of a new kind than chance explains"
     return (
-        f"{pictures}: {found}; of a new and an old one it is told which is new in {percent(test, 'auc')} of cases, and "
-        "chance is 50%."
+        f"{pictures}: {result}; given a new and an old one, a classifier picks the new one in {percent(test, 'auc')} of "
+        "cases (chance: 50%)."
     )
 
 
@@ -79,11 +81,12 @@ def percent(part: dict[str, Any], key: str) -> str:
 
 
 def write_page(
-    found: dict[str, Any], manifest: pd.DataFrame, pixels: Pixels, incoming: Incoming | None, path: Path
+    drift: dict[str, Any], manifest: pd.DataFrame, pixels: Pixels, incoming: Incoming | None, path: Path
 ) -> None:
-    """All that drift.json holds, with the first 30 pictures of each kind.
+    """Write the content of drift.json as a page with the first 30 pictures of each kind.
 
     Args:
+        drift: the content of drift.json.
         manifest: of the pictures in ``pixels``.
     """
     from headstart.monitoring.incoming import Reader
@@ -93,13 +96,13 @@ def write_page(
 
     def unlabelled(name: str) -> str:
         assert incoming is not None
-        seen = read(incoming.folder / name)
-        return "" if isinstance(seen, str) else pages.thumbnail(seen.pixels)
+        picture = read(incoming.folder / name)
+        return "" if isinstance(picture, str) else pages.thumbnail(picture.pixels)
 
     text = pages.template(
         "drift.html.j2",
         thumbnail=lambda name: pages.thumbnail(pixels[rows[name]]),
         unlabelled=unlabelled,
         percent=percent,
-    ).render(sentence=found["sentence"], new=found.get("new"), incoming=found.get("incoming"), shown=SHOWN)
+    ).render(sentence=drift["sentence"], new=drift.get("new"), incoming=drift.get("incoming"), shown=MAX_SHOWN)
     write_text(path, text)

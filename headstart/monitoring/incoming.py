@@ -1,4 +1,4 @@
-"""Pictures as they come in use, without labels: what the frozen network and the classifier make of each."""
+"""Pictures without labels, as they come in use: their features, and the classifier's probabilities."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from headstart.inference.predictor import load_predictor
 from headstart.models.backbones import load_trunk
 from headstart.training.features import Shown, engine_of
 
-AT_MOST = 2000  # pictures: a minute or two on two cores
-AT_ONCE = 64
+MAX_PICTURES = 2000  # takes a minute or two on two cores
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Incoming:
     """The usable pictures of a folder that are not among the labelled ones.
 
     Attributes:
-        paths: N, relative to ``folder``.
-        features: (N, D) of the frozen backbone, comparable to those in data/features.
+        paths: of N pictures, relative to ``folder``.
+        features: (N, D) from the frozen backbone, comparable to those in data/features.
         probabilities: (N, C) of the classifier's ``classes``, calibrated.
-        groups: (N,) numbers; near-duplicates have the same.
-        found: files in the folder, of which at most 2,000, drawn at random, were looked at.
-        unusable: why, by path.
+        groups: (N,) the same number for near-duplicates.
+        files: how many the folder holds; at most 2,000 of them, drawn at random, are read.
+        unusable: the reason, by path.
     """
 
     folder: Path
@@ -51,12 +51,12 @@ class Incoming:
     probabilities: Floats
     classes: tuple[str, ...]
     groups: Ints
-    found: int
+    files: int
     unusable: dict[str, str]
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Picture:
     pixels: Array
     sha256: str
     phash: int
@@ -64,7 +64,7 @@ class _Seen:
 
 
 class Reader:
-    """Decodes as prepare did, so that nothing but the pictures themselves can differ from the stored ones."""
+    """Decodes and encodes as prepare did, so that nothing but the pictures themselves can differ from the stored ones."""
 
     def __init__(self, pixels: Pixels) -> None:
         packing = json.loads(pixels.settings.get(b"headstart", b"{}"))
@@ -72,8 +72,8 @@ class Reader:
         self.max_megapixels: float = packing.get("max_megapixels", Params().prepare.max_megapixels)
         self.jpeg_quality: int | None = packing.get("jpeg_quality")
 
-    def __call__(self, path: Path) -> _Seen | str:
-        """The picture; or why it cannot be used."""
+    def __call__(self, path: Path) -> _Picture | str:
+        """The picture, or the reason why it cannot be used."""
         try:
             data = path.read_bytes()
             image = decode(data, self.short_side, self.max_megapixels).image
@@ -81,44 +81,45 @@ class Reader:
             return f"cannot be read: {error.strerror}"
         except Unusable as reason:
             return str(reason)
-        marks = fingerprint(image)
+        phash, thumbnail = fingerprint(image)
         if self.jpeg_quality is not None:
             image = Image.open(io.BytesIO(encode(image, self.jpeg_quality))).convert("RGB")
-        return _Seen(np.array(image), hashlib.sha256(data).hexdigest(), *marks)
+        return _Picture(np.array(image), hashlib.sha256(data).hexdigest(), phash, thumbnail)
 
 
-def look_at(
+def read_incoming(
     folder: Path, data: Path, manifest: pd.DataFrame, params: Params, model: Path, device: torch.device
 ) -> Incoming | None:
-    """What there is in ``folder`` and below; None where no picture is usable and new.
+    """The pictures in and below ``folder``; None where none is both usable and new.
 
     Args:
         data: the folder of the stages' folders.
+        manifest: of the labelled pictures.
         model: a packaged model, the folder that holds MLmodel.
 
     Raises:
         HeadstartError: there is no such folder.
     """
     if not folder.is_dir():
-        raise HeadstartError(f"drift.incoming {str(folder)!r}: there is no such folder; null where pictures come labelled")
+        raise HeadstartError(f"drift.incoming {str(folder)!r}: there is no such folder; set it to null to check none")
     files = list(files_below(folder))
-    drawn = np.random.default_rng(params.seed).permutation(len(files))[:AT_MOST]
+    drawn = np.random.default_rng(params.seed).permutation(len(files))[:MAX_PICTURES]
     pixels = Pixels(data / "prepare")
     shown = Shown(load_trunk(data / "backbone", data / "fetch" / "network.py")[0], pixels, device)
     forward, _ = engine_of(shown, manifest, params.features.engine)
     classifier = load_predictor(model).model.to(device)
     known, unusable = set(manifest["sha256"]), dict[str, str]()
     paths: list[str] = []
-    seen: list[tuple[int, bytes]] = []
+    fingerprints: list[tuple[int, bytes]] = []
     features: list[Any] = []
     probabilities: list[Any] = []
     read = Reader(pixels)
     chosen = [files[row] for row in sorted(drawn)]
     with progress("drift", len(chosen)) as advance, ThreadPoolExecutor(params.threads or cores()) as pool, quiet():
-        for start in range(0, len(chosen), AT_ONCE):
-            part = chosen[start : start + AT_ONCE]
-            fresh: list[Array] = []
-            for path, picture in zip(part, pool.map(read, part), strict=True):
+        for start in range(0, len(chosen), BATCH_SIZE):
+            batch = chosen[start : start + BATCH_SIZE]
+            new: list[Array] = []
+            for path, picture in zip(batch, pool.map(read, batch), strict=True):
                 name = path.relative_to(folder).as_posix()
                 if NO_TEXT.search(name):
                     unusable[name.encode("utf-8", "backslashreplace").decode()] = "its name is no proper text"
@@ -127,23 +128,25 @@ def look_at(
                 elif picture.sha256 not in known:
                     known.add(picture.sha256)
                     paths.append(name)
-                    seen.append((picture.phash, picture.thumbnail))
-                    fresh.append(picture.pixels)
-            if fresh:
-                features.append(forward(shown.trunk.view.stacked(fresh)).float().cpu().numpy())
+                    fingerprints.append((picture.phash, picture.thumbnail))
+                    new.append(picture.pixels)
+            if new:
+                features.append(forward(shown.trunk.view.stacked(new)).float().cpu().numpy())
                 with torch.inference_mode():
-                    logits = classifier(classifier.trunk.view.batch(fresh).to(device))
+                    logits = classifier(classifier.trunk.view.batch(new).to(device))
                 probabilities.append(classifier.probabilities(logits).double().cpu().numpy())
-            advance(len(part))
+            advance(len(batch))
     if not paths:
         return None
     return Incoming(
         folder, paths, np.concatenate(features), np.concatenate(probabilities), classifier.classes,
-        _groups(seen, params.split.near_duplicate_bits), len(files), unusable,
+        _groups(fingerprints, params.split.near_duplicate_bits), len(files), unusable,
     )  # fmt: skip
 
 
-def _groups(seen: list[tuple[int, bytes]], bits: int) -> Ints:
-    hashes = np.array([phash for phash, _ in seen], np.uint64)
-    thumbnails = np.frombuffer(b"".join(small for _, small in seen), np.uint8).reshape(len(seen), -1)
-    return duplicates.clusters(duplicates.near_pairs(hashes, thumbnails, bits), len(seen)).astype(np.int64)
+def _groups(fingerprints: list[tuple[int, bytes]], bits: int) -> Ints:
+    hashes, thumbnails = zip(*fingerprints, strict=True)
+    pairs = duplicates.near_pairs(
+        np.array(hashes, np.uint64), np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(hashes), -1), bits
+    )
+    return duplicates.clusters(pairs, len(hashes)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""`headstart doctor`: whether this machine and this checkout are ready for a run, with a remedy for what is not."""
+"""`headstart doctor`: whether this machine and this checkout are ready for a run, and what to do if not."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ from headstart.base.paths import checkout, network_file, weights_file
 from headstart.base.threads import cores
 from headstart.data.corrections import corrected
 from headstart.data.sources import source_of
-from headstart.operations.git_branch import asked
+from headstart.operations.git_branch import ask_git
 from headstart.tracking import store
 from headstart.tracking.result import stages_of_the_result
 
 LOCK = Path("requirements.lock")
-ROOM = 5  # GB that a run on a few thousand pictures may want
+ENOUGH_DISK = 5  # GB that a run on a few thousand pictures may need
 OK, NOTE, WRONG = "ok", "note", "wrong"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is known about one thing: ``ok``; ``note``, where a run works but may surprise; ``wrong``, where it fails."""
+    """One thing that was checked.
+
+    Attributes:
+        about: what was checked.
+        state: ``ok``; ``note`` if a run works but may surprise; ``wrong`` if it fails.
+        sentence: the finding.
+    """
 
     about: str
     state: str
@@ -39,30 +45,30 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Each thing that a run depends on, as soon as it is known. Nothing is downloaded, and no database is made."""
+    """Check each thing that a run depends on. Nothing is downloaded and no database is created."""
     checks: dict[str, Callable[[], tuple[str, str]]] = {
         "python": _python, "packages": _packages, "machine": _machine, "disk": _disk, "git": _git,
     }  # fmt: skip
-    yield from (_found(about, check) for about, check in checks.items())
+    yield from (_finding(about, check) for about, check in checks.items())
     try:
         params = Params.load()
     except HeadstartError as error:
         yield Finding("params.yaml", WRONG, str(error))
         return
     yield Finding("params.yaml", OK, "every key and value is allowed")
-    yield _found("pictures", lambda: _pictures(params))
-    yield _found("backbone", lambda: _backbone(params))
-    yield _found("result", _result)
-    yield _found("mlflow", _mlflow)
-    yield _found("dvc", _dvc)
+    yield _finding("pictures", lambda: _pictures(params))
+    yield _finding("backbone", lambda: _backbone(params))
+    yield _finding("result", _result)
+    yield _finding("mlflow", _mlflow)
+    yield _finding("dvc", _dvc)
 
 
-def _found(about: str, check: Callable[[], tuple[str, str]]) -> Finding:
+def _finding(about: str, check: Callable[[], tuple[str, str]]) -> Finding:
     try:
         return Finding(about, *check())
     except HeadstartError as error:
         return Finding(about, WRONG, str(error))
-    except Exception as error:  # a package that is broken, or half there
+    except Exception as error:  # a package is broken or incomplete
         return Finding(about, WRONG, f"{type(error).__name__}: {error}; where a package is named, run `make setup`")
 
 
@@ -71,24 +77,24 @@ def _python() -> tuple[str, str]:
 
 
 def _packages() -> tuple[str, str]:
-    """Whether what is installed is what the lock pins, as far as that is for this machine."""
+    """Whether the installed versions are those of the lock, for the requirements that apply to this machine."""
     from packaging.requirements import Requirement
 
     if not LOCK.exists():
-        return NOTE, f"no {LOCK} here to compare with"
+        return NOTE, f"there is no {LOCK} to compare with"
     pinned = [
         Requirement(line.split(" \\")[0])
         for line in LOCK.read_text(encoding="utf-8").splitlines()
         if "==" in line and not line.startswith((" ", "#"))
     ]
     differ = []
-    for wanted in (one for one in pinned if one.marker is None or one.marker.evaluate()):
+    for requirement in (r for r in pinned if r.marker is None or r.marker.evaluate()):
         try:
-            version = metadata.version(wanted.name)
+            version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             version = "none"
-        if version.partition("+")[0] not in wanted.specifier:
-            differ.append(f"{wanted.name} ({version} instead of {str(wanted.specifier)[2:]})")
+        if version.partition("+")[0] not in requirement.specifier:
+            differ.append(f"{requirement.name} ({version} instead of {str(requirement.specifier)[2:]})")
     if not differ:
         return OK, f"as {LOCK} has them"
     more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
@@ -112,28 +118,28 @@ def _machine() -> tuple[str, str]:
 
 def _disk() -> tuple[str, str]:
     free = shutil.disk_usage(checkout()).free / 1e9
-    if free < ROOM:
-        return NOTE, f"{free:.1f} GB free; `dvc gc --workspace` drops the results that are not in use"
+    if free < ENOUGH_DISK:
+        return NOTE, f"{free:.1f} GB free; `dvc gc --workspace` deletes results that are not in use"
     return OK, f"{free:.0f} GB free"
 
 
 def _git() -> tuple[str, str]:
     if shutil.which("git") is None:
         raise HeadstartError("git is not installed, and DVC needs it")
-    if asked("rev-parse", "--verify", "HEAD^{commit}") is None:
+    if ask_git("rev-parse", "--verify", "HEAD^{commit}") is None:
         raise HeadstartError("no commit here; `git init`, `git add -A` and `git commit` first")
-    changed = (asked("status", "--porcelain", "--untracked-files=no") or "").splitlines()
+    changed = (ask_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()
     if changed:
-        return NOTE, f"{len(changed)} changed files are not committed; `headstart retrain` wants them to be"
-    return OK, f"at {asked('rev-parse', '--short', 'HEAD')}, nothing to commit"
+        return NOTE, f"{len(changed)} changed files are not committed; `headstart retrain` needs them committed"
+    return OK, f"at {ask_git('rev-parse', '--short', 'HEAD')}, nothing to commit"
 
 
 def _pictures(params: Params) -> tuple[str, str]:
     source = source_of(params.data)
     if source.needs_network:
-        return NOTE, f"{params.data.source} comes from its publisher, unless an earlier run has fetched it"
+        return NOTE, f"{params.data.source} comes from its publisher, unless an earlier run has downloaded it"
     if source.needs_unpacking:
-        return NOTE, f"{params.data.source} is unpacked by a run"
+        return NOTE, f"{params.data.source} is unpacked by the first run"
     listed = source.listing(params.data).pictures
     if not listed:
         raise HeadstartError(f"data.source {params.data.source!r} holds no files in class folders")
@@ -151,12 +157,12 @@ def _backbone(params: Params) -> tuple[str, str]:
     weights_file(params.weights)
     if network_file(params.backbone):
         return OK, f"{params.backbone}, your own"
-    found = architecture(params.backbone)
+    network = architecture(params.backbone)
     if params.weights == "none":
         return OK, f"{params.backbone} with random weights"
     if params.weights != "default":
-        return NOTE, f"{params.backbone}; the run looks for its weights {params.weights}"
-    if not at_hand(params.backbone, found.library, params.weights_mirror):
+        return NOTE, f"{params.backbone}; the run will look for its weights {params.weights}"
+    if not at_hand(params.backbone, network.library, params.weights_mirror):
         return NOTE, f"{params.backbone}; its weights are not on this machine, so the first run downloads them"
     return OK, f"{params.backbone}, whose weights are at hand"
 
@@ -172,7 +178,7 @@ def _result() -> tuple[str, str]:
 def _mlflow() -> tuple[str, str]:
     uri = store.uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return OK, f"{uri} is made by the first run"
+        return OK, f"the first run creates {uri}"
     with store.opened() as client:
         client.search_experiments(max_results=1)
     return OK, f"{store.shown_uri()} answers"
@@ -181,9 +187,9 @@ def _mlflow() -> tuple[str, str]:
 def _dvc() -> tuple[str, str]:
     done = subprocess.run([sys.executable, "-m", "dvc", "config", "--list"], cwd=checkout(), capture_output=True, text=True)
     if done.returncode:
-        reason = done.stderr.strip().splitlines() or ["it gives no reason"]
+        reason = done.stderr.strip().splitlines() or ["no reason given"]
         raise HeadstartError(f"dvc does not work here: {reason[0].removeprefix('ERROR: ')}")
     remotes = re.findall(r"^remote\.(.+?)\.url=", done.stdout, re.MULTILINE)
     if not remotes:
-        return NOTE, "no remote, so results are on this machine only; `dvc remote add -d NAME FOLDER` names one"
+        return NOTE, "no remote, so results are on this machine only; `dvc remote add -d NAME FOLDER` adds one"
     return OK, f"results can be pushed to {', '.join(remotes)}"

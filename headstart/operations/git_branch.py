@@ -1,7 +1,7 @@
 """The git branch that a retraining is committed on.
 
-Commits are made by git's plumbing in an index of their own: no hook and no editor has a part in it, nothing that the user
-has staged goes along, and what a killed one leaves behind stands in nobody's way.
+Commits are made with git's plumbing commands and an index of their own: no hook and no editor runs, nothing that the user
+has staged is committed, and a killed commit leaves nothing that blocks the next one.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ import yaml
 from headstart.base.errors import HeadstartError
 from headstart.base.paths import checkout, state_folder
 
-RESULT = ("dvc.lock", "data/evaluate/metrics.json")  # what of a result is in git
+RESULT = ("dvc.lock", "data/evaluate/metrics.json")  # the files of a result that are in git
 
 
 class Branch:
-    """The branch that is checked out, or another by name; with the latter goes the state that is checked out, so that the
-    lock stands beside the code and parameters that it belongs to."""
+    """The branch that is checked out, or another by name.
+
+    A commit on another branch is based on the commit that is checked out, so that dvc.lock stays with the code and
+    parameters that it belongs to.
+    """
 
     def __init__(self, name: str | None) -> None:
         """
         Raises:
-            HeadstartError: this is no git checkout with a commit in it, the name is none for a branch, no branch is checked
-                out and none is named, or tracked files other than RESULT have uncommitted changes.
+            HeadstartError: this is not a git checkout with a commit, the name is not valid for a branch, no branch is
+                checked out and none is named, or tracked files other than RESULT have uncommitted changes.
         """
         try:
             self.head = _git("rev-parse", "--verify", "HEAD^{commit}")
@@ -36,98 +39,100 @@ class Branch:
             raise HeadstartError(
                 f"{checkout()} has no git commit; `git init`, `git add -A` and `git commit` first"
             ) from None
-        self.checked_out = asked("symbolic-ref", "--quiet", "--short", "HEAD")
-        if name is not None and not asked("check-ref-format", "--branch", name):
-            raise HeadstartError(f"retrain.branch {name!r} is not a name that git takes for a branch")
+        self.checked_out = ask_git("symbolic-ref", "--quiet", "--short", "HEAD")
+        if name is not None and not ask_git("check-ref-format", "--branch", name):
+            raise HeadstartError(f"retrain.branch {name!r} is not a name that git accepts for a branch")
         if name is None and self.checked_out is None:
             raise HeadstartError("git has no branch checked out; check one out, or name one as retrain.branch")
         self.name = str(name or self.checked_out)
-        self.remote = asked("config", f"branch.{self.name}.remote") or "origin"
-        self._remove_what_a_killed_git_left()
+        self.remote = ask_git("config", f"branch.{self.name}.remote") or "origin"
+        self._remove_stale_locks()
         if changed := _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{f}" for f in RESULT)):
             files = ", ".join(sorted({line[2:].strip() for line in changed.splitlines()}))
-            raise HeadstartError(f"{files} has changes that are not committed; commit or stash them first")
+            raise HeadstartError(f"{files} has uncommitted changes; commit or stash them first")
 
     @property
     def tip(self) -> str | None:
-        """The branch's last commit; the remote's, where the branch is only there."""
-        for place in ("heads", f"remotes/{self.remote}"):
-            if found := asked("rev-parse", "--quiet", "--verify", f"refs/{place}/{self.name}^{{commit}}"):
-                return found
+        """The branch's last commit; the remote's if the branch exists only there."""
+        for namespace in ("heads", f"remotes/{self.remote}"):
+            if commit := ask_git("rev-parse", "--quiet", "--verify", f"refs/{namespace}/{self.name}^{{commit}}"):
+                return commit
         return None
 
-    def take_up(self) -> None:
-        """Put the branch's result into the folder where that still has the checked-out commit's, or a dvc.lock that is cut
-        short: DVC writes it in place."""
+    def restore_result(self) -> None:
+        """Write the branch's result into the folder, unless the folder has a newer one.
+
+        It has none if its files are those of the commit that is checked out, or if its dvc.lock is truncated: DVC writes
+        that file in place.
+        """
         for name in RESULT:
-            file, here = checkout() / name, _digest(name)
-            cut_short = name == "dvc.lock" and here is not None and not _is_whole(file)
-            if cut_short or here == asked("rev-parse", "--quiet", "--verify", f"{self.head}:./{name}"):
-                kept = asked("rev-parse", "--quiet", "--verify", f"{self.tip or self.head}:./{name}")
-                if kept and kept != here:
+            file, here = checkout() / name, _blob(name)
+            truncated = name == "dvc.lock" and here is not None and not _is_whole(file)
+            if truncated or here == ask_git("rev-parse", "--quiet", "--verify", f"{self.head}:./{name}"):
+                committed = ask_git("rev-parse", "--quiet", "--verify", f"{self.tip or self.head}:./{name}")
+                if committed and committed != here:
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_bytes(subprocess.check_output(["git", "cat-file", "blob", kept], cwd=checkout()))
-                elif cut_short and not kept:
+                    file.write_bytes(subprocess.check_output(["git", "cat-file", "blob", committed], cwd=checkout()))
+                elif truncated and not committed:
                     file.unlink()
 
     def is_current(self) -> bool:
         """Whether the result in the folder is the one that is committed."""
         tip = self.tip
         return tip is not None and all(
-            _digest(name) == asked("rev-parse", "--quiet", "--verify", f"{tip}:./{name}") for name in RESULT
+            _blob(name) == ask_git("rev-parse", "--quiet", "--verify", f"{tip}:./{name}") for name in RESULT
         )
 
     def commit(self, message: str) -> str | None:
-        """Commit the result, unless the branch has it: the commit, or None."""
-        made = None
+        """Commit the result and return the commit; None if the branch has this result already."""
+        commit = None
         with self._writing():
             if not self.is_current():
-                made = self._commit(message)
-            if self.name == self.checked_out:  # its index still has what was there before
+                commit = self._commit(message)
+            if self.name == self.checked_out:  # its index still holds the files of the commit before
                 _git("reset", "--quiet", "--", *self._files())
-        return made
+        return commit
 
     def _commit(self, message: str) -> str:
         index = state_folder("retrain") / "index"
-        for left in (index, index.with_suffix(".lock")):
-            left.unlink(missing_ok=True)
-        own = {"GIT_INDEX_FILE": str(index)}
+        for stale in (index, index.with_suffix(".lock")):
+            stale.unlink(missing_ok=True)
+        variables = {"GIT_INDEX_FILE": str(index)}
         tip = self.tip
-        # Somebody may have committed to the branch that is checked out since the round began.
-        _git("read-tree", tip if tip and self.name == self.checked_out else self.head, **own)
-        _git("update-index", "--add", "--", *self._files(), **own)
-        tree = _git("write-tree", **own)
+        # Not self.head for the branch that is checked out: somebody may have committed to it since the round began.
+        _git("read-tree", tip if tip and self.name == self.checked_out else self.head, **variables)
+        _git("update-index", "--add", "--", *self._files(), **variables)
+        tree = _git("write-tree", **variables)
         parents = [tip] if tip else [self.head]
-        if tip and asked("merge-base", self.head, tip) != self.head:
+        if tip and ask_git("merge-base", self.head, tip) != self.head:
             parents.append(self.head)
-        made = _git(
-            "commit-tree", tree, *(part for p in parents for part in ("-p", p)), "-F", "-", said=message, **_identity()
-        )
-        here = asked("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}") or ""
-        _git("update-ref", "-m", "headstart retrain", f"refs/heads/{self.name}", made, here)
+        options = [option for parent in parents for option in ("-p", parent)]
+        commit = _git("commit-tree", tree, *options, "-F", "-", stdin=message, **_committer())
+        before = ask_git("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}") or ""
+        _git("update-ref", "-m", "headstart retrain", f"refs/heads/{self.name}", commit, before)
         index.unlink()
-        return made
+        return commit
 
     def fetch(self) -> None:
-        """Take over what another checkout has pushed to a branch that is not checked out, where this one only lags."""
+        """Fast-forward a branch that is not checked out to what another checkout has pushed."""
         if self.name != self.checked_out:
-            with suppress(HeadstartError):  # a remote that has no such branch, or does not answer: the push will tell
+            with suppress(HeadstartError):  # no such branch at the remote, or no answer: the push will say so
                 _git("fetch", "-q", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0")
 
     def push(self) -> None:
-        """Push the branch, where there is one here and not at the remote alone.
+        """Push the branch if it exists here.
 
         Raises:
-            HeadstartError: the remote does not take it.
+            HeadstartError: the remote rejects it or does not answer.
         """
-        if not asked("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}"):
+        if not ask_git("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}"):
             return
         try:
             _git("push", "--quiet", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0")
         except HeadstartError as error:
-            behind = "`git pull --rebase`" if self.name == self.checked_out else f"`git branch -D {self.name}`"
+            remedy = "`git pull --rebase`" if self.name == self.checked_out else f"`git branch -D {self.name}`"
             raise HeadstartError(
-                f"{error}; the commit is on {self.name} here. If the remote is ahead, {behind} and retrain again"
+                f"{error}; the commit is on {self.name} here. If the remote is ahead, {remedy} and retrain again"
             ) from None
 
     @staticmethod
@@ -136,7 +141,7 @@ class Branch:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A git that is killed leaves its locks; a note says that they were this command's and no one else's."""
+        """Keep a note while git writes: if git is killed, the note shows that the locks it leaves are this command's."""
         note = state_folder("retrain") / "git-at-work"
         note.touch()
         try:
@@ -144,7 +149,7 @@ class Branch:
         finally:
             note.unlink()
 
-    def _remove_what_a_killed_git_left(self) -> None:
+    def _remove_stale_locks(self) -> None:
         note = state_folder("retrain") / "git-at-work"
         if note.exists():
             for name in ("index", "HEAD", f"refs/heads/{self.name}"):
@@ -163,35 +168,37 @@ def _is_whole(lock: Path) -> bool:
         return False
 
 
-def _digest(name: str) -> str | None:
-    """What git calls the content of a file here; None where there is none."""
+def _blob(name: str) -> str | None:
+    """Git's digest of a file here; None if it does not exist."""
     return _git("hash-object", "--", name) if (checkout() / name).exists() else None
 
 
-def _identity() -> dict[str, str]:
-    """Who commits, where git has not been told: under cron and in CI it often has not."""
-    if asked("config", "user.email") or "GIT_COMMITTER_EMAIL" in os.environ:
+def _committer() -> dict[str, str]:
+    """Environment variables that name a committer, unless git is configured with one: under cron and in CI it often is
+    not."""
+    if ask_git("config", "user.email") or "GIT_COMMITTER_EMAIL" in os.environ:
         return {}
-    known = {"NAME": "headstart retrain", "EMAIL": "headstart@localhost"}
-    return {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in known.items()}
+    fields = {"NAME": "headstart retrain", "EMAIL": "headstart@localhost"}
+    return {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in fields.items()}
 
 
-def asked(*arguments: str) -> str | None:
-    """What git answers; None where it says no."""
+def ask_git(*arguments: str) -> str | None:
+    """What git prints; None if it prints nothing or fails."""
     try:
         return _git(*arguments) or None
     except HeadstartError:
         return None
 
 
-def _git(*arguments: str, said: str = "", **variables: str) -> str:
-    """
+def _git(*arguments: str, stdin: str = "", **variables: str) -> str:
+    """What git prints, run with ``variables`` added to the environment.
+
     Raises:
-        HeadstartError: git failed, or is not there.
+        HeadstartError: git failed or is not installed.
     """
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=checkout(), env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"} | variables, input=said,
+            ["git", *arguments], cwd=checkout(), env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"} | variables, input=stdin,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     except FileNotFoundError:

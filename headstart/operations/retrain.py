@@ -1,7 +1,7 @@
 """retrain: one unattended round, from ``dvc pull`` to a decision about the champion and a commit of dvc.lock.
 
-A round that is killed is carried on by the next: DVC keeps finished stages, a training its finished epochs, the registry a
-decision that was taken, and ``.headstart/retrain/open.json`` says which result was about to be decided.
+If a round is killed, the next one continues it: DVC keeps finished stages, a training keeps finished epochs, the registry
+keeps decisions, and ``.headstart/retrain/open.json`` says which result was about to be decided on.
 """
 
 from __future__ import annotations
@@ -35,40 +35,41 @@ if TYPE_CHECKING:
     from headstart.tracking.gate import Decision
     from headstart.tracking.registry import Registry, Version
 
-# What the command exits with. 75 is EX_TEMPFAIL of sysexits.h; Ctrl-C and SIGTERM give 130.
+# Exit statuses of the command. 75 is EX_TEMPFAIL of sysexits.h; Ctrl-C and SIGTERM give 130.
 EXIT = {"promoted": 0, "failed": 1, "skipped": 10, "kept": 11, "refused": 12, "busy": 75}
 WEBHOOK = "HEADSTART_WEBHOOK"
-PATIENCE = 10  # seconds that the webhook has, and that DVC has to end after Ctrl-C before it is told again
+PATIENCE = 10  # seconds to wait for the webhook, and for DVC to end after a signal before it gets the next one
 
 
 class BusyError(HeadstartError):
-    """Another round is at work."""
+    """Another round is running."""
 
 
 def retrain(load: Callable[[], Params]) -> dict[str, Any]:
-    """One round, if no other is at work; its summary is also in .headstart/retrain/last.json and sent to the webhook.
+    """Run one round, unless another is running. Its summary is also written to .headstart/retrain/last.json and sent to the
+    webhook.
 
     Args:
-        load: gives the parameters; that they are wrong is told like everything that fails.
+        load: returns the parameters. If they are wrong, that is reported like any other failure.
 
     Returns:
-        ``outcome`` (a key of EXIT), ``sentence``, and as far as the round came: ``result``, ``version``, ``run``, ``gate``
+        ``outcome`` (a key of EXIT), ``sentence``, and as far as the round got: ``result``, ``version``, ``run``, ``gate``
         (the decision's numbers), ``drift``, ``branch``, ``commit``, ``started``, ``seconds``.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    started, begun, webhook = datetime.now(UTC), time.monotonic(), None
+    started, start, webhook = datetime.now(UTC), time.monotonic(), None
     try:
-        with _alone(started) as lock:
+        with _exclusive(started) as lock:
             try:
                 params = load()
                 webhook = params.retrain.webhook
                 summary = _Round(params, lock).run()
             except HeadstartError as error:
                 summary = {"outcome": "failed", "sentence": str(error)}
-            except Exception as error:  # a defect: whoever waits for the webhook is to know all the same
+            except Exception as error:  # a defect; the webhook reports it all the same
                 traceback.print_exc()
                 summary = {"outcome": "failed", "sentence": f"{type(error).__name__}: {error}"}
-            summary |= {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begun, 1)}
+            summary |= {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - start, 1)}
             write_json(state_folder("retrain") / "last.json", summary)
             _post(os.environ.get(WEBHOOK) or webhook, summary)
     except BusyError as other:
@@ -76,8 +77,8 @@ def retrain(load: Callable[[], Params]) -> dict[str, Any]:
     return summary
 
 
-def told(summary: dict[str, Any]) -> str:
-    """The summary as a person reads it."""
+def summary_text(summary: dict[str, Any]) -> str:
+    """The summary in a few lines for people."""
     lines = [f"{summary['outcome']}: {summary['sentence']}"]
     if summary.get("drift"):
         lines.append(f"drift: {summary['drift']['sentence']}")
@@ -89,7 +90,7 @@ def told(summary: dict[str, Any]) -> str:
 class _Round:
     def __init__(self, params: Params, lock: int) -> None:
         self.params, self.lock, self.data = params, lock, Path("data")
-        self.open = state_folder("retrain") / "open.json"
+        self.undecided = state_folder("retrain") / "open.json"
 
     def run(self) -> dict[str, Any]:
         from headstart.tracking import gate
@@ -99,33 +100,33 @@ class _Round:
         branch, remote = Branch(self.params.retrain.branch), self.params.retrain.remote
         if self.params.retrain.push:
             branch.fetch()
-        branch.take_up()
-        _remove_what_a_killed_dvc_left(checkout() / ".dvc" / "tmp" / "rwlock")
+        branch.restore_result()
+        _remove_stale_rwlock(checkout() / ".dvc" / "tmp" / "rwlock")
         if remote and Path("dvc.lock").exists():
-            # Forced: what is in data/ are outputs, and a killed stage leaves them half written.
+            # Forced, because data/ holds outputs only, and a killed stage leaves them half written.
             self._dvc("pull", "--remote", remote, "--allow-missing", "--force", "dvc.yaml")
         self._dvc("repro")
         version = self._version(registry)
-        decision, found = None, None
-        opened = self._opened(version)
-        if opened is not None:
-            found = opened["drift"]  # the champion may be another by now
+        decision, drift = None, None
+        undecided = self._undecided(version)
+        if undecided is not None:
+            drift = undecided["drift"]  # not computed again: the champion may have changed since
         elif version.outcome is None or self.params.drift.incoming is not None:
-            found = self._drift(registry)
-        if opened is not None or version.outcome is None:
-            write_json(self.open, {"result": version.result, "drift": found})
+            drift = self._drift(registry)
+        if undecided is not None or version.outcome is None:
+            write_json(self.undecided, {"result": version.result, "drift": drift})
             decision = gate.run(self.data, self.params)
-        summary = self._summary(version, decision) | {"drift": found, "branch": branch.name}
+        summary = self._summary(version, decision) | {"drift": drift, "branch": branch.name}
         if remote and not branch.is_current():
-            self._dvc("push", "--remote", remote, "dvc.yaml")  # before the commit that names it
+            self._dvc("push", "--remote", remote, "dvc.yaml")  # before the commit that refers to it
         summary["commit"] = branch.commit(_message(summary))
         if self.params.retrain.push:
             branch.push()
-        self.open.unlink(missing_ok=True)
+        self.undecided.unlink(missing_ok=True)
         return summary
 
     def _version(self, registry: Registry) -> Version:
-        """The version of this result, which is logged first where it was pulled and this store does not know it."""
+        """The registry's version of this result. A result that was pulled and is not in this store is logged first."""
         from headstart.tracking.track import track
 
         result = read_json(self.data / "track" / "track.json")["result"]
@@ -136,40 +137,38 @@ class _Round:
             raise HeadstartError(f"result {result[:7]} has no version in the registry; set tracking.model to true")
         return version
 
-    def _opened(self, version: Version) -> dict[str, Any] | None:
-        """What an earlier round had found out about this result when it was cut short before it could commit it."""
+    def _undecided(self, version: Version) -> dict[str, Any] | None:
+        """The record of an earlier round that was killed between its decision on this result and the commit."""
         try:
-            found: dict[str, Any] = read_json(self.open)
+            record: dict[str, Any] = read_json(self.undecided)
         except (OSError, ValueError):
             return None
-        return found if found["result"] == version.result else None
+        return record if record["result"] == version.result else None
 
     def _drift(self, registry: Registry) -> dict[str, Any] | None:
-        """How new pictures, and those that come in without labels, differ from those that the champion was made from."""
-        from headstart.monitoring import drift
+        """How new and incoming pictures differ from those that the champion was made from."""
+        from headstart.monitoring.drift import detect_drift
 
         champion = registry.champion()
         known = registry.pictures(champion) if champion else set()
-        found = drift.of_new_pictures(self.data, self.params, known, registry.download(champion) if champion else None)
-        return {"real": found.real, "sentence": found.sentence, "numbers": found.numbers} if found else None
+        drift = detect_drift(self.data, self.params, known, registry.download(champion) if champion else None)
+        return {"real": drift.real, "sentence": drift.sentence, "numbers": drift.numbers} if drift else None
 
     def _summary(self, version: Version, decision: Decision | None) -> dict[str, Any]:
-        known = {"result": version.result, "version": version.number, "run": version.run_id}
+        ids = {"result": version.result, "version": version.number, "run": version.run_id}
         if decision is None:
-            sentence = (
-                f"nothing to decide: version {version.number} was made from the same and is known as {version.outcome}"
-            )
-            return {"outcome": "skipped", "sentence": sentence, **known}
-        return {"outcome": decision.outcome, "sentence": decision.sentence, **known, "gate": decision.numbers}
+            sentence = f"version {version.number} was made from the same inputs and is already {version.outcome}"
+            return {"outcome": "skipped", "sentence": f"nothing to decide: {sentence}", **ids}
+        return {"outcome": decision.outcome, "sentence": decision.sentence, **ids, "gate": decision.numbers}
 
     def _dvc(self, *arguments: str) -> None:
-        """Run DVC, with its lines on the error stream.
+        """Run DVC, with its output on the error stream.
 
         Raises:
-            HeadstartError: it failed; with what it said.
+            HeadstartError: it failed; the message holds DVC's or the stage's reason.
         """
-        here = str(Path(sys.executable).parent)  # cron knows nothing of the environment that this runs in
-        ours = {"PATH": f"{here}{os.pathsep}{os.environ.get('PATH', os.defpath)}", "DVC_NO_ANALYTICS": "true"}
+        programs = str(Path(sys.executable).parent)  # under cron PATH does not have this environment
+        ours = {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}", "DVC_NO_ANALYTICS": "true"}
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", *arguments], cwd=checkout(), env=os.environ | ours | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -180,7 +179,7 @@ class _Round:
             for line in process.stdout or ():
                 sys.stderr.write(line)
                 if line.startswith("Running stage "):
-                    reason = ""  # what an earlier one had to say was no error
+                    reason = ""  # a message of the stage before was not an error
                 if line.startswith("headstart: ") or (line.startswith("ERROR: ") and not reason.startswith("headstart: ")):
                     reason = line
             code = process.wait()
@@ -195,13 +194,15 @@ class _Round:
 
 
 @contextmanager
-def _alone(started: datetime) -> Iterator[int]:
-    """Hold the lock, and yield its descriptor for DVC to inherit: flock(2) keeps the lock until the last that has it ends,
-    so that no second round begins while the DVC of a killed one is still at work. The filelock package cannot do that. DVC
-    does not hand it on to the stages, so those are looked for.
+def _exclusive(started: datetime) -> Iterator[int]:
+    """Hold the lock, and yield its descriptor for DVC to inherit.
+
+    flock(2) keeps the lock until every process that inherited it has ended, so that no second round starts while the DVC of
+    a killed one is still running. The filelock package cannot do that. DVC does not pass the descriptor on to the stages,
+    so running stages are searched for.
 
     Raises:
-        BusyError: another holds it.
+        BusyError: another round or a stage is running.
     """
     with (state_folder("locks") / "retrain.lock").open("a+", encoding="utf-8") as file:
         try:
@@ -211,8 +212,8 @@ def _alone(started: datetime) -> Iterator[int]:
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": started.isoformat(timespec="seconds")}, file)
         file.flush()
-        if stage := _stage_at_work():
-            raise BusyError(f"a stage is at work here though no retrain is: {stage}; it ends by itself")
+        if stage := _running_stage():
+            raise BusyError(f"a stage is running here, although no retrain is: {stage}; it ends by itself")
         yield file.fileno()
 
 
@@ -222,17 +223,17 @@ def _holder(file: TextIO) -> str:
         with suppress(ValueError):
             by = json.load(file)
             break
-        time.sleep(0.1)  # it has only just begun
+        time.sleep(0.1)  # the holder has only just started and not written it yet
     else:
-        return "another retrain is at work here"
+        return "another retrain is running here"
     who = f"process {by['pid']} on {by['host']}, since {by['since']}"
     if by["host"] == socket.gethostname() and not psutil.pid_exists(by["pid"]):
-        return f"what a retrain had started is still at work here, although that was killed ({who}); it ends by itself"
-    return f"another retrain is at work here: {who}"
+        return f"a process that a killed retrain started is still running here ({who}); it ends by itself"
+    return f"another retrain is running here: {who}"
 
 
-def _stage_at_work() -> str | None:
-    """One that runs in this checkout, of a DVC that was killed or that somebody has started by hand."""
+def _running_stage() -> str | None:
+    """A stage that runs in this checkout, started by hand or by a DVC that was killed."""
     for process in psutil.process_iter(["cmdline", "cwd"]):
         command: list[str] = process.info["cmdline"] or []
         program, script, *_ = [*command, "", ""]
@@ -241,18 +242,17 @@ def _stage_at_work() -> str | None:
     return None
 
 
-def _remove_what_a_killed_dvc_left(rwlock: Path) -> None:
-    """Remove DVC's list of who reads and writes what, unless a DVC that is alive is in it. DVC itself drops a process that
-    was killed only until its number is given to another."""
+def _remove_stale_rwlock(rwlock: Path) -> None:
+    """Remove DVC's list of which process reads and writes what, unless a running DVC is in it. DVC itself ignores the entry
+    of a killed process only until its pid is used again."""
     try:
-        held = json.loads(rwlock.read_text(encoding="utf-8"))
-        entries = [
-            e for mode in held.values() for found in mode.values() for e in (found if isinstance(found, list) else [found])
-        ]
+        modes = json.loads(rwlock.read_text(encoding="utf-8"))
+        holders = [holder for mode in modes.values() for holder in mode.values()]  # one writer, or a list of readers
+        entries = [entry for holder in holders for entry in (holder if isinstance(holder, list) else [holder])]
         pids = {int(entry["pid"]) for entry in entries}
     except FileNotFoundError:
         return
-    except (ValueError, AttributeError, KeyError, TypeError):  # killed while it wrote
+    except (ValueError, AttributeError, KeyError, TypeError):  # killed while writing it
         pids = set()
     if not any(_is_dvc(pid) for pid in pids):
         rwlock.unlink(missing_ok=True)
@@ -266,18 +266,18 @@ def _is_dvc(pid: int) -> bool:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Wait until DVC has ended. Ctrl-C has reached what it runs too, in a terminal; that of `kill` and systemd has not, and
-    what a shell has started in the background may not hear it at all."""
-    known: set[psutil.Process] = set()  # also those whose parent has ended since
+    """Wait until DVC and all that it runs have ended. In a terminal Ctrl-C has reached its children too; a signal from
+    `kill` or systemd has not, and background processes of a shell may ignore it."""
+    descendants: set[psutil.Process] = set()  # also those whose parent has ended since
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=PATIENCE)
             break
-        known |= set(psutil.Process().children(recursive=True))
-        for child in known:
+        descendants |= set(psutil.Process().children(recursive=True))
+        for child in descendants:
             with suppress(psutil.NoSuchProcess):
                 child.send_signal(number)
-    for child in psutil.wait_procs(known, timeout=PATIENCE)[1]:
+    for child in psutil.wait_procs(descendants, timeout=PATIENCE)[1]:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     process.wait()
@@ -288,7 +288,7 @@ def _status(code: int) -> str:
 
 
 def _message(summary: dict[str, Any]) -> str:
-    """Of the commit: what was decided about which result, and why."""
+    """The commit message: what was decided on which result, and why."""
     title = f"Retrained: version {summary['version']} {summary['outcome']}"
     if summary["outcome"] == "skipped":
         title = f"Retrained: as version {summary['version']}"
@@ -299,13 +299,14 @@ def _message(summary: dict[str, Any]) -> str:
 
 
 def _post(address: str | None, summary: dict[str, Any]) -> None:
-    """Send the summary; ``text`` is what chat programs show. A webhook that does not answer fails no round."""
+    """Send the summary, with ``text`` for chat programs. A webhook that does not answer does not fail the round."""
     if not address:
         return
-    body = json.dumps(summary | {"text": told(summary)}, ensure_ascii=False).encode()
+    body = json.dumps(summary | {"text": summary_text(summary)}, ensure_ascii=False).encode()
     try:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json", "User-Agent": "headstart"})
         urllib.request.urlopen(request, timeout=PATIENCE).close()
     except (OSError, ValueError, HTTPException) as error:
-        why = error if isinstance(error, OSError) else "its address is none"  # which may be a secret, and the error has it
-        print(f"headstart: the webhook did not take the summary: {why}", file=sys.stderr)
+        # Other errors quote the address, which may be a secret.
+        reason = error if isinstance(error, OSError) else "its address is not valid"
+        print(f"headstart: the webhook did not accept the summary: {reason}", file=sys.stderr)

@@ -22,10 +22,10 @@ from headstart.data.fetch import fetch
 from headstart.data.packed import Pixels
 from headstart.data.prepare import prepare
 from headstart.monitoring import drift_report, two_sample
-from headstart.monitoring.active_learning import FOLDER, TABLE, described, export, worth_labelling
-from headstart.monitoring.drift import Answers, compare, compare_incoming, of_new_pictures
+from headstart.monitoring.active_learning import FOLDER, TABLE, describe_selection, export, select_for_labelling
+from headstart.monitoring.drift import ChampionPredictions, compare, compare_incoming, detect_drift
 from headstart.monitoring.incoming import Incoming, Reader
-from headstart.monitoring.two_sample import AT_LEAST, LEVEL, Known, one_of_each
+from headstart.monitoring.two_sample import MIN_PICTURES, SIGNIFICANCE, NoveltyDetector, one_per_group
 from tests.data.pictures import encoded, photograph, write_pictures
 from tests.studies.test_label_issues import clouds
 from tests.training.test_features import packed
@@ -49,7 +49,7 @@ def first(count: int, of: int) -> NDArray[np.bool_]:
 def test_where_nothing_changed_the_test_errs_as_often_as_it_says(
     new: int, old: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(two_sample, "RELABELLINGS", 99)
+    monkeypatch.setattr(two_sample, "PERMUTATIONS", 99)
     monkeypatch.setattr(two_sample, "RESAMPLES", 200)
     p, covered = [], []
     for seed in range(200):
@@ -72,7 +72,7 @@ def test_a_shift_of_the_features_is_found_and_measured(seed: int, shift: float, 
     found = two_sample.two_sample(features, first(new, new + 150), alone(new + 150), seed)
     assert found
     assert found.differ
-    assert found.p <= LEVEL
+    assert found.p <= SIGNIFICANCE
     assert 0.5 < found.low <= found.auc <= found.high <= 1
     assert found.auc > 0.75
     assert (found.new, found.old) == (new, 150)
@@ -84,11 +84,11 @@ def test_the_held_out_answers_are_those_of_regressions_that_were_fitted_without_
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.metrics import roc_auc_score
 
-    monkeypatch.setattr(two_sample, "STRENGTHS", (0.7,))
+    monkeypatch.setattr(two_sample, "RIDGE_PENALTIES", (0.7,))
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 12))
     kernel, targets, fold = x @ x.T / 12, rng.normal(size=(60, 3)), np.arange(60) % two_sample.FOLDS
-    found = two_sample._held_out(kernel, targets, fold)
+    found = two_sample._cross_validated(kernel, targets, fold)
     for number in range(two_sample.FOLDS):
         out = fold == number
         fitted = KernelRidge(alpha=0.7, kernel="precomputed").fit(kernel[np.ix_(~out, ~out)], targets[~out])
@@ -110,7 +110,7 @@ def mixed(seed: int, shift: float) -> tuple[Floats, NDArray[np.bool_], NDArray[A
 
 
 def test_a_changed_mix_of_classes_is_told_from_changed_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(two_sample, "RELABELLINGS", 199)
+    monkeypatch.setattr(two_sample, "PERMUTATIONS", 199)
     told = []
     for seed in range(20):
         features, new, labels = mixed(seed, 0)
@@ -144,16 +144,16 @@ def test_a_hundred_pictures_of_one_scene_are_one_observation() -> None:
     assert found.differ
     groups[:100] = 0
     assert two_sample.two_sample(features, new, groups, 0) is None
-    groups[:100] = np.arange(100) % AT_LEAST
+    groups[:100] = np.arange(100) % MIN_PICTURES
     found = two_sample.two_sample(features, new, groups, 0)
     assert found
-    assert found.new == AT_LEAST
+    assert found.new == MIN_PICTURES
 
 
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 9), min_size=1, max_size=40))
 @settings(max_examples=25, deadline=None)
 def test_one_picture_of_each_group_is_taken(seed: int, groups: list[int]) -> None:
-    rows = one_of_each(np.array(groups), np.random.default_rng(seed))
+    rows = one_per_group(np.array(groups), np.random.default_rng(seed))
     assert sorted(groups[row] for row in rows) == sorted(set(groups))
 
 
@@ -169,7 +169,7 @@ def test_that_two_dozen_pictures_are_all_told_apart_does_not_make_it_certain() -
 def test_features_that_are_all_the_same_are_no_difference() -> None:
     found = two_sample.two_sample(np.ones((60, 5)), first(20, 60), alone(60), 0)
     assert found
-    assert (found.auc, found.p) == (0.5, 1.0)
+    assert (found.low, found.auc, found.high, found.p) == (0.5, 0.5, 0.5, 1.0)
 
 
 # --- new in kind ------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_features_that_are_all_the_same_are_no_difference() -> None:
 def test_of_pictures_like_the_old_ones_about_one_in_a_hundred_is_strange_and_of_a_new_kind_all_are() -> None:
     rng = np.random.default_rng(0)
     kinds = rng.normal(size=(4, 32)) * 2
-    known = Known.of(kinds[rng.integers(0, 3, 600)] + rng.normal(size=(600, 32)))
+    known = NoveltyDetector.fit(kinds[rng.integers(0, 3, 600)] + rng.normal(size=(600, 32)))
     same = known.distances(kinds[rng.integers(0, 3, 1000)] + rng.normal(size=(1000, 32)))
     other = known.distances(kinds[3] + rng.normal(size=(50, 32)))
     assert 0.002 <= (same > known.limit).mean() <= 0.03
@@ -221,10 +221,12 @@ def test_two_halves_of_the_old_pictures_are_the_control() -> None:
 # --- the champion -----------------------------------------------------------------------------------------------------
 
 
-def answers_for(pictures: pd.DataFrame, new: NDArray[np.bool_], right: pd.Series[str], classes: tuple[str, ...]) -> Answers:
+def answers_for(
+    pictures: pd.DataFrame, new: NDArray[np.bool_], right: pd.Series[str], classes: tuple[str, ...]
+) -> ChampionPredictions:
     """A champion that is always right, about all new pictures and the old test pictures."""
     rows = np.flatnonzero(new | (pictures["split"] == "test").to_numpy())
-    return Answers(rows, right.iloc[rows].tolist(), np.linspace(0.5, 1, len(rows)), classes)
+    return ChampionPredictions(rows, right.iloc[rows].tolist(), np.linspace(0.5, 1, len(rows)), classes)
 
 
 def test_a_month_of_wrong_labels_is_what_the_champion_contradicts_and_no_drift_of_pictures() -> None:
@@ -243,7 +245,7 @@ def test_a_month_of_wrong_labels_is_what_the_champion_contradicts_and_no_drift_o
     sure = [row["probability"] for row in found["champion"]["contradicted"]]
     assert sure == sorted(sure, reverse=True)
     assert not found["test"]["differ"]
-    assert "contradicts 50% of their labels, and 0% of those of old test pictures: +50 points" in drift_report.sentence(
+    assert "contradicts 50% of their labels and 0% of those of old test pictures: +50 points" in drift_report.sentence(
         {"new": found}
     )
 
@@ -282,13 +284,13 @@ def test_what_is_to_be_labelled_is_one_of_each_kind_and_not_many_of_one(seed: in
     kind = np.repeat(np.arange(kinds), 30)
     features = centres[kind] + rng.normal(size=(len(kind), 8)) * 0.3
     known = centres[kinds] + rng.normal(size=(40, 8)) * 0.3
-    rows = worth_labelling(features, spread(rng.uniform(0.5, 1, len(kind))), known, kinds)
+    rows = select_for_labelling(features, spread(rng.uniform(0.5, 1, len(kind))), known, kinds)
     assert sorted(kind[rows]) == list(range(kinds))
 
 
 def test_of_pictures_that_are_equally_far_the_least_certain_comes_first() -> None:
     known = np.eye(6)[:1]
-    rows = worth_labelling(np.eye(6)[1:], spread(np.array([0.1, 0.9, 0.0, 0.5, 0.3])), known, 5)
+    rows = select_for_labelling(np.eye(6)[1:], spread(np.array([0.1, 0.9, 0.0, 0.5, 0.3])), known, 5)
     assert rows == [1, 3, 4, 0, 2]
 
 
@@ -296,7 +298,7 @@ def test_copies_of_what_is_labelled_or_taken_are_not_to_be_labelled() -> None:
     rng = np.random.default_rng(0)
     known, fresh = rng.normal(size=(10, 5)), rng.normal(size=(3, 5))
     features = np.concatenate([known[:4] * 2, fresh, fresh * 3])
-    rows = worth_labelling(features, spread(np.ones(10)), known, 10)
+    rows = select_for_labelling(features, spread(np.ones(10)), known, 10)
     assert sorted(row if row < 7 else row - 3 for row in rows) == [4, 5, 6]
 
 
@@ -339,10 +341,10 @@ def test_pictures_without_labels_are_exported_where_drift_is_real_and_only_there
 
 def test_the_table_says_why(tmp_path: Path) -> None:
     incoming, old = arrived(tmp_path / "inbox", 0)
-    known = Known.of(old)
+    known = NoveltyDetector.fit(old)
     incoming.features[0] = -5 * old.mean(axis=0)
     incoming.probabilities[:2] = [[0.98, 0.02], [0.45, 0.55]]
-    strange, unsure = described(incoming, [0, 1], known)
+    strange, unsure = describe_selection(incoming, [0, 1], known)
     assert strange["why"].startswith("new in kind: ")
     assert "unsure" not in strange["why"]
     assert unsure["why"].endswith("unsure: bee 55%, ant 45%")
@@ -388,7 +390,7 @@ def test_the_page_shows_what_is_new_needs_no_network_and_is_the_same_every_time(
     rng = np.random.default_rng(0)
     features, new = rng.normal(size=(60, 16)) + 1, first(20, 60)
     features[new] *= -2
-    guesses = Answers(np.arange(60), ["ant"] * 60, np.full(60, 0.9), ("ant", "bee", "wolf"))
+    guesses = ChampionPredictions(np.arange(60), ["ant"] * 60, np.full(60, 0.9), ("ant", "bee", "wolf"))
     incoming, _ = arrived(tmp_path / "inbox", 0, 15)
     incoming = Incoming(**{**vars(incoming), "features": rng.normal(size=(15, 16)) - 2})
     pages = []
@@ -407,7 +409,7 @@ def test_the_page_shows_what_is_new_needs_no_network_and_is_the_same_every_time(
     assert "[" + found["new"]["strange"]["pictures"][0]["path"].split("[")[1].replace("<b>", "&lt;b&gt;") in page
     pictures = [*found["new"]["strange"]["pictures"], *found["new"]["champion"]["contradicted"]]
     pictures += [*found["incoming"]["strange"]["pictures"], *found["incoming"]["to_label"]]
-    assert page.count("data:image/jpeg;base64,") == len(pictures) < 4 * drift_report.SHOWN
+    assert page.count("data:image/jpeg;base64,") == len(pictures) < 4 * drift_report.MAX_SHOWN
     assert "x.txt" in page
 
 
@@ -416,31 +418,31 @@ def test_where_nothing_is_new_nothing_is_computed_or_written(tmp_path: Path) -> 
     pictures, _, _ = labelled(0)
     pictures["sha256"] = pictures["path"]
     pictures.to_parquet(tmp_path / "prepare/manifest.parquet")
-    assert of_new_pictures(tmp_path, Params(data=Data()), set(pictures["path"]), None) is None
-    assert of_new_pictures(tmp_path, Params(data=Data()), set(), None) is None
+    assert detect_drift(tmp_path, Params(data=Data()), set(pictures["path"]), None) is None
+    assert detect_drift(tmp_path, Params(data=Data()), set(), None) is None
     assert [path.name for path in tmp_path.iterdir()] == ["prepare"]
 
 
 def test_a_folder_of_incoming_pictures_that_is_not_there_is_said(tmp_path: Path) -> None:
-    from headstart.monitoring.incoming import look_at
+    from headstart.monitoring.incoming import read_incoming
 
     with pytest.raises(HeadstartError, match=r"drift\.incoming '.*inbox': there is no such folder"):
-        look_at(tmp_path / "inbox", tmp_path, pd.DataFrame(), Params(), tmp_path, None)  # type: ignore[arg-type]
+        read_incoming(tmp_path / "inbox", tmp_path, pd.DataFrame(), Params(), tmp_path, None)  # type: ignore[arg-type]
 
 
 def test_a_new_kind_among_many_of_the_old_kinds_is_more_than_chance_explains() -> None:
     rng = np.random.default_rng(0)
-    known = Known.of(rng.normal(size=(85, 16)))
-    assert known.surprise(243, 44) < 1e-3
-    assert known.surprise(243, 3) > 0.1
-    assert known.surprise(40, 0) == 1
+    known = NoveltyDetector.fit(rng.normal(size=(85, 16)))
+    assert known.p_value(243, 44) < 1e-3
+    assert known.p_value(243, 3) > 0.1
+    assert known.p_value(40, 0) == 1
 
 
 def test_pictures_of_the_old_kinds_are_seldom_taken_for_a_new_one() -> None:
     rng = np.random.default_rng(0)
     alarms = 0
     for _ in range(200):
-        known = Known.of(rng.normal(size=(60, 8)))
+        known = NoveltyDetector.fit(rng.normal(size=(60, 8)))
         beyond = known.distances(rng.normal(size=(60, 8))) > known.limit
-        alarms += known.surprise(60, int(beyond.sum())) < LEVEL
+        alarms += known.p_value(60, int(beyond.sum())) < SIGNIFICANCE
     assert alarms <= 8  # of 200; a hundredth is two

@@ -80,7 +80,7 @@ def test_the_environment_of_these_tests_is_that_of_the_lock(monkeypatch: pytest.
         ("data: {source: empty}", "pictures", doctor.WRONG, "no files in class folders"),
         ("data: {source: pictures, exclude: gone.csv}", "pictures", doctor.WRONG, "gone.csv"),
         ("data: {source: one}", "pictures", doctor.WRONG, "1 classes; at least two"),
-        ("data: {source: pictures.zip}", "pictures", doctor.NOTE, "is unpacked by a run"),
+        ("data: {source: pictures.zip}", "pictures", doctor.NOTE, "is unpacked by the first run"),
         ("data: {source: gone.zip}", "pictures", doctor.WRONG, "gone.zip"),
         ("{data: {source: pictures}, weights: mine.pth}", "backbone", doctor.WRONG, "no such file"),
         ("{data: {source: pictures}, backbone: 'my_net.py:small'}", "backbone", doctor.WRONG, "my_net.py is not there"),

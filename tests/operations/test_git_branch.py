@@ -92,7 +92,7 @@ def test_no_hook_has_a_part_in_it(checkout: Path) -> None:
 
 def test_changes_that_are_not_committed_are_named_and_refused() -> None:
     Path("params.yaml").write_text("seed: 1\n")
-    with pytest.raises(HeadstartError, match=r"^params.yaml has changes that are not committed; commit or"):
+    with pytest.raises(HeadstartError, match=r"^params.yaml has uncommitted changes; commit or"):
         Branch(None)
 
 
@@ -108,7 +108,7 @@ def test_without_a_branch_one_has_to_be_named() -> None:
     with pytest.raises(HeadstartError, match="no branch checked out; check one out, or name one as"):
         Branch(None)
     assert Branch("retrained").name == "retrained"
-    with pytest.raises(HeadstartError, match="'a b' is not a name that git takes for a branch"):
+    with pytest.raises(HeadstartError, match="'a b' is not a name that git accepts for a branch"):
         Branch("a b")
 
 
@@ -139,10 +139,10 @@ def test_another_branch_goes_on_from_its_own_result() -> None:
     Path("dvc.lock").unlink()
     Path("data/evaluate/metrics.json").unlink()
     branch = Branch("retrained")
-    branch.take_up()
+    branch.restore_result()
     assert branch.is_current()
     result(2)
-    branch.take_up()  # a result that is under way is left alone
+    branch.restore_result()  # a result that is under way is left alone
     assert Path("dvc.lock").read_text() == LOCK.format(2)
 
 
@@ -152,13 +152,13 @@ def test_a_lock_that_was_cut_short_is_taken_from_the_branch(left: int) -> None:
     Branch(None).commit("Retrained")
     whole = Path("dvc.lock").read_text()
     Path("dvc.lock").write_text(whole[:left])
-    Branch(None).take_up()
+    Branch(None).restore_result()
     assert Path("dvc.lock").read_text() == whole
 
 
 def test_a_lock_that_was_cut_short_before_any_was_committed_is_removed() -> None:
     Path("dvc.lock").write_text("schema: '2.0'\nsta")
-    Branch(None).take_up()
+    Branch(None).restore_result()
     assert not Path("dvc.lock").exists()
 
 

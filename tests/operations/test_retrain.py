@@ -56,7 +56,7 @@ def has_ended(pid: int) -> bool:
 
 
 def test_a_second_round_ends_at_once_and_names_the_first(checkout: Path) -> None:
-    with retrain._alone(NOW):
+    with retrain._exclusive(NOW):
         summary = retrain.retrain(Params)
     assert summary["outcome"] == "busy"
     assert f"process {os.getpid()} on " in summary["sentence"]
@@ -81,7 +81,7 @@ def test_the_lock_stays_with_what_a_killed_round_had_started(checkout: Path) -> 
     program = (
         "import subprocess, sys, time, datetime\n"
         "from headstart.operations import retrain\n"
-        "with retrain._alone(datetime.datetime.now()) as lock:\n"
+        "with retrain._exclusive(datetime.datetime.now()) as lock:\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], pass_fds=[lock])\n"
         "    print(child.pid, flush=True)\n"
         "    time.sleep(60)\n"
@@ -94,13 +94,13 @@ def test_the_lock_stays_with_what_a_killed_round_had_started(checkout: Path) -> 
         child = psutil.Process(int(first.stdout.readline()))
         first.kill()
     with (
-        pytest.raises(retrain.BusyError, match="had started is still at work here, although that was killed"),
-        retrain._alone(NOW),
+        pytest.raises(retrain.BusyError, match="that a killed retrain started is still running here"),
+        retrain._exclusive(NOW),
     ):
         pass
     child.kill()
     psutil.wait_procs([child], timeout=10)
-    with retrain._alone(NOW):
+    with retrain._exclusive(NOW):
         pass
 
 
@@ -118,7 +118,7 @@ def test_entries_of_the_dead_and_of_numbers_given_again_are_removed(checkout: Pa
     with sleeper(0) as dead:
         pass
     file = rwlock(checkout, dead.pid, os.getpid())  # this process has the number now, and is no DVC
-    retrain._remove_what_a_killed_dvc_left(file)
+    retrain._remove_stale_rwlock(file)
     assert not file.exists()
 
 
@@ -129,7 +129,7 @@ def test_entries_of_a_dvc_at_work_stay(checkout: Path) -> None:
             time.sleep(0.01)
         file = rwlock(checkout, alive.pid)
         before = file.read_text()
-        retrain._remove_what_a_killed_dvc_left(file)
+        retrain._remove_stale_rwlock(file)
         assert file.read_text() == before
         alive.kill()
 
@@ -137,7 +137,7 @@ def test_entries_of_a_dvc_at_work_stay(checkout: Path) -> None:
 @pytest.mark.parametrize("text", ["", '{"write": {"data', "[]", '{"write": {"data": 3}}'])
 def test_a_list_that_was_cut_short_is_removed(checkout: Path, text: str) -> None:
     (checkout / "rwlock").write_text(text)
-    retrain._remove_what_a_killed_dvc_left(checkout / "rwlock")
+    retrain._remove_stale_rwlock(checkout / "rwlock")
     assert not (checkout / "rwlock").exists()
 
 
@@ -183,7 +183,7 @@ def test_a_webhook_that_does_not_take_it_is_a_word_without_its_address(
     for address in (f"{hook}/secret", "http://127.0.0.1:9/secret"):
         retrain._post(address, SUMMARY)
         said = capsys.readouterr().err
-        assert said.startswith("headstart: the webhook did not take the summary: ")
+        assert said.startswith("headstart: the webhook did not accept the summary: ")
         assert "secret" not in said
 
 
@@ -227,7 +227,7 @@ def test_what_dvc_or_a_stage_said_is_the_reason(checkout: Path) -> None:
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], check=True, env=os.environ | {"DVC_NO_ANALYTICS": "true"})
     stage = "python -c 'import sys; print(\"headstart: no pictures\", file=sys.stderr); sys.exit(1)'"
     (checkout / "dvc.yaml").write_text(json.dumps({"stages": {"fetch": {"cmd": stage}}}))
-    with retrain._alone(NOW) as lock:
+    with retrain._exclusive(NOW) as lock:
         one = retrain._Round(Params(), lock)
         with pytest.raises(retrain.HeadstartError, match=r"^`dvc repro` failed: no pictures. Finished stages are kept"):
             one._dvc("repro")
@@ -251,7 +251,7 @@ def test_sigterm_ends_what_dvc_runs_before_the_round_ends(checkout: Path) -> Non
         "retrain.PATIENCE = 0.5\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "try:\n"
-        "    with retrain._alone(datetime.datetime.now()) as lock: retrain._Round(Params(), lock)._dvc('repro')\n"
+        "    with retrain._exclusive(datetime.datetime.now()) as lock: retrain._Round(Params(), lock)._dvc('repro')\n"
         "except KeyboardInterrupt: raise SystemExit(130)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], env=HERE, stderr=subprocess.DEVNULL) as one:

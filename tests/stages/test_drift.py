@@ -22,10 +22,10 @@ pytestmark = [pytest.mark.slow]
 NEW_PICTURES = """
 import json, sys
 from pathlib import Path
-from headstart.monitoring.drift import of_new_pictures
+from headstart.monitoring.drift import detect_drift
 from headstart.base.params import Params
 known = set(json.loads(Path(sys.argv[1]).read_text()))
-found = of_new_pictures(Path("data"), Params.load(), known, Path("data/package/model"))
+found = detect_drift(Path("data"), Params.load(), known, Path("data/package/model"))
 print(found.real, found.sentence)
 """
 

@@ -135,7 +135,7 @@ def test_of_two_at_once_one_works_and_the_other_leaves_with_its_code(copy_of: Cl
     said = {process.pid: process.communicate(timeout=900) for process in (first, second)}
     assert sorted((first.returncode, second.returncode)) == [0, 75], said
     left, worked = sorted((first, second), key=lambda process: -process.returncode)
-    assert f"another retrain is at work here: process {worked.pid} on {socket.gethostname()}, since " in said[left.pid][1]
+    assert f"another retrain is running here: process {worked.pid} on {socket.gethostname()}, since " in said[left.pid][1]
     assert json.loads(said[left.pid][0])["outcome"] == "busy"
 
 

@@ -22,14 +22,14 @@ from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
 from headstart.evaluation import explain, figures, metrics, pages
-from headstart.evaluation.metrics import Scores
-from headstart.evaluation.summary import interval, verdict
+from headstart.evaluation.metrics import METRICS, Scores
+from headstart.evaluation.summary import headline, interval
 from headstart.models.backbones import load_trunk
 from headstart.models.classifier import Classifier
 from headstart.training import finetuned, linear_probe
 from headstart.training.feature_files import load_features
 
-METRICS, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
+METRICS_FILE, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
 ALWAYS_REPORTED = ("val", "test")
 MADE_BY = ("prepare", "backbone", "features", "head", "finetune", "evaluate")  # stages whose outputs the report is about
 
@@ -55,7 +55,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
     candidates = _candidates(data, manifest, pixels, device)
     resamples, seed = params.evaluate.bootstrap, params.seed
     measured = {
-        split: {name: metrics.metrics(scores[split], resamples, seed) for name, scores in candidates.scores.items()}
+        split: {name: metrics.measured(scores[split], resamples, seed) for name, scores in candidates.scores.items()}
         for split in ALWAYS_REPORTED
     }
     chosen = metrics.choose({name: scores["val"] for name, scores in candidates.scores.items()})
@@ -75,7 +75,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
         metrics.predictions(manifest, scores, classes).to_parquet(part, index=False)
     files.write_rows(table, folder / FIGURES / "per_class.csv")
     write_text(folder / REPORT, _page(data, params, result, table, folder / FIGURES))
-    write_json(folder / METRICS, result)
+    write_json(folder / METRICS_FILE, result)
     return result
 
 
@@ -141,9 +141,7 @@ def _mistakes(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: S
     stored = [pixels[int(row)] for row in rows]
     heat = explain.grad_cam(model, stored, targets) if stored else None
     names = [name[:20] for name in model.classes]
-    captions = [
-        f"{names[test.predicted[p]]} {test.probabilities[p].max():.2f}\nis {names[test.labels[p]]}" for p in positions
-    ]
+    captions = [f"{names[test.predicted[p]]} {test.confidence[p]:.2f}\nis {names[test.labels[p]]}" for p in positions]
     views = [model.trunk.view(picture) for picture in stored]
     figures.mistakes(views, heat, captions, folder / FIGURES / "mistakes.png")
 
@@ -155,7 +153,8 @@ def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[s
     return page.render(
         params=params,
         result=result,
-        verdict=verdict(result),
+        headline=headline(result),
+        metrics=METRICS.values(),
         table=table,
         most_classes_shown=figures.MOST_CLASSES_SHOWN,
         pictures=pictures,
@@ -171,4 +170,4 @@ def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[s
 def run(params: Params, data: Path) -> None:
     """The stage evaluate: let validation choose, report on the test split once, draw everything."""
     result = evaluate(data, params, set_up(params.threads), data / "evaluate")
-    print(f"{verdict(result)}\nThe whole story: {data}/evaluate/report.html")
+    print(f"{headline(result)}\nThe whole story: {data}/evaluate/report.html")

@@ -20,14 +20,13 @@ from headstart.base.files import read_json, replacing, write_json, write_rows
 from headstart.base.params import Head, Params
 from headstart.base.progress import progress
 from headstart.data.manifest import class_names, read_manifest
+from headstart.data.splits import FEW_PICTURES
 from headstart.models.calibration import calibrated_losses, fit_temperature, log_losses
 from headstart.models.classifier import LinearHead
 from headstart.models.logistic import fit_path
 from headstart.training.feature_files import load_features
 
 WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
-
-FEW_PICTURES = 100  # fewer validation pictures than these cannot tell good from lucky
 
 FOLDS = 5
 

@@ -15,6 +15,7 @@ import numpy as np
 from headstart.base.arrays import Bools, Floats, Ints
 from headstart.data.splits import FEW_PICTURES
 from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, wilson
+from headstart.models.task import SINGLE_LABEL, SingleLabel, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +29,12 @@ class Scores:
 
     Attributes:
         probabilities: (N, classes), calibrated.
-        labels: (N,) true class numbers.
+        labels: (N,) true class numbers, as the task encodes them.
     """
 
     probabilities: Floats
     labels: Ints
+    task: Task = SINGLE_LABEL
 
     @property
     def classes(self) -> int:
@@ -40,19 +42,16 @@ class Scores:
 
     @cached_property
     def predicted(self) -> Ints:
-        numbers: Ints = self.probabilities.argmax(axis=1)
-        return numbers
+        return self.task.decide(self.probabilities)
 
     @cached_property
     def correct(self) -> Bools:
-        right: Bools = self.predicted == self.labels
-        return right
+        return self.task.correct(self.predicted, self.labels)
 
     @cached_property
     def confidence(self) -> Floats:
         """(N,) the probability of each prediction."""
-        highest: Floats = self.probabilities.max(axis=1)
-        return highest
+        return self.task.confidence(self.probabilities)
 
     @cached_property
     def confidence_bins(self) -> Ints:
@@ -63,9 +62,7 @@ class Scores:
     @cached_property
     def losses(self) -> Floats:
         """(N,) log-losses."""
-        own = self.probabilities[np.arange(len(self.labels)), self.labels]
-        losses: Floats = -np.log(np.clip(own, 1e-15, 1))
-        return losses
+        return self.task.losses_of_probabilities(self.probabilities, self.labels)
 
 
 # --- the metrics ------------------------------------------------------------------------------------------------------
@@ -83,6 +80,7 @@ class Metric:
         is_proportion: a share of the pictures: its interval is Wilson's, and that of the others is by bootstrap.
         is_goal: whether ``gate.metric`` may name it. Calibration alone is no goal: a constant answer can be calibrated.
         is_bounded: False where one picture can cost any amount, as one of a class that a classifier does not know does.
+        task: the kind of task that has it.
     """
 
     name: str
@@ -92,6 +90,7 @@ class Metric:
     is_proportion: bool = False
     is_goal: bool = True
     is_bounded: bool = True
+    task: type[Task] = SingleLabel
 
     @property
     def heading(self) -> str:
@@ -159,6 +158,10 @@ METRICS = {
 }
 
 
+def metrics_of(task: Task) -> list[Metric]:
+    return [metric for metric in METRICS.values() if isinstance(task, metric.task)]
+
+
 def measured(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
     """Every metric of one split, each with its 95 % interval as _low and _high, and the number of pictures as ``n``.
 
@@ -166,9 +169,9 @@ def measured(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
     itself: a resample has pictures twice, which makes calibration look worse than it is, and F1 of classes with a picture
     or two.
     """
-    n = len(scores.labels)
-    values = {name: metric.measure(scores, np.arange(n)) for name, metric in METRICS.items()}
-    bootstrapped = [metric for metric in METRICS.values() if not metric.is_proportion]
+    n, metrics = len(scores.labels), metrics_of(scores.task)
+    values = {metric.name: metric.measure(scores, np.arange(n)) for metric in metrics}
+    bootstrapped = [metric for metric in metrics if not metric.is_proportion]
     draws = bootstrap(lambda rows: [metric.measure(scores, rows) for metric in bootstrapped], n, seed, resamples)
     lows, highs = percentile_interval(draws)
     intervals = {

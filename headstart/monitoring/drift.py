@@ -144,13 +144,14 @@ def _answers(
     rng = np.random.default_rng(seed)
     old_test = ~new & (manifest["split"] == "test").to_numpy()
     rows = np.concatenate([sample_of(np.flatnonzero(side), ASKED, rng) for side in (new, old_test)])
-    batch, found = inference_batch(model, model.trunk.view, device), []
+    batch, logits = inference_batch(model, model.trunk.view, device), []
     with progress("champion", len(rows)) as advance:
-        for logits in model.logits_of(pixels, rows.tolist(), batch, device):
-            found.append(logits)
-            advance(len(logits))
-    p = model.probabilities(torch.cat(found)).double().numpy()
-    return Answers(rows, [model.classes[best] for best in p.argmax(axis=1)], p.max(axis=1), model.classes)
+        for part in model.logits_of(pixels, rows.tolist(), batch, device):
+            logits.append(part)
+            advance(len(part))
+    probabilities = model.probabilities(torch.cat(logits)).double().numpy()
+    guesses = [model.task.answer(row, model.classes)[0] for row in probabilities]
+    return Answers(rows, guesses, model.task.confidence(probabilities), model.classes)
 
 
 def compare(manifest: pd.DataFrame, features: Floats, new: Bools, answers: Answers | None, seed: int) -> dict[str, Any]:
@@ -269,8 +270,8 @@ def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: 
         if (test is not None and test.differ) or strange["differ"]:
             rows = worth_labelling(incoming.features, incoming.probabilities, known.features, at_most)
             to_label = described(incoming, rows, known)
-    confidence = incoming.probabilities.max(axis=1)
-    guesses = Counter(incoming.classes[best] for best in incoming.probabilities.argmax(axis=1))
+    confidence = incoming.task.confidence(incoming.probabilities)
+    guesses = Counter(incoming.task.answer(row, incoming.classes)[0] for row in incoming.probabilities)
     return {
         "pictures": len(incoming.paths),
         "found": incoming.found,

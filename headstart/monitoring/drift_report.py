@@ -26,7 +26,7 @@ def sentence(numbers: dict[str, Any]) -> str:
 
 
 def _of_new(part: dict[str, Any]) -> str:
-    words = _verdict(part, f"{part['pictures']} new pictures beside {part['old']} old ones")
+    words = _comparison(part, f"{part['pictures']} new pictures beside {part['old']} old ones")
     within = part["test_within_classes"]
     if part["test"] is not None and part["test"]["differ"] and within is not None and not within["differ"]:
         words += " Within the classes no difference is to be seen: it is the mix of classes that changed."
@@ -45,7 +45,7 @@ def _of_new(part: dict[str, Any]) -> str:
 
 
 def _of_incoming(part: dict[str, Any]) -> str:
-    words = _verdict(part, f"{part['pictures']} incoming pictures without labels beside {part['old']} with")
+    words = _comparison(part, f"{part['pictures']} incoming pictures without labels beside {part['old']} with")
     words += _strange(part)
     words += f" The classifier is sure of them by {percent(part['confidence'], 'value')} on average."
     if part["unusable"]:
@@ -55,7 +55,7 @@ def _of_incoming(part: dict[str, Any]) -> str:
     return words
 
 
-def _verdict(part: dict[str, Any], pictures: str) -> str:
+def _comparison(part: dict[str, Any], pictures: str) -> str:
     test = part["test"]
     if test is None:
         return f"{pictures}: too few to compare, {AT_LEAST} that are no near-duplicates nor of one group are needed."

@@ -26,6 +26,7 @@ from headstart.data.packed import Pixels
 from headstart.data.sources_folder import NO_TEXT, files_below
 from headstart.inference.predictor import load_predictor
 from headstart.models.backbones import load_trunk
+from headstart.models.task import SINGLE_LABEL, Task
 from headstart.training.features import Shown, engine_of
 
 AT_MOST = 2000  # pictures: a minute or two on two cores
@@ -43,6 +44,7 @@ class Incoming:
         groups: (N,) numbers; near-duplicates have the same.
         found: files in the folder, of which at most 2,000, drawn at random, were looked at.
         unusable: why, by path.
+        task: what the probabilities mean.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Incoming:
     groups: Ints
     found: int
     unusable: dict[str, str]
+    task: Task = SINGLE_LABEL
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ def look_at(
     return Incoming(
         folder, paths, np.concatenate(features), np.concatenate(probabilities), classifier.classes,
         _groups(seen, params.split.near_duplicate_bits), len(files), unusable,
+        classifier.task,
     )  # fmt: skip
 
 

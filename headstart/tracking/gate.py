@@ -164,7 +164,7 @@ def _compare(registry: Registry, version: Version, data: Path, params: Params) -
         )
         return Decision("refused", sentence, {"pictures": 0, "left_out": left_out})
     names = sorted({*manifest["label"], *(name for model in models for name in model.classes)})
-    labels = manifest["label"].iloc[rows].map({name: number for number, name in enumerate(names)}).to_numpy(np.int64)
+    labels = models[0].model.task.encode(manifest["label"].iloc[rows], names)
     device = set_up(params.threads)
     answers = _answers(models, pixels, rows, device)
     numbers = [version.number, *([champion.number] if champion is not None else [])]
@@ -208,7 +208,7 @@ def _side(number: int, model: Predictor, probabilities: Floats, seconds: float, 
     columns = [names.index(name) for name in model.classes]
     wide = np.zeros((len(probabilities), len(names)))
     wide[:, columns] = probabilities
-    return Side(number, Scores(wide, labels), frozenset(columns), seconds)
+    return Side(number, Scores(wide, labels, model.model.task), frozenset(columns), seconds)
 
 
 # --- the rules ----------------------------------------------------------------------------------------------------------

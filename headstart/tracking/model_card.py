@@ -70,7 +70,7 @@ def card(data: Path, params: Params, lineage: dict[str, str]) -> str:
         params=params,
         chosen=result["chosen"],
         test=result["test"]["chosen"],
-        metrics=METRICS.values(),
+        metrics=[metric for metric in METRICS.values() if metric.name in result["test"]["chosen"]],
         audit=audit,
         counts={part: sum(counts[part] for counts in audit["classes"].values()) for part in SPLITS},
         reasons=Counter(_kind(entry["reason"]) for entry in audit["dropped"]).most_common(WEAKEST),

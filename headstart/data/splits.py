@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 SPLITS = ("train", "val", "test")
+FEW_PICTURES = 100  # fewer validation pictures than these cannot tell good from lucky
 
 
 def unit_hash(key: str, seed: int) -> float:

@@ -13,6 +13,7 @@ from headstart.engines.base import Engine, Forward
 from headstart.engines.eager import Torch
 from headstart.engines.openvino import OpenVINO
 from headstart.models.complexity import gmacs
+from headstart.models.task import SINGLE_LABEL
 
 ENGINES: dict[str, Engine] = {engine.name: engine for engine in (Torch(), OpenVINO())}
 
@@ -114,11 +115,13 @@ def objection_to(found: Tensor, expected: Tensor, labels: Tensor) -> str | None:
         return "the sample has one class only"
     exact, rounded = (expected - mean) / scale, (found - mean) / scale
     ((weight, bias, _),) = fit_path(exact, numbers, len(present), [0.01])
-    before, after = (torch.log_softmax(torch.addmm(bias, x, weight.T), dim=1) for x in (exact, rounded))
-    same = float((before.argmax(1) == after.argmax(1)).float().mean())
+    logits = [torch.addmm(bias, x, weight.T) for x in (exact, rounded)]
+    before, after = (SINGLE_LABEL.predict(each) for each in logits)
+    same = float((before == after).float().mean())
     if same < AGREEMENT:
         return f"a probe's answers stay the same on {same:.1%} of the pictures, and {AGREEMENT:.0%} is required"
-    moved = float((after - before).gather(1, numbers[:, None]).mean().abs())
+    before_loss, after_loss = (SINGLE_LABEL.losses(each.numpy(), numbers.numpy()).mean() for each in logits)
+    moved = float(abs(after_loss - before_loss))
     if moved > LOG_LOSS:
         return f"a probe's log-loss moves by {moved:.3f}, and {LOG_LOSS:g} is allowed"
     return None

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from headstart.base.files import replacing
 from headstart.data.decode import Array
+from headstart.evaluation.metrics import LOG_LOSS
 
 HEAD, FINETUNE, GREY = "#1f6f8b", "#d1603d", "#8a8f98"
 MOST_CLASSES_SHOWN = 40
@@ -77,7 +78,7 @@ def sweep(rows: list[dict[str, Any]], chosen: float, path: Path) -> None:
     strengths = [row["C"] for row in rows]
     loss.semilogx(strengths, [row["val_log_loss"] for row in rows], "o-", color=HEAD)
     loss.axvline(chosen, color=GREY, linestyle="--", linewidth=1)
-    loss.set(xlabel="C (right: less regularisation)", ylabel="validation log-loss")
+    loss.set(xlabel="C (right: less regularisation)", ylabel=f"validation {LOG_LOSS.label}")
     accuracy.semilogx(strengths, [row["val_accuracy"] for row in rows], "o-", color=HEAD, label="validation")
     accuracy.semilogx(strengths, [row["train_accuracy"] for row in rows], "o--", color=GREY, label="training")
     accuracy.axvline(chosen, color=GREY, linestyle="--", linewidth=1)
@@ -162,7 +163,8 @@ def log_loss_by_trial(trials: list[dict[str, Any]], present: float | None) -> by
     if present is not None:
         axes.axhline(present, color=HEAD, linestyle="--", linewidth=1, label="present settings")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="trial", ylabel="validation log-loss (lower is better)")
+    better = "higher" if LOG_LOSS.higher_is_better else "lower"
+    axes.set(xlabel="trial", ylabel=f"validation {LOG_LOSS.label} ({better} is better)")
     axes.legend(frameon=False)
     return _png(figure)
 
@@ -195,7 +197,7 @@ def log_loss_by_knob(trials: list[dict[str, Any]], choices: dict[str, list[Any]]
                 axes.set_xscale("log")
         axes.set(xlabel=name)
     for row in grid:
-        row[0].set(ylabel="validation log-loss")
+        row[0].set(ylabel=f"validation {LOG_LOSS.label}")
     return _png(figure)
 
 

@@ -1,17 +1,24 @@
-"""evaluate: validation chooses between head and fine-tuned network, the test split reports once."""
+"""The metrics of a result, their intervals, and what else follows from a classifier's answers on one split.
+
+``METRICS`` is the one list of metrics: metrics.json, the report, the model card, the gate, tune's pages and MLflow read it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from headstart.base.arrays import Bools, Floats, Ints
+from headstart.data.splits import FEW_PICTURES
 from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, wilson
-from headstart.training.linear_probe import FEW_PICTURES
+from headstart.models.task import SINGLE_LABEL, SingleLabel, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONFIDENCE_BINS = 15
 
@@ -22,78 +29,163 @@ class Scores:
 
     Attributes:
         probabilities: (N, classes), calibrated.
-        labels: (N,) true class numbers.
+        labels: (N,) true class numbers, as the task encodes them.
     """
 
     probabilities: Floats
     labels: Ints
+    task: Task = SINGLE_LABEL
 
     @property
+    def classes(self) -> int:
+        return int(self.probabilities.shape[1])
+
+    @cached_property
     def predicted(self) -> Ints:
-        numbers: Ints = self.probabilities.argmax(axis=1)
-        return numbers
+        return self.task.decide(self.probabilities)
+
+    @cached_property
+    def correct(self) -> Bools:
+        return self.task.correct(self.predicted, self.labels)
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """(N,) the probability of each prediction."""
+        return self.task.confidence(self.probabilities)
+
+    @cached_property
+    def confidence_bins(self) -> Ints:
+        """(N,) numbers of the bins, of equal width, that the confidences fall into."""
+        bins: Ints = np.minimum((self.confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+        return bins
+
+    @cached_property
+    def losses(self) -> Floats:
+        """(N,) log-losses."""
+        return self.task.losses_of_probabilities(self.probabilities, self.labels)
+
+
+# --- the metrics ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure for how good a classifier is on a split.
+
+    Attributes:
+        name: its key in metrics.json, in MLflow and in ``gate.metric``.
+        label: what it is called for people.
+        measure: (scores, row numbers) → its value on those rows. In a resample a row may occur more than once.
+        higher_is_better: or lower.
+        is_proportion: a share of the pictures: its interval is Wilson's, and that of the others is by bootstrap.
+        is_goal: whether ``gate.metric`` may name it. Calibration alone is no goal: a constant answer can be calibrated.
+        is_bounded: False where one picture can cost any amount, as one of a class that a classifier does not know does.
+        task: the kind of task that has it.
+    """
+
+    name: str
+    label: str
+    measure: Callable[[Scores, Ints], float]
+    higher_is_better: bool = True
+    is_proportion: bool = False
+    is_goal: bool = True
+    is_bounded: bool = True
+    task: type[Task] = SingleLabel
 
     @property
-    def correct(self) -> Bools:
-        right: Bools = self.predicted == self.labels
-        return right
+    def heading(self) -> str:
+        """The label as a sentence begins with it."""
+        return self.label[0].upper() + self.label[1:]
 
 
-def metrics(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
-    """Every metric of one split, each with its 95 % interval as _low and _high.
+def _accuracy(scores: Scores, rows: Ints) -> float:
+    return float(scores.correct[rows].mean())
 
-    Of accuracy it is Wilson's (1927). Of the others, which are no shares, it is the percentile bootstrap's (Efron 1979),
-    extended to the figure itself: a resample has pictures twice, which makes calibration look worse than it is, and F1
-    of classes with a picture or two.
+
+def _balanced_accuracy(scores: Scores, rows: Ints) -> float:
+    hits, true, _ = _counts(scores, rows)
+    return float((hits[true > 0] / true[true > 0]).mean())
+
+
+def _macro_f1(scores: Scores, rows: Ints) -> float:
+    hits, true, predicted = _counts(scores, rows)
+    present = (true + predicted) > 0
+    return float((2 * hits[present] / (true + predicted)[present]).mean())
+
+
+def _matthews_corrcoef(scores: Scores, rows: Ints) -> float:
+    """The correlation of labels and predictions, of several classes (Gorodkin 2004, "Comparing two K-category assignments
+    by a K-category correlation coefficient"); 0 where either is constant."""
+    hits, true, predicted = _counts(scores, rows)
+    n = len(rows)
+    covariance = hits.sum() * n - true @ predicted
+    variances = (n**2 - true @ true) * (n**2 - predicted @ predicted)
+    return float(covariance / np.sqrt(variances)) if variances else 0.0
+
+
+def _log_loss(scores: Scores, rows: Ints) -> float:
+    return float(scores.losses[rows].mean())
+
+
+def _ece(scores: Scores, rows: Ints) -> float:
+    """The expected calibration error: the gap between confidence and accuracy, bin by bin."""
+    gaps = scores.confidence[rows] - scores.correct[rows]
+    return float(np.abs(np.bincount(scores.confidence_bins[rows], gaps, CONFIDENCE_BINS)).sum() / len(rows))
+
+
+def _counts(scores: Scores, rows: Ints) -> tuple[Floats, Floats, Floats]:
+    """Of each class: how many were recognised, how many there are, how many were predicted."""
+    labels, predicted = scores.labels[rows], scores.predicted[rows]
+    hits, true, answers = (
+        np.bincount(numbers, minlength=scores.classes).astype(float)
+        for numbers in (labels[scores.correct[rows]], labels, predicted)
+    )
+    return hits, true, answers
+
+
+ACCURACY = Metric("accuracy", "accuracy", _accuracy, is_proportion=True)
+LOG_LOSS = Metric("log_loss", "log-loss", _log_loss, higher_is_better=False, is_bounded=False)
+METRICS = {
+    metric.name: metric
+    for metric in (
+        ACCURACY,
+        Metric("balanced_accuracy", "balanced accuracy", _balanced_accuracy),
+        Metric("macro_f1", "macro F1", _macro_f1),
+        Metric("matthews_corrcoef", "Matthews' correlation", _matthews_corrcoef),
+        LOG_LOSS,
+        Metric("ece", "calibration error", _ece, higher_is_better=False, is_goal=False),
+    )
+}
+
+
+def metrics_of(task: Task) -> list[Metric]:
+    return [metric for metric in METRICS.values() if isinstance(task, metric.task)]
+
+
+def measured(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
+    """Every metric of one split, each with its 95 % interval as _low and _high, and the number of pictures as ``n``.
+
+    Of a proportion the interval is Wilson's (1927). Of the others it is the percentile bootstrap's, extended to the figure
+    itself: a resample has pictures twice, which makes calibration look worse than it is, and F1 of classes with a picture
+    or two.
     """
-    n = len(scores.labels)
-    measures = measures_of(scores)
-    del measures["accuracy"]
-    low, high = wilson(int(scores.correct.sum()), n)
-    result = {"accuracy": float(scores.correct.mean()), "accuracy_low": low, "accuracy_high": high}
-    draws = bootstrap(lambda rows: [measure(rows) for measure in measures.values()], n, seed, resamples)
-    for (name, measure), low, high in zip(measures.items(), *percentile_interval(draws), strict=True):
-        value = measure(np.arange(n))
-        result |= {name: value, f"{name}_low": min(float(low), value), f"{name}_high": max(float(high), value)}
+    n, metrics = len(scores.labels), metrics_of(scores.task)
+    values = {metric.name: metric.measure(scores, np.arange(n)) for metric in metrics}
+    bootstrapped = [metric for metric in metrics if not metric.is_proportion]
+    draws = bootstrap(lambda rows: [metric.measure(scores, rows) for metric in bootstrapped], n, seed, resamples)
+    lows, highs = percentile_interval(draws)
+    intervals = {
+        metric.name: (min(float(low), values[metric.name]), max(float(high), values[metric.name]))
+        for metric, low, high in zip(bootstrapped, lows, highs, strict=True)
+    }
+    result: dict[str, float] = {}
+    for name, value in values.items():
+        low, high = intervals.get(name) or wilson(round(value * n), n)
+        result |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return result | {"n": n}
 
 
-def measures_of(scores: Scores) -> dict[str, Callable[[Ints], float]]:
-    """Each metric as a function of the rows it is taken over, with what does not change computed once."""
-    classes = scores.probabilities.shape[1]
-    labels, predicted, correct = scores.labels, scores.predicted, scores.correct
-    surprise = _surprise(scores)
-    confidence = scores.probabilities.max(axis=1)
-    bins = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
-
-    def balanced_accuracy(rows: Ints) -> float:
-        hit, true, _ = _counts(labels[rows], predicted[rows], classes)
-        return float((hit[true > 0] / true[true > 0]).mean())
-
-    def macro_f1(rows: Ints) -> float:
-        hit, true, said = _counts(labels[rows], predicted[rows], classes)
-        seen = (true + said) > 0
-        return float((2 * hit[seen] / (true + said)[seen]).mean())
-
-    def ece(rows: Ints) -> float:
-        gap = np.bincount(bins[rows], confidence[rows] - correct[rows], minlength=CONFIDENCE_BINS)
-        return float(np.abs(gap).sum() / len(rows))
-
-    return {
-        "accuracy": lambda rows: float(correct[rows].mean()),
-        "balanced_accuracy": balanced_accuracy,
-        "macro_f1": macro_f1,
-        "log_loss": lambda rows: float(surprise[rows].mean()),
-        "ece": ece,
-    }
-
-
-def _counts(labels: Ints, predicted: Ints, classes: int) -> tuple[Floats, Floats, Floats]:
-    """Of each class: how many were recognised, how many there are, how many were taken for it."""
-    hit = np.bincount(labels[labels == predicted], minlength=classes).astype(float)
-    true = np.bincount(labels, minlength=classes).astype(float)
-    said = np.bincount(predicted, minlength=classes).astype(float)
-    return hit, true, said
+# --- head or fine-tuned network ---------------------------------------------------------------------------------------
 
 
 def gain(before: Scores, after: Scores) -> dict[str, float]:
@@ -109,7 +201,7 @@ def choose(val: dict[str, Scores]) -> str:
     ones), the head stays unless the fine-tuned network is also right on clearly more of them: p < 0.05 in McNemar's exact
     test.
     """
-    best = min(val, key=lambda name: _surprise(val[name]).mean())
+    best = min(val, key=lambda name: val[name].losses.mean())
     if best == "head" or len(val["head"].labels) >= FEW_PICTURES:
         return best
     difference = paired_difference(val["head"].correct, val[best].correct)
@@ -117,22 +209,18 @@ def choose(val: dict[str, Scores]) -> str:
     return best if clearly else "head"
 
 
-def _surprise(scores: Scores) -> Floats:
-    """(N,) log-losses."""
-    own = scores.probabilities[np.arange(len(scores.labels)), scores.labels]
-    losses: Floats = -np.log(np.clip(own, 1e-15, 1))
-    return losses
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and count of each class, the worst F1 first; those without pictures last."""
-    hit, true, said = _counts(scores.labels, scores.predicted, len(classes))
+    hits, true, predicted = _counts(scores, np.arange(len(scores.labels)))
     rows = [
         {
             "class": name,
-            "precision": float(hit[c] / max(said[c], 1)),
-            "recall": float(hit[c] / max(true[c], 1)),
-            "f1": float(2 * hit[c] / max(true[c] + said[c], 1)),
+            "precision": float(hits[c] / max(predicted[c], 1)),
+            "recall": float(hits[c] / max(true[c], 1)),
+            "f1": float(2 * hits[c] / max(true[c] + predicted[c], 1)),
             "pictures": int(true[c]),
         }
         for c, name in enumerate(classes)
@@ -142,11 +230,10 @@ def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
 
 def reliability(scores: Scores) -> list[dict[str, float]]:
     """Mean confidence and accuracy in each confidence bin that holds a picture."""
-    confidence = scores.probabilities.max(axis=1)
-    bins = np.minimum((confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+    bins = scores.confidence_bins
     return [
         {
-            "confidence": float(confidence[bins == b].mean()),
+            "confidence": float(scores.confidence[bins == b].mean()),
             "accuracy": float(scores.correct[bins == b].mean()),
             "pictures": int((bins == b).sum()),
         }
@@ -157,6 +244,8 @@ def reliability(scores: Scores) -> list[dict[str, float]]:
 
 def predictions(manifest: pd.DataFrame, scores: dict[str, Scores], classes: list[str]) -> pd.DataFrame:
     """image, split, label, predicted and one probability per class, for each split in ``scores``, in manifest order."""
+    import pandas as pd
+
     frames = []
     for split, score in scores.items():
         rows = manifest[manifest["split"] == split]
@@ -174,5 +263,5 @@ def predictions(manifest: pd.DataFrame, scores: dict[str, Scores], classes: list
 def worst_mistakes(scores: Scores, count: int) -> list[int]:
     """Positions of the wrong answers given with the most confidence."""
     wrong = np.flatnonzero(~scores.correct)
-    confidence = scores.probabilities.max(axis=1)[wrong]
-    return [int(w) for w in wrong[np.argsort(-confidence, kind="stable")][:count]]
+    surest = np.argsort(-scores.confidence[wrong], kind="stable")[:count]
+    return [int(row) for row in wrong[surest]]

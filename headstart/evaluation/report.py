@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from headstart.base import files
+from headstart.base.arrays import Ints
 from headstart.base.device import set_up
 from headstart.base.files import read_json, replacing, write_json, write_text
 from headstart.base.identity import made_by_other_code, recorded_libraries
@@ -22,14 +23,14 @@ from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
 from headstart.evaluation import explain, figures, metrics, pages
-from headstart.evaluation.metrics import Scores
-from headstart.evaluation.summary import interval, verdict
+from headstart.evaluation.metrics import Metric, Scores, metrics_of
+from headstart.evaluation.summary import headline, interval
 from headstart.models.backbones import load_trunk
-from headstart.models.classifier import Classifier
+from headstart.models.classifier import Classifier, LinearHead
 from headstart.training import finetuned, linear_probe
 from headstart.training.feature_files import load_features
 
-METRICS, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
+METRICS_FILE, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
 ALWAYS_REPORTED = ("val", "test")
 MADE_BY = ("prepare", "backbone", "features", "head", "finetune", "evaluate")  # stages whose outputs the report is about
 
@@ -55,7 +56,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
     candidates = _candidates(data, manifest, pixels, device)
     resamples, seed = params.evaluate.bootstrap, params.seed
     measured = {
-        split: {name: metrics.metrics(scores[split], resamples, seed) for name, scores in candidates.scores.items()}
+        split: {name: metrics.measured(scores[split], resamples, seed) for name, scores in candidates.scores.items()}
         for split in ALWAYS_REPORTED
     }
     chosen = metrics.choose({name: scores["val"] for name, scores in candidates.scores.items()})
@@ -74,8 +75,8 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
     with replacing(folder / PREDICTIONS) as part:
         metrics.predictions(manifest, scores, classes).to_parquet(part, index=False)
     files.write_rows(table, folder / FIGURES / "per_class.csv")
-    write_text(folder / REPORT, _page(data, params, result, table, folder / FIGURES))
-    write_json(folder / METRICS, result)
+    write_text(folder / REPORT, _page(data, params, result, metrics_of(scores["test"].task), table, folder / FIGURES))
+    write_json(folder / METRICS_FILE, result)
     return result
 
 
@@ -96,26 +97,28 @@ def _candidates(data: Path, manifest: pd.DataFrame, pixels: Pixels, device: torc
     for split, used in (("val", head), ("test", final)):
         features, numbers = load_features(data / "features", split)
         labels[split] = numbers.numpy()
-        scores["head"][split] = Scores(_softmax(used.logits(features), used.temperature), labels[split])
+        scores["head"][split] = _scores(used.logits(features), used, labels[split])
     if "finetune" in classifiers:
         model = classifiers["finetune"].to(device)
         rows = np.flatnonzero(manifest["split"] == "test").tolist()
         batch = inference_batch(model, model.trunk.view, device)
-        found = []
+        logits = []
         with progress("evaluate", len(rows)) as advance:
-            for logits in model.logits_of(pixels, rows, batch, device):
-                found.append(logits)
-                advance(len(logits))
+            for part in model.logits_of(pixels, rows, batch, device):
+                logits.append(part)
+                advance(len(part))
         scores["finetune"] = {
-            "val": Scores(_softmax(finetuned.load_val_logits(data / "finetune"), model.temperature), labels["val"]),
-            "test": Scores(_softmax(torch.cat(found), model.temperature), labels["test"]),
+            "val": _scores(finetuned.load_val_logits(data / "finetune"), model, labels["val"]),
+            "test": _scores(torch.cat(logits), model, labels["test"]),
         }
         model.cpu()
     return Candidates(classifiers, scores)
 
 
-def _softmax(logits: torch.Tensor, temperature: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return torch.softmax(logits.double() / temperature, dim=1).numpy()
+def _scores(logits: torch.Tensor, source: LinearHead | Classifier, labels: Ints) -> Scores:
+    """What (N, classes) logits say, calibrated as the head or classifier that they are from."""
+    probabilities = source.task.probabilities(logits.double() / source.temperature)
+    return Scores(probabilities.numpy(), labels, source.task)
 
 
 def _figures(data: Path, folder: Path, result: dict[str, Any], test: Scores, classes: list[str]) -> None:
@@ -141,21 +144,22 @@ def _mistakes(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: S
     stored = [pixels[int(row)] for row in rows]
     heat = explain.grad_cam(model, stored, targets) if stored else None
     names = [name[:20] for name in model.classes]
-    captions = [
-        f"{names[test.predicted[p]]} {test.probabilities[p].max():.2f}\nis {names[test.labels[p]]}" for p in positions
-    ]
+    captions = [f"{names[test.predicted[p]]} {test.confidence[p]:.2f}\nis {names[test.labels[p]]}" for p in positions]
     views = [model.trunk.view(picture) for picture in stored]
     figures.mistakes(views, heat, captions, folder / FIGURES / "mistakes.png")
 
 
-def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[str, Any]], drawn: Path) -> str:
+def _page(
+    data: Path, params: Params, result: dict[str, Any], shown: list[Metric], table: list[dict[str, Any]], drawn: Path
+) -> str:
     pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
     pictures["sheet"] = pages.embedded((data / "prepare" / "sheet.png").read_bytes())
     page = pages.template("report.html.j2", percent=lambda value: f"{100 * value:.1f} %", interval=interval)
     return page.render(
         params=params,
         result=result,
-        verdict=verdict(result),
+        headline=headline(result),
+        metrics=shown,
         table=table,
         most_classes_shown=figures.MOST_CLASSES_SHOWN,
         pictures=pictures,
@@ -171,4 +175,4 @@ def _page(data: Path, params: Params, result: dict[str, Any], table: list[dict[s
 def run(params: Params, data: Path) -> None:
     """The stage evaluate: let validation choose, report on the test split once, draw everything."""
     result = evaluate(data, params, set_up(params.threads), data / "evaluate")
-    print(f"{verdict(result)}\nThe whole story: {data}/evaluate/report.html")
+    print(f"{headline(result)}\nThe whole story: {data}/evaluate/report.html")

@@ -10,7 +10,7 @@ def interval(measured: dict[str, float], name: str = "accuracy") -> str:
     return f"{measured[name]:.3f} ({measured[f'{name}_low']:.3f}–{measured[f'{name}_high']:.3f})"
 
 
-def verdict(result: dict[str, Any]) -> str:
+def headline(result: dict[str, Any]) -> str:
     """One sentence on what was chosen and what it is worth."""
     best = result["test"]["chosen"]
     names = {"head": "the head on frozen features", "finetune": "the fine-tuned network"}

@@ -34,6 +34,7 @@ from headstart.engines.select import SAMPLE, engine_for
 from headstart.inference.predictor import load_predictor
 from headstart.inference.selective import threshold_for
 from headstart.models.preprocessing import Normalise, View
+from headstart.models.task import Task
 
 FORMATS = ("text", "json", "csv", "parquet")
 SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -42,7 +43,8 @@ FEW = 64  # pictures that are answered before a bar is worth drawing
 HANDFUL = PICTURES_PER_REQUEST // 2  # are answered sooner by torch: OpenVINO takes as long for one as for a whole request
 ROWS = 10_000  # of a Parquet file that are written at once
 
-Write = Callable[[Path, str | None, Floats], None]  # a picture, its label (None: no answer), (classes,) probabilities
+# A picture, the likeliest answer, whether it is given, its probability, and (classes,) probabilities.
+Write = Callable[[Path, str, bool, float, Floats], None]
 
 
 class Batched:
@@ -89,6 +91,11 @@ class Batched:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.predictor.classes
+
+    @property
+    def task(self) -> Task:
+        task: Task = self.predictor.model.task
+        return task
 
     @property
     def view(self) -> View:
@@ -199,9 +206,9 @@ def predict(files: Sequence[Path], model: Path, form: str, output: Path | None, 
                     failed += 1
                     print(f"headstart: {path}: {found}", file=sys.stderr)
                 else:
-                    sure = float(found.max()) >= least
-                    answered += sure
-                    write(path, batched.classes[int(found.argmax())] if sure else None, found)
+                    label, confidence = batched.task.answer(found, batched.classes)
+                    answered += confidence >= least
+                    write(path, label, confidence >= least, confidence, found)
                 advance()
     except OSError as error:  # pictures are read elsewhere: it is the answers that have no place
         if isinstance(error, BrokenPipeError):
@@ -263,17 +270,16 @@ def _special(output: Path) -> bool:
 
 
 def _lines(form: str, stream: TextIO, classes: tuple[str, ...]) -> Write:
-    def as_text(path: Path, label: str | None, found: Floats) -> None:
-        said = label or f"no answer ({classes[int(found.argmax())]}?)"
-        print(f"{found.max():6.1%}  {said}  {path}", file=stream)
+    def as_text(path: Path, label: str, sure: bool, confidence: float, probabilities: Floats) -> None:
+        print(f"{confidence:6.1%}  {label if sure else f'no answer ({label}?)'}  {path}", file=stream)
 
-    def as_json(path: Path, label: str | None, found: Floats) -> None:
-        row = {"image": str(path), "label": label, "probability": float(found.max())}
-        each = {"probabilities": dict(zip(classes, found.tolist(), strict=True))}
+    def as_json(path: Path, label: str, sure: bool, confidence: float, probabilities: Floats) -> None:
+        row = {"image": str(path), "label": label if sure else None, "probability": confidence}
+        each = {"probabilities": dict(zip(classes, probabilities.tolist(), strict=True))}
         print(json.dumps(row | each, ensure_ascii=False), file=stream)
 
-    def as_csv(path: Path, label: str | None, found: Floats) -> None:
-        writer.writerow([path, label or "", float(found.max()), *found.tolist()])
+    def as_csv(path: Path, label: str, sure: bool, confidence: float, probabilities: Floats) -> None:
+        writer.writerow([path, label if sure else "", confidence, *probabilities.tolist()])
 
     if form != "csv":
         return as_json if form == "json" else as_text
@@ -289,17 +295,17 @@ def _parquet(file: Path, classes: tuple[str, ...]) -> Iterator[Write]:
 
     numbers = [(name, pa.float64()) for name in ("probability", *classes)]
     schema = pa.schema([("image", pa.string()), ("label", pa.string()), *numbers])
-    rows: list[tuple[str, str | None, Floats]] = []
+    rows: list[tuple[str, str | None, float, Floats]] = []
 
     def flush() -> None:
-        images, labels, found = zip(*rows, strict=True)
-        each = np.stack(found)
-        columns = [pa.array(images), pa.array(labels, pa.string()), each.max(axis=1), *each.T]
+        images, labels, confidences, probabilities = zip(*rows, strict=True)
+        columns = [pa.array(images), pa.array(labels, pa.string()), confidences, *np.stack(probabilities).T]
         writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
         rows.clear()
 
-    def write(path: Path, label: str | None, found: Floats) -> None:
-        rows.append((str(path).encode("utf-8", "backslashreplace").decode(), label, found))
+    def write(path: Path, label: str, sure: bool, confidence: float, probabilities: Floats) -> None:
+        name = str(path).encode("utf-8", "backslashreplace").decode()
+        rows.append((name, label if sure else None, confidence, probabilities))
         if len(rows) == ROWS:
             flush()
 

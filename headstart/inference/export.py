@@ -129,11 +129,6 @@ class Pictures:
         rows = np.flatnonzero(self.manifest["split"] == split)
         return rows if most is None else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
 
-    def numbers(self, rows: Ints, classes: tuple[str, ...]) -> Ints:
-        """(N,) the classes' numbers; -1 where the classifier does not know the class."""
-        known = {name: number for number, name in enumerate(classes)}
-        return self.manifest["label"].iloc[rows].map(lambda name: known.get(name, -1)).to_numpy(np.int64)
-
     def answers(self, rows: Ints, *runs: Run) -> list[Floats]:
         """(N, classes) of each of ``runs``, which are shown one picture alone first and the others in batches."""
         found: list[list[NDArray[np.float32]]] = [[] for _ in runs]
@@ -255,8 +250,9 @@ def _cost(
         HeadstartError: it is more than ``max_cost``.
     """
     rows = pictures.rows("val")
-    labels = pictures.numbers(rows, classes)
-    before, after = (metrics.Scores(p, labels) for p in pictures.answers(rows, _torch(network), run))
+    task = network.model.task
+    labels = task.encode(pictures.manifest["label"].iloc[rows], classes)  # -1 where the classifier does not know the class
+    before, after = (metrics.Scores(p, labels, task) for p in pictures.answers(rows, _torch(network), run))
     gain = metrics.gain(before, after)
     cost, low, high = (0.0 - gain[key] for key in ("accuracy", "high", "low"))  # and no -0.0
     same = float((before.predicted == after.predicted).mean())

@@ -89,9 +89,9 @@ class Predictor:
     def _answers(self, pictures: list[Array]) -> Iterator[Prediction]:
         with torch.inference_mode():
             probabilities = self.model.probabilities(self.model(self.model.trunk.view.batch(pictures)))
-        for row in probabilities.double().tolist():
-            best = max(range(len(row)), key=row.__getitem__)
-            yield Prediction(self.classes[best], row[best], dict(zip(self.classes, row, strict=True)))
+        for row in probabilities.double().numpy():
+            label, confidence = self.model.task.answer(row, self.classes)
+            yield Prediction(label, confidence, dict(zip(self.classes, row.tolist(), strict=True)))
 
     def _decoded(self, picture: Any, number: int) -> Array:
         name = str(picture) if isinstance(picture, str | Path) and len(str(picture)) < 300 else f"picture {number}"

@@ -12,7 +12,7 @@ import io
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -176,7 +176,7 @@ def application(model: Batched, about: dict[str, Any], limits: Limits, ready: st
             files, listed = await in_thread(_files, body, request.headers.get("content-type", ""))
             pictures = await asyncio.gather(*(in_thread(_view, model, data) for data in files))
         rows = await asyncio.gather(*(batches.answer(picture) for picture in pictures))
-        answers = [_answer(row, model.classes) for row in rows]
+        answers = [_answer(row, model) for row in rows]
         return JSONResponse(answers if listed else answers[0])
 
     @app.post("/explain")
@@ -356,15 +356,16 @@ def _explained(model: Batched, data: bytes, label: str | None) -> dict[str, Any]
     """What POST /explain answers: for ``label``, or for the likeliest class."""
     picture = _decoded(model, data)
     row = model.probabilities([picture])[0]
-    label = label or model.classes[int(row.argmax())]
-    return _answer(row, model.classes) | {"explained": label} | _where(model, picture, model.classes.index(label))
+    answer = _answer(row, model)
+    label = label or answer["label"]
+    return answer | {"explained": label} | _where(model, picture, model.classes.index(label))
 
 
-def _answer(row: Floats, classes: Sequence[str]) -> dict[str, Any]:
+def _answer(row: Floats, model: Batched) -> dict[str, Any]:
     """As ``headstart predict --format json`` has it."""
-    best = int(row.argmax())
-    probabilities = dict(zip(classes, row.tolist(), strict=True))
-    return {"label": classes[best], "probability": float(row[best]), "probabilities": probabilities}
+    label, confidence = model.task.answer(row, model.classes)
+    probabilities = dict(zip(model.classes, row.tolist(), strict=True))
+    return {"label": label, "probability": confidence, "probabilities": probabilities}
 
 
 def _where(model: Batched, picture: Array, target: int) -> dict[str, str | None]:

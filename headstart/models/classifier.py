@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headstart.models.backbones import Trunk
 from headstart.models.preprocessing import Normalise, batches
+from headstart.models.task import SINGLE_LABEL, Task
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class LinearHead:
     Attributes:
         weight: (classes, D) float32, the standardisation folded in.
         bias: (classes,) float32.
-        temperature: logits are divided by it before softmax.
+        temperature: logits are divided by it before they become probabilities.
         classes: names, in the order of the rows.
         class_weight: (classes,) weights of the loss, or None.
+        task: what its logits mean.
     """
 
     weight: Tensor
@@ -30,6 +32,7 @@ class LinearHead:
     temperature: float
     classes: tuple[str, ...]
     class_weight: tuple[float, ...] | None = None
+    task: Task = SINGLE_LABEL
 
     def logits(self, features: Tensor) -> Tensor:
         """(N, D) → (N, classes), before temperature."""
@@ -48,6 +51,7 @@ class Classifier(nn.Module):
             self.head.bias.copy_(head.bias)
         self.temperature = head.temperature
         self.classes = head.classes
+        self.task = head.task
 
     def forward(self, pictures: Tensor) -> Tensor:
         logits: Tensor = self.head(self.trunk(pictures))
@@ -62,4 +66,4 @@ class Classifier(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Calibrated probabilities, (N, classes)."""
-        return torch.softmax(logits / self.temperature, dim=1)
+        return self.task.probabilities(logits / self.temperature)

@@ -155,8 +155,9 @@ def _predict(
         for part in model.logits_of(pixels, rows.tolist(), batch, device):
             logits.append(part)
             advance(len(part))
-    p = model.probabilities(torch.cat(logits)).double().numpy()
-    return ChampionPredictions(rows, [model.classes[best] for best in p.argmax(axis=1)], p.max(axis=1), model.classes)
+    probabilities = model.probabilities(torch.cat(logits)).double().numpy()
+    labels = [model.task.answer(row, model.classes)[0] for row in probabilities]
+    return ChampionPredictions(rows, labels, model.task.confidence(probabilities), model.classes)
 
 
 def compare(
@@ -279,8 +280,8 @@ def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: 
         if (test is not None and test.differ) or strange["differ"]:
             rows = select_for_labelling(incoming.features, incoming.probabilities, novelty.features, at_most)
             to_label = describe_selection(incoming, rows, novelty)
-    confidence = incoming.probabilities.max(axis=1)
-    guesses = Counter(incoming.classes[best] for best in incoming.probabilities.argmax(axis=1))
+    confidence = incoming.task.confidence(incoming.probabilities)
+    guesses = Counter(incoming.task.answer(row, incoming.classes)[0] for row in incoming.probabilities)
     return {
         "pictures": len(incoming.paths),
         "found": incoming.files,

@@ -26,6 +26,7 @@ from headstart.data.packed import Pixels
 from headstart.data.sources_folder import NO_TEXT, files_below
 from headstart.inference.predictor import load_predictor
 from headstart.models.backbones import load_trunk
+from headstart.models.task import SINGLE_LABEL, Task
 from headstart.training.features import Shown, engine_of
 
 MAX_PICTURES = 2000  # takes a minute or two on two cores
@@ -43,6 +44,7 @@ class Incoming:
         groups: (N,) the same number for near-duplicates.
         files: how many the folder holds; at most 2,000 of them, drawn at random, are read.
         unusable: the reason, by path.
+        task: what the probabilities mean.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Incoming:
     groups: Ints
     files: int
     unusable: dict[str, str]
+    task: Task = SINGLE_LABEL
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def read_incoming(
     return Incoming(
         folder, paths, np.concatenate(features), np.concatenate(probabilities), classifier.classes,
         _groups(fingerprints, params.split.near_duplicate_bits), len(files), unusable,
+        classifier.task,
     )  # fmt: skip
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.sparse import csr_matrix
-from scipy.special import softmax
 from torch import Tensor
 
 from headstart.base.device import set_up
@@ -24,6 +23,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
+from headstart.models.task import SINGLE_LABEL
 from headstart.studies import label_issues_report
 from headstart.training.feature_files import load_features
 from headstart.training.linear_probe import FOLDS, folds_of, held_out_logits
@@ -96,11 +96,11 @@ def find_suspects(pictures: pd.DataFrame, features: Tensor, classes: list[str]) 
 
     labels = pd.Categorical(pictures["label"], categories=classes).codes.astype(np.int64)
     logits = held_out_logits(features, labels, folds_of(labels, pictures["group"].to_numpy()))
-    p = softmax(logits.astype(np.float64), axis=1)
+    p = SINGLE_LABEL.probabilities(logits.astype(np.float64))
     # Of cleanlab's scores this one held up best where labels of ants and bees, signs and emoji were swapped, at random or
     # for the likeliest other. Taking off each class's average confidence first (adjust_pred_probs) did not help.
     quality = get_label_quality_scores(labels, p, method="normalized_margin")
-    suggested = p.argmax(axis=1)
+    suggested = SINGLE_LABEL.decide(p)
     paths = pictures["path"].tolist()
     suspects = [
         {

@@ -27,7 +27,6 @@ from headstart.base.progress import hidden, progress
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
 from headstart.models.backbones import Trunk, architecture, load_trunk
-from headstart.models.calibration import log_losses
 from headstart.studies.candidates import Sample
 from headstart.training.checkpoint import STATE
 from headstart.training.feature_files import load_features
@@ -210,12 +209,12 @@ class Laboratory:
                 rows = sample.rows[held_out].tolist()
                 logits = torch.cat(list(model.logits_of(p.pixels, rows, batch, self.device)))
                 temperature = model.temperature
-        said, labels = (logits.cpu() / temperature).numpy(), sample.labels[held_out]
-        losses = log_losses(said.astype(np.float64), labels)
+        calibrated, labels = (logits.cpu() / temperature).numpy(), sample.labels[held_out]
+        losses = head.task.losses(calibrated.astype(np.float64), labels)
         return {
             "n": len(train) + len(val),
             "seconds": round(seconds, 2),
-            "correct": (said.argmax(axis=1) == labels).astype(int).tolist(),
+            "correct": head.task.correct(head.task.predict(calibrated), labels).astype(int).tolist(),
             "losses": [round(float(loss), 6) for loss in losses],
         }
 

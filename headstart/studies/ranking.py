@@ -28,11 +28,11 @@ from headstart.engines.base import Forward
 from headstart.engines.select import SAMPLE, engine_for
 from headstart.evaluation.intervals import mean
 from headstart.models.backbones import Trunk
-from headstart.models.calibration import log_losses
 from headstart.models.catalogue import published
 from headstart.models.classifier import Classifier, LinearHead
 from headstart.models.graph import fold_batch_norm, split_frozen
 from headstart.models.preprocessing import Normalise
+from headstart.models.task import SINGLE_LABEL
 from headstart.studies import ranking_report
 from headstart.studies.candidates import Candidate, Sample, more_features
 from headstart.training.augmentation import train_size
@@ -64,7 +64,7 @@ class Probe:
 def probe(features: Tensor, labels: Ints, folds: Folds) -> Probe:
     """(N, D) features → what five regressions say of them, each of the fold that it was not fitted on."""
     logits = held_out_logits(features, labels, folds)
-    return Probe(log_losses(logits, labels), logits.argmax(axis=1) == labels)
+    return Probe(SINGLE_LABEL.losses(logits, labels), SINGLE_LABEL.correct(SINGLE_LABEL.predict(logits), labels))
 
 
 def knn_accuracy(features: Tensor, labels: Ints, folds: Folds) -> float:
@@ -129,7 +129,7 @@ def training_seconds(trunk: Trunk, width: int, classes: Sequence[str], recipe: R
     trunk.view = replace(trunk.view, size=train_size(trunk, recipe.settings.size_ratio))
     head = LinearHead(torch.zeros(len(classes), width), torch.zeros(len(classes)), 1.0, tuple(classes))
     model = Classifier(trunk, head).to(device).to(memory_format=torch.channels_last).eval()
-    optimizer = torch.optim.AdamW(recipe.parameter_groups(model), fused=True)
+    optimizer, loss_of = torch.optim.AdamW(recipe.parameter_groups(model), fused=True), head.task.training_loss()
     pictures = torch.zeros(STEP, 3, trunk.view.size, trunk.view.size, dtype=torch.uint8, device=device)
     labels = torch.zeros(STEP, dtype=torch.int64, device=device)
     normalise = Normalise(trunk.view).to(device)
@@ -143,9 +143,9 @@ def training_seconds(trunk: Trunk, width: int, classes: Sequence[str], recipe: R
         with torch.no_grad():
             seen = below(pictures)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.settings.precision == "bf16"):
-            loss = nn.functional.cross_entropy(model.head(above(seen)), labels)
+            loss = loss_of(model.head(above(seen)), labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         loss.item()  # an accelerator is done when the answer is here
 

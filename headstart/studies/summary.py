@@ -10,7 +10,7 @@ from typing import Any
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_found, write_text
 from headstart.base.params import Params, set_values
-from headstart.evaluation.summary import verdict
+from headstart.evaluation.summary import headline
 from headstart.studies.ranking_report import try_it
 
 WHY, PAGE = "why.json", "story.html"
@@ -62,7 +62,7 @@ class Story:
 
     def outcome(self) -> str:
         assert self.result is not None
-        return verdict(self.result)
+        return headline(self.result)
 
     def next_steps(self) -> list[str]:
         """What follows from the answers, and which questions were not asked."""

@@ -26,6 +26,7 @@ from headstart.data.manifest import read_manifest
 from headstart.evaluation.intervals import Estimate, bootstrap, paired_difference, percentile_interval, wilson
 from headstart.models.backbones import load_classifier, load_trunk
 from headstart.models.catalogue import published
+from headstart.models.task import SINGLE_LABEL
 from headstart.studies.candidates import Sample
 from headstart.studies.learning_curves import (
     CUTS,
@@ -121,7 +122,7 @@ def confidence(features: Tensor, classifier: tuple[Tensor, Tensor] | None) -> fl
     if classifier is None:
         return None
     weight, bias = (part.to(features.device) for part in classifier)
-    return float(torch.softmax(torch.addmm(bias, features, weight.T), dim=1).amax(dim=1).mean())
+    return float(SINGLE_LABEL.confidence(SINGLE_LABEL.probabilities(torch.addmm(bias, features, weight.T))).mean())
 
 
 def advice_231(size: str, similar: bool) -> tuple[str, str]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import pandas as pd
 import torch
@@ -39,6 +38,7 @@ from headstart.data.packed import Pixels
 from headstart.evaluation.intervals import mean
 from headstart.models.backbones import load_trunk
 from headstart.models.calibration import calibrated_losses
+from headstart.models.task import SINGLE_LABEL, Task
 from headstart.studies import tuning_report
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training.finetuned import CURVE, WEIGHTS, load_val_logits
@@ -147,14 +147,20 @@ def _distribution(values: list[Any]) -> BaseDistribution:
     return FloatDistribution(low, high, log=by_logarithm)
 
 
-def validation_labels(manifest: pd.DataFrame, classes: tuple[str, ...]) -> Ints:
+def validation_labels(manifest: pd.DataFrame, classes: tuple[str, ...], task: Task = SINGLE_LABEL) -> Ints:
     """(N,) class numbers of the validation pictures, in the order of ``load_val_logits``."""
-    numbers = {name: n for n, name in enumerate(classes)}
-    return np.array([numbers[label] for label in manifest.loc[manifest["split"] == "val", "label"]], np.int64)
+    return task.encode(manifest.loc[manifest["split"] == "val", "label"], classes)
 
 
 def tune(
-    train: Train, labels: Ints, search: Search, params: Params, key: str, state: Path, runs: StudyRuns
+    train: Train,
+    labels: Ints,
+    search: Search,
+    params: Params,
+    key: str,
+    state: Path,
+    runs: StudyRuns,
+    task: Task = SINGLE_LABEL,
 ) -> dict[str, Any]:
     """Try settings until the budget is spent: what tune.json holds.
 
@@ -171,7 +177,7 @@ def tune(
     """
     folder = state / key
     with _alone(folder):
-        study = _Study(train, labels, search, params.seed, folder, runs)
+        study = _Study(train, labels, search, params.seed, folder, runs, task)
         study.prepare()
         again = 0
         while study.waiting or (
@@ -208,8 +214,11 @@ class _Study:
     before (``repeats``).
     """
 
-    def __init__(self, train: Train, labels: Ints, search: Search, seed: int, folder: Path, runs: StudyRuns) -> None:
+    def __init__(
+        self, train: Train, labels: Ints, search: Search, seed: int, folder: Path, runs: StudyRuns, task: Task
+    ) -> None:
         self.train, self.labels, self.search, self.seed, self.folder, self.runs = train, labels, search, seed, folder, runs
+        self.task = task
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruner = optuna.pruners.MedianPruner(STARTUP, FIRST_CUT) if search.prunes else optuna.pruners.NopPruner()
         self.study = optuna.create_study(
@@ -296,10 +305,11 @@ class _Study:
 
     def _losses(self, knobs: Knobs) -> NDArray[Any]:
         """(N,) log-losses of the validation pictures after calibration, of a trial that is complete."""
-        return calibrated_losses(load_val_logits(self._home(knobs)).numpy(), self.labels)
+        return calibrated_losses(load_val_logits(self._home(knobs)).numpy(), self.labels, self.task)
 
     def _accuracy(self, home: Path) -> float:
-        return float((load_val_logits(home).numpy().argmax(axis=1) == self.labels).mean())
+        predicted = self.task.predict(load_val_logits(home).numpy())
+        return float(self.task.correct(predicted, self.labels).mean())
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """In the order they were asked for; of all states where none is named."""
@@ -440,8 +450,8 @@ def run(params: Params, data: Path) -> None:
 
     made_by = code_of("headstart.training.trainer")
     study = search.key(made_by, inputs_of("finetune"), params.features, params.seed, params.threads)
-    labels = validation_labels(manifest, head.classes)
-    found = tune(train, labels, search, params, study, state_folder("tune"), StudyRuns(params, study))
+    labels = validation_labels(manifest, head.classes, head.task)
+    found = tune(train, labels, search, params, study, state_folder("tune"), StudyRuns(params, study), head.task)
     tuning_report.write_page(found, data / "tune" / tuning_report.PAGE)
     write_json(data / "tune" / tuning_report.TUNE, found)
     tuning_report.show(found)

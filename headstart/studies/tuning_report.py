@@ -10,6 +10,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import read_found, write_text
 from headstart.base.params import set_values
 from headstart.base.terminal import console
+from headstart.evaluation.metrics import ACCURACY, LOG_LOSS
 
 TUNE, PAGE = "tune.json", "tune.html"
 COMMAND = "dvc repro studies/dvc.yaml:tune"
@@ -40,7 +41,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def headings(found: dict[str, Any]) -> list[str]:
-    return ["trial", "state", "log-loss", "accuracy", "epochs", "minutes", *found["present"]]
+    return ["trial", "state", LOG_LOSS.label, ACCURACY.label, "epochs", "minutes", *found["present"]]
 
 
 def cells(trial: dict[str, Any]) -> list[str]:

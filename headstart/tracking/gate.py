@@ -20,9 +20,8 @@ from headstart.base.params import Gate, Params
 from headstart.base.progress import progress
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
-from headstart.evaluation import metrics
 from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval
-from headstart.evaluation.metrics import Scores
+from headstart.evaluation.metrics import METRICS, Metric, Scores, measured
 from headstart.evaluation.summary import interval
 from headstart.inference.predictor import BATCH, Predictor, load_predictor
 from headstart.tracking.registry import LONGEST_WHY, ROLLED_BACK, Registry, Version
@@ -32,7 +31,6 @@ from headstart.tracking.store import opened
 FOLDER, FILE = "gate", "decision.json"
 TIMED = 5  # batches, at least
 PERFECT_DRAWS = 1000
-LOWER_IS_BETTER = ("log_loss",)
 LISTED = 3  # classes that a sentence names
 
 
@@ -166,7 +164,7 @@ def _compare(registry: Registry, version: Version, data: Path, params: Params) -
         )
         return Decision("refused", sentence, {"pictures": 0, "left_out": left_out})
     names = sorted({*manifest["label"], *(name for model in models for name in model.classes)})
-    labels = manifest["label"].iloc[rows].map({name: number for number, name in enumerate(names)}).to_numpy(np.int64)
+    labels = models[0].model.task.encode(manifest["label"].iloc[rows], names)
     device = set_up(params.threads)
     answers = _answers(models, pixels, rows, device)
     numbers = [version.number, *([champion.number] if champion is not None else [])]
@@ -210,7 +208,7 @@ def _side(number: int, model: Predictor, probabilities: Floats, seconds: float, 
     columns = [names.index(name) for name in model.classes]
     wide = np.zeros((len(probabilities), len(names)))
     wide[:, columns] = probabilities
-    return Side(number, Scores(wide, labels), frozenset(columns), seconds)
+    return Side(number, Scores(wide, labels, model.model.task), frozenset(columns), seconds)
 
 
 # --- the rules ----------------------------------------------------------------------------------------------------------
@@ -234,19 +232,20 @@ def judge(
         seed: of the bootstrap.
         left_out: test pictures that were not compared, as the champion has learned from them.
     """
-    after = metrics.metrics(challenger.scores, resamples, seed)
+    metric = METRICS[rules.metric]
+    after = measured(challenger.scores, resamples, seed)
     n = len(challenger.scores.labels)
     numbers: dict[str, Any] = {"pictures": n, "left_out": left_out, "metric": rules.metric}
     numbers["challenger"] = {"version": challenger.number, "seconds_per_picture": challenger.seconds, **after}
     if champion is None:
         sentence = (
             f"Version {challenger.number} is the first champion: there was none to compare it with. "
-            f"{_in_words(rules.metric)} {interval(after, rules.metric)} on {n} test pictures."
+            f"{metric.heading} {interval(after, metric.name)} on {n} test pictures."
         )
         return Decision("promoted", sentence, numbers)
-    before = metrics.metrics(champion.scores, resamples, seed)
+    before = measured(champion.scores, resamples, seed)
     numbers["champion"] = {"version": champion.number, "seconds_per_picture": champion.seconds, **before}
-    numbers["gain"] = gain = _gain(champion, challenger, rules.metric, resamples, seed)
+    numbers["gain"] = gain = _gain(champion, challenger, metric, resamples, seed)
     difference = paired_difference(champion.scores.correct, challenger.scores.correct)
     numbers["mcnemar"] = {
         "only_challenger_right": difference.gained,
@@ -270,26 +269,30 @@ def judge(
     return Decision("promoted", sentence, numbers)
 
 
-def _gain(champion: Side, challenger: Side, metric: str, resamples: int, seed: int) -> dict[str, float]:
+def _gain(champion: Side, challenger: Side, metric: Metric, resamples: int, seed: int) -> dict[str, float]:
     """By how much the challenger is better, with its paired 95 % bootstrap interval: each resample is drawn once and both
     are measured on it.
 
-    The log-loss of a class that one of them does not know is infinite: it is taken over the pictures of the others.
+    A class that one of them does not know has an infinite log-loss: such a metric is taken over the pictures of the others.
     """
     rows = np.arange(len(challenger.scores.labels))
-    if metric in LOWER_IS_BETTER:
+    if not metric.is_bounded:
         known = np.isin(challenger.scores.labels, sorted(champion.known & challenger.known))
         rows = rows[known] if known.any() else rows
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    first = metrics.measures_of(champion.scores)[metric]
-    second = metrics.measures_of(challenger.scores)[metric]
-    draws = bootstrap(lambda drawn: sign * (second(rows[drawn]) - first(rows[drawn])), len(rows), seed, resamples)
-    low, high = percentile_interval(draws)
-    a, b = first(rows), second(rows)
-    value = round(sign * (b - a), 12)  # sums of the same addends in another order are equal
+    sign = 1 if metric.higher_is_better else -1
+
+    def gain(rows: Ints) -> float:
+        return sign * (metric.measure(challenger.scores, rows) - metric.measure(champion.scores, rows))
+
+    low, high = percentile_interval(bootstrap(lambda drawn: gain(rows[drawn]), len(rows), seed, resamples))
     return {
-        "value": value, "low": float(low), "high": float(high), "champion": a, "challenger": b, "pictures": len(rows),
-    }  # fmt: skip
+        "value": round(gain(rows), 12),  # sums of the same addends in another order are equal
+        "low": float(low),
+        "high": float(high),
+        "champion": metric.measure(champion.scores, rows),
+        "challenger": metric.measure(challenger.scores, rows),
+        "pictures": len(rows),
+    }
 
 
 def _classes(before: Scores, after: Scores, names: list[str], rules: Gate) -> list[dict[str, Any]]:
@@ -313,13 +316,12 @@ def _ece_by_chance(scores: Scores, seed: int) -> float:
     """The calibration error that a perfectly calibrated classifier, as confident as this one, stays below in 95 of 100
     draws of as many pictures: of few pictures, even such a one shows some (Bröcker & Smith 2007, "Increasing the
     reliability of reliability diagrams")."""
-    confidence = scores.probabilities.max(axis=1)
-    bins = np.minimum((confidence * metrics.CONFIDENCE_BINS).astype(int), metrics.CONFIDENCE_BINS - 1)
-    right = np.random.default_rng(seed).random((PERFECT_DRAWS, len(confidence))) < confidence
-    found: Floats = np.zeros(PERFECT_DRAWS)
-    for b in np.unique(bins):
-        found += np.abs((confidence - right)[:, bins == b].sum(axis=1)) / len(confidence)
-    return float(np.percentile(found, 95))
+    confidence, bins = scores.confidence, scores.confidence_bins
+    correct = np.random.default_rng(seed).random((PERFECT_DRAWS, len(confidence))) < confidence
+    errors: Floats = np.zeros(PERFECT_DRAWS)
+    for number in np.unique(bins):
+        errors += np.abs((confidence - correct)[:, bins == number].sum(axis=1)) / len(confidence)
+    return float(np.percentile(errors, 95))
 
 
 def _broken(numbers: dict[str, Any], rules: Gate) -> list[str]:
@@ -328,7 +330,7 @@ def _broken(numbers: dict[str, Any], rules: Gate) -> list[str]:
     gain, ece = numbers["gain"], numbers["challenger"]["ece"]
     if gain["value"] < -rules.margin:
         broken.append(
-            f"{_in_words(rules.metric)} is {-gain['value']:.3f} worse, more than gate.margin {rules.margin:g} allows"
+            f"{METRICS[rules.metric].heading} is {-gain['value']:.3f} worse, more than gate.margin {rules.margin:g} allows"
         )
     lost = [row for row in numbers["classes"] if row["judged"] and _loss(row) > rules.class_margin]
     if lost:
@@ -354,7 +356,7 @@ def _loss(row: dict[str, Any]) -> float:
 def _compared(champion: Side, challenger: Side, numbers: dict[str, Any]) -> str:
     gain, unknown = numbers["gain"], numbers["unknown_to_champion"]
     sentence = (
-        f"{_in_words(numbers['metric'])} {gain['challenger']:.3f} (version {challenger.number}) against "
+        f"{METRICS[numbers['metric']].heading} {gain['challenger']:.3f} (version {challenger.number}) against "
         f"{gain['champion']:.3f} (version {champion.number}) on the same {gain['pictures']} test pictures; better by "
         f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}), McNemar's p {numbers['mcnemar']['p']:.2g}."
     )
@@ -364,7 +366,3 @@ def _compared(champion: Side, challenger: Side, numbers: dict[str, Any]) -> str:
     if numbers["left_out"]:
         sentence += f" {numbers['left_out']} test pictures that it has learned from were left out."
     return sentence
-
-
-def _in_words(metric: str) -> str:
-    return {"macro_f1": "Macro F1", "log_loss": "Log-loss"}.get(metric, metric.replace("_", " ").capitalize())

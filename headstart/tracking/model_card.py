@@ -23,19 +23,13 @@ from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.threads import cores
 from headstart.data.splits import SPLITS
+from headstart.evaluation.metrics import METRICS
 from headstart.evaluation.pages import TEMPLATES
 from headstart.tracking.result import stages_of_the_result
 from headstart.tracking.store import RESULT
 
 FILE, TEMPLATE = "MODEL_CARD.md", "model_card.md.j2"
 WEAKEST = 8  # classes and confusions shown
-MEASURES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "log_loss": "log-loss",
-    "ece": "calibration error",
-}
 # Licences of the pictures that a name stands for.
 PICTURES = {"emoji": "Twemoji graphics, © Twitter, Inc. and other contributors, CC-BY 4.0"}
 UNKNOWN_PICTURES = "not known to headstart: whoever brought the pictures knows"
@@ -61,7 +55,7 @@ def card(data: Path, params: Params, lineage: dict[str, str]) -> str:
     Args:
         lineage: shown as it is, a line for each.
     """
-    metrics, audit = read_json(data / "evaluate" / "metrics.json"), read_json(data / "prepare" / "audit.json")
+    result, audit = read_json(data / "evaluate" / "metrics.json"), read_json(data / "prepare" / "audit.json")
     classes = pd.read_csv(data / "evaluate" / "figures" / "per_class.csv", keep_default_na=False, dtype={"class": str})
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -74,9 +68,9 @@ def card(data: Path, params: Params, lineage: dict[str, str]) -> str:
     environment.filters["plain"] = plain
     return environment.get_template(TEMPLATE).render(
         params=params,
-        chosen=metrics["chosen"],
-        test=metrics["test"]["chosen"],
-        measures=MEASURES,
+        chosen=result["chosen"],
+        test=result["test"]["chosen"],
+        metrics=[metric for metric in METRICS.values() if metric.name in result["test"]["chosen"]],
         audit=audit,
         counts={part: sum(counts[part] for counts in audit["classes"].values()) for part in SPLITS},
         reasons=Counter(_kind(entry["reason"]) for entry in audit["dropped"]).most_common(WEAKEST),

@@ -12,16 +12,18 @@ import json
 import time
 from typing import Any
 
+from headstart.evaluation.metrics import ACCURACY, LOG_LOSS
+
 VIEW, NAME = "headstart", "Results compared"
 NOTE = f"*Views*, on the right, has *{NAME}*: the best on validation first. Choose by val/chosen; report test/chosen."
 COLUMNS = {  # with their widths in pixels
     "params.`backbone`": 165,
     "tags.`trained`": 80,
-    "metrics.`val/chosen/log_loss`": 150,
-    "metrics.`val/chosen/accuracy`": 155,
-    "metrics.`test/chosen/accuracy`": 160,
-    "metrics.`test/chosen/accuracy_low`": 185,
-    "metrics.`test/chosen/accuracy_high`": 190,
+    f"metrics.`val/chosen/{LOG_LOSS.name}`": 150,
+    f"metrics.`val/chosen/{ACCURACY.name}`": 155,
+    f"metrics.`test/chosen/{ACCURACY.name}`": 160,
+    f"metrics.`test/chosen/{ACCURACY.name}_low`": 185,
+    f"metrics.`test/chosen/{ACCURACY.name}_high`": 190,
     "metrics.`backbone/gmacs`": 125,
     "tags.`chosen`": 80,
 }
@@ -50,8 +52,8 @@ def tags() -> dict[str, str]:
 def _state() -> dict[str, Any]:
     return {
         "searchFilter": "tags.chosen LIKE '%'",  # results: no trials of a tuning, and none that is not over yet
-        "orderByKey": "metrics.`val/chosen/log_loss`",
-        "orderByAsc": True,
+        "orderByKey": f"metrics.`val/chosen/{LOG_LOSS.name}`",
+        "orderByAsc": not LOG_LOSS.higher_is_better,
         "selectedColumns": list(COLUMNS),
         "columnOrder": list(COLUMNS),
         "columnWidths": COLUMNS,
@@ -67,7 +69,7 @@ def _state() -> dict[str, Any]:
 
 def _charts() -> list[dict[str, Any]]:
     """Accuracy over cost, what was tried beside what it gave, and the figures of several results side by side."""
-    cost, accuracy, loss = "backbone/gmacs", "val/chosen/accuracy", "val/chosen/log_loss"
+    cost, accuracy, loss = "backbone/gmacs", f"val/chosen/{ACCURACY.name}", f"val/chosen/{LOG_LOSS.name}"
     return [
         _chart("SCATTER", xaxis={"key": cost, "type": "METRIC"}, yaxis={"key": accuracy, "type": "METRIC"}, runs=100),
         _chart(

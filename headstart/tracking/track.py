@@ -20,7 +20,8 @@ from headstart.base.files import read_json, write_json
 from headstart.base.params import Params
 from headstart.base.threads import cores
 from headstart.data.packed import INDEX
-from headstart.evaluation.summary import verdict
+from headstart.evaluation.metrics import ACCURACY
+from headstart.evaluation.summary import headline
 from headstart.tracking import model_card
 from headstart.tracking.registry import Registry
 from headstart.tracking.result import flattened, params_of_the_result, result_digest, stages_of_the_result
@@ -46,7 +47,7 @@ class Tracker(ResultRun):
         results = {
             "chosen": measured["chosen"],
             "engine": read_json(data / "features" / "features.json")["engine"],
-            "mlflow.note.content": verdict(measured),
+            "mlflow.note.content": headline(measured),
         }
         self._tag(_host(self.params.threads) | results)
         self._log_dataset(data)
@@ -148,9 +149,8 @@ class Tracker(ResultRun):
             self.client.delete_logged_model(model.model_id)
             return
         self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, 0)])
-        self.client.log_metric(
-            self.run_id, "test/chosen/accuracy", numbers["test/chosen/accuracy"], model_id=model.model_id
-        )
+        shown = f"test/chosen/{ACCURACY.name}"
+        self.client.log_metric(self.run_id, shown, numbers[shown], model_id=model.model_id)
 
 
 def track(data: Path, params: Params, folder: Path) -> str:

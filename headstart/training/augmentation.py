@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ def train_size(trunk: Trunk, ratio: float) -> int:
     return wanted
 
 
-class TrainingViews(Dataset[tuple[Tensor, int]]):
+class TrainingViews(Dataset[tuple[Tensor, Any]]):
     """Random views of the training pictures, by epoch and number; each depends on those, the seed, and nothing else."""
 
     def __init__(self, pixels: Pixels, rows: Ints, labels: Ints, transform: v2.Transform, seed: int) -> None:
@@ -46,13 +46,13 @@ class TrainingViews(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, Any]:
         epoch, number = at
         # In a loader's process, whose generator is its own. torch.manual_seed would seed accelerators too, and note where
         # it was called from: a tenth of all the work.
         torch.default_generator.manual_seed(derived_seed(self.seed, epoch, number))
         picture = torch.from_numpy(np.array(self.pixels[int(self.rows[number])])).permute(2, 0, 1)
-        return self.transform(picture), int(self.labels[number])
+        return self.transform(picture), self.labels[number]
 
     def all(self, epoch: int, batch: int, first: int = 0) -> Iterator[Tensor]:
         """(N, 3, size, size) uint8, batch by batch: the views of one epoch in the order of the rows, from ``first`` on."""

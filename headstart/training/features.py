@@ -34,6 +34,7 @@ from headstart.engines.batching import inference_batch
 from headstart.engines.select import PROBED, SAMPLE, engine_for
 from headstart.models.backbones import Trunk, load_trunk
 from headstart.models.preprocessing import Normalise, batches
+from headstart.models.task import SINGLE_LABEL
 
 CARD = "features.json"
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
@@ -96,7 +97,7 @@ def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str) -> tuple[Forwar
 
 def _numbers(manifest: pd.DataFrame) -> Ints:
     """(N,) numbers of the pictures' classes."""
-    return manifest["label"].map({name: number for number, name in enumerate(class_names(manifest))}).to_numpy()
+    return SINGLE_LABEL.encode(manifest["label"], class_names(manifest))
 
 
 class Shown:

@@ -20,14 +20,14 @@ from headstart.base.files import read_json, replacing, write_json, write_rows
 from headstart.base.params import Head, Params
 from headstart.base.progress import progress
 from headstart.data.manifest import class_names, read_manifest
-from headstart.models.calibration import calibrated_losses, fit_temperature, log_losses
+from headstart.data.splits import FEW_PICTURES
+from headstart.models.calibration import calibrated_losses, fit_temperature
 from headstart.models.classifier import LinearHead
 from headstart.models.logistic import fit_path
+from headstart.models.task import SINGLE_LABEL
 from headstart.training.feature_files import load_features
 
 WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
-
-FEW_PICTURES = 100  # fewer validation pictures than these cannot tell good from lucky
 
 FOLDS = 5
 
@@ -71,15 +71,16 @@ def train_head(
             strengths, fit_path(x, train[1], len(classes), strengths, weights), strict=True
         ):
             logits = torch.addmm(bias, v, weight.T).cpu().numpy()
+            answers = SINGLE_LABEL.predict(torch.addmm(bias, x, weight.T))
             temperature = fit_temperature(logits, v_labels)
-            losses.append(log_losses(logits / temperature, v_labels))
+            losses.append(SINGLE_LABEL.losses(logits / temperature, v_labels))
             found.append(_raw(weight, bias, mean, scale))
             rows.append(
                 {
                     "C": strength,
                     "val_log_loss": float(losses[-1].mean()),
-                    "val_accuracy": float((logits.argmax(1) == v_labels).mean()),
-                    "train_accuracy": float((torch.addmm(bias, x, weight.T).argmax(1) == train[1]).float().mean()),
+                    "val_accuracy": float((SINGLE_LABEL.predict(logits) == v_labels).mean()),
+                    "train_accuracy": float((answers == train[1]).float().mean()),
                     "temperature": temperature,
                     "iterations": steps,
                 }
@@ -155,7 +156,7 @@ def held_out_logits(features: Tensor, labels: Ints, folds: Folds) -> Floats:
     numbers = torch.from_numpy(labels).to(features.device)
     found = cross_validated(features, numbers, int(labels.max()) + 1, PROBED, Head(), folds)
     calibrated = [logits / fit_temperature(logits, labels) for logits in found]
-    return min(calibrated, key=lambda logits: float(log_losses(logits, labels).mean()))
+    return min(calibrated, key=lambda logits: float(SINGLE_LABEL.losses(logits, labels).mean()))
 
 
 def within_one_standard_error(losses: list[Floats]) -> int:

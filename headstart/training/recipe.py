@@ -97,8 +97,7 @@ class TrainingSetup:
     @cached_property
     def labels(self) -> Ints:
         """(N,) numbers of all pictures' classes."""
-        numbers = {name: number for number, name in enumerate(self.head.classes)}
-        return self.manifest["label"].map(numbers).to_numpy(np.int64)
+        return self.head.task.encode(self.manifest["label"], self.head.classes)
 
     def rows(self, split: str) -> Ints:
         """Numbers of the pictures of one split."""

@@ -28,6 +28,7 @@ from headstart.base.progress import progress
 from headstart.engines.select import SAMPLE
 from headstart.models.calibration import calibrated_losses, fit_temperature
 from headstart.models.preprocessing import batches
+from headstart.models.task import Task
 from headstart.training.augmentation import train_size
 from headstart.training.checkpoint import SAVES, STATE, Checkpoint, Row
 from headstart.training.finetuned import CURVE, DETAILS, VAL_LOGITS, WEIGHTS
@@ -70,7 +71,7 @@ def finetune(
         epoch = len(checkpoint.curve) + 1
         train_loss = trainer.train_epoch(epoch, next(epochs))
         logits = trainer.validation_logits(network.averaged)
-        row = {"epoch": epoch, "train_loss": train_loss} | _validation(logits.numpy(), data.val_labels)
+        row = {"epoch": epoch, "train_loss": train_loss} | _validation(logits.numpy(), data.val_labels, setup.head.task)
         checkpoint.add(row, logits)
         if epoch % max(1, recipe.epochs // SAVES) == 0:
             checkpoint.save()
@@ -93,7 +94,7 @@ class Trainer:
         self.rates = [group["lr"] for group in network.parameter_groups]
         given = setup.head.class_weight
         weight = torch.tensor(given, device=setup.device) if given else None
-        self.loss = nn.CrossEntropyLoss(weight=weight, label_smoothing=setup.recipe.settings.label_smoothing)
+        self.loss = setup.head.task.training_loss(weight, setup.recipe.settings.label_smoothing)
 
     def train_epoch(self, epoch: int, batches: Iterable[Batch]) -> float:
         """Train for one epoch; the mean loss.
@@ -143,7 +144,7 @@ class Trainer:
 
 def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
     """Mix the best epoch's weights with the start's as validation asks for, calibrate, and write all files."""
-    best, network, labels = checkpoint.best, trainer.network, trainer.data.val_labels
+    best, network, labels, task = checkpoint.best, trainer.network, trainer.data.val_labels, setup.head.task
     assert best is not None
     trained = {key: value.cpu() for key, value in best.weights.items()}
     shares = (1.0,) if setup.recipe.scratch else MIXTURES
@@ -152,7 +153,7 @@ def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folde
         network.classifier.load_state_dict(mix(network.start, trained, share))
         candidates.append(trainer.validation_logits(network.trained))
     candidates.append(best.logits.cpu())  # of the trained weights alone
-    losses = [calibrated_losses(logits.numpy(), labels) for logits in candidates]
+    losses = [calibrated_losses(logits.numpy(), labels, task) for logits in candidates]
     chosen = within_one_standard_error(losses)
     weights, logits = mix(network.start, trained, shares[chosen]), candidates[chosen]
     with replacing(folder / WEIGHTS) as part:
@@ -171,7 +172,7 @@ def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folde
         "mixtures": [
             {"trained_share": share, "val_log_loss": float(loss.mean())} for share, loss in zip(shares, losses, strict=True)
         ],
-        "temperature": fit_temperature(logits.numpy(), labels),
+        "temperature": fit_temperature(logits.numpy(), labels, task),
         "classes": list(setup.head.classes),
     }
     write_json(folder / DETAILS, details)
@@ -185,9 +186,9 @@ def mix(start: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> d
     }
 
 
-def _validation(logits: Floats, labels: Ints) -> dict[str, float]:
+def _validation(logits: Floats, labels: Ints, task: Task) -> dict[str, float]:
     """Log-loss after calibration, and accuracy."""
     return {
-        "val_log_loss": float(calibrated_losses(logits, labels).mean()),
-        "val_accuracy": float((logits.argmax(1) == labels).mean()),
+        "val_log_loss": float(calibrated_losses(logits, labels, task).mean()),
+        "val_accuracy": float(task.correct(task.predict(logits), labels).mean()),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,23 @@ from scipy.stats import binomtest
 from sklearn import metrics as theirs
 from torch import nn
 
+from headstart.base.arrays import Ints
+from headstart.base.params import Gate
 from headstart.evaluation.explain import grad_cam
 from headstart.evaluation.figures import confusion, plt
-from headstart.evaluation.metrics import Scores, choose, gain, metrics, per_class, predictions, reliability, worst_mistakes
+from headstart.evaluation.metrics import (
+    METRICS,
+    Scores,
+    choose,
+    gain,
+    measured,
+    per_class,
+    predictions,
+    reliability,
+    worst_mistakes,
+)
 from headstart.models.backbones import Trunk, architecture
 from headstart.models.classifier import Classifier, LinearHead
-
-MEASURES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "ece")
 
 
 def random_scores(seed: int, count: int, classes: int, skill: float = 1.0, sharpness: float = 1.0) -> Scores:
@@ -46,15 +57,41 @@ scores = st.builds(
 @given(scores)
 @settings(max_examples=80, deadline=None)
 def test_the_figures_are_scikit_learns(s: Scores) -> None:
-    found = metrics(s, 100, 0)
+    found = measured(s, 100, 0)
     classes = np.arange(s.probabilities.shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes that are predicted and never true
+        assert found["matthews_corrcoef"] == pytest.approx(theirs.matthews_corrcoef(s.labels, s.predicted))
         assert found["balanced_accuracy"] == pytest.approx(theirs.balanced_accuracy_score(s.labels, s.predicted))
     assert found["accuracy"] == pytest.approx(theirs.accuracy_score(s.labels, s.predicted))
     assert found["macro_f1"] == pytest.approx(theirs.f1_score(s.labels, s.predicted, average="macro"))
     assert found["log_loss"] == pytest.approx(theirs.log_loss(s.labels, s.probabilities, labels=classes))
     assert found["n"] == len(s.labels)
+
+
+@pytest.mark.parametrize("answers", [[0, 0, 0, 0], [0, 1, 2, 0], [2, 0, 1, 1]])
+def test_matthews_correlation_is_scikit_learns_at_its_ends(answers: list[int]) -> None:
+    labels = np.array([0, 1, 2, 0])
+    correlation = METRICS["matthews_corrcoef"].measure(Scores(np.eye(3)[answers], labels), np.arange(4))
+    assert correlation == pytest.approx(theirs.matthews_corrcoef(labels, answers))
+
+
+def test_the_gate_may_name_every_metric_that_is_a_goal() -> None:
+    assert set(get_args(Gate.model_fields["metric"].annotation)) == {m.name for m in METRICS.values() if m.is_goal}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_better_for_better_answers(name: str) -> None:
+    labels = np.arange(300) % 3
+    good, poor = certain(labels, 270), certain(labels, 150)
+    difference = METRICS[name].measure(good, np.arange(300)) - METRICS[name].measure(poor, np.arange(300))
+    assert difference > 0 if METRICS[name].higher_is_better else difference < 0
+
+
+def certain(labels: Ints, right: int) -> Scores:
+    """Sure of its answers, which are right on the first pictures."""
+    answers = np.where(np.arange(len(labels)) < right, labels, (labels + 1) % 3)
+    return Scores(0.97 * np.eye(3)[answers] + 0.01, labels)
 
 
 @given(scores)
@@ -63,17 +100,17 @@ def test_the_calibration_error_is_the_weighted_gap_of_the_reliability_diagram(s:
     bins = reliability(s)
     assert sum(b["pictures"] for b in bins) == len(s.labels)
     gap = sum(b["pictures"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(s.labels)
-    assert metrics(s, 100, 0)["ece"] == pytest.approx(gap)
+    assert measured(s, 100, 0)["ece"] == pytest.approx(gap)
 
 
 @given(scores, st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
 def test_intervals_are_ordered_and_hold_their_figure(s: Scores, seed: int) -> None:
-    found = metrics(s, 200, seed)
-    for name in MEASURES:
+    found = measured(s, 200, seed)
+    for name in METRICS:
         assert found[f"{name}_low"] <= found[f"{name}_high"]
         assert found[f"{name}_low"] - 1e-9 <= found[name] <= found[f"{name}_high"] + 1e-9
-    assert metrics(s, 200, seed) == found
+    assert measured(s, 200, seed) == found
 
 
 def test_the_interval_is_as_wide_as_theory_has_it_and_narrows_with_pictures() -> None:
@@ -81,7 +118,7 @@ def test_the_interval_is_as_wide_as_theory_has_it_and_narrows_with_pictures() ->
     for count in (100, 400, 1600):
         right = np.arange(count) % 5 != 0  # 80 %
         s = Scores(np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]]), np.zeros(count, np.int64))
-        m = metrics(s, 2000, 0)
+        m = measured(s, 2000, 0)
         widths.append(m["accuracy_high"] - m["accuracy_low"])
         assert widths[-1] == pytest.approx(2 * 1.96 * np.sqrt(0.8 * 0.2 / count), rel=0.15)
     assert widths[0] > widths[1] > widths[2]
@@ -89,7 +126,7 @@ def test_the_interval_is_as_wide_as_theory_has_it_and_narrows_with_pictures() ->
 
 @pytest.mark.parametrize(("right", "count"), [(10, 10), (0, 10), (97, 100), (259, 324)])
 def test_the_interval_of_accuracy_is_wilsons_and_no_certainty(right: int, count: int) -> None:
-    found = metrics(Scores(np.eye(2)[(np.arange(count) >= right).astype(int)], np.zeros(count, np.int64)), 10, 0)
+    found = measured(Scores(np.eye(2)[(np.arange(count) >= right).astype(int)], np.zeros(count, np.int64)), 10, 0)
     theirs = binomtest(right, count).proportion_ci(method="wilson")
     assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((theirs.low, theirs.high))
     assert found["accuracy_high"] - found["accuracy_low"] > 0.01
@@ -102,7 +139,7 @@ def test_a_class_without_pictures_is_not_the_worst() -> None:
 
 def test_a_certain_and_wrong_answer_costs_much_but_not_infinity() -> None:
     s = Scores(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 1]))
-    m = metrics(s, 100, 0)
+    m = measured(s, 100, 0)
     assert 10 < m["log_loss"] < 100
     assert (m["accuracy"], m["ece"]) == (0.5, 0.5)
 
@@ -118,7 +155,7 @@ def test_a_gain_is_paired() -> None:
     better = gain(before, Scores(probabilities, before.labels))
     assert better["accuracy"] == pytest.approx(20 / 300)
     assert 0 < better["low"] < better["accuracy"] < better["high"]
-    apart = metrics(before, 500, 0)
+    apart = measured(before, 500, 0)
     assert better["high"] - better["low"] < apart["accuracy_high"] - apart["accuracy_low"]
 
 

@@ -11,12 +11,13 @@ import pytest
 
 from headstart.base.files import read_json, write_json, write_text
 from headstart.base.params import Params
+from headstart.evaluation.metrics import METRICS
 from headstart.tracking import model_card
 from headstart.tracking.model_card import card, lineage, plain
 
 MEASURED = {
     key + end: value
-    for key in model_card.MEASURES
+    for key in METRICS
     for end, value in {"": 0.8, "_low": 0.7, "_high": 0.9}.items()
 }  # fmt: skip
 CLASSES = ["NA", "a|b", "<script>"]
@@ -68,6 +69,7 @@ def test_the_card_says_what_people_ask(data: Path) -> None:
         f"Licence of the pictures: {model_card.UNKNOWN_PICTURES}",
         "| accuracy | 0.800 | 0.700–0.900 |",
         "| calibration error | 0.800 | 0.700–0.900 |",
+        "| Matthews' correlation | 0.800 | 0.700–0.900 |",
         "Validation chose the fine-tuned network",
         "| NA | 0.25 | 0.50 | 10 |",
         "Most often confused: NA taken for a\\|b (2), \\<script\\> taken for NA (1).",

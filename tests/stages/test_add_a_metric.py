@@ -1,0 +1,56 @@
+"""Adding a metric is one entry in METRICS and, if the gate may use it, its name in Gate.metric: as CONTRIBUTING.md says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.inference.test_predictor import NETWORK
+from tests.stages.conftest import SLICE, Clone
+
+FUNCTION = '''
+def _top_two_accuracy(scores: Scores, rows: Ints) -> float:
+    """How often the label is among the two most probable classes."""
+    best = np.argsort(-scores.probabilities[rows], axis=1)[:, :2]
+    return float((best == scores.labels[rows, None]).any(axis=1).mean())
+
+'''
+ENTRY = '        Metric("top_two_accuracy", "accuracy of the first two", _top_two_accuracy, is_proportion=True),\n'
+
+GATE = """
+import numpy as np
+from headstart.base.params import Params
+from headstart.evaluation.metrics import Scores
+from headstart.tracking.gate import Side, judge
+
+params, labels = Params.load(), np.zeros(20, np.int64)
+second, third = (Side(n, Scores(np.tile(p, (20, 1)), labels), frozenset(range(3)), 0.01) for n, p in enumerate(
+    ([0.3, 0.5, 0.2], [0.2, 0.5, 0.3])))
+print(judge(second, third, ["a", "b", "c"], params.gate, 100, 0).sentence)
+"""
+
+
+def insert(path: Path, text: str, before: str) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert source.count(before) == 1, f"{path.name}: {before}"
+    path.write_text(source.replace(before, text + before), encoding="utf-8")
+
+
+def test_a_metric_that_is_added_is_in_metrics_json_the_report_and_the_gate(project: Callable[..., Clone]) -> None:
+    clone = project(**SLICE | {"backbone": "net.py:colours", "weights": "none", "finetune": {"unfreeze": "none"}})
+    (clone.folder / "net.py").write_text(NETWORK)
+    metrics = clone.folder / "headstart/evaluation/metrics.py"
+    insert(metrics, FUNCTION, "\nACCURACY = ")
+    insert(metrics, ENTRY, "        LOG_LOSS,\n")
+    insert(clone.folder / "headstart/base/params.py", '"top_two_accuracy", ', '"log_loss"]')
+    clone.set(gate={"metric": "top_two_accuracy"})
+    clone.run_in_one_process("fetch", "prepare", "backbone", "features", "head", "finetune", "evaluate")
+    test = json.loads(clone.read("data/evaluate/metrics.json"))["test"]["chosen"]
+    assert test["accuracy"] <= test["top_two_accuracy"]
+    assert test["top_two_accuracy_low"] < test["top_two_accuracy"] < test["top_two_accuracy_high"]
+    report = clone.read("data/evaluate/report.html")
+    assert "<th>accuracy of the first two</th>" in report
+    assert f"<td>{test['top_two_accuracy']:.3f} (" in report
+    sentence = clone.run("python", "-c", GATE).stdout
+    assert "Accuracy of the first two is 1.000 worse, more than gate.margin 0.01 allows" in sentence

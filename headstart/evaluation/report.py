@@ -24,10 +24,10 @@ from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
 from headstart.evaluation import explain, figures, metrics, pages
 from headstart.evaluation.metrics import Metric, Scores, metrics_of
-from headstart.evaluation.summary import headline, interval
+from headstart.evaluation.summary import arithmetic, headline, interval
 from headstart.models.backbones import load_trunk
 from headstart.models.classifier import Classifier, LinearHead
-from headstart.training import finetuned, linear_probe
+from headstart.training import feature_files, finetuned, linear_probe
 from headstart.training.feature_files import load_features
 
 METRICS_FILE, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
@@ -155,6 +155,7 @@ def _page(
     pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
     pictures["sheet"] = pages.embedded((data / "prepare" / "sheet.png").read_bytes())
     page = pages.template("report.html.j2", percent=lambda value: f"{100 * value:.1f} %", interval=interval)
+    tuned = read_json(data / "finetune" / finetuned.DETAILS)
     return page.render(
         params=params,
         result=result,
@@ -166,7 +167,8 @@ def _page(
         audit=read_json(data / "prepare" / AUDIT),
         card=read_json(data / "backbone" / "card.json"),
         head=read_json(data / "head" / linear_probe.DETAILS),
-        tuned=read_json(data / "finetune" / finetuned.DETAILS),
+        tuned=tuned,
+        arithmetic=arithmetic(read_json(data / "features" / feature_files.CARD), tuned),
         libraries=recorded_libraries(data, MADE_BY),
         other_code=made_by_other_code(data, MADE_BY),
     )

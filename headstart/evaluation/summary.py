@@ -10,6 +10,22 @@ def interval(measured: dict[str, float], name: str = "accuracy") -> str:
     return f"{measured[name]:.3f} ({measured[f'{name}_low']:.3f}–{measured[f'{name}_high']:.3f})"
 
 
+def arithmetic(features: dict[str, Any], finetune: dict[str, Any]) -> str:
+    """What made the features, and the fine-tuned network where there is one. Where it differs, so do the last digits, and
+    fine-tuning lets them grow.
+
+    Args:
+        features: features.json.
+        finetune: finetune.json.
+    """
+    where = "{processor}, {threads} threads"
+    text = f"{where.format(**features)}; features by {features['engine']}"
+    if not finetune["ran"]:
+        return text
+    elsewhere = "" if where.format(**finetune) == where.format(**features) else f" on {where.format(**finetune)}"
+    return f"{text}; fine-tuning{elsewhere}, its frozen layers by {finetune['frozen_part']['engine']}"
+
+
 def headline(result: dict[str, Any]) -> str:
     """One sentence on what was chosen and what it is worth."""
     best = result["test"]["chosen"]

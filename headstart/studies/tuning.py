@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from headstart.base.device import derived_seed, set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json
 from headstart.base.identity import code_of, digest_of, inputs_of
-from headstart.base.params import Finetune, Params, is_range
+from headstart.base.params import Finetune, Params, Tune, is_range
 from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
@@ -51,6 +52,7 @@ FIRST_CUT = 2  # the first epoch after which a trial may be stopped
 REPEATS = 50  # draws in a row that were tried before: there is nothing new to be found
 FACTOR = 10  # a range that spans more is searched by its logarithm
 STUDY = "study.db"
+SPENT = "budget"  # an attribute of a study that has ended: the budget that it was given
 SIGNIFICANT = 3  # digits of a number that was drawn: lr 0.000731 and not 0.0007312845
 WITHOUT_EFFECT = {  # by whether the network starts from random weights
     True: ("unfreeze", "epochs", "lr", "head_lr", "layer_decay", "batch_norm"),
@@ -165,7 +167,8 @@ def tune(
     """Try settings until the budget is spent: what tune.json holds.
 
     A trial that has begun is finished. A study that was stopped goes on: its finished trials are kept, the one that was
-    being trained is tried again, and draws are those of a study that was never stopped.
+    being trained is tried again, and draws are those of a study that was never stopped. How many trials fit into the
+    minutes is decided once: a study that has ended goes on only with a larger budget.
 
     Args:
         labels: (N,) of the validation pictures.
@@ -179,9 +182,10 @@ def tune(
     with _alone(folder):
         study = _Study(train, labels, search, params.seed, folder, runs, task)
         study.prepare()
-        again = 0
+        again, ended = 0, study.has_ended(params.tune)
         while study.waiting or (
-            again < REPEATS
+            not ended
+            and again < REPEATS
             and study.minutes_spent < params.tune.minutes
             and (params.tune.trials is None or len(study.rows) < params.tune.trials)
         ):
@@ -192,6 +196,7 @@ def tune(
                 again += 1
         if again == REPEATS:
             print(f"tune: the last {REPEATS} draws had been tried before, so there is nothing new to try")
+        study.end(params.tune)
         found = study.outcome()
         runs.finish(found, study.curves)
         return found
@@ -232,6 +237,15 @@ class _Study:
             self.study.tell(trial.number, state=TrialState.FAIL)
         if self.search.present not in [row["knobs"] for row in self.rows]:
             self.study.enqueue_trial(self.search.present, skip_if_exists=bool(self.waiting))
+
+    def has_ended(self, budget: Tune) -> bool:
+        """Whether it has ended with a budget that was as large, and nothing is left to decide by the clock."""
+        spent = self.study.user_attrs.get(SPENT)
+        return spent is not None and budget.minutes <= spent["minutes"] and _most(budget.trials) <= _most(spent["trials"])
+
+    def end(self, budget: Tune) -> None:
+        if not self.has_ended(budget):
+            self.study.set_user_attr(SPENT, {"minutes": budget.minutes, "trials": budget.trials})
 
     def try_next(self) -> bool:
         """Train with the next settings; False where they had been tried before."""
@@ -428,6 +442,10 @@ def _told(knobs: Knobs) -> str:
 def _written(value: Any) -> str:
     """As it stands in params.yaml."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _most(trials: int | None) -> float:
+    return math.inf if trials is None else trials
 
 
 def _minutes(trial: FrozenTrial) -> float:

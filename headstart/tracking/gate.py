@@ -59,12 +59,14 @@ class Side:
             probability 0.
         known: numbers of the classes that it knows.
         seconds: per picture, resizing included and decoding not.
+        arithmetic: what it was made on and with, in words; empty where that is not known.
     """
 
     number: int
     scores: Scores
     known: frozenset[int]
     seconds: float
+    arithmetic: str = ""
 
 
 def run(data: Path, params: Params) -> Decision:
@@ -167,10 +169,10 @@ def _compare(registry: Registry, version: Version, data: Path, params: Params) -
     labels = models[0].model.task.encode(manifest["label"].iloc[rows], names)
     device = set_up(params.threads)
     answers = _answers(models, pixels, rows, device)
-    numbers = [version.number, *([champion.number] if champion is not None else [])]
+    versions = [version, *([champion] if champion is not None else [])]
     sides = [
-        _side(number, model, probabilities, seconds, labels, names)
-        for number, model, (probabilities, seconds) in zip(numbers, models, answers, strict=True)
+        _side(of, model, probabilities, seconds, labels, names)
+        for of, model, (probabilities, seconds) in zip(versions, models, answers, strict=True)
     ]
     before = sides[1] if champion is not None else None
     return judge(before, sides[0], names, params.gate, params.evaluate.bootstrap, params.seed, left_out)
@@ -204,11 +206,14 @@ def _answers(models: list[Predictor], pixels: Pixels, rows: Ints, device: torch.
     return [(np.concatenate(parts), seconds) for parts, seconds in zip(found, quickest, strict=True)]
 
 
-def _side(number: int, model: Predictor, probabilities: Floats, seconds: float, labels: Ints, names: list[str]) -> Side:
+def _side(
+    version: Version, model: Predictor, probabilities: Floats, seconds: float, labels: Ints, names: list[str]
+) -> Side:
     columns = [names.index(name) for name in model.classes]
     wide = np.zeros((len(probabilities), len(names)))
     wide[:, columns] = probabilities
-    return Side(number, Scores(wide, labels, model.model.task), frozenset(columns), seconds)
+    scores = Scores(wide, labels, model.model.task)
+    return Side(version.number, scores, frozenset(columns), seconds, version.arithmetic)
 
 
 # --- the rules ----------------------------------------------------------------------------------------------------------
@@ -256,6 +261,8 @@ def judge(
     numbers["classes"] = _classes(champion.scores, challenger.scores, names, rules)
     numbers["ece_by_chance"] = _ece_by_chance(challenger.scores, seed)
     numbers["slowdown"] = challenger.seconds / champion.seconds
+    if champion.arithmetic != challenger.arithmetic:
+        numbers["arithmetic"] = {"champion": champion.arithmetic, "challenger": challenger.arithmetic}
     broken = _broken(numbers, rules)
     numbers["broken"] = broken
     compared = _compared(champion, challenger, numbers)
@@ -365,4 +372,7 @@ def _compared(champion: Side, challenger: Side, numbers: dict[str, Any]) -> str:
         sentence += f" Version {champion.number} does not know {', '.join(unknown[:LISTED])}{more}: wrong on all of them."
     if numbers["left_out"]:
         sentence += f" {numbers['left_out']} test pictures that it has learned from were left out."
+    if "arithmetic" in numbers:
+        there, here = (numbers["arithmetic"][side] or "not known" for side in ("champion", "challenger"))
+        sentence += f" Their arithmetic differs, which alone can change a few answers: {there}; now {here}."
     return sentence

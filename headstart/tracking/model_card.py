@@ -25,8 +25,9 @@ from headstart.base.threads import cores
 from headstart.data.splits import SPLITS
 from headstart.evaluation.metrics import METRICS
 from headstart.evaluation.pages import TEMPLATES
+from headstart.evaluation.summary import arithmetic
 from headstart.tracking.result import stages_of_the_result
-from headstart.tracking.store import RESULT
+from headstart.tracking.store import ARITHMETIC, RESULT
 
 FILE, TEMPLATE = "MODEL_CARD.md", "model_card.md.j2"
 WEAKEST = 8  # classes and confusions shown
@@ -36,9 +37,12 @@ UNKNOWN_PICTURES = "not known to headstart: whoever brought the pictures knows"
 
 
 def lineage(data: Path, result: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
-    """Where a result comes from, as tags: its digest, its pictures', and DVC's digests of what the stages wrote."""
+    """Where a result comes from, as tags: its digest, its pictures', DVC's digests of what the stages wrote, and the
+    arithmetic behind it."""
     manifest = hashlib.sha256((data / "prepare" / "manifest.parquet").read_bytes()).hexdigest()
-    return {RESULT: result, "headstart.data": manifest, "headstart.dvc": json.dumps(_outputs(lock))}
+    made_on = arithmetic(read_json(data / "features" / "features.json"), read_json(data / "finetune" / "finetune.json"))
+    outputs = json.dumps(_outputs(lock))
+    return {RESULT: result, ARITHMETIC: made_on, "headstart.data": manifest, "headstart.dvc": outputs}
 
 
 def _outputs(lock: Path) -> dict[str, str]:

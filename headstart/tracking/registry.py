@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
-from headstart.tracking.store import RESULT, answering, opened, unless, uri
+from headstart.tracking.store import ARITHMETIC, RESULT, answering, opened, unless, uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +53,7 @@ class Version:
             made here.
         outcome: promoted, kept, refused or rolled back; None where nothing is decided.
         decision: the sentence that says why; empty where nothing is decided.
+        arithmetic: as ``evaluation.summary.arithmetic`` has it; empty for a model that was not made here.
     """
 
     number: int
@@ -60,6 +61,7 @@ class Version:
     result: str
     outcome: str | None = None
     decision: str = ""
+    arithmetic: str = ""
 
 
 class Registry:
@@ -313,7 +315,10 @@ def description(card: str) -> str:
 
 def _version(found: ModelVersion) -> Version:
     tags = found.tags
-    return Version(int(found.version), found.run_id or "", tags.get(RESULT, ""), tags.get(OUTCOME), tags.get(DECISION, ""))
+    return Version(
+        int(found.version), found.run_id or "", tags.get(RESULT, ""), tags.get(OUTCOME), tags.get(DECISION, ""),
+        tags.get(ARITHMETIC, ""),
+    )  # fmt: skip
 
 
 def _number(model: RegisteredModel | None, alias: str) -> int | None:

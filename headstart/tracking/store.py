@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+ARITHMETIC = "headstart.arithmetic"  # tag of a version: the kind of processor, threads and engines
+
 RESULT = "headstart.result"  # tag of a run and of a version: the digest of what the result was made from
 
 

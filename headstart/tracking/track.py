@@ -46,7 +46,7 @@ class Tracker(ResultRun):
         measured = read_json(data / "evaluate" / "metrics.json")
         results = {
             "chosen": measured["chosen"],
-            "engine": read_json(data / "features" / "features.json")["engine"],
+            **made_on(data),
             "mlflow.note.content": headline(measured),
         }
         self._tag(_host(self.params.threads) | results)
@@ -212,6 +212,16 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in flattened(values).items():
         if isinstance(value, int | float):
             yield key, value
+
+
+def made_on(data: Path) -> dict[str, str]:
+    """Tags: engine, kind of processor and threads of the features, and of fine-tuning where there was any."""
+    features, tuned = read_json(data / "features" / "features.json"), read_json(data / "finetune" / "finetune.json")
+    tags = {key: str(features[key]) for key in ("engine", "processor", "threads")}
+    if tuned["ran"]:
+        tags["finetune.engine"] = tuned["frozen_part"]["engine"]
+        tags |= {f"finetune.{key}": str(tuned[key]) for key in ("processor", "threads")}
+    return tags
 
 
 def _host(threads: int | None) -> dict[str, str]:

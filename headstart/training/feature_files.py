@@ -12,6 +12,8 @@ from torch import Tensor
 
 from headstart.base.errors import HeadstartError
 
+CARD = "features.json"
+
 
 def load_features(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """The (N, D) features and (N,) labels of one split."""

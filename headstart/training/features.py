@@ -35,8 +35,8 @@ from headstart.engines.select import PROBED, SAMPLE, engine_for
 from headstart.models.backbones import Trunk, load_trunk
 from headstart.models.preprocessing import Normalise, batches
 from headstart.models.task import SINGLE_LABEL
+from headstart.training.feature_files import CARD
 
-CARD = "features.json"
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.base.arrays import Floats, Ints
-from headstart.base.device import seed_everything
+from headstart.base.device import made_on, seed_everything
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, write_json, write_rows
 from headstart.base.progress import progress
@@ -166,6 +166,7 @@ def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folde
         "size": setup.trunk.view.size,
         "blocks_unfrozen": setup.recipe.blocks_unfrozen(setup.trunk),
         "frozen_part": network.frozen.choice,
+        **made_on(setup.device),
         "epochs": len(checkpoint.curve),
         "best_epoch": best.epoch,
         "trained_share": shares[chosen],

@@ -163,6 +163,17 @@ def test_a_larger_budget_and_other_present_settings_go_on_with_the_same_study(be
     assert Search.of(params, scratch=False).key("other data") != keys[0]
 
 
+def test_how_many_trials_fitted_into_the_minutes_is_decided_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = bench.params(LEARNS, trials=None)
+    for minutes, lie, trials in ((1e-4, 1.0, 1), (1e-4, 1e-9, 1), (5e-5, 1e-9, 1)):
+        monkeypatch.setattr(tuning, "_minutes", lambda trial, lie=lie: lie * trial.duration.total_seconds() / 60)
+        budget = params.model_copy(update={"tune": params.tune.model_copy(update={"minutes": minutes})})
+        assert len(bench.tune(budget)["trials"]) == trials
+    assert len(bench.tune(bench.params(LEARNS, trials=3))["trials"]) == 3  # more minutes
+    assert len(bench.tune(bench.params(LEARNS, trials=4))["trials"]) == 4  # more trials
+    assert len(bench.tune(bench.params(LEARNS, trials=2))["trials"]) == 4
+
+
 def test_a_choice_that_is_exhausted_ends_the_study(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

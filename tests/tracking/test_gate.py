@@ -37,15 +37,17 @@ NAMES = ["ants", "bees"]
 RULES = Gate()
 
 
-def side(number: int, right: list[bool], labels: list[int], confidence: float = 0.9, seconds: float = 0.01) -> Side:
+def side(
+    number: int, right: list[bool], labels: list[int], confidence: float = 0.9, seconds: float = 0.01, arithmetic: str = ""
+) -> Side:
     """One that answers each picture rightly or wrongly, always equally sure."""
     rows = np.array([label if hit else 1 - label for hit, label in zip(right, labels, strict=True)])
     probabilities = np.full((len(rows), 2), 1 - confidence)
     probabilities[np.arange(len(rows)), rows] = confidence
-    return Side(number, Scores(probabilities, np.array(labels)), frozenset({0, 1}), seconds)
+    return Side(number, Scores(probabilities, np.array(labels)), frozenset({0, 1}), seconds, arithmetic)
 
 
-def with_wrong(number: int, wrong: dict[int, int], pictures: int = 100, **more: float) -> Side:
+def with_wrong(number: int, wrong: dict[int, int], pictures: int = 100, **more: Any) -> Side:
     """Half ants, half bees, so many of each class answered wrongly."""
     labels = [n % 2 for n in range(pictures)]
     left = dict(wrong)
@@ -140,6 +142,18 @@ def test_one_that_is_much_slower_is_refused() -> None:
     assert decision.outcome == "refused"
     assert "it takes 2.00 times as long per picture, above gate.max_slowdown 1.5" in decision.sentence
     assert decided(champion, challenger, Gate(max_slowdown=2.5)).outcome == "promoted"
+
+
+def test_other_arithmetic_is_said_and_decides_nothing() -> None:
+    before = with_wrong(1, {0: 2}, arithmetic="x86_64 AVX2, 2 threads; features by torch")
+    same = decided(before, with_wrong(2, {0: 2}, arithmetic=before.arithmetic))
+    assert "arithmetic" not in same.sentence
+    other = decided(before, with_wrong(2, {0: 2}, arithmetic="x86_64 AVX512, 2 threads; features by torch"))
+    assert other.outcome == same.outcome == "promoted"
+    assert other.sentence.endswith(
+        "Their arithmetic differs, which alone can change a few answers: x86_64 AVX2, 2 threads; features by torch; now "
+        "x86_64 AVX512, 2 threads; features by torch."
+    )
 
 
 def test_every_broken_rule_is_named() -> None:

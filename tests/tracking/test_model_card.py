@@ -46,7 +46,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     backbone = {"name": "resnet18", "library": "torchvision", "pretrained": True, "source": source, "sha256": "f" * 64}
     backbone |= {"parameters": 11176512, "gmacs": 1.8136, "preprocessing": {"size": 224}}
     write_json(data / "backbone/card.json", backbone)
-    write_json(data / "finetune/finetune.json", {"scratch": False, "best_epoch": 3, "epochs": 4})
+    here = {"processor": "x86_64 AVX2", "threads": 2}
+    write_json(data / "features/features.json", {"engine": "openvino"} | here)
+    tuned = {"ran": True, "scratch": False, "best_epoch": 3, "epochs": 4, "frozen_part": {"engine": "torch"}}
+    write_json(data / "finetune/finetune.json", tuned | here)
     packaged = data / "package/model/artifacts/classifier"
     write_text(packaged / "classifier.safetensors", "x" * 2_000_000)
     write_text(packaged / "network.py", "")
@@ -124,6 +127,8 @@ def test_the_lineage_names_pictures_and_outputs_but_none_of_tracks_own(data: Pat
     assert tags["headstart.result"] == "r" * 64
     assert tags["headstart.data"] == hashlib.sha256(b"pictures").hexdigest()
     assert json.loads(tags["headstart.dvc"]) == {"data/prepare": "1234.dir"}
+    made = "x86_64 AVX2, 2 threads; features by openvino; fine-tuning, its frozen layers by torch"
+    assert tags["headstart.arithmetic"] == made
     assert json.loads(lineage(data, "r", data / "none")["headstart.dvc"]) == {}
 
 

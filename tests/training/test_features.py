@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,13 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
+from headstart.base.device import processor
 from headstart.base.errors import HeadstartError
+from headstart.base.files import read_json
 from headstart.data.decode import encode
 from headstart.data.packed import INDEX, PIXELS, Pixels
 from headstart.engines import activations
+from headstart.engines.base import Engine, Forward, Precision
 from headstart.engines.batching import inference_batch
+from headstart.engines.select import ENGINES
 from headstart.models.backbones import Trunk, architecture
 from headstart.models.preprocessing import View
 from headstart.training.feature_files import load_features
@@ -88,6 +93,33 @@ def test_the_same_pictures_give_the_same_bytes(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         a, b = ((tmp_path / name / f"{split}.safetensors").read_bytes() for name in ("a", "b"))
         assert a == b
+
+
+class OneByOne(Engine):
+    """As CONTRIBUTING.md describes it."""
+
+    name = "one-by-one"
+
+    def prepare(self, network: nn.Module, sample: Tensor, device: torch.device) -> Callable[[Precision], Forward]:
+        @torch.no_grad()
+        def forward(pictures: Tensor) -> Tensor:
+            return torch.cat([network(picture[None]) for picture in pictures])
+
+        return lambda precision: forward
+
+
+def test_an_engine_is_added_as_one_class_and_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, OneByOne.name, OneByOne())
+    pixels, manifest = packed(tmp_path / "prepare", 20, None)
+    trunk = architecture("test_resnet").trunk()
+    for engine in ("torch", OneByOne.name):
+        extract(trunk, pixels, manifest, CPU, tmp_path / engine, engine)
+        card = read_json(tmp_path / engine / "features.json")
+        assert (card["engine"], card["threads"]) == (engine, torch.get_num_threads())
+        assert card["processor"] == processor(CPU)
+    for split in ("train", "val", "test"):
+        expected, found = (load_features(tmp_path / engine, split)[0] for engine in ("torch", OneByOne.name))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_answers_that_were_cut_short_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Where a network looked: Grad-CAM."""
+"""Grad-CAM: which parts of a picture speak for a class."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from headstart.base.arrays import Floats
 from headstart.data.decode import Array
 from headstart.models.classifier import Classifier
 
-AT_ONCE = 4  # pictures of which the last layers remember what they gave
+BATCH = 4  # pictures of which the last layers keep their activations
 
 
 def grad_cam(model: Classifier, pictures: list[Array], targets: list[int]) -> Floats | None:
-    """Where the network looked for ``targets``: (N, size, size) in [0, 1] (Selvaraju et al. 2017).
+    """What speaks for the classes ``targets``: (N, size, size) in [0, 1] (Selvaraju et al. 2017).
 
-    None where the trunk has no spatial map to look at (pure transformers).
+    None where the trunk has no spatial activations (pure transformers).
     """
     from captum.attr import LayerAttribution, LayerGradCam
 
@@ -23,11 +23,11 @@ def grad_cam(model: Classifier, pictures: list[Array], targets: list[int]) -> Fl
     layer = _last_spatial_layer(model, inputs[:1])
     if layer is None:
         return None
-    layer.requires_grad_(True)  # what is below it needs no gradients, and remembers nothing
-    looked = LayerGradCam(model, layer)
-    some = range(0, len(inputs), AT_ONCE)
+    layer.requires_grad_(True)  # what is below it needs no gradients, and keeps nothing
+    grad_cam = LayerGradCam(model, layer)
+    starts = range(0, len(inputs), BATCH)
     maps: Tensor = torch.cat(
-        [looked.attribute(inputs[n : n + AT_ONCE], target=targets[n : n + AT_ONCE], relu_attributions=True) for n in some]
+        [grad_cam.attribute(inputs[n : n + BATCH], target=targets[n : n + BATCH], relu_attributions=True) for n in starts]
     ).detach()
     maps = LayerAttribution.interpolate(maps, (model.trunk.view.size,) * 2, "bilinear").detach()[:, 0]
     peak = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
@@ -50,7 +50,7 @@ def _last_spatial_layer(model: Classifier, inputs: Tensor) -> nn.Module | None:
         handle.remove()
     if not last:
         return None
-    found = last[0]
+    layer = last[0]
     weighted = [m for m in model.trunk.modules() if isinstance(w := getattr(m, "weight", None), Tensor) and w.ndim > 1]
-    patches = found is weighted[0] and len(weighted) > 1 and found.stride == found.kernel_size != (1, 1)
-    return None if patches else found
+    patches = layer is weighted[0] and len(weighted) > 1 and layer.stride == layer.kernel_size != (1, 1)
+    return None if patches else layer

@@ -136,11 +136,9 @@ def _ece(scores: Scores, rows: Ints) -> float:
 def _counts(scores: Scores, rows: Ints) -> tuple[Floats, Floats, Floats]:
     """Of each class: how many were recognised, how many there are, how many were predicted."""
     labels, predicted = scores.labels[rows], scores.predicted[rows]
-    hits, true, answers = (
-        np.bincount(numbers, minlength=scores.classes).astype(float)
-        for numbers in (labels[scores.correct[rows]], labels, predicted)
-    )
-    return hits, true, answers
+    hits = labels[scores.correct[rows]]
+    counts = [np.bincount(numbers, minlength=scores.classes).astype(float) for numbers in (hits, labels, predicted)]
+    return counts[0], counts[1], counts[2]
 
 
 ACCURACY = Metric("accuracy", "accuracy", _accuracy, is_proportion=True)

@@ -84,12 +84,12 @@ def _classifiers(data: Path) -> dict[str, Classifier]:
     head, final = linear_probe.load_head(data / "head"), linear_probe.load_head(data / "head", refit=True)
     trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
     tuned = finetuned.load_finetuned(data / "finetune", deepcopy(trunk), head)
-    found = {"head": Classifier(trunk, final).eval()}
-    return found | ({"finetune": tuned.eval()} if tuned is not None else {})
+    classifiers = {"head": Classifier(trunk, final).eval()}
+    return classifiers | ({"finetune": tuned.eval()} if tuned is not None else {})
 
 
 def _candidates(data: Path, manifest: pd.DataFrame, pixels: Pixels, device: torch.device) -> Candidates:
-    """The head's scores come from cached features; only the fine-tuned network has to look at the test pictures."""
+    """The head's scores come from cached features; only the fine-tuned network is run on the test pictures."""
     classifiers = _classifiers(data)
     head, final = linear_probe.load_head(data / "head"), linear_probe.load_head(data / "head", refit=True)
     scores: dict[str, dict[str, Scores]] = {"head": {}}
@@ -150,7 +150,7 @@ def _mistakes(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: S
 
 
 def _page(
-    data: Path, params: Params, result: dict[str, Any], shown: list[Metric], table: list[dict[str, Any]], drawn: Path
+    data: Path, params: Params, result: dict[str, Any], columns: list[Metric], table: list[dict[str, Any]], drawn: Path
 ) -> str:
     pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
     pictures["sheet"] = pages.embedded((data / "prepare" / "sheet.png").read_bytes())
@@ -160,7 +160,7 @@ def _page(
         params=params,
         result=result,
         headline=headline(result),
-        metrics=shown,
+        metrics=columns,
         table=table,
         most_classes_shown=figures.MOST_CLASSES_SHOWN,
         pictures=pictures,

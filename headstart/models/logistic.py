@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headstart.base.arrays import Floats
 
-LEAST_CURVATURE = 1e-5  # of a class that is told with certainty
+LEAST_CURVATURE = 1e-5  # of a class that is certain
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-5  # of the mean log-loss from one step to the next
 ROWS_PER_AXIS, ROWS_FOR_CURVATURE = 16, 4096
@@ -55,13 +55,14 @@ def fit_path(
     blocks = range(0, n, BLOCK if features.device.type == "cpu" else n)
     # Per class; to begin with, of softmax where all classes are equally likely.
     curvature = torch.full((classes,), (classes - 1) / classes**2, device=features.device)
-    found: list[tuple[float, Tensor]] = []  # logarithm of the strength, and weights along the axes beside the bias
+    solutions: list[tuple[float, Tensor]] = []  # logarithm of the strength, and weights along the axes beside the bias
     for strength in strengths:
-        if found:
-            weight, offset = found[-1][1][:, :-1].contiguous(), found[-1][1][:, -1].contiguous()
+        if solutions:
+            last = solutions[-1][1]
+            weight, offset = last[:, :-1].contiguous(), last[:, -1].contiguous()
             p = torch.softmax(torch.addmm(offset, features[curvature_rows], axes @ weight.T), dim=1)
-            seen = share[curvature_rows] / share[curvature_rows].sum()
-            curvature = (p * (1 - p) * seen[:, None]).sum(0).clamp(min=LEAST_CURVATURE)
+            weights = share[curvature_rows] / share[curvature_rows].sum()
+            curvature = (p * (1 - p) * weights[:, None]).sum(0).clamp(min=LEAST_CURVATURE)
         decay = (2 if classes == 2 else 1) / (strength * n)  # scikit-learn has one row for two classes: w counts twice
         scale = (curvature[:, None] * moments.clamp(min=0) + decay).rsqrt()
         bias_scale = curvature.rsqrt()
@@ -86,14 +87,15 @@ def fit_path(
             gradient = torch.cat([by_weight, (by_bias * bias_scale)[:, None]], dim=1)
             return float(value), gradient.double().cpu().numpy().ravel()
 
-        start = torch.cat([scale, bias_scale[:, None]], dim=1).reciprocal_() * _starting_point(found, math.log(strength))
+        units = torch.cat([scale, bias_scale[:, None]], dim=1)
+        start = units.reciprocal_() * _starting_point(solutions, math.log(strength))
         result = minimize(
             loss, start.double().cpu().numpy().ravel(), jac=True, method="L-BFGS-B",
             options={"maxiter": MAX_ITERATIONS, "maxcor": 20, "ftol": TOLERANCE, "gtol": 0.0},
         )  # fmt: skip
         given = torch.from_numpy(result.x).to(features).view(classes, width + 1)
         solution, bias = given[:, :-1] * scale, given[:, -1] * bias_scale
-        found.append((math.log(strength), torch.cat([solution, bias[:, None]], dim=1)))
+        solutions.append((math.log(strength), torch.cat([solution, bias[:, None]], dim=1)))
         yield solution @ axes.T, bias, int(result.nit)
 
 
@@ -108,9 +110,9 @@ def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(matrix), vectors.to(matrix)
 
 
-def _starting_point(found: list[tuple[float, Tensor]], at: float) -> Tensor | float:
+def _starting_point(solutions: list[tuple[float, Tensor]], at: float) -> Tensor | float:
     """Where the line through the last two solutions, over the logarithm of the strength, has got to at ``at``."""
-    if len(found) < 2:
-        return found[-1][1] if found else 0.0
-    (first, before), (second, last) = found[-2:]
+    if len(solutions) < 2:
+        return solutions[-1][1] if solutions else 0.0
+    (first, before), (second, last) = solutions[-2:]
     return torch.lerp(before, last, (at - first) / (second - first)) if second > first else last

@@ -86,8 +86,8 @@ class SingleLabel(Task):
         if isinstance(logits, np.ndarray):
             from scipy.special import softmax
 
-            found: NDArray[Any] = softmax(logits, axis=-1)
-            return found
+            probabilities: NDArray[Any] = softmax(logits, axis=-1)
+            return probabilities
         return logits.softmax(dim=-1)
 
     def decide(self, probabilities: Values) -> Values:

@@ -51,7 +51,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Side:
-    """Champion or challenger, and what it says of the test pictures.
+    """Champion or challenger, and its scores on the test pictures.
 
     Attributes:
         number: of its version.
@@ -143,7 +143,7 @@ def _log(version: Version, decision: Decision, file: Path) -> None:
         client.log_artifact(version.run_id, str(file), FOLDER)
 
 
-# --- what the two say ---------------------------------------------------------------------------------------------------
+# --- the predictions of both --------------------------------------------------------------------------------------------
 
 
 def _compare(registry: Registry, version: Version, data: Path, params: Params) -> Decision:
@@ -168,17 +168,17 @@ def _compare(registry: Registry, version: Version, data: Path, params: Params) -
     names = sorted({*manifest["label"], *(name for model in models for name in model.classes)})
     labels = models[0].model.task.encode(manifest["label"].iloc[rows], names)
     device = set_up(params.threads)
-    answers = _answers(models, pixels, rows, device)
+    predictions = _predictions(models, pixels, rows, device)
     versions = [version, *([champion] if champion is not None else [])]
     sides = [
         _side(of, model, probabilities, seconds, labels, names)
-        for of, model, (probabilities, seconds) in zip(versions, models, answers, strict=True)
+        for of, model, (probabilities, seconds) in zip(versions, models, predictions, strict=True)
     ]
     before = sides[1] if champion is not None else None
     return judge(before, sides[0], names, params.gate, params.evaluate.bootstrap, params.seed, left_out)
 
 
-def _answers(models: list[Predictor], pixels: Pixels, rows: Ints, device: torch.device) -> list[tuple[Floats, float]]:
+def _predictions(models: list[Predictor], pixels: Pixels, rows: Ints, device: torch.device) -> list[tuple[Floats, float]]:
     """Of each model: (N, its classes) calibrated probabilities of the pictures ``rows``, and seconds per picture.
 
     The models take turns, batch by batch, so that whatever else the machine does meets all of them; the quickest batch of
@@ -187,7 +187,7 @@ def _answers(models: list[Predictor], pixels: Pixels, rows: Ints, device: torch.
     size = min(BATCH, len(rows))
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     again = [chunks[0]] * (TIMED - sum(len(chunk) == size for chunk in chunks))
-    found: list[list[Floats]] = [[] for _ in models]
+    batches: list[list[Floats]] = [[] for _ in models]
     quickest = [float("inf")] * len(models)
     for predictor in models:
         predictor.model.to(device)
@@ -197,13 +197,13 @@ def _answers(models: list[Predictor], pixels: Pixels, rows: Ints, device: torch.
             for number, predictor in enumerate(models):
                 model, start = predictor.model, time.perf_counter()
                 with torch.inference_mode():
-                    answer = model.probabilities(model(model.trunk.view.batch(pictures).to(device)).double()).cpu().numpy()
+                    batch = model.probabilities(model(model.trunk.view.batch(pictures).to(device)).double()).cpu().numpy()
                 if len(chunk) == size:
                     quickest[number] = min(quickest[number], (time.perf_counter() - start) / size)
                 if turn < len(chunks):
-                    found[number].append(answer)
+                    batches[number].append(batch)
             advance(len(chunk) if turn < len(chunks) else 0)
-    return [(np.concatenate(parts), seconds) for parts, seconds in zip(found, quickest, strict=True)]
+    return [(np.concatenate(parts), seconds) for parts, seconds in zip(batches, quickest, strict=True)]
 
 
 def _side(

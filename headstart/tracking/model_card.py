@@ -102,7 +102,10 @@ def _confused(file: Path) -> list[tuple[str, str, int]]:
     pairs = pd.read_csv(file, keep_default_na=False, dtype=str)
     wrong = pairs[pairs["true"] != pairs["predicted"]]
     counted = Counter(zip(wrong["true"], wrong["predicted"], strict=True))
-    return [(true, said, count) for (true, said), count in sorted(counted.items(), key=lambda c: (-c[1], c[0]))[:WEAKEST]]
+    return [
+        (true, predicted, count)
+        for (true, predicted), count in sorted(counted.items(), key=lambda c: (-c[1], c[0]))[:WEAKEST]
+    ]
 
 
 def images_per_s(data: Path, threads: int | None) -> float:

@@ -64,23 +64,23 @@ def train_head(
     x, mean, scale = _standardised(train[0])
     v, v_labels = (val[0] - mean) / scale, val[1].cpu().numpy()
     rows: list[dict[str, Any]] = []
-    found: list[tuple[Tensor, Tensor]] = []
+    candidates: list[tuple[Tensor, Tensor]] = []
     losses: list[Floats] = []
     with progress("head", len(strengths), "strengths") as advance:
         for strength, (weight, bias, steps) in zip(
             strengths, fit_path(x, train[1], len(classes), strengths, weights), strict=True
         ):
             logits = torch.addmm(bias, v, weight.T).cpu().numpy()
-            answers = SINGLE_LABEL.predict(torch.addmm(bias, x, weight.T))
+            predicted = SINGLE_LABEL.predict(torch.addmm(bias, x, weight.T))
             temperature = fit_temperature(logits, v_labels)
             losses.append(SINGLE_LABEL.losses(logits / temperature, v_labels))
-            found.append(_raw(weight, bias, mean, scale))
+            candidates.append(_raw(weight, bias, mean, scale))
             rows.append(
                 {
                     "C": strength,
                     "val_log_loss": float(losses[-1].mean()),
                     "val_accuracy": float((SINGLE_LABEL.predict(logits) == v_labels).mean()),
-                    "train_accuracy": float((answers == train[1]).float().mean()),
+                    "train_accuracy": float((predicted == train[1]).float().mean()),
                     "temperature": temperature,
                     "iterations": steps,
                 }
@@ -110,7 +110,9 @@ def train_head(
         "sweep": rows,
     }
     _store(
-        dict(zip(("weight", "bias", "refit_weight", "refit_bias"), (*found[best], *final), strict=True)), details, folder
+        dict(zip(("weight", "bias", "refit_weight", "refit_bias"), (*candidates[best], *final), strict=True)),
+        details,
+        folder,
     )
     return load_head(folder)
 
@@ -154,8 +156,8 @@ def held_out_logits(features: Tensor, labels: Ints, folds: Folds) -> Floats:
         labels: (N,) numbers of the classes.
     """
     numbers = torch.from_numpy(labels).to(features.device)
-    found = cross_validated(features, numbers, int(labels.max()) + 1, PROBED, Head(), folds)
-    calibrated = [logits / fit_temperature(logits, labels) for logits in found]
+    by_strength = cross_validated(features, numbers, int(labels.max()) + 1, PROBED, Head(), folds)
+    calibrated = [logits / fit_temperature(logits, labels) for logits in by_strength]
     return min(calibrated, key=lambda logits: float(SINGLE_LABEL.losses(logits, labels).mean()))
 
 

@@ -35,7 +35,7 @@ from headstart.base.files import read_json
 from headstart.base.threads import cores
 from headstart.data.decode import Array, Unusable, quiet
 from headstart.evaluation import pages
-from headstart.inference.batch import Batched
+from headstart.inference.batch import BatchPredictor
 
 MOST_PICTURES, MOST_PARTS = 64, 100  # in one request, and in one form
 LONGEST_TYPE = 500  # characters of a content type: Python takes seconds to read a hostile one of 60,000
@@ -81,7 +81,7 @@ def serve(folder: Path, host: str, port: int, limits: Limits) -> None:
         HeadstartError: the folder holds no model, or the address cannot be listened on.
     """
     with _listening(host, port) as listener:
-        model = Batched(folder)
+        model = BatchPredictor(folder)
         most = min(limits.max_megapixels or model.max_megapixels, model.max_megapixels)
         model.predictor.max_megapixels = most
         Image.MAX_IMAGE_PIXELS = int(most * 1e6)  # Pillow's own guard too, for pictures that are inside of others (.ico)
@@ -112,7 +112,7 @@ def _listening(host: str, port: int) -> socket.socket:
         raise HeadstartError(f"{host}:{port} cannot be listened on ({reason}); see --port and --host") from None
 
 
-def described(folder: Path, model: Batched, limits: Limits) -> dict[str, Any]:
+def described(folder: Path, model: BatchPredictor, limits: Limits) -> dict[str, Any]:
     """What GET /model says. The test figures are those beside the model, in data/evaluate; None where it was moved."""
     details = read_json(folder / CLASSIFIER / DETAILS)
     figures = None
@@ -126,14 +126,14 @@ def described(folder: Path, model: Batched, limits: Limits) -> dict[str, Any]:
         "chosen": details["chosen"],
         "size": model.view.size,
         "figures": figures,
-        "engine": model.told["engine"],
+        "engine": model.engine["engine"],
         "max_megabytes": limits.max_megabytes,
         "max_megapixels": model.max_megapixels,
         "max_pictures": MOST_PICTURES,
     }
 
 
-def application(model: Batched, about: dict[str, Any], limits: Limits, ready: str) -> FastAPI:
+def application(model: BatchPredictor, about: dict[str, Any], limits: Limits, ready: str) -> FastAPI:
     """The server's paths: /, /health, /model, /predict and /explain.
 
     Args:
@@ -200,7 +200,7 @@ def application(model: Batched, about: dict[str, Any], limits: Limits, ready: st
 class Batches:
     """Pictures of all requests, answered so many at a time."""
 
-    def __init__(self, model: Batched, most: int, wait_s: float) -> None:
+    def __init__(self, model: BatchPredictor, most: int, wait_s: float) -> None:
         self.model, self.most, self.wait_s = model, most, wait_s
         room = max(MOST_PICTURES, MOST_HELD // (3 * model.view.size**2))
         self._waiting: asyncio.Queue[tuple[Array, asyncio.Future[Floats]]] = asyncio.Queue(room)
@@ -228,7 +228,7 @@ class Batches:
                         batch.append(await self._waiting.get())
             pictures = [picture for picture, _ in batch]
             try:
-                rows = await asyncio.get_running_loop().run_in_executor(network, self.model.of_seen, pictures)
+                rows = await asyncio.get_running_loop().run_in_executor(network, self.model.predict_views, pictures)
             except Exception as error:  # is told to those who asked, and logged there
                 for _, answer in batch:
                     if not answer.done():
@@ -338,7 +338,7 @@ def _from_form(body: bytes, boundary: str) -> list[bytes]:
     return [content for head, _, content in heads if b"filename" in head.lower()]
 
 
-def _decoded(model: Batched, data: bytes) -> Array:
+def _decoded(model: BatchPredictor, data: bytes) -> Array:
     try:
         return model.decode(data)
     except Unusable as reason:
@@ -347,12 +347,12 @@ def _decoded(model: Batched, data: bytes) -> Array:
         raise HTTPException(422, f"more pixels than this server's limit ({model.max_megapixels:g} million)") from None
 
 
-def _view(model: Batched, data: bytes) -> Array:
+def _view(model: BatchPredictor, data: bytes) -> Array:
     """What the network sees of a picture. It is cut out here, in the thread that decodes: large ones never pile up."""
     return model.view(_decoded(model, data))
 
 
-def _explained(model: Batched, data: bytes, label: str | None) -> dict[str, Any]:
+def _explained(model: BatchPredictor, data: bytes, label: str | None) -> dict[str, Any]:
     """What POST /explain answers: for ``label``, or for the likeliest class."""
     picture = _decoded(model, data)
     row = model.probabilities([picture])[0]
@@ -368,7 +368,7 @@ def _answer(row: Floats, model: Batched) -> dict[str, Any]:
     return {"label": label, "probability": confidence, "probabilities": probabilities}
 
 
-def _where(model: Batched, picture: Array, target: int) -> dict[str, str | None]:
+def _where(model: BatchPredictor, picture: Array, target: int) -> dict[str, str | None]:
     """What the network saw of a picture, and its Grad-CAM to lay over it, both as addresses of pictures; the second is None
     where the network has no map to look at."""
     from headstart.evaluation.explain import grad_cam

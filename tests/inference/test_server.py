@@ -32,7 +32,7 @@ from PIL import Image
 
 from headstart.base.errors import HeadstartError
 from headstart.inference import server as serving
-from headstart.inference.batch import Batched
+from headstart.inference.batch import BatchPredictor
 from headstart.inference.predictor import load_predictor
 from headstart.inference.server import Limits, application, described
 from tests.inference import test_predictor as test_served
@@ -201,7 +201,7 @@ def test_the_test_figures_beside_a_model_are_told(tmp_path: Path) -> None:
     (tmp_path / "evaluate").mkdir()
     figures = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "n": 70}
     (tmp_path / "evaluate/metrics.json").write_text(json.dumps({"chosen": "head", "test": {"chosen": figures}}))
-    batched = Batched(folder)
+    batched = BatchPredictor(folder)
     about = described(folder, batched, Limits())
     assert about["figures"] == figures
     with TestClient(application(batched, about, Limits(), "ready")) as client:
@@ -356,15 +356,15 @@ def test_other_paths_and_methods_are_refused(method: str, path: str, status: int
 
 
 @pytest.fixture
-def in_process(model: Path) -> Iterator[tuple[TestClient, Batched]]:
-    batched = Batched(model)
+def in_process(model: Path) -> Iterator[tuple[TestClient, BatchPredictor]]:
+    batched = BatchPredictor(model)
     app = application(batched, described(model, batched, Limits()), Limits(), "ready")
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client, batched
 
 
 def test_bodies_of_all_clients_together_are_bounded(
-    in_process: tuple[TestClient, Batched], monkeypatch: pytest.MonkeyPatch
+    in_process: tuple[TestClient, BatchPredictor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, _ = in_process
     data = png(plain("red"))
@@ -378,15 +378,15 @@ def test_bodies_of_all_clients_together_are_bounded(
 
 def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "MOST_HELD", 0)  # then there is room for one request's pictures
-    batched = Batched(model)
-    taken, go_on, of_seen = threading.Event(), threading.Event(), batched.of_seen
+    batched = BatchPredictor(model)
+    taken, go_on, predict_views = threading.Event(), threading.Event(), batched.predict_views
 
     def slowly(pictures: list[np.ndarray]) -> np.ndarray:
         taken.set()
         go_on.wait(PATIENCE_S)
-        return of_seen(pictures)
+        return predict_views(pictures)
 
-    monkeypatch.setattr(batched, "of_seen", slowly)
+    monkeypatch.setattr(batched, "predict_views", slowly)
 
     async def crowd() -> list[Any]:
         batches = serving.Batches(batched, most=8, wait_s=0.001)
@@ -417,7 +417,7 @@ def test_a_limit_that_cannot_be_kept_is_refused(asked: str, model: Path) -> None
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(
-    in_process: tuple[TestClient, Batched], monkeypatch: pytest.MonkeyPatch
+    in_process: tuple[TestClient, BatchPredictor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "PATIENCE_S", 0.2)
 
@@ -436,11 +436,11 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(
 
 
 def test_a_failure_of_the_network_fails_one_batch_and_not_the_server(
-    in_process: tuple[TestClient, Batched], monkeypatch: pytest.MonkeyPatch
+    in_process: tuple[TestClient, BatchPredictor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, batched = in_process
     with monkeypatch.context() as patch:
-        patch.setattr(batched, "of_seen", lambda pictures: 1 / 0)
+        patch.setattr(batched, "predict_views", lambda pictures: 1 / 0)
         reply = client.post("/predict", content=png(plain("red")))
         assert (reply.status_code, list(reply.json())) == (500, ["detail"])
     assert client.post("/predict", content=png(plain("red"))).json()["label"] == "red"

@@ -179,7 +179,8 @@ def _openvino(network: WholeClassifier, example: Tensor, file: Path, calibration
 
     model = converted(network, example)
     model.reshape([-1, *example.shape[1:]])
-    # Otherwise NNCF would round the values between convolution and batch-norm, whose channels differ by orders of magnitude.
+    # Otherwise NNCF would round the values between convolution and batch-norm, whose channels differ by orders of
+    # magnitude.
     fold_openvino_batch_norm(model)
     for port, name in ((model.input(0), "pictures"), (model.output(0), "probabilities")):
         port.get_tensor().set_names({name})

@@ -13,7 +13,7 @@ from typing import Any
 import litserve
 from _serving import BATCH, WAIT_S
 
-from headstart.inference.batch import Batched
+from headstart.inference.batch import BatchPredictor
 
 
 class Pictures(litserve.LitAPI):  # type: ignore[misc]
@@ -22,7 +22,7 @@ class Pictures(litserve.LitAPI):  # type: ignore[misc]
         self.folder = folder
 
     def setup(self, device: str) -> None:
-        self.model = Batched(Path(self.folder))
+        self.model = BatchPredictor(Path(self.folder))
 
     def decode_request(self, request: dict[str, str]) -> Any:
         return self.model.view(self.model.decode(base64.b64decode(request["image"])))
@@ -31,7 +31,7 @@ class Pictures(litserve.LitAPI):  # type: ignore[misc]
         return inputs
 
     def predict(self, inputs: list[Any]) -> Any:
-        return self.model.of_seen(inputs)
+        return self.model.predict_views(inputs)
 
     def unbatch(self, output: Any) -> list[Any]:
         return list(output)

@@ -77,14 +77,14 @@ def jpegs() -> list[bytes]:
 
 def bare_rate(model: Path) -> float:
     """Pictures per second of the engine alone: full batches of pictures that are decoded and cut to size already."""
-    from headstart.inference.batch import Batched
+    from headstart.inference.batch import BatchPredictor
 
-    batched = Batched(model)
+    batched = BatchPredictor(model)
     seen = [batched.view(batched.decode(file)) for file in jpegs()][:BATCH]
-    batched.of_seen(seen)
+    batched.predict_views(seen)
     start = time.perf_counter()
     for _ in range(BARE):
-        batched.of_seen(seen)
+        batched.predict_views(seen)
     return BARE * BATCH / (time.perf_counter() - start)
 
 

@@ -1,7 +1,7 @@
-"""export: the classifier as ONNX or OpenVINO, for those who have neither headstart nor torch.
+"""export: the classifier as ONNX or OpenVINO, for use without headstart and torch.
 
-What leaves here was read back and asked: its answers on real pictures are torch's, and what whole numbers of 8 bits cost
-in accuracy is measured.
+Every export is loaded again and checked: its probabilities on real pictures are compared with torch's, and the accuracy
+that 8-bit integers cost is measured.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from headstart.models.classifier import Classifier
 from headstart.models.preprocessing import Normalise, View, batches
 
 FORMS = ("onnx", "openvino", "int8")
-ABOUT = "classifier.json"
-PARITY = 1e-3  # the largest difference from torch's probabilities that is let pass
-COMPARED, CALIBRATED = 256, 300  # pictures: enough to show a difference, and NNCF's own default
-EXACTLY = {"INFERENCE_PRECISION_HINT": "f32"}  # otherwise OpenVINO rounds to bfloat16 where the processor has it
-HEAD = r"__module\.model\.head/.*"  # as OpenVINO names its operations
+DESCRIPTION = "classifier.json"
+MAX_DIFFERENCE = 1e-3  # from torch's probabilities
+PARITY_PICTURES, CALIBRATION_PICTURES = 256, 300  # enough to show a difference, and NNCF's default
+FULL_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's default is bfloat16 on processors that have it
+HEAD_OPERATIONS = r"__module\.model\.head/.*"  # the names that OpenVINO gives them
 
 Run = Callable[[Array], NDArray[np.float32]]  # (N, size, size, 3) uint8 → (N, classes)
 
 
 class WholeClassifier(nn.Module):
-    """(N, size, size, 3) uint8 pictures, as they lie in memory → (N, classes) calibrated probabilities: normalisation and
-    temperature are inside, so that nobody can forget them."""
+    """(N, size, size, 3) uint8 pictures, channels last → (N, classes) calibrated probabilities. Normalisation and
+    temperature are inside, so that users cannot forget them."""
 
     def __init__(self, model: Classifier) -> None:
         super().__init__()
@@ -59,47 +59,47 @@ class WholeClassifier(nn.Module):
 
 
 def export(model: Path, to: str, data: Path, folder: Path, max_cost: float) -> str:
-    """Write the packaged ``model`` into ``folder``: in form ``to``, with classes, preprocessing and a README.
+    """Write the packaged ``model`` into ``folder`` in the form ``to``, with classes, preprocessing and a README.
 
     Args:
         model: the folder that holds MLmodel.
-        to: one of ``FORMS``. onnx and openvino are compared with torch, int8 (post-training quantisation by NNCF, on
-            training pictures) is compared in accuracy.
-        data: the folder of the stages' folders; the pictures of its prepare are used.
-        folder: an earlier export in it is replaced when the new one is whole.
-        max_cost: accuracy on the validation pictures that int8 may cost.
+        to: one of ``FORMS``. The probabilities of onnx and openvino are compared with torch's; int8 (post-training
+            quantisation by NNCF on training pictures) is compared in accuracy.
+        data: the folder of the stages' folders, of which prepare's pictures are used.
+        folder: an earlier export in it is replaced once the new one is complete.
+        max_cost: the accuracy on the validation pictures that int8 may cost.
 
     Returns:
         A sentence for the user.
 
     Raises:
-        HeadstartError: there is no model, there are no pictures, the network cannot be converted, its answers differ or
-            cost too much, or ``folder`` holds something else. Nothing is written then.
+        HeadstartError: there is no model, there are no pictures, the network cannot be converted, its probabilities differ
+            or it costs too much, or ``folder`` holds something else. Then nothing is written.
     """
     if not 0 <= max_cost < 1:
         raise HeadstartError(f"--max-cost {max_cost:g}; give a share between 0 and 1, such as 0.01")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).exists()):
-        raise HeadstartError(f"{folder} holds something that is no export; name another --output")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).exists()):
+        raise HeadstartError(f"{folder} holds something that is not an export; name another --output")
     predictor = load_predictor(model)
     network, view = WholeClassifier(predictor.model).eval(), predictor.model.trunk.view
     pixels, manifest = Pixels(data / "prepare"), read_manifest(data / "prepare")
     pictures = Pictures(pixels, manifest, view)
-    home = folder.resolve()  # a link to a folder stays one
+    target = folder.resolve()  # a link to a folder stays a link
     try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        beside = tempfile.TemporaryDirectory(prefix=f".{home.name}.", dir=home.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
         raise HeadstartError(f"--output {folder} cannot be written: {error.strerror}") from None
-    with beside as scratch:
-        part = Path(scratch) / home.name
+    with temporary as scratch:
+        part = Path(scratch) / target.name
         part.mkdir()
-        run = _written(network, to, pictures, part)
+        run = _convert(network, to, pictures, part)
         checked = (
             _cost(network, run, pictures, predictor.classes, max_cost)
             if to == "int8"
             else _parity(network, run, pictures, to)
         )
-        about = {
+        description = {
             "model": _file(to),
             "classes": list(predictor.classes),
             "input": f"pictures (N, {view.size}, {view.size}, 3) uint8, red green blue",
@@ -110,35 +110,36 @@ def export(model: Path, to: str, data: Path, folder: Path, max_cost: float) -> s
             "inside": {"mean": view.mean, "std": view.std, "temperature": predictor.model.temperature},
             "checked": checked,
         }
-        write_json(part / ABOUT, about)
-        write_text(part / "README.md", _readme(to, about))
-        shutil.rmtree(home, ignore_errors=True)
-        part.rename(home)
+        write_json(part / DESCRIPTION, description)
+        write_text(part / "README.md", _readme(to, description))
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     return f"{folder} ({megabytes:.1f} MB): {checked['sentence']}; how to use it: {folder / 'README.md'}"
 
 
 class Pictures:
-    """The pictures of data/prepare as a network is shown them."""
+    """The pictures of data/prepare as the network sees them."""
 
     def __init__(self, pixels: Pixels, manifest: pd.DataFrame, view: View) -> None:
         self.pixels, self.manifest, self.view = pixels, manifest, view
 
-    def rows(self, split: str, most: int | None = None) -> Ints:
-        """Those of a split, or ``most`` of them, evenly spread."""
+    def rows(self, split: str, at_most: int | None = None) -> Ints:
+        """The rows of a split, or ``at_most`` of them, evenly spread."""
         rows = np.flatnonzero(self.manifest["split"] == split)
-        return rows if most is None else rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
+        return rows if at_most is None else rows[np.unique(np.linspace(0, len(rows) - 1, at_most).astype(int))]
 
-    def answers(self, rows: Ints, *runs: Run) -> list[Floats]:
-        """(N, classes) of each of ``runs``, which are shown one picture alone first and the others in batches."""
-        found: list[list[NDArray[np.float32]]] = [[] for _ in runs]
+    def probabilities(self, rows: Ints, *runs: Run) -> list[Floats]:
+        """(N, classes) from each of ``runs``, which get one picture alone first and then the others in batches."""
+        parts: list[list[NDArray[np.float32]]] = [[] for _ in runs]
         for some in (rows[:1], rows[1:]):
-            for _, shown in batches(self.view, self.pixels, some.tolist(), BATCH):
-                for each, run in zip(found, runs, strict=True):
-                    each.append(run(shown.permute(0, 2, 3, 1).contiguous().numpy()))
-        return [np.concatenate(each).astype(np.float64) for each in found]
+            for _, pictures in batches(self.view, self.pixels, some.tolist(), BATCH):
+                channels_last = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+                for part, run in zip(parts, runs, strict=True):
+                    part.append(run(channels_last))
+        return [np.concatenate(part).astype(np.float64) for part in parts]
 
-    def one(self, row: int) -> Array:
+    def picture(self, row: int) -> Array:
         """(1, size, size, 3) uint8."""
         return self.view(self.pixels[row])[None]
 
@@ -147,16 +148,16 @@ def _file(to: str) -> str:
     return "model.onnx" if to == "onnx" else "model.xml"
 
 
-def _written(network: WholeClassifier, to: str, pictures: Pictures, folder: Path) -> Run:
-    """Convert ``network``, write it, and return what runs the file that was written."""
-    file, example = folder / _file(to), torch.zeros(2, *pictures.one(0).shape[1:], dtype=torch.uint8)
+def _convert(network: WholeClassifier, to: str, pictures: Pictures, folder: Path) -> Run:
+    """Convert ``network``, write it, and return a function that runs the written file."""
+    file, example = folder / _file(to), torch.zeros(2, *pictures.picture(0).shape[1:], dtype=torch.uint8)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if to == "onnx":
                 return _onnx(network, example, file)
             return _openvino(network, example, file, pictures if to == "int8" else None)
-    except Exception as error:  # whatever a converter says about a network that it cannot take
+    except Exception as error:  # converters raise all kinds of errors for networks that they do not support
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise HeadstartError(f"--to {to}: this network cannot be converted ({reason})") from None
 
@@ -164,13 +165,13 @@ def _written(network: WholeClassifier, to: str, pictures: Pictures, folder: Path
 def _onnx(network: WholeClassifier, example: Tensor, file: Path) -> Run:
     import onnxruntime
 
-    any_number = {"pictures": {0: torch.export.Dim("N")}}
+    dynamic_shapes = {"pictures": {0: torch.export.Dim("N")}}
     torch.onnx.export(
-        network, (example,), file, input_names=["pictures"], output_names=["probabilities"], dynamic_shapes=any_number,
+        network, (example,), file, input_names=["pictures"], output_names=["probabilities"], dynamic_shapes=dynamic_shapes,
         external_data=False, verbose=False,
     )  # fmt: skip
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda shown: session.run(None, {"pictures": shown})[0]
+    return lambda pictures: session.run(None, {"pictures": pictures})[0]
 
 
 def _openvino(network: WholeClassifier, example: Tensor, file: Path, calibration: Pictures | None) -> Run:
@@ -178,32 +179,32 @@ def _openvino(network: WholeClassifier, example: Tensor, file: Path, calibration
 
     model = converted(network, example)
     model.reshape([-1, *example.shape[1:]])
-    # Otherwise NNCF would round what is between convolution and batch-norm, whose channels differ in size by orders of
+    # Otherwise NNCF would round the values between convolution and batch-norm, whose channels differ by orders of
     # magnitude.
     fold_openvino_batch_norm(model)
     for port, name in ((model.input(0), "pictures"), (model.output(0), "probabilities")):
         port.get_tensor().set_names({name})
     if calibration is not None:
         nncf = _nncf()
-        shown = nncf.Dataset(calibration.rows("train", CALIBRATED).tolist(), calibration.one)
-        with contextlib.redirect_stdout(io.StringIO()):  # its bars
-            # Not the head: the standardisation of the features is folded into it, so that a small feature with a large
-            # weight says as much as a large one, and would be rounded away.
-            exact = nncf.IgnoredScope(patterns=[HEAD])
+        dataset = nncf.Dataset(calibration.rows("train", CALIBRATION_PICTURES).tolist(), calibration.picture)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints progress bars
+            # The head stays exact: standardisation is folded into its weights, so a small feature with a large weight
+            # counts as much as a large feature, and would be rounded away.
+            exact = nncf.IgnoredScope(patterns=[HEAD_OPERATIONS])
             mixed = nncf.QuantizationPreset.MIXED
-            model = nncf.quantize(model, shown, preset=mixed, subset_size=CALIBRATED, ignored_scope=exact)
+            model = nncf.quantize(model, dataset, preset=mixed, subset_size=CALIBRATION_PICTURES, ignored_scope=exact)
     openvino.save_model(model, file, compress_to_fp16=False)
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(file), "CPU", EXACTLY)
-    return lambda shown: compiled(shown)[0].copy()
+    compiled = core.compile_model(core.read_model(file), "CPU", FULL_PRECISION)
+    return lambda pictures: compiled(pictures)[0].copy()
 
 
 def _nncf() -> Any:
-    """NNCF, without the telemetry that it sends unless told otherwise: nothing leaves this machine."""
+    """NNCF without its telemetry, which is on by default: nothing leaves this machine."""
     name = "openvino_telemetry"
     present = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed, which NNCF is prepared for
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # which misses CUDA where nobody wants it
+    sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed, which NNCF handles
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that CUDA is missing
     try:
         import nncf
     finally:
@@ -215,10 +216,10 @@ def _nncf() -> Any:
 
 
 def _torch(network: WholeClassifier) -> Run:
-    def run(shown: Array) -> NDArray[np.float32]:
+    def run(pictures: Array) -> NDArray[np.float32]:
         with torch.inference_mode():
-            found: NDArray[np.float32] = network(torch.from_numpy(shown)).numpy()
-        return found
+            probabilities: NDArray[np.float32] = network(torch.from_numpy(pictures)).numpy()
+        return probabilities
 
     return run
 
@@ -227,15 +228,15 @@ def _parity(network: WholeClassifier, run: Run, pictures: Pictures, to: str) -> 
     """The largest difference from torch on validation pictures.
 
     Raises:
-        HeadstartError: it is above ``PARITY``.
+        HeadstartError: it is above ``MAX_DIFFERENCE``.
     """
-    rows = pictures.rows("val", COMPARED)
-    expected, found = pictures.answers(rows, _torch(network), run)
-    difference = float(np.abs(found - expected).max())
-    if not difference <= PARITY:
+    rows = pictures.rows("val", PARITY_PICTURES)
+    expected, exported = pictures.probabilities(rows, _torch(network), run)
+    difference = float(np.abs(exported - expected).max())
+    if not difference <= MAX_DIFFERENCE:
         raise HeadstartError(
             f"--to {to} is refused: its probabilities differ from torch's by up to {difference:.2g} on {len(rows)} "
-            f"validation pictures, and {PARITY:g} is allowed"
+            f"validation pictures; {MAX_DIFFERENCE:g} is allowed"
         )
     sentence = f"its probabilities are within {difference:.1g} of torch's on {len(rows)} validation pictures"
     return {"pictures": len(rows), "largest_difference": difference, "sentence": sentence}
@@ -244,28 +245,28 @@ def _parity(network: WholeClassifier, run: Run, pictures: Pictures, to: str) -> 
 def _cost(
     network: WholeClassifier, run: Run, pictures: Pictures, classes: tuple[str, ...], max_cost: float
 ) -> dict[str, Any]:
-    """What the accuracy on all validation pictures loses from torch to ``run``, with its paired 95 % interval.
+    """The accuracy on all validation pictures that ``run`` loses compared with torch, with its paired 95 % interval.
 
     Raises:
         HeadstartError: it is more than ``max_cost``.
     """
     rows = pictures.rows("val")
     task = network.model.task
-    labels = task.encode(pictures.manifest["label"].iloc[rows], classes)  # -1 where the classifier does not know the class
-    before, after = (metrics.Scores(p, labels, task) for p in pictures.answers(rows, _torch(network), run))
+    labels = task.encode(pictures.manifest["label"].iloc[rows], classes)  # -1 for a class that the classifier does not know
+    before, after = (metrics.Scores(p, labels, task) for p in pictures.probabilities(rows, _torch(network), run))
     gain = metrics.gain(before, after)
-    cost, low, high = (0.0 - gain[key] for key in ("accuracy", "high", "low"))  # and no -0.0
+    cost, low, high = (0.0 - gain[key] for key in ("accuracy", "high", "low"))  # never -0.0
     same = float((before.predicted == after.predicted).mean())
-    told = (
+    loss = (
         f"{100 * cost:+.1f} points of accuracy ({100 * low:+.1f} to {100 * high:+.1f}) on {len(rows)} validation pictures"
     )
     if cost > max_cost:
-        raise HeadstartError(f"--to int8 is refused: it costs {told}, and --max-cost allows {100 * max_cost:.1f}")
+        raise HeadstartError(f"--to int8 is refused: it costs {loss}, and --max-cost allows {100 * max_cost:.1f}")
     return {
         "pictures": len(rows),
         "cost": {"accuracy": cost, "low": low, "high": high},
         "same_answer": same,
-        "sentence": f"it costs {told}, and {same:.1%} of them get the same answer",
+        "sentence": f"it costs {loss}, and {same:.1%} of them get the same answer",
     }
 
 
@@ -277,18 +278,18 @@ RUNNERS = {
     ),
     "openvino": (
         "openvino",
-        f'compiled = openvino.compile_model("model.xml", "CPU", {EXACTLY})',
+        f'compiled = openvino.compile_model("model.xml", "CPU", {FULL_PRECISION})',
         "compiled(pixels)[0][0]",
     ),
 }
 
 
-def _readme(to: str, about: dict[str, Any]) -> str:
+def _readme(to: str, description: dict[str, Any]) -> str:
     package, load, call = RUNNERS["onnx" if to == "onnx" else "openvino"]
-    return f"""# A classifier of pictures in {len(about["classes"])} classes
+    return f"""# A classifier of pictures in {len(description["classes"])} classes
 
-Exported by headstart (--to {to}): {about["checked"]["sentence"]}.
-In: {about["input"]}. Out: {about["output"]}, calibrated.
+Exported by headstart (--to {to}): {description["checked"]["sentence"]}.
+In: {description["input"]}. Out: {description["output"]}, calibrated.
 Normalisation and temperature are inside the network; resizing and cropping are not.
 After `pip install {package} numpy pillow`:
 
@@ -297,15 +298,15 @@ import json
 import numpy as np, {package}
 from PIL import Image
 
-about = json.load(open("classifier.json", encoding="utf-8"))
+description = json.load(open("classifier.json", encoding="utf-8"))
 {load}
 image = Image.open("picture.jpg").convert("RGB")
-wide, high = (about["short_side"] * side // min(image.size) for side in image.size)
-left, top = round((wide - about["size"]) / 2), round((high - about["size"]) / 2)
-image = image.resize((wide, high), Image.Resampling.{about["interpolation"].upper()})
-pixels = np.asarray(image.crop((left, top, left + about["size"], top + about["size"])))[None]
+wide, high = (description["short_side"] * side // min(image.size) for side in image.size)
+left, top = round((wide - description["size"]) / 2), round((high - description["size"]) / 2)
+image = image.resize((wide, high), Image.Resampling.{description["interpolation"].upper()})
+pixels = np.asarray(image.crop((left, top, left + description["size"], top + description["size"])))[None]
 probabilities = {call}
-print(about["classes"][probabilities.argmax()], float(probabilities.max()))
+print(description["classes"][probabilities.argmax()], float(probabilities.max()))
 ```
 
 headstart also turns pictures upright by their EXIF tag and lays transparency over white.

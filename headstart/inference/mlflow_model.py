@@ -1,4 +1,4 @@
-"""The packaged classifier in MLflow's clothes. MLflow stores this file with the model and runs it on load (models from
+"""The packaged classifier as an MLflow model. MLflow stores this file with the model and runs it on load (models from
 code), so that nothing is unpickled."""
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
 class PictureClassifier(PythonModel):  # type: ignore[misc]
-    """One ``image`` column in (path, bytes, base64 text or array per row), label and probabilities out."""
+    """Predicts the label and probabilities of each row of the column ``image``: a path, bytes, base64 text or an array."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        from headstart.inference.predictor import Predictor  # and torch; MLflow runs this file to save it, too
+        from headstart.inference.predictor import Predictor  # imports torch, and MLflow also runs this file to save it
 
         self.predictor = Predictor(Path(context.artifacts["classifier"]))
 
-    # The one hint that MLflow neither takes for a schema nor misses; lists of pictures come here too.
+    # MLflow makes a schema of other type hints and warns without one. Lists of pictures arrive here too.
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""package: the chosen classifier as an MLflow model that needs neither this project nor a network to be used."""
+"""The stage package: the chosen classifier as an MLflow model that works without this project and without network."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.inference import selective
 
-# What MLflow loads. It travels inside the model, with every module that it imports.
+# The module that MLflow loads. It is copied into the model, with every module that it imports.
 MODEL = "headstart.inference.mlflow_model"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "timm", "torch", "torchvision")
-NO_TIME = "1970-01-01 00:00:00.000000"
+EPOCH = "1970-01-01 00:00:00.000000"
 
 
 def package(data: Path, params: Params, folder: Path) -> None:
@@ -82,25 +82,25 @@ def package(data: Path, params: Params, folder: Path) -> None:
 
 
 def _answering(data: Path, classes: list[str]) -> dict[str, Any]:
-    """What a least confidence would have meant on the validation pictures, as the chosen classifier answered them."""
+    """The table of confidence thresholds, from the chosen classifier's predictions on the validation pictures."""
     table = pd.read_parquet(data / "evaluate" / "predictions.parquet")
     val = table[table["split"] == "val"]
     return selective.thresholds(val[classes].to_numpy().max(axis=1), (val["label"] == val["predicted"]).to_numpy())
 
 
 def _tensors(data: Path, chosen: str) -> dict[str, NDArray[Any]]:
-    """The state of the chosen ``Classifier``, straight from the stages' files: no network has to be built for it."""
+    """The state of the chosen ``Classifier``, read from the stages' files without building a network."""
     if chosen == "finetune":
         return load_file(data / "finetune" / "weights.safetensors")
     head = load_file(data / "head" / "head.safetensors")
     trunk = load_file(data / "backbone" / "weights.safetensors")
-    own = {"head.weight": head["refit_weight"], "head.bias": head["refit_bias"]}
-    return {f"trunk.network.{key}": value for key, value in trunk.items()} | own
+    linear = {"head.weight": head["refit_weight"], "head.bias": head["refit_bias"]}
+    return {f"trunk.network.{key}": value for key, value in trunk.items()} | linear
 
 
 def _packed_code(folder: Path) -> Path:
-    """The package headstart, cut down to what a prediction needs and without docstrings and comments, which are no part of
-    a stage's identity: the same classifier has to give the same bytes."""
+    """The package headstart, reduced to what prediction needs. Docstrings and comments are removed: they are not part of a
+    stage's identity, and the same classifier has to give the same bytes."""
     for path in modules_of(MODEL).values():
         target = folder / path.relative_to(PACKAGE.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _version(name: str) -> str:
 
 
 def _input_example(data: Path, target: Path) -> None:
-    """One test picture as base64, in the two forms MLflow keeps: a frame, and the body of a request to a server."""
+    """Write a test picture as base64 in MLflow's two forms: a data frame, and the body of a request to a server."""
     import base64
     import json
 
@@ -126,30 +126,30 @@ def _input_example(data: Path, target: Path) -> None:
     frame = {"columns": ["image"], "data": [[base64.b64encode(stream.getvalue()).decode()]]}
     write_text(target / "input_example.json", json.dumps(frame))
     write_text(target / "serving_input_example.json", json.dumps({"dataframe_split": frame}))
-    described = yaml.safe_load((target / "MLmodel").read_text(encoding="utf-8"))
-    described["saved_input_example_info"] = {
+    mlmodel = yaml.safe_load((target / "MLmodel").read_text(encoding="utf-8"))
+    mlmodel["saved_input_example_info"] = {
         "artifact_path": "input_example.json",
         "pandas_orient": "split",
         "serving_input_path": "serving_input_example.json",
         "type": "dataframe",
     }
-    write_text(target / "MLmodel", yaml.safe_dump(described, sort_keys=True))
+    write_text(target / "MLmodel", yaml.safe_dump(mlmodel, sort_keys=True))
 
 
 def _without_times_and_paths(target: Path) -> None:
-    """MLflow notes when and from where a model was saved, and a random id; none of them may reach the cache."""
+    """Remove when, where and in which run MLflow saved the model, and a random id: the bytes must not depend on them."""
     for cache in target.rglob("__pycache__"):
         shutil.rmtree(cache)
-    described = yaml.safe_load((target / "MLmodel").read_text(encoding="utf-8"))
-    function = described["flavors"]["python_function"]
+    mlmodel = yaml.safe_load((target / "MLmodel").read_text(encoding="utf-8"))
+    function = mlmodel["flavors"]["python_function"]
     for artifact in function.get("artifacts", {}).values():
         artifact["uri"] = artifact["path"]
     function["model_code_path"] = Path(function["model_code_path"]).name
-    described["utc_time_created"] = NO_TIME
-    described.pop("model_id", None)
-    described["model_uuid"] = sha256_of_files(target, leave_out=("MLmodel",))[:32]
-    described.pop("run_id", None)
-    write_text(target / "MLmodel", yaml.safe_dump(described, sort_keys=True))
+    mlmodel["utc_time_created"] = EPOCH
+    mlmodel.pop("model_id", None)
+    mlmodel["model_uuid"] = sha256_of_files(target, leave_out=("MLmodel",))[:32]
+    mlmodel.pop("run_id", None)
+    write_text(target / "MLmodel", yaml.safe_dump(mlmodel, sort_keys=True))
 
 
 def run(params: Params, data: Path) -> None:

@@ -1,4 +1,5 @@
-"""The classifier as it is used: pictures in, labels and probabilities out. Packed into the model with what it imports."""
+"""The packaged classifier: pictures in, labels and probabilities out. It travels in the model, with the modules that it
+imports."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's answer: the label, its probability, and the probability of every class."""
+    """The predicted label of one picture, its probability, and the probability of every class."""
 
     label: str
     probability: float
@@ -70,55 +71,62 @@ class Predictor:
         Raises:
             HeadstartError: a picture cannot be used; the message says which and why.
         """
-        return [prediction for chunk in self._chunks(pictures) for prediction in self._answers(chunk)]
+        return [prediction for batch in self._decoded_batches(pictures) for prediction in self._predict_batch(batch)]
 
-    def decoded(self, source: bytes | Path) -> Array:
-        """A picture file, or its bytes, as (height, width, 3) uint8: decoded as those that it was trained on were.
+    def decode(self, source: bytes | Path) -> Array:
+        """A picture file, or its bytes, as (height, width, 3) uint8, decoded in the same way as the training pictures.
 
         Raises:
-            Unusable: it is no picture, damaged or too large.
+            Unusable: it is not a picture, damaged or too large.
         """
         return decode(source, self.short_side, self.max_megapixels).pixels
 
-    def _chunks(self, pictures: Sequence[Any]) -> Iterator[list[Array]]:
+    def _decoded_batches(self, pictures: Sequence[Any]) -> Iterator[list[Array]]:
         for start in range(0, len(pictures), BATCH):
             with quiet():
-                chunk = [self._decoded(p, start + n) for n, p in enumerate(pictures[start : start + BATCH])]
-            yield chunk
+                batch = [self._load(p, start + n) for n, p in enumerate(pictures[start : start + BATCH])]
+            yield batch
 
-    def _answers(self, pictures: list[Array]) -> Iterator[Prediction]:
+    def _predict_batch(self, pictures: list[Array]) -> Iterator[Prediction]:
         with torch.inference_mode():
             probabilities = self.model.probabilities(self.model(self.model.trunk.view.batch(pictures)))
         for row in probabilities.double().numpy():
             label, confidence = self.model.task.answer(row, self.classes)
             yield Prediction(label, confidence, dict(zip(self.classes, row.tolist(), strict=True)))
 
-    def _decoded(self, picture: Any, number: int) -> Array:
+    def _load(self, picture: Any, number: int) -> Array:
         name = str(picture) if isinstance(picture, str | Path) and len(str(picture)) < 300 else f"picture {number}"
         try:
             if isinstance(picture, str | Path):
                 path = Path(picture)
-                there = False
-                with contextlib.suppress(OSError, ValueError):  # base64 makes no name of a file
-                    there = path.is_file()
-                inline = None if there else _from_base64(str(picture))
-                if inline is None and not there:
+                is_file = False
+                with contextlib.suppress(OSError, ValueError):  # base64 text is too long for a file name
+                    is_file = path.is_file()
+                data = None if is_file else _from_base64(str(picture))
+                if data is None and not is_file:
                     raise Unusable("no such file")
-                return self.decoded(path if inline is None else inline)
+                return self.decode(path if data is None else data)
             if isinstance(picture, bytes | bytearray | memoryview):
-                return self.decoded(bytes(picture))
+                return self.decode(bytes(picture))
             return _from_array(picture)
         except Unusable as reason:
             raise HeadstartError(f"{name}: {reason}") from None
 
 
 def load_predictor(model: Path) -> Predictor:
-    """The predictor of a packaged model, straight from its files: without MLflow, and without what training needs."""
+    """The predictor of a packaged model, loaded without MLflow and without what training needs.
+
+    Args:
+        model: the folder that holds MLmodel.
+
+    Raises:
+        HeadstartError: the folder holds no model.
+    """
     return Predictor(model / CLASSIFIER)
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The bytes that a JSON request carries as text; None where the text is something else."""
+    """The bytes that a JSON request carries as base64; None if the text is something else."""
     try:
         data = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
     except (binascii.Error, ValueError):

@@ -1,9 +1,9 @@
-"""When to answer: confidences below which a classifier had better say nothing, so that what it says is seldom wrong.
+"""Selective classification: confidence thresholds below which a classifier abstains, so that few of its answers are wrong.
 
-Selective classification with a guarantee, after Geifman and El-Yaniv 2017, "Selective classification for deep neural
-networks": on pictures that the classifier was not fitted on, count the errors among the most confident ones and bound the
-error that this allows for. Their search tries a handful of thresholds and shares the chance of being wrong among them. So
-does this one, with the same thresholds whatever is asked for, so that a table of ten rows answers every question.
+After Geifman and El-Yaniv 2017, "Selective classification for deep neural networks": on pictures that the classifier was
+not fitted on, count the errors among the most confident predictions and bound the error rate from above. Their search tries
+a few thresholds and divides the risk of a wrong bound among them. So does this module, but with the same ten thresholds for
+every error rate that may be asked for, so that one table serves all.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ import numpy as np
 from headstart.base.arrays import Bools, Floats
 from headstart.base.errors import HeadstartError
 
-SURE = 0.95  # all bounds of a table hold at once with this probability
-STEPS = 10  # shares of the pictures that are tried: a tenth, two tenths, ... all
+CONFIDENCE_LEVEL = 0.95  # the probability that all bounds of a table hold together
+STEPS = 10  # thresholds: those that answer a tenth of the pictures, two tenths, ... all
 
 
 def thresholds(confidence: Floats, correct: Bools) -> dict[str, Any]:
-    """What answering only from a confidence on would have meant on held-out pictures.
+    """The error rate on held-out pictures for different confidence thresholds.
 
     Args:
-        confidence: (N,) probabilities of the label that was given.
-        correct: (N,) whether it was the right one.
+        confidence: (N,) probabilities of the predicted label.
+        correct: (N,) whether it is right.
 
     Returns:
-        ``pictures`` (N), ``sure``, and ``thresholds``: rows of the least ``confidence`` that is answered, the share of
-        pictures that is (``answered``), the share of those that were wrong (``error``), and the upper end of its one-sided
-        interval (``bound``; Clopper and Pearson 1934), the rows with most answers first.
+        ``pictures`` (N), ``sure`` (the confidence level), and ``thresholds``: for each, the least ``confidence`` that is
+        answered, the share of pictures that has it (``answered``), the share of wrong ones among those (``error``), and the
+        upper end of its one-sided interval (``bound``; Clopper and Pearson 1934). The one with most answers comes first.
     """
-    from scipy.special import betaincinv  # beta.ppf of scipy.stats, without the second that importing that takes
+    from scipy.special import betaincinv  # the same as beta.ppf of scipy.stats, which takes a second to import
 
-    sorted_down = np.sort(confidence)[::-1]
+    descending = np.sort(confidence)[::-1]
     rows: list[dict[str, float]] = []
     for step in range(STEPS, 0, -1):
         count = round(len(confidence) * step / STEPS)
         if not count:
             continue
-        least = float(sorted_down[count - 1]) if step < STEPS else 0.0
+        least = float(descending[count - 1]) if step < STEPS else 0.0
         answered = confidence >= least
         n, wrong = int(answered.sum()), int((answered & ~correct).sum())
-        bound = 1.0 if wrong == n else float(betaincinv(wrong + 1, n - wrong, 1 - (1 - SURE) / STEPS))
+        bound = 1.0 if wrong == n else float(betaincinv(wrong + 1, n - wrong, 1 - (1 - CONFIDENCE_LEVEL) / STEPS))
         rows.append({"confidence": least, "answered": n / len(confidence), "error": wrong / n, "bound": bound})
-    return {"pictures": len(confidence), "sure": SURE, "thresholds": rows}
+    return {"pictures": len(confidence), "sure": CONFIDENCE_LEVEL, "thresholds": rows}
 
 
 def threshold_for(max_error: float, table: dict[str, Any] | None) -> dict[str, float]:
-    """The row of a table of ``thresholds`` that answers most pictures and promises at most ``max_error``.
+    """The row of a table of ``thresholds`` that answers most pictures with an error bound of at most ``max_error``.
 
     Raises:
-        HeadstartError: there is no table, or no row promises that; the message says what can be promised.
+        HeadstartError: there is no table, or no row has such a bound; the message names the least bound.
     """
     if not 0 < max_error < 1:
         raise HeadstartError(f"--max-error {max_error:g}; give a share between 0 and 1, such as 0.05")
@@ -64,6 +64,6 @@ def threshold_for(max_error: float, table: dict[str, Any] | None) -> dict[str, f
     best = min(rows, key=lambda row: row["bound"])
     raise HeadstartError(
         f"--max-error {max_error:g}: no threshold can promise that after {table['pictures']} validation pictures. The "
-        f"least is {best['bound']:.3f}, for the surest {best['answered']:.0%} of the pictures; ask for that, or have more "
-        "validation pictures (split.val)"
+        f"least is {best['bound']:.3f}, for the most confident {best['answered']:.0%} of the pictures; ask for that, or "
+        "have more validation pictures (split.val)"
     )

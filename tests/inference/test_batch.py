@@ -22,9 +22,9 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json
 from headstart.data.decode import Unusable
 from headstart.inference import batch
-from headstart.inference.batch import Batched
+from headstart.inference.batch import BatchPredictor
 from headstart.inference.predictor import load_predictor
-from headstart.inference.selective import SURE, threshold_for, thresholds
+from headstart.inference.selective import CONFIDENCE_LEVEL, threshold_for, thresholds
 from headstart.models.backbones import architecture, feature_width
 from headstart.models.classifier import Classifier, LinearHead
 from tests import test_cli
@@ -75,8 +75,8 @@ def colours(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_answers_are_the_packaged_predictors_whatever_runs_the_network(engine: str, model: Path) -> None:
-    batched = Batched(model, engine=engine, threads=1)
-    assert batched.told["engine"] == engine
+    batched = BatchPredictor(model, engine=engine, threads=1)
+    assert batched.engine["engine"] == engine
     pictures = [np.asarray(picture(n, 60 + 9 * n, 150 - 7 * n)) for n in range(11)]
     expected = [list(answer.probabilities.values()) for answer in load_predictor(model).predict(pictures)]
     found = batched.probabilities(pictures)
@@ -89,7 +89,7 @@ def test_answers_are_the_packaged_predictors_whatever_runs_the_network(engine: s
 
 
 def test_many_threads_may_ask_at_once_and_each_gets_its_own_answers(model: Path) -> None:
-    batched = Batched(model, engine="openvino", threads=1)
+    batched = BatchPredictor(model, engine="openvino", threads=1)
     asked = [[np.asarray(picture(10 * n + k)) for k in range(1 + n % 9)] for n in range(24)]
     alone = [batched.probabilities(pictures) for pictures in asked]
     with ThreadPoolExecutor(8) as pool:
@@ -99,14 +99,14 @@ def test_many_threads_may_ask_at_once_and_each_gets_its_own_answers(model: Path)
 
 
 def test_files_are_answered_in_their_order_and_the_bad_in_their_place(model: Path, tmp_path: Path) -> None:
-    batched = Batched(model, 10, threads=2)
+    batched = BatchPredictor(model, 10, threads=2)
     batched.batch = 4
     files = [tmp_path / f"{n}.jpg" for n in range(30)]
     for n, file in enumerate(files):
         picture(n).save(file)
         if n % 7 == 3:
             file.write_bytes(file.read_bytes()[:200])
-    found = list(batched.answers(iter(files)))
+    found = list(batched.predict_files(iter(files)))
     assert [path for path, _ in found] == files
     assert [n for n, (_, answer) in enumerate(found) if isinstance(answer, Unusable)] == [3, 10, 17, 24]
     usable = [file for n, file in enumerate(files) if n % 7 != 3]
@@ -115,7 +115,7 @@ def test_files_are_answered_in_their_order_and_the_bad_in_their_place(model: Pat
 
 
 def test_pictures_are_not_read_far_ahead_of_who_takes_the_answers(model: Path, tmp_path: Path) -> None:
-    batched = Batched(model, 10, threads=1)
+    batched = BatchPredictor(model, 10, threads=1)
     batched.batch = 4
     picture(0).save(tmp_path / "a.png")
     taken = 0
@@ -126,7 +126,7 @@ def test_pictures_are_not_read_far_ahead_of_who_takes_the_answers(model: Path, t
             taken += 1
             yield tmp_path / "a.png"
 
-    answers = batched.answers(endless())  # type: ignore[arg-type]
+    answers = batched.predict_files(endless())  # type: ignore[arg-type]
     next(answers)
     answers.close()
     assert taken <= 3 * batched.batch
@@ -135,14 +135,14 @@ def test_pictures_are_not_read_far_ahead_of_who_takes_the_answers(model: Path, t
 def test_a_photograph_is_decoded_at_the_size_that_training_saw(model: Path) -> None:
     stream = io.BytesIO()
     picture(1, 2000, 3000).save(stream, "JPEG")
-    batched = Batched(model, 1, threads=1)
+    batched = BatchPredictor(model, 1, threads=1)
     assert batched.decode(stream.getvalue()).shape == (384, 576, 3)
     direct, decoded = batched.probabilities([np.asarray(picture(1, 2000, 3000)), batched.decode(stream.getvalue())])
     np.testing.assert_allclose(decoded, direct, atol=0.05)
 
 
 def test_few_pictures_wait_for_no_compiler(model: Path) -> None:
-    assert Batched(model, 3, threads=1).told["engine"] == "torch"
+    assert BatchPredictor(model, 3, threads=1).engine["engine"] == "torch"
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_an_output_that_is_no_file_stays_what_it_is(run: Run, colours: Path, pic
     os.close(end)
     assert Path("pipe").is_fifo()
     code, _, err = run("predict", *pictures, "--model", "model", "--output", "pipe", "--format", "parquet")
-    assert (code, err) == (1, "headstart: --output pipe is no file, and parquet is written to one\n")
+    assert (code, err) == (1, "headstart: --output pipe is not a regular file, which --format parquet needs\n")
     Path("elsewhere").mkdir()
     Path("link").symlink_to("elsewhere/answers.txt")
     assert run("predict", *pictures, "--model", "model", "--output", "link")[0] == 0
@@ -277,7 +277,7 @@ def test_an_interrupted_run_leaves_no_half_file(
         yield Path("red.png"), np.array([0.0, 0.0, 1.0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Batched, "answers", interrupted)
+    monkeypatch.setattr(BatchPredictor, "predict_files", interrupted)
     for form in ("csv", "parquet"):
         with pytest.raises(KeyboardInterrupt):
             batch.predict([Path(name) for name in pictures], colours, form, Path("a"), None)
@@ -300,7 +300,7 @@ def test_the_promised_error_is_kept_as_often_as_said() -> None:
         row = threshold_for(0.2, thresholds(*drawn(2000, seed)))
         kept.append((1 - row["confidence"]) / 2 <= 0.2)  # the true error of a calibrated classifier from there on
         answered.append(row["answered"])
-    assert np.mean(kept) >= SURE
+    assert np.mean(kept) >= CONFIDENCE_LEVEL
     assert np.mean(answered) >= 0.2  # 0.4 would be the most, if nothing had to be promised
 
 
@@ -333,8 +333,8 @@ def test_below_the_threshold_there_is_no_label_in_any_form(run: Run, colours: Pa
     assert out.splitlines()[0].split()[1:] == ["red", "red.png"]
     assert "no answer (" in out.splitlines()[1]
     assert err == (
-        "headstart: 1 of 2 answered, those of 0.900 and more; on validation that was 70% of the pictures, and 1.0% of "
-        "these were wrong\n"
+        "headstart: 1 of 2 answered, those of probability 0.900 and more; on validation that was 70% of the pictures, and "
+        "1.0% of these were wrong\n"
     )
     assert [json.loads(line)["label"] for line in run(*asked, "--format", "json")[1].splitlines()] == ["red", None]
     assert [r["label"] for r in csv.DictReader(io.StringIO(run(*asked, "--format", "csv")[1]))] == ["red", ""]

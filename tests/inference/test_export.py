@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json
 from headstart.data.manifest import MANIFEST
-from headstart.inference.export import ABOUT, FORMS, export
+from headstart.inference.export import DESCRIPTION, FORMS, export
 from headstart.inference.predictor import load_predictor
 from tests import test_cli
 from tests.inference.test_batch import picture, put_network
@@ -51,7 +51,7 @@ def test_what_a_stranger_needs_is_in_the_folder_and_the_readme_runs(to: str, pro
     folder = tmp_path / "deep" / to
     told = export(project / "model", to, project / "data", folder, 0.9)
     assert str(folder) in told
-    about = read_json(folder / ABOUT)
+    about = read_json(folder / DESCRIPTION)
     expected = {"onnx": ["model.onnx"], "openvino": ["model.bin", "model.xml"], "int8": ["model.bin", "model.xml"]}[to]
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "classifier.json", *expected]
     assert about["classes"] == list(CLASSES)
@@ -89,7 +89,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(project: Path, tmp_path:
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.tex").touch()
-    with pytest.raises(HeadstartError, match=r"thesis holds something that is no export; name another --output"):
+    with pytest.raises(HeadstartError, match=r"thesis holds something that is not an export; name another --output"):
         export(project / "model", "openvino", project / "data", other, 0.01)
     assert [path.name for path in other.iterdir()] == ["chapter.tex"]
     with pytest.raises(HeadstartError, match=r"--output .*chapter.tex/x cannot be written: "):
@@ -175,7 +175,7 @@ def test_int8_that_costs_too_much_is_refused_with_what_it_costs(tmp_path: Path) 
         export(tmp_path / "model", "int8", tmp_path / "data", tmp_path / "out", 0.01)
     assert not (tmp_path / "out").exists()
     export(tmp_path / "model", "int8", tmp_path / "data", tmp_path / "out", 0.99)
-    assert read_json(tmp_path / "out" / ABOUT)["checked"]["cost"]["accuracy"] > 0.01
+    assert read_json(tmp_path / "out" / DESCRIPTION)["checked"]["cost"]["accuracy"] > 0.01
 
 
 def test_classes_that_the_model_does_not_know_count_as_wrong_on_both_sides(project: Path, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_classes_that_the_model_does_not_know_count_as_wrong_on_both_sides(proje
     manifest["label"] = "violet"
     manifest.to_parquet(tmp_path / "data/prepare" / MANIFEST)
     export(project / "model", "int8", tmp_path / "data", tmp_path / "out", 0.0)
-    assert read_json(tmp_path / "out" / ABOUT)["checked"]["cost"]["accuracy"] == 0
+    assert read_json(tmp_path / "out" / DESCRIPTION)["checked"]["cost"]["accuracy"] == 0
 
 
 @pytest.mark.parametrize(

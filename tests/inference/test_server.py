@@ -32,9 +32,9 @@ from PIL import Image
 
 from headstart.base.errors import HeadstartError
 from headstart.inference import server as serving
-from headstart.inference.batch import Batched
+from headstart.inference.batch import BatchPredictor
 from headstart.inference.predictor import load_predictor
-from headstart.inference.server import Limits, application, described
+from headstart.inference.server import Limits, application, model_info
 from tests.inference import test_predictor as test_served
 from tests.inference.test_predictor import CLASSES, plain, png, put_model
 from tests.stages.test_ui import BROWSERS, browser_page
@@ -201,8 +201,8 @@ def test_the_test_figures_beside_a_model_are_told(tmp_path: Path) -> None:
     (tmp_path / "evaluate").mkdir()
     figures = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "n": 70}
     (tmp_path / "evaluate/metrics.json").write_text(json.dumps({"chosen": "head", "test": {"chosen": figures}}))
-    batched = Batched(folder)
-    about = described(folder, batched, Limits())
+    batched = BatchPredictor(folder)
+    about = model_info(folder, batched, Limits())
     assert about["figures"] == figures
     with TestClient(application(batched, about, Limits(), "ready")) as client:
         assert "right on 90.0 %\n(80.0–95.0) of 70 test pictures" in client.get("/").text
@@ -356,46 +356,46 @@ def test_other_paths_and_methods_are_refused(method: str, path: str, status: int
 
 
 @pytest.fixture
-def in_process(model: Path) -> Iterator[tuple[TestClient, Batched]]:
-    batched = Batched(model)
-    app = application(batched, described(model, batched, Limits()), Limits(), "ready")
+def in_process(model: Path) -> Iterator[tuple[TestClient, BatchPredictor]]:
+    batched = BatchPredictor(model)
+    app = application(batched, model_info(model, batched, Limits()), Limits(), "ready")
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client, batched
 
 
 def test_bodies_of_all_clients_together_are_bounded(
-    in_process: tuple[TestClient, Batched], monkeypatch: pytest.MonkeyPatch
+    in_process: tuple[TestClient, BatchPredictor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, _ = in_process
     data = png(plain("red"))
-    monkeypatch.setattr(serving, "MOST_HELD", len(data) - 1)
+    monkeypatch.setattr(serving, "MAX_PENDING_BYTES", len(data) - 1)
     reply = client.post("/predict", content=data)
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
-    monkeypatch.setattr(serving, "MOST_HELD", len(data))
+    monkeypatch.setattr(serving, "MAX_PENDING_BYTES", len(data))
     for _ in range(3):  # what was answered, or refused, is held no longer
         assert client.post("/predict", content=data).status_code == 200
 
 
 def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MOST_HELD", 0)  # then there is room for one request's pictures
-    batched = Batched(model)
-    taken, go_on, of_seen = threading.Event(), threading.Event(), batched.of_seen
+    monkeypatch.setattr(serving, "MAX_PENDING_BYTES", 0)  # then there is room for one request's pictures
+    batched = BatchPredictor(model)
+    taken, go_on, predict_views = threading.Event(), threading.Event(), batched.predict_views
 
     def slowly(pictures: list[np.ndarray]) -> np.ndarray:
         taken.set()
         go_on.wait(PATIENCE_S)
-        return of_seen(pictures)
+        return predict_views(pictures)
 
-    monkeypatch.setattr(batched, "of_seen", slowly)
+    monkeypatch.setattr(batched, "predict_views", slowly)
 
     async def crowd() -> list[Any]:
-        batches = serving.Batches(batched, most=8, wait_s=0.001)
+        batches = serving.Batches(batched, max_batch=8, wait_s=0.001)
         with ThreadPoolExecutor(1) as network:
-            working = asyncio.create_task(batches.work(network))
+            working = asyncio.create_task(batches.run(network))
             seen = np.zeros((64, 64, 3), np.uint8)
-            first = [asyncio.create_task(batches.answer(seen)) for _ in range(8)]
+            first = [asyncio.create_task(batches.predict(seen)) for _ in range(8)]
             await asyncio.to_thread(taken.wait, PATIENCE_S)
-            others = [asyncio.create_task(batches.answer(seen)) for _ in range(serving.MOST_PICTURES + 3)]
+            others = [asyncio.create_task(batches.predict(seen)) for _ in range(serving.MAX_PICTURES + 3)]
             await asyncio.sleep(0.1)
             go_on.set()
             found = await asyncio.gather(*first, *others, return_exceptions=True)
@@ -405,7 +405,7 @@ def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch
     found = asyncio.run(crowd())
     refused = [answer for answer in found if isinstance(answer, HTTPException)]
     assert [answer.status_code for answer in refused] == [503] * 3
-    assert sum(isinstance(answer, np.ndarray) for answer in found) == 8 + serving.MOST_PICTURES
+    assert sum(isinstance(answer, np.ndarray) for answer in found) == 8 + serving.MAX_PICTURES
 
 
 @pytest.mark.parametrize("asked", ["inf", "400", "0"])
@@ -417,9 +417,9 @@ def test_a_limit_that_cannot_be_kept_is_refused(asked: str, model: Path) -> None
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(
-    in_process: tuple[TestClient, Batched], monkeypatch: pytest.MonkeyPatch
+    in_process: tuple[TestClient, BatchPredictor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(serving, "BODY_TIMEOUT_S", 0.2)
 
     async def drop_by_drop() -> AsyncIterator[bytes]:
         while True:
@@ -436,11 +436,11 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(
 
 
 def test_a_failure_of_the_network_fails_one_batch_and_not_the_server(
-    in_process: tuple[TestClient, Batched], monkeypatch: pytest.MonkeyPatch
+    in_process: tuple[TestClient, BatchPredictor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, batched = in_process
     with monkeypatch.context() as patch:
-        patch.setattr(batched, "of_seen", lambda pictures: 1 / 0)
+        patch.setattr(batched, "predict_views", lambda pictures: 1 / 0)
         reply = client.post("/predict", content=png(plain("red")))
         assert (reply.status_code, list(reply.json())) == (500, ["detail"])
     assert client.post("/predict", content=png(plain("red"))).json()["label"] == "red"
@@ -463,7 +463,7 @@ def test_a_server_that_is_told_to_stop_answers_what_is_under_way_and_ends_well(n
 
 
 def test_a_port_that_is_taken_is_said(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=r"127\.0\.0\.1:\d+ cannot be listened on \(.*\); see --port and --host"):
+    with pytest.raises(HeadstartError, match=r"cannot listen on 127\.0\.0\.1:\d+ \(.*\); see --port and --host"):
         serving.serve(tmp_path, "127.0.0.1", int(server.address.rsplit(":", 1)[1]), Limits())
 
 

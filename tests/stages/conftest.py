@@ -41,10 +41,16 @@ class Clone:
 
     folder: Path
     is_cold: bool = False
+    is_measured: bool = False
 
     @property
     def cold(self) -> Clone:
         return replace(self, is_cold=True)
+
+    @property
+    def measured(self) -> Clone:
+        """Whose stages take part in `pytest --cov`, which makes them a third slower."""
+        return replace(self, is_measured=True)
 
     def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -58,7 +64,8 @@ class Clone:
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
         if self.warm and not self.is_cold:
             path = f"{self.warm}{os.pathsep}{path}"
-        return kept | {"PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "true"} | variables
+        ours = {"PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "true"}
+        return kept | ours | ({"COVERAGE_STAGES": "1"} if self.is_measured else {}) | variables
 
     def set(self, **sections: object) -> None:
         """Change params.yaml; nested sections are merged."""
@@ -149,11 +156,14 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 
 
 @pytest.fixture(scope="session")
-def warm_starts(shared_folder: Path) -> None:
+def warm_starts(shared_folder: Path, pytestconfig: pytest.Config) -> None:
+    """Lets clones start their stages from a warm process."""
     if warm.SUPPORTED:
         with FileLock(shared_folder / "warm.lock"):
             variables = Clone(shared_folder).environment()
             del variables["PYTHONPATH"]
+            if pytestconfig.pluginmanager.hasplugin("_cov"):  # pytest --cov
+                variables["COVERAGE_FILE"] = str(PROJECT / ".coverage")
             Clone.warm = warm.environment(shared_folder / "warm", variables)
 
 
@@ -167,7 +177,7 @@ def finished(shared_folder: Path, warm_starts: None) -> Clone:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             clone = new_clone(folder, **SLICE)
-            clone.repro("--force")
+            clone.measured.repro("--force")
             clone.commit("a result")
             done.touch()
     return Clone(folder)

@@ -42,7 +42,7 @@ def test_photographs_among_emoji_are_drift_and_those_most_worth_labelling_are_co
     ).stdout.strip()  # fmt: skip
     shutil.copy(f"{source}/{known}", inbox)
     copy_of.set(drift={"export": 5})
-    told = " ".join(copy_of.run("headstart", "drift", "inbox").stdout.split())
+    told = " ".join(copy_of.measured.run("headstart", "drift", "inbox").stdout.split())
     assert told.startswith("24 incoming pictures without labels beside ")
     assert ": they differ; " in told
     assert "Files that cannot be used: 2. The 5 most worth labelling are in data/drift/to_label." in told

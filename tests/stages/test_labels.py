@@ -60,7 +60,7 @@ def test_corrections_rerun_what_a_changed_picture_reruns_and_decode_nothing_agai
 
 def test_the_branch_runs_alone_gives_the_same_bytes_and_can_be_read_again(project: Callable[..., Clone]) -> None:
     clone = project(**SLICE)
-    output = clone.repro(BRANCH).stdout
+    output = clone.measured.repro(BRANCH).stdout
     assert f"Running stage '{BRANCH}:labels'" in output
     assert "Running stage 'head'" not in output
     before = digests(clone.folder / "data/labels")
@@ -73,7 +73,7 @@ def test_the_branch_runs_alone_gives_the_same_bytes_and_can_be_read_again(projec
     after = digests(clone.folder / "data/labels")
     assert {name for name in after if after[name] != before[name]} == {"labels.html"}
     assert clone.read("data/labels/labels.html").count("<figure") <= 3
-    told = clone.run("headstart", "labels").stdout
+    told = clone.measured.run("headstart", "labels").stdout
     assert found["suspects"][0]["path"] in told
     assert "With the pictures, and what to do: data/labels/labels.html" in told
 

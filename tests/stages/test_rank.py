@@ -44,7 +44,7 @@ def ran(clone: Clone, *arguments: str) -> list[str]:
 @pytest.fixture
 def ranked(project: Callable[..., Clone]) -> Clone:
     clone = with_mirror(project(**SLICE | {"rank": RANK}))
-    output = clone.repro(BRANCH).stdout
+    output = clone.measured.repro(BRANCH).stdout
     assert "Running stage 'studies/dvc.yaml:rank:rank'" in output
     assert "Running stage 'head'" not in output
     return clone
@@ -83,7 +83,7 @@ def test_the_same_inputs_give_the_same_bytes_and_the_choice_can_be_applied(ranke
     ranked.repro("--force", "--single-item", f"{BRANCH}:candidate@test_resnet", f"{BRANCH}:candidate@test_efficientnet")
     assert digests(ranked.folder / "data/candidates") == before
     choice = json.loads(ranked.read("data/rank/rank.json"))["choice"]
-    output = ranked.run("headstart", "rank", "--apply").stdout
+    output = ranked.measured.run("headstart", "rank", "--apply").stdout
     assert f"dvc exp run -S backbone={choice}" in output
     assert yaml.safe_load(ranked.read("params.yaml"))["backbone"] == choice
 

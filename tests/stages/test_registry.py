@@ -68,14 +68,14 @@ def test_a_result_is_a_version_with_its_lineage_and_its_card(finished: Clone) ->
 
 def test_results_pass_the_gate_are_promoted_and_rolled_back_from_the_command_line(copy_of: Clone) -> None:
     client = client_of(copy_of)
-    assert "first champion" in copy_of.run("headstart", "gate").stdout
+    assert "first champion" in copy_of.measured.run("headstart", "gate").stdout
     assert aliases_of(client) == {"challenger": 1, "champion": 1}
     assert copy_of.run("git", "status", "--porcelain").stdout == ""
     # Another result with the same model. So little was learned of so few pictures that it is badly calibrated.
     copy_of.set(evaluate={"mistakes": 3}, gate={"max_ece": 1.0, "max_slowdown": 100.0})
     assert set(copy_of.stages_run()) == {"evaluate", "track"}
     assert aliases_of(client) == {"challenger": 2, "champion": 1}
-    sentence = copy_of.run("headstart", "gate").stdout
+    sentence = copy_of.measured.run("headstart", "gate").stdout
     decision = json.loads(copy_of.read("data/gate/decision.json"))
     assert decision["sentence"] in sentence
     assert decision["numbers"]["gain"]["value"] == 0
@@ -87,7 +87,10 @@ def test_results_pass_the_gate_are_promoted_and_rolled_back_from_the_command_lin
     assert aliases_of(client)["champion"] == 2
     again = copy_of.run("headstart", "promote", "2", "--why", "again", check=False)
     assert again.stderr == "headstart: version 2 of headstart is the champion already\n"
-    assert copy_of.run("headstart", "rollback", "--why", "a try").stdout == "version 1 of headstart is the champion again\n"
+    assert (
+        copy_of.measured.run("headstart", "rollback", "--why", "a try").stdout
+        == "version 1 of headstart is the champion again\n"
+    )
     assert aliases_of(client) == {"challenger": 2, "champion": 1}
     assert "was rolled back: a try" in copy_of.run("headstart", "gate").stdout
     assert aliases_of(client)["champion"] == 1

@@ -20,7 +20,7 @@ def test_killed_it_goes_on_where_it_was_and_the_best_can_be_applied(copy_of: Clo
     copy_of.set(tune=TUNE)
     kept = copy_of.folder / ".headstart/tune"
     copy_of.killed_when(lambda: any(kept.glob("*/*/resume/epoch.pt")), "dvc", "repro", BRANCH)
-    output = copy_of.repro(BRANCH).stdout
+    output = copy_of.measured.repro(BRANCH).stdout
     assert "finetune: going on after epoch" in output
     assert [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")] == [
         "fetch", f"{BRANCH}:tune"
@@ -36,6 +36,6 @@ def test_killed_it_goes_on_where_it_was_and_the_best_can_be_applied(copy_of: Clo
     assert sorted(nested) == ["trial 0", "trial 1"]
     assert len([tags for tags in runs["tags"] if tags["mlflow.runName"].startswith("tune ")]) == 1
 
-    output = copy_of.run("headstart", "tune", "--apply").stdout
+    output = copy_of.measured.run("headstart", "tune", "--apply").stdout
     assert found["sentence"] in " ".join(output.split())
     assert found["trials"][0]["knobs"].items() <= yaml.safe_load(copy_of.read("params.yaml"))["finetune"].items()

@@ -26,7 +26,7 @@ def test_the_package_knows_what_answering_only_when_sure_would_have_meant(finish
 
 @pytest.mark.parametrize("to", ["onnx", "int8"])
 def test_the_default_network_is_exported_within_its_bounds(to: str, finished: Clone, tmp_path: Path) -> None:
-    done = finished.run("headstart", "export", "--to", to, "--output", str(tmp_path / to), "--max-cost", "0.5")
+    done = finished.measured.run("headstart", "export", "--to", to, "--output", str(tmp_path / to), "--max-cost", "0.5")
     assert "validation pictures" in done.stdout
     assert len(done.stdout.splitlines()) == 1
     checked = json.loads((tmp_path / to / "classifier.json").read_text())["checked"]

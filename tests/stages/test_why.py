@@ -29,7 +29,7 @@ def test_a_killed_why_goes_on_and_its_answer_can_be_read_and_applied(copy_of: Cl
     before = results(copy_of)
     assert not (copy_of.folder / "data/why/why.json").exists()
 
-    output = copy_of.repro(BRANCH).stdout
+    output = copy_of.measured.repro(BRANCH).stdout
     after = results(copy_of)
     assert before.items() <= after.items(), "what was finished is not trained again"
     assert len(after) == 2 + 2 + 2 + 2  # frozen, fine-tuned and scratch on both shares; two other cuts on all pictures
@@ -41,7 +41,7 @@ def test_a_killed_why_goes_on_and_its_answer_can_be_read_and_applied(copy_of: Cl
     assert set(found["sentences"]) <= set(output.splitlines())
     assert copy_of.stages_run(BRANCH) == []
 
-    said = copy_of.run("headstart", "why", "--no-open").stdout.splitlines()
+    said = copy_of.measured.run("headstart", "why", "--no-open").stdout.splitlines()
     assert set(found["sentences"]) <= set(said)
     assert len(said) <= 11  # ten, and where the page is
     page = copy_of.read("data/why/story.html")

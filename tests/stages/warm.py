@@ -91,7 +91,7 @@ def _start(folder: Path, variables: dict[str, str]) -> None:
 def serve(folder: Path, packages: Path) -> socket.socket:
     """Fork a child for everyone who asks, and tell them how it has ended. Returns in the child, with what asks."""
     variables = dict(os.environ)
-    for name in IMPORTED:
+    for name in (*IMPORTED, *(["coverage"] if "COVERAGE_FILE" in variables else [])):
         importlib.import_module(name)
     assert not {"headstart", "stages"} & sys.modules.keys()
     listener = socket.socket(socket.AF_UNIX)
@@ -144,7 +144,7 @@ def serve(folder: Path, packages: Path) -> socket.socket:
                 asking.sendall(child.to_bytes(4, "little"))
 
 
-def become(asking: socket.socket, python: Path, start: set[str]) -> types.ModuleType:
+def become(asking: socket.socket, python: Path, start: set[str], measured: str | None) -> types.ModuleType:
     """Make this process what was asked for; the module that is to be run."""
     with suppress(OSError):
         os.setpgid(0, 0)
@@ -179,10 +179,22 @@ def become(asking: socket.socket, python: Path, start: set[str]) -> types.Module
     entries = [entry for entry in variables.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[:0] = [str(Path(given[0]).resolve().parent), *entries]
     importlib.invalidate_caches()
+    if measured and "COVERAGE_STAGES" in variables:
+        measure(measured)
     module = types.ModuleType("__main__")
     module.__dict__.update(__file__=str(Path(folder, given[0])), __builtins__=builtins)
     sys.modules["__main__"] = module
     return module
+
+
+def measure(file: str) -> None:
+    """Which of the checkout's lines run, as pyproject.toml says, into a file beside ``file``."""
+    import coverage
+
+    lines = coverage.Coverage(file, data_suffix=True, config_file=Path(file).with_name("pyproject.toml"))
+    lines.start()
+    atexit.register(lines.save)
+    atexit.register(lines.stop)
 
 
 def run(module: types.ModuleType) -> NoReturn:
@@ -214,4 +226,4 @@ if __name__ == "__main__":
     home = Path(sys.argv[1])
     ours = sys.modules["__main__"]  # kept, as another takes its name
     start = set(os.environ)  # what libraries add to it, they would add in the child too
-    run(become(serve(home, Path(sys.argv[2])), home / "venv/bin/python", start))
+    run(become(serve(home, Path(sys.argv[2])), home / "venv/bin/python", start, os.environ.get("COVERAGE_FILE")))

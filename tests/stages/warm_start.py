@@ -37,11 +37,17 @@ def begin() -> None:
             site.addsitedir(folder)
         return
     if command or (script.startswith("stages/") and script.endswith(".py")):
+        client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         reason = why_cold(warm, script)
+        if not reason:
+            try:
+                client.connect(warm["address"])
+            except ConnectionError:
+                reason = "cold, as nobody answers"
         with open(warm["starts"], "a") as file:
             file.write(f"{' '.join(given)}: {reason or 'warm'}\n")
         if not reason:
-            ended(*asked(warm["address"], given))
+            ended(client, asked(client, given))
         if command:
             given[0] = os.path.join(os.path.dirname(warm["python"]), "headstart")
     os.execv(warm["python"], [warm["python"], *given])
@@ -64,10 +70,8 @@ def read_late(variable: str) -> bool:
     return variable in READ_LATE or variable.startswith(READ_LATE_PREFIXES)
 
 
-def asked(address: bytes, given: list[str]) -> tuple[_socket.socket, int]:
-    """The connection to the warm process, which will tell how the child has ended, and the child's number."""
-    client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    client.connect(address)
+def asked(client: _socket.socket, given: list[str]) -> int:
+    """Have the warm process start it; the child's number."""
     os.umask(umask := os.umask(0o077))
     ignored = [number for number in PASSED_ON if _signal.getsignal(number) == _signal.SIG_IGN]
     message = marshal.dumps((given, os.getcwd(), dict(os.environ), umask, ignored))
@@ -81,7 +85,7 @@ def asked(address: bytes, given: list[str]) -> tuple[_socket.socket, int]:
     for number in PASSED_ON:
         if number not in ignored:
             _signal.signal(number, lambda number, _: os.killpg(child, number))
-    return client, child
+    return child
 
 
 def ended(client: _socket.socket, child: int) -> None:

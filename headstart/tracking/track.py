@@ -219,8 +219,8 @@ def made_on(data: Path) -> dict[str, str]:
     features, tuned = read_json(data / "features" / "features.json"), read_json(data / "finetune" / "finetune.json")
     tags = {key: str(features[key]) for key in ("engine", "processor", "threads")}
     if tuned["ran"]:
-        tags["finetune.engine"] = tuned["frozen_part"]["engine"]
-        tags |= {f"finetune.{key}": str(tuned[key]) for key in ("processor", "threads")}
+        tags["training.engine"] = tuned["frozen_part"]["engine"]
+        tags |= {f"training.{key}": str(tuned[key]) for key in ("processor", "threads")}
     return tags
 
 

@@ -40,11 +40,14 @@ def fill(folder: Path) -> None:
 
     from headstart.base import artifacts
     from headstart.models.backbones import architecture
-    from headstart.models.classifier import Classifier, LinearHead
+    from headstart.models.classifier import Classifier, FittedHead
+    from headstart.models.heads import LinearHead
 
     torch.manual_seed(0)
     trunk, names = architecture(NETWORK).trunk(), tuple(f"class {number}" for number in range(CLASSES))
-    model = Classifier(trunk, LinearHead(torch.randn(CLASSES, FEATURES) / 30, torch.zeros(CLASSES), 1.0, names))
+    model = Classifier(
+        trunk, FittedHead(LinearHead.of(torch.randn(CLASSES, FEATURES) / 30, torch.zeros(CLASSES)), 1.0, names)
+    )
     parts = folder / "classifier"
     parts.mkdir(parents=True)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, parts / artifacts.WEIGHTS)

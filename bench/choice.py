@@ -58,7 +58,7 @@ def right(data: Path) -> list[bool]:
     from headstart.data.packed import Pixels
     from headstart.models.backbones import load_trunk
     from headstart.training.finetuned import load_finetuned
-    from headstart.training.linear_probe import load_head
+    from headstart.training.head_files import load_head
 
     trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
     model = load_finetuned(data / "finetune", trunk, load_head(data / "head"))

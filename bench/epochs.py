@@ -76,7 +76,8 @@ def headstart(folder: Path) -> dict[str, float]:
     from headstart.data.packed import Pixels
     from headstart.data.prepare import prepare
     from headstart.models.backbones import architecture
-    from headstart.models.classifier import LinearHead
+    from headstart.models.classifier import FittedHead
+    from headstart.models.heads import LinearHead
     from headstart.training.recipe import Recipe, TrainingSetup
     from headstart.training.trainer import finetune
 
@@ -86,7 +87,7 @@ def headstart(folder: Path) -> dict[str, float]:
         out = Path(name)
         pictures = fetch(Data(source=str(folder)), out / "manifest.csv")
         manifest = prepare(pictures, folder, Prepare(), Split(), 0, cores(), out / "prepare")
-        head = LinearHead(0.01 * torch.randn(2, 1280), torch.zeros(2), 1.0, ("even", "odd"))
+        head = FittedHead(LinearHead.of(0.01 * torch.randn(2, 1280), torch.zeros(2)), 1.0, ("even", "odd"))
         for kind in KINDS:
             trunk = architecture("tf_efficientnet_lite0").trunk()
             settings = Finetune(unfreeze=kind, epochs=2, views=1)  # type: ignore[arg-type]

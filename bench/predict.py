@@ -41,12 +41,13 @@ def package(model: Path) -> None:
     from headstart.base.artifacts import NETWORK as OWN
     from headstart.base.files import write_json
     from headstart.models.backbones import architecture, feature_width
-    from headstart.models.classifier import Classifier, LinearHead
+    from headstart.models.classifier import Classifier, FittedHead
+    from headstart.models.heads import LinearHead
 
     folder = model / CLASSIFIER
     folder.mkdir(parents=True)
     trunk = architecture(NETWORK).trunk()
-    head = LinearHead(torch.randn(2, feature_width(trunk)), torch.zeros(2), 1.0, ("even", "odd"))
+    head = FittedHead(LinearHead.of(torch.randn(2, feature_width(trunk)), torch.zeros(2)), 1.0, ("even", "odd"))
     state = Classifier(trunk, head).state_dict()
     save_file({key: value.contiguous() for key, value in state.items()}, folder / WEIGHTS)
     (folder / OWN).touch()

@@ -26,8 +26,8 @@ from headstart.evaluation import explain, figures, metrics, pages
 from headstart.evaluation.metrics import Metric, Scores, metrics_of
 from headstart.evaluation.summary import arithmetic, headline, interval
 from headstart.models.backbones import load_trunk
-from headstart.models.classifier import Classifier, LinearHead
-from headstart.training import feature_files, finetuned, linear_probe
+from headstart.models.classifier import Classifier
+from headstart.training import feature_files, finetuned, head_files
 from headstart.training.feature_files import load_features
 
 METRICS_FILE, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
@@ -81,7 +81,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
 
 
 def _classifiers(data: Path) -> dict[str, Classifier]:
-    head, final = linear_probe.load_head(data / "head"), linear_probe.load_head(data / "head", refit=True)
+    head, final = head_files.load_head(data / "head"), head_files.load_head(data / "head", refit=True)
     trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
     tuned = finetuned.load_finetuned(data / "finetune", deepcopy(trunk), head)
     classifiers = {"head": Classifier(trunk, final).eval()}
@@ -91,7 +91,7 @@ def _classifiers(data: Path) -> dict[str, Classifier]:
 def _candidates(data: Path, manifest: pd.DataFrame, pixels: Pixels, device: torch.device) -> Candidates:
     """The head's scores come from cached features; only the fine-tuned network is run on the test pictures."""
     classifiers = _classifiers(data)
-    head, final = linear_probe.load_head(data / "head"), linear_probe.load_head(data / "head", refit=True)
+    head, final = head_files.load_head(data / "head"), head_files.load_head(data / "head", refit=True)
     scores: dict[str, dict[str, Scores]] = {"head": {}}
     labels = {}
     for split, used in (("val", head), ("test", final)):
@@ -115,14 +115,14 @@ def _candidates(data: Path, manifest: pd.DataFrame, pixels: Pixels, device: torc
     return Candidates(classifiers, scores)
 
 
-def _scores(logits: torch.Tensor, source: LinearHead | Classifier, labels: Ints) -> Scores:
+def _scores(logits: torch.Tensor, source: FittedHead | Classifier, labels: Ints) -> Scores:
     """What (N, classes) logits say, calibrated as the head or classifier that they are from."""
     probabilities = source.task.probabilities(logits.double() / source.temperature)
     return Scores(probabilities.numpy(), labels, source.task)
 
 
 def _figures(data: Path, folder: Path, result: dict[str, Any], test: Scores, classes: list[str]) -> None:
-    head = read_json(data / "head" / linear_probe.DETAILS)
+    head = read_json(data / "head" / head_files.DETAILS)
     figures.confusion(test.labels, test.predicted, classes, folder / "confusion.png")
     rows = metrics.reliability(test)
     figures.reliability(rows, result["test"]["chosen"]["ece"], folder / "reliability.png")
@@ -166,7 +166,7 @@ def _page(
         pictures=pictures,
         audit=read_json(data / "prepare" / AUDIT),
         card=read_json(data / "backbone" / "card.json"),
-        head=read_json(data / "head" / linear_probe.DETAILS),
+        head=read_json(data / "head" / head_files.DETAILS),
         tuned=tuned,
         arithmetic=arithmetic(read_json(data / "features" / feature_files.CARD), tuned),
         libraries=recorded_libraries(data, MADE_BY),

@@ -41,7 +41,7 @@ DESCRIPTION = "classifier.json"
 MAX_DIFFERENCE = 1e-3  # from torch's probabilities
 PARITY_PICTURES, CALIBRATION_PICTURES = 256, 300  # enough to show a difference, and NNCF's default
 FULL_PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's default is bfloat16 on processors that have it
-HEAD_OPERATIONS = r"__module\.model\.head/.*"  # the names that OpenVINO gives them
+HEAD_OPERATIONS = r"__module\.model\.head[./].*"  # the names that OpenVINO gives them
 
 Run = Callable[[Array], NDArray[np.float32]]  # (N, size, size, 3) uint8 → (N, classes)
 

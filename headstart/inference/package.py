@@ -52,6 +52,7 @@ def package(data: Path, params: Params, folder: Path) -> None:
             "backbone": card["name"],
             "weights": card["weights"],
             "preprocessing": card["preprocessing"] | ({"size": tuned["size"]} if tuned else {}),
+            "head": head["kind"],
             "classes": head["classes"],
             "temperature": (tuned or head)["temperature"],
             "chosen": chosen,
@@ -94,8 +95,8 @@ def _tensors(data: Path, chosen: str) -> dict[str, NDArray[Any]]:
         return load_file(data / "finetune" / "weights.safetensors")
     head = load_file(data / "head" / "head.safetensors")
     trunk = load_file(data / "backbone" / "weights.safetensors")
-    linear = {"head.weight": head["refit_weight"], "head.bias": head["refit_bias"]}
-    return {f"trunk.network.{key}": value for key, value in trunk.items()} | linear
+    own = {f"head.{key.removeprefix('refit_')}": value for key, value in head.items() if key.startswith("refit_")}
+    return {f"trunk.network.{key}": value for key, value in trunk.items()} | own
 
 
 def _packed_code(folder: Path) -> Path:

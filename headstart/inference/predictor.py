@@ -21,7 +21,8 @@ from headstart.base.artifacts import CLASSIFIER, DETAILS, NETWORK, WEIGHTS
 from headstart.base.errors import HeadstartError
 from headstart.data.decode import Array, Unusable, decode, quiet
 from headstart.models.backbones import architecture
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.heads import HEADS
 from headstart.models.preprocessing import View
 
 BATCH = 32
@@ -52,8 +53,9 @@ class Predictor:
             raise HeadstartError(f"{folder} holds no packaged model ({error}); run `dvc repro package`") from None
         trunk = architecture(details["backbone"], folder / NETWORK, details["weights"]).trunk()
         trunk.view = View.from_card(details)
-        head = LinearHead(state["head.weight"], state["head.bias"], details["temperature"], tuple(details["classes"]))
-        self.model = Classifier(trunk, head)
+        of_head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
+        module = HEADS[details.get("head", "linear")].from_state(of_head)  # older packages have no other
+        self.model = Classifier(trunk, FittedHead(module, details["temperature"], tuple(details["classes"])))
         self.model.load_state_dict(state)
         self.model.eval().requires_grad_(False)
         self.max_megapixels: float = details["max_megapixels"]

@@ -1,4 +1,4 @@
-"""A trunk with a linear head and a temperature: what fine-tuning trains, what is evaluated and what is packaged."""
+"""A trunk with a head and a temperature: what fine-tuning trains, what is evaluated and what is packaged."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from headstart.models.backbones import Trunk
+from headstart.models.heads import ClassifierHead
 from headstart.models.preprocessing import Normalise, batches
 from headstart.models.task import SINGLE_LABEL, Task
 
 
 @dataclass(frozen=True)
-class LinearHead:
-    """A linear classifier on a trunk's raw features.
+class FittedHead:
+    """A head on a trunk's raw features, and what belongs to it.
 
     Attributes:
-        weight: (classes, D) float32, the standardisation folded in.
-        bias: (classes,) float32.
+        module: features → logits, the standardisation folded in.
         temperature: logits are divided by it before they become probabilities.
-        classes: names, in the order of the rows.
+        classes: names, in the order of the logits.
         class_weight: (classes,) weights of the loss, or None.
         task: what its logits mean.
     """
 
-    weight: Tensor
-    bias: Tensor
+    module: ClassifierHead
     temperature: float
     classes: tuple[str, ...]
     class_weight: tuple[float, ...] | None = None
@@ -36,19 +35,18 @@ class LinearHead:
 
     def logits(self, features: Tensor) -> Tensor:
         """(N, D) → (N, classes), before temperature."""
-        return features @ self.weight.T + self.bias
+        with torch.no_grad():
+            logits: Tensor = self.module(features)
+        return logits
 
 
 class Classifier(nn.Module):
     """(N, 3, H, W) normalised pictures → (N, classes) logits, before temperature."""
 
-    def __init__(self, trunk: Trunk, head: LinearHead) -> None:
+    def __init__(self, trunk: Trunk, head: FittedHead) -> None:
         super().__init__()
         self.trunk = trunk
-        self.head = nn.Linear(head.weight.shape[1], head.weight.shape[0])
-        with torch.no_grad():
-            self.head.weight.copy_(head.weight)
-            self.head.bias.copy_(head.bias)
+        self.head = type(head.module).from_state(head.module.state_dict())
         self.temperature = head.temperature
         self.classes = head.classes
         self.task = head.task

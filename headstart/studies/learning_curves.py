@@ -31,7 +31,8 @@ from headstart.studies.candidates import Sample
 from headstart.training.checkpoint import STATE
 from headstart.training.feature_files import load_features
 from headstart.training.finetuned import load_finetuned
-from headstart.training.linear_probe import folds_of, load_head, train_head
+from headstart.training.head_files import load_head
+from headstart.training.linear_probe import folds_of, train_head
 from headstart.training.recipe import Recipe, TrainingSetup
 from headstart.training.trainer import finetune
 

@@ -29,8 +29,9 @@ from headstart.engines.select import SAMPLE, engine_for
 from headstart.evaluation.intervals import mean
 from headstart.models.backbones import Trunk
 from headstart.models.catalogue import published
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.graph import fold_batch_norm, split_frozen
+from headstart.models.heads import LinearHead
 from headstart.models.preprocessing import Normalise
 from headstart.models.task import SINGLE_LABEL
 from headstart.studies import ranking_report
@@ -127,7 +128,7 @@ def training_seconds(trunk: Trunk, width: int, classes: Sequence[str], recipe: R
     The layers that stay frozen run in torch here, where fine-tuning may find them a faster engine.
     """
     trunk.view = replace(trunk.view, size=train_size(trunk, recipe.settings.size_ratio))
-    head = LinearHead(torch.zeros(len(classes), width), torch.zeros(len(classes)), 1.0, tuple(classes))
+    head = FittedHead(LinearHead.of(torch.zeros(len(classes), width), torch.zeros(len(classes))), 1.0, tuple(classes))
     model = Classifier(trunk, head).to(device).to(memory_format=torch.channels_last).eval()
     optimizer, loss_of = torch.optim.AdamW(recipe.parameter_groups(model), fused=True), head.task.training_loss()
     pictures = torch.zeros(STEP, 3, trunk.view.size, trunk.view.size, dtype=torch.uint8, device=device)

@@ -43,7 +43,7 @@ from headstart.models.task import SINGLE_LABEL, Task
 from headstart.studies import tuning_report
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training.finetuned import CURVE, WEIGHTS, load_val_logits
-from headstart.training.linear_probe import load_head
+from headstart.training.head_files import load_head
 from headstart.training.recipe import Recipe, TrainingSetup
 from headstart.training.trainer import finetune
 

@@ -36,7 +36,7 @@ def _train(params: Params, data: Path, folder: Path, live: Live) -> None:
     from headstart.data.manifest import read_manifest
     from headstart.data.packed import Pixels
     from headstart.models.backbones import load_trunk
-    from headstart.training.linear_probe import load_head
+    from headstart.training.head_files import load_head
     from headstart.training.recipe import Recipe, TrainingSetup
     from headstart.training.trainer import finetune
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json
 from headstart.models.backbones import Trunk
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
 
 WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
 
 
-def load_finetuned(folder: Path, trunk: Trunk, head: LinearHead) -> Classifier | None:
+def load_finetuned(folder: Path, trunk: Trunk, head: FittedHead) -> Classifier | None:
     """The fine-tuned classifier, or None where fine-tuning was off. ``trunk`` becomes part of it."""
     try:
         details = read_json(folder / DETAILS)

@@ -1,33 +1,27 @@
-"""head: multinomial logistic regression on cached features, its strength chosen on validation, then calibrated."""
+"""head: a classifier on cached features, its regularisation chosen on validation, then calibrated."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headstart.base.arrays import Floats, Ints
 from headstart.base.device import set_up
-from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, replacing, write_json, write_rows
 from headstart.base.params import Head, Params
 from headstart.base.progress import progress
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.splits import FEW_PICTURES
 from headstart.models.calibration import calibrated_losses, fit_temperature
-from headstart.models.classifier import LinearHead
-from headstart.models.logistic import fit_path
+from headstart.models.classifier import FittedHead
+from headstart.models.heads import HEADS, ClassifierHead
 from headstart.models.task import SINGLE_LABEL
 from headstart.training.feature_files import load_features
-
-WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
+from headstart.training.head_files import load_head, store_head
 
 FOLDS = 5
 
@@ -45,7 +39,7 @@ def train_head(
     settings: Head,
     folder: Path,
     groups: NDArray[Any] | None = None,
-) -> LinearHead:
+) -> FittedHead:
     """Fit one head per C, let validation log-loss choose, and write head, details and sweep.
 
     With few validation pictures the strength is chosen by cross-validation over training and validation pictures. Every
@@ -59,28 +53,27 @@ def train_head(
         groups: of the training pictures and then the validation pictures, (N,) names; pictures of one group resemble each
             other, and are on the same side where it is cross-validated.
     """
-    strengths = sorted(settings.C)  # from strong to weak: each solution is a start for the next
+    kind = HEADS[settings.kind]
+    strengths = sorted(settings.C)  # from strong to weak: each solution may be a start for the next
     weights = _class_weights(train[1], len(classes), settings)
     x, mean, scale = _standardised(train[0])
     v, v_labels = (val[0] - mean) / scale, val[1].cpu().numpy()
     rows: list[dict[str, Any]] = []
-    candidates: list[tuple[Tensor, Tensor]] = []
+    heads: list[ClassifierHead] = []
     losses: list[Floats] = []
-    with progress("head", len(strengths), "strengths") as advance:
-        for strength, (weight, bias, steps) in zip(
-            strengths, fit_path(x, train[1], len(classes), strengths, weights), strict=True
-        ):
-            logits = torch.addmm(bias, v, weight.T).cpu().numpy()
-            predicted = SINGLE_LABEL.predict(torch.addmm(bias, x, weight.T))
+    with progress("head", len(strengths), "strengths") as advance, torch.no_grad():
+        path = kind.fit_path(x, train[1], len(classes), strengths, weights)
+        for strength, (head, steps) in zip(strengths, path, strict=True):
+            logits = head(v).cpu().numpy()
             temperature = fit_temperature(logits, v_labels)
             losses.append(SINGLE_LABEL.losses(logits / temperature, v_labels))
-            candidates.append(_raw(weight, bias, mean, scale))
+            heads.append(head.unstandardised(mean, scale))
             rows.append(
                 {
                     "C": strength,
                     "val_log_loss": float(losses[-1].mean()),
                     "val_accuracy": float((SINGLE_LABEL.predict(logits) == v_labels).mean()),
-                    "train_accuracy": float((predicted == train[1]).float().mean()),
+                    "train_accuracy": float((SINGLE_LABEL.predict(head(x)) == train[1]).float().mean()),
                     "temperature": temperature,
                     "iterations": steps,
                 }
@@ -99,9 +92,10 @@ def train_head(
     best = within_one_standard_error(losses)
     chosen, temperature = rows[best]["C"], rows[best]["temperature"]
     x, mean, scale = _standardised(both)
-    ((weight, bias, _),) = fit_path(x, labels, len(classes), [chosen], _class_weights(labels, len(classes), settings))
-    final = _raw(weight, bias, mean, scale)
+    ((head, _),) = kind.fit_path(x, labels, len(classes), [chosen], _class_weights(labels, len(classes), settings))
+    refit = head.unstandardised(mean, scale)
     details = {
+        "kind": kind.kind,
         "C": chosen,
         "chosen_by": "cross-validation" if few else "validation",
         "temperature": temperature,
@@ -109,11 +103,7 @@ def train_head(
         "class_weight": None if weights is None else weights.tolist(),
         "sweep": rows,
     }
-    _store(
-        dict(zip(("weight", "bias", "refit_weight", "refit_bias"), (*candidates[best], *final), strict=True)),
-        details,
-        folder,
-    )
+    store_head(heads[best], refit, details, folder)
     return load_head(folder)
 
 
@@ -142,8 +132,10 @@ def cross_validated(
     for fitted, held_out in folds:
         features, mean, scale = _standardised(x[fitted])
         weights = _class_weights(y[fitted], classes, settings)
-        for number, (weight, bias, _) in enumerate(fit_path(features, y[fitted], classes, strengths, weights)):
-            logits[number, held_out] = torch.addmm(bias, (x[held_out] - mean) / scale, weight.T).cpu()
+        path = HEADS[settings.kind].fit_path(features, y[fitted], classes, strengths, weights)
+        for number, (head, _) in enumerate(path):
+            with torch.no_grad():
+                logits[number, held_out] = head((x[held_out] - mean) / scale).cpu()
     return logits
 
 
@@ -195,42 +187,11 @@ def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return centred / scale, mean, scale
 
 
-def _raw(weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The same classifier on features that are not standardised."""
-    exact = weight.double() / scale
-    return exact.float(), (bias - exact @ mean.double()).float()
-
-
-def load_head(folder: Path, refit: bool = False) -> LinearHead:
-    """The chosen head, fitted on training pictures alone or (``refit``) on training and validation pictures."""
-    try:
-        details = read_json(folder / DETAILS)
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise HeadstartError(f"{folder} holds no head ({error}); run `dvc repro head`") from None
-    prefix = "refit_" if refit else ""
-    weights = details["class_weight"]
-    return LinearHead(
-        tensors[f"{prefix}weight"],
-        tensors[f"{prefix}bias"],
-        details["temperature"],
-        tuple(details["classes"]),
-        tuple(weights) if weights else None,
-    )
-
-
 def _class_weights(labels: Tensor, classes: int, settings: Head) -> Tensor | None:
     """(classes,) weights that make each class's share of the loss equal, scikit-learn's "balanced", where asked for."""
     if settings.class_weight is None:
         return None
     return len(labels) / (classes * torch.bincount(labels, minlength=classes).double())
-
-
-def _store(tensors: dict[str, Tensor], details: dict[str, Any], folder: Path) -> None:
-    with replacing(folder / WEIGHTS) as part:
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part)
-    write_json(folder / DETAILS, details)
-    write_rows(details["sweep"], folder / SWEEP)
 
 
 def run(params: Params, data: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from headstart.base.device import seed_everything
 from headstart.engines.base import Forward
 from headstart.engines.batching import inference_batch
 from headstart.engines.select import engine_for
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier
 from headstart.models.graph import fold_batch_norm, split_frozen
 from headstart.models.preprocessing import Normalise
 from headstart.training.recipe import TrainingSetup
@@ -81,12 +81,11 @@ class TrainedNetwork:
 
 
 def _starting_point(setup: TrainingSetup) -> Classifier:
-    seed_everything(setup.recipe.seed)
     # A calibrated start: the head's logits divided by its temperature, so that the first gradients are not those of an
     # over-confident classifier.
-    head = setup.head
-    start = LinearHead(head.weight / head.temperature, head.bias / head.temperature, 1.0, head.classes)
-    classifier = Classifier(setup.trunk, start)
+    start = setup.head.module.with_logits_divided(setup.head.temperature)
+    seed_everything(setup.recipe.seed)
+    classifier = Classifier(setup.trunk, replace(setup.head, module=start, temperature=1.0))
     if setup.recipe.scratch:
         classifier.head.reset_parameters()
     return classifier.to(setup.device).to(memory_format=torch.channels_last)

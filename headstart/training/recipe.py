@@ -16,7 +16,7 @@ from headstart.base.arrays import Ints
 from headstart.base.params import Finetune
 from headstart.data.packed import Pixels
 from headstart.models.backbones import Trunk
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
 
 LEAST_WARMUP = 40  # steps (bench/few_steps.py)
 
@@ -87,7 +87,7 @@ class TrainingSetup:
     """
 
     trunk: Trunk
-    head: LinearHead
+    head: FittedHead
     pixels: Pixels
     manifest: pd.DataFrame
     recipe: Recipe

@@ -32,7 +32,8 @@ from headstart.evaluation.metrics import (
     worst_mistakes,
 )
 from headstart.models.backbones import Trunk, architecture
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.heads import LinearHead
 
 
 def random_scores(seed: int, count: int, classes: int, skill: float = 1.0, sharpness: float = 1.0) -> Scores:
@@ -237,7 +238,7 @@ def classifier(name: str) -> Classifier:
     trunk = architecture(name).trunk().eval()
     width = trunk(torch.zeros(1, 3, trunk.view.size, trunk.view.size)).shape[1]
     torch.manual_seed(0)
-    head = LinearHead(torch.randn(2, width), torch.zeros(2), 1.0, ("ant", "bee"))
+    head = FittedHead(LinearHead.of(torch.randn(2, width), torch.zeros(2)), 1.0, ("ant", "bee"))
     return Classifier(trunk, head).eval()
 
 
@@ -262,7 +263,7 @@ def test_a_pure_transformer_has_no_such_map_or_a_proper_one() -> None:
             return answer
 
     trunk = Trunk(Flat(), architecture("resnet18").view)
-    model = Classifier(trunk, LinearHead(torch.randn(2, 3), torch.zeros(2), 1.0, ("a", "b")))
+    model = Classifier(trunk, FittedHead(LinearHead.of(torch.randn(2, 3), torch.zeros(2)), 1.0, ("a", "b")))
     assert grad_cam(model, [np.zeros((5, 5, 3), np.uint8)], [0]) is None
 
 

@@ -26,7 +26,8 @@ from headstart.inference.batch import BatchPredictor
 from headstart.inference.predictor import load_predictor
 from headstart.inference.selective import CONFIDENCE_LEVEL, threshold_for, thresholds
 from headstart.models.backbones import architecture, feature_width
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.heads import LinearHead
 from tests import test_cli
 from tests.inference.test_predictor import CLASSES, plain, png, put_model
 from tests.test_cli import Run
@@ -44,7 +45,7 @@ def put_network(model: Path, name: str = "test_resnet") -> Path:
     with torch.inference_mode():
         seen = trunk(trunk.view.batch([np.asarray(picture(n)) for n in range(8)]))
     weight = torch.randn(len(CLASSES), feature_width(trunk), generator=generator) / (seen.std(0).norm() + 1e-8)
-    classifier = Classifier(trunk, LinearHead(weight, -(weight @ seen.mean(0)), 0.5, CLASSES))
+    classifier = Classifier(trunk, FittedHead(LinearHead.of(weight, -(weight @ seen.mean(0))), 0.5, CLASSES))
     state = {key: value.contiguous() for key, value in classifier.state_dict().items()}
     save_file(state, folder / "classifier.safetensors")
     details = {

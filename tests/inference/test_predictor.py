@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from headstart.base.errors import HeadstartError
 from headstart.inference.predictor import BATCH, Prediction, Predictor
 from headstart.models.backbones import architecture
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.heads import LinearHead
 
 CLASSES = ("blue", "green", "red")
 # A network that cannot be wrong about colours: the mean of each channel, last first, is the feature.
@@ -38,7 +39,7 @@ def put_model(folder: Path, temperature: float = 1.0) -> Path:
     folder.mkdir(parents=True)
     (folder / "network.py").write_text(NETWORK)
     trunk = architecture("net.py:colours", folder / "network.py").trunk()
-    model = Classifier(trunk, LinearHead(torch.eye(3).flip(0) * 9, torch.zeros(3), temperature, CLASSES))
+    model = Classifier(trunk, FittedHead(LinearHead.of(torch.eye(3).flip(0) * 9, torch.zeros(3)), temperature, CLASSES))
     save_file(model.state_dict(), folder / "classifier.safetensors")
     details = {
         "backbone": "net.py:colours", "weights": "default", "preprocessing": trunk.view.as_dict(),

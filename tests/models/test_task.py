@@ -24,7 +24,8 @@ from headstart.evaluation.metrics import METRICS, Metric, Scores, choose, gain, 
 from headstart.inference.predictor import Predictor
 from headstart.models.backbones import architecture
 from headstart.models.calibration import calibrated_losses, fit_temperature
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.heads import LinearHead
 from headstart.models.task import SINGLE_LABEL, Task
 from headstart.training import finetuned, trainer
 from headstart.training.recipe import TrainingSetup
@@ -117,7 +118,7 @@ def test_another_task_trains_is_calibrated_and_is_measured_by_its_own_metrics(
     assert SMALL in network.read_text()
     manifest["label"] = [{"red", "noisy"} if label == "red" else {"noisy"} for label in manifest["label"]]
     trunk = architecture("small.py:net", network).trunk(seed=1)
-    head = LinearHead(torch.zeros(2, 8), torch.zeros(2), 1.0, ("noisy", "red"), task=SEVERAL)
+    head = FittedHead(LinearHead.of(torch.zeros(2, 8), torch.zeros(2)), 1.0, ("noisy", "red"), task=SEVERAL)
     setup = TrainingSetup(trunk, head, pixels, manifest, recipe(epochs=8, unfreeze="all", lr=0.01, head_lr=0.1), CPU)
     trainer.finetune(setup, tmp_path / "tuned", tmp_path / "resume")
     logits = finetuned.load_val_logits(tmp_path / "tuned").numpy()

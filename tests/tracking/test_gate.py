@@ -26,7 +26,8 @@ from headstart.base.params import Gate, Params
 from headstart.data.packed import INDEX, PIXELS
 from headstart.evaluation.metrics import METRICS, Scores
 from headstart.models.backbones import architecture
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.heads import LinearHead
 from headstart.tracking import gate, store
 from headstart.tracking.gate import Decision, Side, judge
 from headstart.tracking.registry import Registry, Version
@@ -255,7 +256,7 @@ class Project:
             said = (taken_for or {}).get(colour, colour)
             if said in classes:
                 weight[classes.index(said)] += torch.tensor(rgb) / 255 * 6
-        model = Classifier(trunk, LinearHead(weight, torch.zeros(len(classes)), 1.0, classes))
+        model = Classifier(trunk, FittedHead(LinearHead.of(weight, torch.zeros(len(classes))), 1.0, classes))
         save_file(model.state_dict(), parts / "classifier.safetensors")
         details = {
             "backbone": "net.py:colours", "weights": "default", "preprocessing": trunk.view.as_dict(),

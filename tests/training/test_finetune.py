@@ -21,7 +21,8 @@ from headstart.base.params import Finetune
 from headstart.data.packed import INDEX, PIXELS, Pixels
 from headstart.engines import activations
 from headstart.models.backbones import architecture
-from headstart.models.classifier import Classifier, LinearHead
+from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.heads import LinearHead
 from headstart.training import augmentation, finetuned, trainer
 from headstart.training.recipe import Recipe, TrainingSetup
 
@@ -65,9 +66,9 @@ def pictures(tmp_path: Path) -> tuple[Pixels, pd.DataFrame]:
     return Pixels(folder), pd.DataFrame(rows)
 
 
-def head(width: int = 8) -> LinearHead:
+def head(width: int = 8) -> FittedHead:
     generator = torch.Generator().manual_seed(0)
-    return LinearHead(torch.randn(2, width, generator=generator), torch.zeros(2), 1.5, ("blue", "red"))
+    return FittedHead(LinearHead.of(torch.randn(2, width, generator=generator), torch.zeros(2)), 1.5, ("blue", "red"))
 
 
 def recipe(scratch: bool = False, **settings: object) -> Recipe:
@@ -85,7 +86,7 @@ def train(network: Path, pictures: tuple[Pixels, pd.DataFrame], folder: Path, ho
 @pytest.mark.parametrize(("unfreeze", "share"), [("last", 0.25), ("half", 0.5), ("all", 1.0)])
 def test_as_many_blocks_are_trained_as_asked_and_the_lower_ones_slower(unfreeze: str, share: float) -> None:
     trunk = architecture("resnet18").trunk()
-    model = Classifier(trunk, LinearHead(torch.zeros(2, 512), torch.zeros(2), 1.0, ("a", "b")))
+    model = Classifier(trunk, FittedHead(LinearHead.of(torch.zeros(2, 512), torch.zeros(2)), 1.0, ("a", "b")))
     groups = recipe(unfreeze=unfreeze, lr=1e-3, layer_decay=0.5).parameter_groups(model)
     blocks = trunk.blocks()
     trained = [block for block in blocks if block[0].requires_grad]
@@ -101,7 +102,7 @@ def test_as_many_blocks_are_trained_as_asked_and_the_lower_ones_slower(unfreeze:
 @pytest.mark.parametrize("unfreeze", ["last", "half", "all"])
 def test_nothing_of_a_random_network_stays_frozen(unfreeze: str) -> None:
     trunk = architecture("resnet18").trunk()
-    model = Classifier(trunk, LinearHead(torch.zeros(2, 512), torch.zeros(2), 1.0, ("a", "b")))
+    model = Classifier(trunk, FittedHead(LinearHead.of(torch.zeros(2, 512), torch.zeros(2)), 1.0, ("a", "b")))
     replace(recipe(unfreeze=unfreeze), scratch=True).parameter_groups(model)
     assert all(p.requires_grad for p in model.parameters())
 

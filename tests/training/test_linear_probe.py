@@ -25,7 +25,8 @@ from headstart.base.params import Head
 from headstart.models.backbones import load_trunk
 from headstart.models.calibration import fit_temperature
 from headstart.models.weights import store_backbone
-from headstart.training.linear_probe import LEAST_DEVIATION, load_head, train_head, within_one_standard_error
+from headstart.training.head_files import load_head
+from headstart.training.linear_probe import LEAST_DEVIATION, train_head, within_one_standard_error
 
 NAMES = ["ant", "bee", "wolf"]
 Split = tuple[Tensor, Tensor]
@@ -73,7 +74,7 @@ def test_the_head_is_scikit_learns_optimum_on_raw_features(
         probabilities = torch.softmax(found.logits(new[0]), dim=1).numpy()
         assert probabilities.shape == (40 * classes, classes)
         np.testing.assert_allclose(probabilities, expected, atol=0.01)
-    assert not torch.equal(head.weight, refit.weight)
+    assert not torch.equal(head.module.first.weight, refit.module.first.weight)
 
 
 def test_balanced_weights_are_scikit_learns_and_are_kept_for_fine_tuning(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_features_that_never_vary_say_nothing_and_break_nothing(tmp_path: Path) 
         return torch.cat([split[0], torch.full((len(split[0]), 2), 3.5)], dim=1), split[1]
 
     more = train_head(with_constant(train), with_constant(val), NAMES, Head(C=[0.1]), tmp_path / "more")
-    assert torch.isfinite(more.weight).all()
+    assert torch.isfinite(more.module.first.weight).all()
     torch.testing.assert_close(more.logits(with_constant(val)[0]), plain.logits(val[0]), rtol=1e-2, atol=1e-2)
 
 

@@ -77,10 +77,10 @@ def changed(clone: Clone) -> set[str]:
     """The stages whose code DVC finds changed, once fetch has looked."""
     clone.run("dvc", "repro", "fetch")
     status = json.loads(clone.run("dvc", "status", "--json").stdout)
-    names = {name.split(":")[-1].split("@")[0]: parts for name, parts in status.items()}
     return {
         name
-        for name, parts in names.items()
+        for name, parts in status.items()
+        if name in STAGES  # the branches of the slice have never run
         for part in parts
         if isinstance(part, dict) and f"data/fetch/code/{name}.json" in part.get("changed deps", {})
     }

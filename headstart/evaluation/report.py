@@ -26,7 +26,7 @@ from headstart.evaluation import explain, figures, metrics, pages
 from headstart.evaluation.metrics import Metric, Scores, metrics_of
 from headstart.evaluation.summary import arithmetic, headline, interval
 from headstart.models.backbones import load_trunk
-from headstart.models.classifier import Classifier
+from headstart.models.classifier import Classifier, FittedHead
 from headstart.training import feature_files, finetuned, head_files
 from headstart.training.feature_files import load_features
 

@@ -2,7 +2,7 @@
 
 Heads, classifiers and scores carry their ``Task``, and whatever depends on it asks there: a second kind, such as several
 labels per picture, is another class. Which metrics a task has stands with the metrics (``evaluation.metrics.METRICS``).
-The logistic regression of ``models.logistic`` is for single labels; what is fitted by it names ``SINGLE_LABEL``.
+The heads of ``models.heads`` are fitted to single labels; what fits them names ``SINGLE_LABEL``.
 The module travels inside packaged models: it imports nothing but NumPy until more is needed.
 """
 

@@ -95,7 +95,7 @@ def test_killed_half_way_it_loses_no_candidate_that_was_finished(project: Callab
     def in_the_second_stage() -> bool:
         return lock.exists() and time.time() - lock.stat().st_mtime > 1
 
-    clone.killed_when(in_the_second_stage, "dvc", "repro", BRANCH)
+    clone.cold.killed_when(in_the_second_stage, "dvc", "repro", BRANCH)
     finished = [name.partition("@")[2] for name in yaml.safe_load(lock.read_text())["stages"] if "@" in name]
     assert finished
     before = digests(clone.folder / "data/candidates" / finished[0])

@@ -41,7 +41,7 @@ from headstart.studies.learning_curves import (
     measure,
     plan,
 )
-from headstart.studies.ranking import images_per_s
+from headstart.studies.speed import images_per_s
 from headstart.training.features import Shown
 from headstart.training.linear_probe import within_one_standard_error
 

@@ -15,7 +15,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,13 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from headstart.base.arrays import Ints
 from headstart.base.device import derived_seed, set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json
-from headstart.base.identity import code_of, digest_of, inputs_of
+from headstart.base.identity import code_of, inputs_of
 from headstart.base.params import Finetune, Params, Tune, is_range
 from headstart.base.paths import state_folder
 from headstart.data.manifest import read_manifest
@@ -41,112 +39,20 @@ from headstart.models.backbones import load_trunk
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
 from headstart.studies import tuning_report
+from headstart.studies.search_space import STARTUP, Knobs, Search, written
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training.finetuned import CURVE, WEIGHTS, load_val_logits
 from headstart.training.head_files import load_head
 from headstart.training.recipe import Recipe, TrainingSetup
 from headstart.training.trainer import finetune
 
-STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
 REPEATS = 50  # draws in a row that were tried before: there is nothing new to be found
-FACTOR = 10  # a range that spans more is searched by its logarithm
 STUDY = "study.db"
 SPENT = "budget"  # an attribute of a study that has ended: the budget that it was given
-SIGNIFICANT = 3  # digits of a number that was drawn: lr 0.000731 and not 0.0007312845
-WITHOUT_EFFECT = {  # by whether the network starts from random weights
-    True: ("unfreeze", "epochs", "lr", "head_lr", "layer_decay", "batch_norm"),
-    False: ("scratch_lr", "scratch_epochs"),
-}
-Knobs = dict[str, Any]
 Row = dict[str, float]
 # (settings, where the result goes, where a half-finished training is kept, called with each epoch's row of the curve)
 Train = Callable[[Finetune, Path, Path, Callable[[Row], None]], None]
-
-
-@dataclass(frozen=True)
-class Search:
-    """What is searched.
-
-    Attributes:
-        settings: the present ones.
-        scratch: whether the network starts from random weights.
-        space: the values of each knob that has an effect here.
-    """
-
-    settings: Finetune
-    scratch: bool
-    space: dict[str, list[Any]]
-
-    @classmethod
-    def of(cls, params: Params, scratch: bool) -> Search:
-        """
-        Raises:
-            HeadstartError: there is nothing to search, or the present settings, which all others are compared with, are
-                not in the space.
-        """
-        if not params.finetune_is_on:
-            raise HeadstartError(
-                "params.yaml: finetune.unfreeze is none, so there is no fine-tuning to tune; set it to last, half or all"
-            )
-        idle = [key for key in params.tune.space if key in WITHOUT_EFFECT[scratch]]
-        space = {key: values for key, values in params.tune.space.items() if key not in idle}
-        weights = "random weights" if scratch else "pre-trained weights"
-        if not space:
-            raise HeadstartError(
-                f"params.yaml: with {weights} no knob in tune.space has an effect ({', '.join(idle)}); add one that has"
-            )
-        if idle:
-            print(f"tune: not searched, as they have no effect with {weights}: {', '.join(idle)}")
-        for key, values in space.items():
-            present = getattr(params.finetune, key)
-            held = values[0] <= present <= values[1] if is_range(values) and present is not None else present in values
-            if not held:
-                raise HeadstartError(
-                    f"params.yaml: tune.space.{key} does not hold the present finetune.{key}, {_written(present)}; widen "
-                    "it, since everything is compared with the present settings"
-                )
-        return cls(params.finetune, scratch, space)
-
-    @property
-    def present(self) -> Knobs:
-        return {key: getattr(self.settings, key) for key in self.space}
-
-    @property
-    def distributions(self) -> dict[str, BaseDistribution]:
-        return {key: _distribution(values) for key, values in self.space.items()}
-
-    @property
-    def prunes(self) -> bool:
-        """Whether trials are comparable epoch by epoch: one that has more of them learns longer at a high rate."""
-        return not {"epochs", "scratch_epochs"} & self.space.keys()
-
-    def knobs(self, drawn: Knobs) -> Knobs:
-        """What was drawn, with numbers a person can read; present values stay what they are."""
-        found = {}
-        for key, values in self.space.items():
-            value = found[key] = drawn[key]
-            if isinstance(value, float) and is_range(values) and value != self.present[key]:
-                found[key] = min(max(float(f"{value:.{SIGNIFICANT}g}"), values[0]), values[1])
-        return found
-
-    def with_knobs(self, knobs: Knobs) -> Finetune:
-        return Finetune.model_validate(self.settings.model_dump() | knobs)
-
-    def key(self, *more: Any) -> str:
-        """A name for the study: all that shapes its trials. The present values of what is searched do not."""
-        fixed = self.settings.model_dump(exclude=set(self.space))
-        return digest_of([fixed, self.space, STARTUP, *more])
-
-
-def _distribution(values: list[Any]) -> BaseDistribution:
-    if not is_range(values):
-        return CategoricalDistribution(values)
-    low, high = values
-    by_logarithm = low > 0 and high / low >= FACTOR
-    if isinstance(low, int):
-        return IntDistribution(low, high, log=by_logarithm)
-    return FloatDistribution(low, high, log=by_logarithm)
 
 
 def validation_labels(manifest: pd.DataFrame, classes: tuple[str, ...], task: Task = SINGLE_LABEL) -> Ints:
@@ -428,7 +334,7 @@ def sentence(rows: list[dict[str, Any]], present: dict[str, Any], gain: dict[str
 
 def command(changed: Knobs) -> str:
     """The command that runs the pipeline with these settings."""
-    return " ".join(["dvc exp run", *(f"-S finetune.{key}={_written(value)}" for key, value in changed.items())])
+    return " ".join(["dvc exp run", *(f"-S finetune.{key}={written(value)}" for key, value in changed.items())])
 
 
 def _changed(knobs: Knobs, present: Knobs) -> Knobs:
@@ -436,12 +342,7 @@ def _changed(knobs: Knobs, present: Knobs) -> Knobs:
 
 
 def _told(knobs: Knobs) -> str:
-    return ", ".join(f"{key} {_written(value)}" for key, value in knobs.items())
-
-
-def _written(value: Any) -> str:
-    """As it stands in params.yaml."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return ", ".join(f"{key} {written(value)}" for key, value in knobs.items())
 
 
 def _most(trials: int | None) -> float:

@@ -31,17 +31,9 @@ from headstart.data.packed import INDEX, PIXELS, Pixels
 from headstart.data.sources import locate
 from headstart.studies import ranking_report
 from headstart.studies.candidates import MISSING, Candidate, Sample, more_features, store_candidate
-from headstart.studies.ranking import (
-    Probe,
-    Standing,
-    choose,
-    halve,
-    knn_accuracy,
-    log_me,
-    over_budget,
-    probe,
-    rank,
-)
+from headstart.studies.halving import Standing, choose, halve, over_budget
+from headstart.studies.ranking import rank
+from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
 from headstart.training.features import Shown
 from headstart.training.linear_probe import folds_of
 from tests.training.test_features import packed

@@ -1,0 +1,112 @@
+"""What tune searches: the knobs, their values, and the present settings that all others are compared with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from headstart.base.errors import HeadstartError
+from headstart.base.identity import digest_of
+from headstart.base.params import Finetune, Params, is_range
+
+STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
+FACTOR = 10  # a range that spans more is searched by its logarithm
+SIGNIFICANT = 3  # digits of a number that was drawn: lr 0.000731 and not 0.0007312845
+WITHOUT_EFFECT = {  # by whether the network starts from random weights
+    True: ("unfreeze", "epochs", "lr", "head_lr", "layer_decay", "batch_norm"),
+    False: ("scratch_lr", "scratch_epochs"),
+}
+Knobs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched.
+
+    Attributes:
+        settings: the present ones.
+        scratch: whether the network starts from random weights.
+        space: the values of each knob that has an effect here.
+    """
+
+    settings: Finetune
+    scratch: bool
+    space: dict[str, list[Any]]
+
+    @classmethod
+    def of(cls, params: Params, scratch: bool) -> Search:
+        """
+        Raises:
+            HeadstartError: there is nothing to search, or the present settings, which all others are compared with, are
+                not in the space.
+        """
+        if not params.finetune_is_on:
+            raise HeadstartError(
+                "params.yaml: finetune.unfreeze is none, so there is no fine-tuning to tune; set it to last, half or all"
+            )
+        idle = [key for key in params.tune.space if key in WITHOUT_EFFECT[scratch]]
+        space = {key: values for key, values in params.tune.space.items() if key not in idle}
+        weights = "random weights" if scratch else "pre-trained weights"
+        if not space:
+            raise HeadstartError(
+                f"params.yaml: with {weights} no knob in tune.space has an effect ({', '.join(idle)}); add one that has"
+            )
+        if idle:
+            print(f"tune: not searched, as they have no effect with {weights}: {', '.join(idle)}")
+        for key, values in space.items():
+            present = getattr(params.finetune, key)
+            held = values[0] <= present <= values[1] if is_range(values) and present is not None else present in values
+            if not held:
+                raise HeadstartError(
+                    f"params.yaml: tune.space.{key} does not hold the present finetune.{key}, {written(present)}; widen "
+                    "it, since everything is compared with the present settings"
+                )
+        return cls(params.finetune, scratch, space)
+
+    @property
+    def present(self) -> Knobs:
+        return {key: getattr(self.settings, key) for key in self.space}
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        return {key: _distribution(values) for key, values in self.space.items()}
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials are comparable epoch by epoch: one that has more of them learns longer at a high rate."""
+        return not {"epochs", "scratch_epochs"} & self.space.keys()
+
+    def knobs(self, drawn: Knobs) -> Knobs:
+        """What was drawn, with numbers a person can read; present values stay what they are."""
+        found = {}
+        for key, values in self.space.items():
+            value = found[key] = drawn[key]
+            if isinstance(value, float) and is_range(values) and value != self.present[key]:
+                found[key] = min(max(float(f"{value:.{SIGNIFICANT}g}"), values[0]), values[1])
+        return found
+
+    def with_knobs(self, knobs: Knobs) -> Finetune:
+        return Finetune.model_validate(self.settings.model_dump() | knobs)
+
+    def key(self, *more: Any) -> str:
+        """A name for the study: all that shapes its trials. The present values of what is searched do not."""
+        fixed = self.settings.model_dump(exclude=set(self.space))
+        return digest_of([fixed, self.space, STARTUP, *more])
+
+
+def _distribution(values: list[Any]) -> BaseDistribution:
+    if not is_range(values):
+        return CategoricalDistribution(values)
+    low, high = values
+    by_logarithm = low > 0 and high / low >= FACTOR
+    if isinstance(low, int):
+        return IntDistribution(low, high, log=by_logarithm)
+    return FloatDistribution(low, high, log=by_logarithm)
+
+
+def written(value: Any) -> str:
+    """As it stands in params.yaml."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,77 @@
+"""How well frozen features suit a set of pictures: a probe, nearest neighbours, LogME."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from headstart.base.arrays import Bools, Floats, Ints
+from headstart.models.task import SINGLE_LABEL
+from headstart.training.linear_probe import Folds, held_out_logits
+
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a logistic regression on frozen features says of pictures that were held out when it was fitted.
+
+    Attributes:
+        losses: (N,) log-losses, calibrated.
+        correct: (N,) whether the answer was right.
+    """
+
+    losses: Floats
+    correct: Bools
+
+
+def probe(features: Tensor, labels: Ints, folds: Folds) -> Probe:
+    """(N, D) features → what five regressions say of them, each of the fold that it was not fitted on."""
+    logits = held_out_logits(features, labels, folds)
+    return Probe(SINGLE_LABEL.losses(logits, labels), SINGLE_LABEL.correct(SINGLE_LABEL.predict(logits), labels))
+
+
+def knn_accuracy(features: Tensor, labels: Ints, folds: Folds) -> float:
+    """Accuracy of the five nearest neighbours by cosine, those in a picture's own fold left out."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, right = features.cpu().numpy(), 0
+    for fitted, held_out in folds:
+        nearest = KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(x[fitted], labels[fitted])
+        right += int((nearest.predict(x[held_out]) == labels[held_out]).sum())
+    return right / len(labels)
+
+
+def log_me(features: Floats, labels: Ints) -> float:
+    """LogME (You et al. 2021, "LogME: practical assessment of pre-trained models for transfer learning"): the logarithm of
+    the evidence, per picture and averaged over classes, for a Bayesian linear regression from features to "of this class".
+
+    With F = U diag(s) V' the evidence for prior precision alpha and noise precision beta needs no more than s and U'y; both
+    precisions are raised to its maximum by the fixed-point iteration of You et al. 2022, section 4.
+
+    Args:
+        features: (N, D).
+        labels: (N,) of two classes or more.
+    """
+    n = len(labels)
+    u, s, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
+    some = s > s.max() * 1e-7  # directions in which the features have any extent
+    u, squared = u[:, some], s[some] ** 2
+    evidences = []
+    for y in (labels == number for number in np.unique(labels)):
+        along = (u.T @ y) ** 2
+        outside = y.sum() - along.sum()  # of |y|², what no weights can reach
+        alpha = beta = 1.0
+        for _ in range(100):
+            ratio = alpha / beta
+            free = (squared / (squared + ratio)).sum()  # well-determined directions, MacKay's gamma
+            weights = (squared * along / (squared + ratio) ** 2).sum()
+            residual = (along * (ratio / (squared + ratio)) ** 2).sum() + outside
+            alpha, beta = free / max(weights, 1e-12), (n - free) / max(residual, 1e-12)
+            if abs(alpha / beta - ratio) <= 1e-4 * ratio:
+                break
+        fit = n * np.log(beta / (2 * np.pi)) - beta * residual - alpha * weights
+        evidences.append((fit + np.log(alpha / (alpha + beta * squared)).sum()) / (2 * n))
+    return float(np.mean(evidences))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import warnings
 from pathlib import Path
@@ -95,7 +96,7 @@ def show(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         print(f"rank correlation of {key} with the fine-tuned accuracy: {value:+.2f} ({len(rows)} networks)")
     return {
         "behind_points": {key: round(value, 2) for key, value in behind.items()},
-        "rank_correlation": {k: round(v, 3) for k, v in agree.items() if v == v},
+        "rank_correlation": {k: round(v, 3) for k, v in agree.items() if not math.isnan(v)},
     }
 
 

@@ -210,7 +210,9 @@ def test_what_the_system_refuses_is_one_sentence(run: Run) -> None:
     Path(".headstart").write_text("not a folder")
     code, out, err = run("models", "resnet18")
     assert (code, out) == (1, "")
-    assert err.startswith("headstart: ") and ".headstart" in err and err.count("\n") == 1
+    assert err.startswith("headstart: ")
+    assert ".headstart" in err
+    assert err.count("\n") == 1
 
 
 def test_track_without_a_result_is_one_sentence(run: Run) -> None:
@@ -219,7 +221,8 @@ def test_track_without_a_result_is_one_sentence(run: Run) -> None:
     assert err == "headstart: data/evaluate/metrics.json is not there; run `dvc pull` or `dvc repro` first\n"
 
 
-def test_predicting_imports_nothing_that_only_training_needs(model: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("model")
+def test_predicting_imports_nothing_that_only_training_needs(tmp_path: Path) -> None:
     code = (
         "import sys; from headstart.cli import app\n"
         "try: app(['predict', 'pictures', '--model', 'model'])\n"

@@ -54,8 +54,9 @@ def test_the_crontab_line_has_five_fields_and_no_percent_sign() -> None:
     assert "%" not in crontab_line()  # a line break to cron
 
 
+@pytest.mark.usefixtures("tmp_path")
 @pytest.mark.skipif(not shutil.which("crontab"), reason="cron is not installed")
-def test_cron_takes_the_crontab(tmp_path: Path) -> None:
+def test_cron_takes_the_crontab() -> None:
     assert subprocess.run(["crontab", "-n", OPS / "crontab"], capture_output=True).returncode == 0
 
 

@@ -48,4 +48,5 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value).strip()  # pandas writes an empty cell as NaN
+    empty = value is None or value != value  # noqa: PLR0124  # pandas writes an empty cell as NaN
+    return "" if empty else str(value).strip()

@@ -270,7 +270,7 @@ def _is_special(output: Path) -> bool:
 
 
 def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...]) -> Write:
-    def as_text(path: Path, label: str, confident: bool, confidence: float, probabilities: Floats) -> None:
+    def as_text(path: Path, label: str, confident: bool, confidence: float, _: Floats) -> None:
         print(f"{confidence:6.1%}  {label if confident else f'no answer ({label}?)'}  {path}", file=stream)
 
     def as_json(path: Path, label: str, confident: bool, confidence: float, probabilities: Floats) -> None:

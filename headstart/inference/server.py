@@ -148,7 +148,7 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
     page = pages.template("serve.html.j2").render(about=info)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with decoders, ThreadPoolExecutor(1, "network") as network:
             working = asyncio.create_task(batches.run(network))
             print(ready, flush=True)
@@ -161,7 +161,7 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
         return await asyncio.get_running_loop().run_in_executor(decoders, work, *arguments)
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
+    async def failed(_request: Request, _error: Exception) -> JSONResponse:
         return JSONResponse({"detail": "the server failed on this request; its log has the reason"}, 500)
 
     @app.get("/health")

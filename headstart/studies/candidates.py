@@ -155,17 +155,12 @@ def store_candidate(
     pixels: Pixels,
     sample: Sample,
     count: int,
-    seed: int,
-    mirror: str | None,
+    params: Params,
     device: torch.device,
     folder: Path,
-    wanted: str = "auto",
 ) -> Candidate:
     """Write weights, card and features (N, D) float32 of the first ``count`` pictures of the sample into ``folder``; where
     the weights are nowhere to be found, one sentence that says so.
-
-    Args:
-        wanted: torch, openvino or auto, as for ``engine_for``.
 
     Raises:
         HeadstartError: nobody knows the name, or the network gives no finite numbers.
@@ -176,7 +171,7 @@ def store_candidate(
     for left in folder.glob(".*/"):  # of a stage that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
-        store_backbone(name, "default", mirror, seed, NO_OWN_NETWORK, folder)
+        store_backbone(name, "default", params.weights_mirror, params.seed, NO_OWN_NETWORK, folder)
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
         for old in (CARD, WEIGHTS):
@@ -185,7 +180,7 @@ def store_candidate(
         return Candidate.of(name, folder)
     rows = sample.rows[:count]
     shown = Shown(load_trunk(folder, NO_OWN_NETWORK)[0], pixels, device)
-    forward, told = engine_for(shown.network, count, shown.at_once(rows[:SAMPLE]), device, wanted)
+    forward, told = engine_for(shown.network, count, shown.at_once(rows[:SAMPLE]), device, params.features.engine)
     with progress(name, count) as advance:
         write_features(
             shown, forward, rows, sample.labels[:count], folder / FEATURES, advance,
@@ -218,7 +213,4 @@ def run(params: Params, data: Path, name: str) -> None:
     device = set_up(params.threads)
     sample = Sample.of(read_manifest(data / "prepare"), params.seed)
     count = sample.sizes(params.rank.first, params.rank.first)[0]
-    store_candidate(
-        name, Pixels(data / "prepare"), sample, count, params.seed, params.weights_mirror, device,
-        data / "candidates" / name, params.features.engine,
-    )  # fmt: skip
+    store_candidate(name, Pixels(data / "prepare"), sample, count, params, device, data / "candidates" / name)

@@ -41,7 +41,8 @@ def test_a_damaged_file_is_measured_anew(tmp_path: Path, content: bytes) -> None
     assert read_json(tmp_path / "values.json") == {"a": 1}
 
 
-def test_without_a_file_values_last_for_the_run(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("tmp_path")
+def test_without_a_file_values_last_for_the_run() -> None:
     kept = Measurements(None)
     assert kept.known_or("a", lambda: 1) == kept.known_or("a", lambda: 2) == 1
     assert "a" not in Measurements(None)

@@ -59,10 +59,9 @@ def test_rows_of_suspects_csv_can_be_pasted_into_both(source: Path, capsys: pyte
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("source")
 @pytest.mark.parametrize("place", ["{project}/out.csv", "out.csv", "~/out.csv"])
-def test_the_table_is_found_from_the_checkout(
-    source: Path, project: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_the_table_is_found_from_the_checkout(project: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """Also from the temporary folder that DVC runs an experiment in."""
     write("out.csv", "path\nants/0.png\n")
     monkeypatch.setenv("HOME", str(project))
@@ -73,7 +72,8 @@ def test_the_table_is_found_from_the_checkout(
     assert "ants/0.png" not in fetched(exclude=place.format(project=project))
 
 
-def test_an_edit_of_the_table_changes_the_manifest_and_no_edit_does_not(source: Path) -> None:
+@pytest.mark.usefixtures("source")
+def test_an_edit_of_the_table_changes_the_manifest_and_no_edit_does_not() -> None:
     relabel = write("right.csv", "path,label\nants/1.png,bees\n")
     fetched(relabel=relabel)
     first = MANIFEST.read_bytes()
@@ -84,20 +84,23 @@ def test_an_edit_of_the_table_changes_the_manifest_and_no_edit_does_not(source: 
     assert MANIFEST.read_bytes() != first
 
 
-def test_a_picture_in_both_tables_is_left_out(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("source")
+def test_a_picture_in_both_tables_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     exclude, relabel = write("out.csv", "path\nants/0.png\n"), write("right.csv", "path,label\nants/0.png,bees\n")
     assert "ants/0.png" not in fetched(exclude=exclude, relabel=relabel)
     assert capsys.readouterr().err == ""
 
 
-def test_the_limit_counts_what_the_corrections_leave(source: Path) -> None:
+@pytest.mark.usefixtures("source")
+def test_the_limit_counts_what_the_corrections_leave() -> None:
     exclude = write("out.csv", "path\nbees/0.png\n")
     relabel = write("right.csv", "path,label\nants/0.png,bees\nants/1.png,bees\n")
     assert Counter(fetched(exclude=exclude, relabel=relabel, limit=3).values()) == {"ants": 1, "bees": 3, "wasps": 3}
 
 
+@pytest.mark.usefixtures("source")
 def test_paths_that_the_source_does_not_have_are_told_in_one_line_and_passed_over(
-    source: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     exclude = write("out.csv", "path\nants/0.png\n" + "".join(f"ants/9{i}.png\n" for i in range(5)))
     relabel = write("right.csv", "path,label\nbees/7.png,dragons\nbees/0.png,ants\n")  # nor does its class matter then
@@ -112,13 +115,15 @@ def test_paths_that_the_source_does_not_have_are_told_in_one_line_and_passed_ove
     ]
 
 
-def test_a_row_that_changes_nothing_is_told(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("source")
+def test_a_row_that_changes_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """A row of suspects.csv under `path,label,suggested,quality` gives the picture the label that is suspected."""
     relabel = write("right.csv", "path,label,suggested,quality\nants/0.png,ants,bees,0.1\n")
     assert fetched(relabel=relabel) == fetched()
     assert "data.relabel gives ants/0.png the label that the source has; " in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("source")
 @pytest.mark.parametrize(
     ("key", "text", "sentence"),
     [
@@ -153,11 +158,12 @@ def test_a_row_that_changes_nothing_is_told(source: Path, capsys: pytest.Capture
         ),
     ],
 )
-def test_what_is_wrong_in_a_table_is_one_sentence(source: Path, key: str, text: str, sentence: str) -> None:
+def test_what_is_wrong_in_a_table_is_one_sentence(key: str, text: str, sentence: str) -> None:
     assert re.search(sentence, complaint(**{key: write("t.csv", text)}))
 
 
-def test_a_table_that_is_not_there_says_where_it_was_looked_for(source: Path, project: Path) -> None:
+@pytest.mark.usefixtures("source")
+def test_a_table_that_is_not_there_says_where_it_was_looked_for(project: Path) -> None:
     for key in ("exclude", "relabel"):
         message = complaint(**{key: "out.csv"})
         assert message.startswith(f"data.{key} 'out.csv': there is no file {project / 'out.csv'}; ")

@@ -210,7 +210,8 @@ class Stripes(Source):
         return Listing(Path("drawn"), [Picture(path, path.split("-")[0]) for path in paths])
 
 
-def test_a_class_in_the_list_is_a_kind_of_source(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("project")
+def test_a_class_in_the_list_is_a_kind_of_source(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean" not in complaint("stripes")
     monkeypatch.setattr(sources, "SOURCES", [Stripes(), *sources.SOURCES])
     pictures = listed("stripes:3", limit=2)

@@ -73,7 +73,8 @@ def test_a_difference_of_two_samples_is_wider_than_either_and_absent_without_a_s
     rng = np.random.default_rng(0)
     values, others = rng.normal(1, 1, 100), rng.normal(0, 1, 80)
     new, old, difference = unpaired_difference(values, others, np.random.default_rng(0))
-    assert old is not None and difference is not None
+    assert old is not None
+    assert difference is not None
     assert difference.value == pytest.approx(new.value - old.value)
     assert difference.high - difference.low > max(new.high - new.low, old.high - old.low)
     assert unpaired_difference(values, others[:0], np.random.default_rng(0)) == (new, None, None)

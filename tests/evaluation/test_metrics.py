@@ -276,7 +276,8 @@ def test_any_number_of_pictures_has_the_maps_that_each_has_alone() -> None:
     rng = np.random.default_rng(0)
     model, pictures = classifier("resnet18"), list(rng.integers(0, 256, (5, 40, 40, 3), np.uint8))
     together, last = grad_cam(model, pictures, [0, 1, 0, 1, 1]), grad_cam(model, pictures[4:], [1])
-    assert together is not None and last is not None
+    assert together is not None
+    assert last is not None
     assert together[4:] == pytest.approx(last, abs=1e-3)
 
 

@@ -156,11 +156,8 @@ def pictures(tmp_path: Path) -> list[str]:
     return ["red.png", "green.png", "blue.png"]
 
 
-def test_every_form_says_the_same_to_a_file_and_its_ending_chooses_the_form(
-    run: Run,
-    colours: Path,
-    pictures: list[str],
-) -> None:
+@pytest.mark.usefixtures("colours")
+def test_every_form_says_the_same_to_a_file_and_its_ending_chooses_the_form(run: Run, pictures: list[str]) -> None:
     for name in ("a.csv", "a.json", "a.parquet", "a.txt"):
         assert run("predict", *pictures, "--model", "model", "--output", name) == (0, "", "")
     as_json = [json.loads(line) for line in Path("a.json").read_text().splitlines()]
@@ -180,12 +177,8 @@ def test_every_form_says_the_same_to_a_file_and_its_ending_chooses_the_form(
     assert run("predict", *pictures, "--model", "model")[1] == Path("a.txt").read_text()
 
 
-def test_paths_come_on_standard_input(
-    run: Run,
-    colours: Path,
-    pictures: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("colours", "pictures")
+def test_paths_come_on_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def given(lines: bytes) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
         return run("predict", "-", "--model", "model")
@@ -201,7 +194,8 @@ def test_paths_come_on_standard_input(
     assert run("predict", 300 * "x", "--model", "model")[2] == f"headstart: {300 * 'x'} is not there\n"
 
 
-def test_what_is_hidden_in_a_folder_is_passed_over(run: Run, colours: Path, pictures: list[str]) -> None:
+@pytest.mark.usefixtures("colours", "pictures")
+def test_what_is_hidden_in_a_folder_is_passed_over(run: Run) -> None:
     for name in (".cache", "seen"):
         Path("all", name).mkdir(parents=True)
         shutil.copy("red.png", Path("all", name))
@@ -210,7 +204,8 @@ def test_what_is_hidden_in_a_folder_is_passed_over(run: Run, colours: Path, pict
     assert (code, [line.split()[-1] for line in out.splitlines()]) == (0, ["all/seen/red.png"])
 
 
-def test_an_output_that_is_no_file_stays_what_it_is(run: Run, colours: Path, pictures: list[str]) -> None:
+@pytest.mark.usefixtures("colours")
+def test_an_output_that_is_no_file_stays_what_it_is(run: Run, pictures: list[str]) -> None:
     os.mkfifo("pipe")
     end = os.open("pipe", os.O_RDWR)  # waits for nobody
     assert run("predict", *pictures, "--model", "model", "--output", "pipe") == (0, "", "")
@@ -226,8 +221,9 @@ def test_an_output_that_is_no_file_stays_what_it_is(run: Run, colours: Path, pic
     assert len(Path("elsewhere/answers.txt").read_text().splitlines()) == 3
 
 
+@pytest.mark.usefixtures("colours")
 @pytest.mark.parametrize("form", ["text", "json", "csv", "parquet"])
-def test_a_files_name_need_not_be_text(form: str, run: Run, colours: Path, tmp_path: Path) -> None:
+def test_a_files_name_need_not_be_text(form: str, run: Run, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     (tmp_path / name).write_bytes(png(plain("red")))
     code, _, err = run("predict", name, "--model", "model", "--output", "out", "--format", form)
@@ -237,7 +233,8 @@ def test_a_files_name_need_not_be_text(form: str, run: Run, colours: Path, tmp_p
         assert run("predict", name, "--model", "model", "--format", form)[0] == 0
 
 
-def test_many_pictures_show_progress_on_the_error_stream_alone(run: Run, colours: Path, pictures: list[str]) -> None:
+@pytest.mark.usefixtures("colours")
+def test_many_pictures_show_progress_on_the_error_stream_alone(run: Run, pictures: list[str]) -> None:
     many = pictures * 30
     code, out, err = run("predict", *many, "--model", "model")
     assert code == 0
@@ -245,6 +242,7 @@ def test_many_pictures_show_progress_on_the_error_stream_alone(run: Run, colours
     assert err.startswith("predict: 90 pictures in ")
 
 
+@pytest.mark.usefixtures("colours")
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -256,11 +254,7 @@ def test_many_pictures_show_progress_on_the_error_stream_alone(run: Run, colours
     ],
 )
 def test_what_cannot_be_written_or_promised_is_one_sentence(
-    arguments: list[str],
-    sentence: str,
-    run: Run,
-    colours: Path,
-    pictures: list[str],
+    arguments: list[str], sentence: str, run: Run, pictures: list[str]
 ) -> None:
     code, out, err = run("predict", *pictures, "--model", "model", *arguments)
     assert (code, out) == (1, "")
@@ -322,7 +316,8 @@ def test_what_cannot_be_promised_is_said_with_what_can() -> None:
     assert thresholds(np.ones(3), np.zeros(3, bool))["thresholds"][0]["bound"] == 1.0
 
 
-def test_below_the_threshold_there_is_no_label_in_any_form(run: Run, colours: Path, pictures: list[str]) -> None:
+@pytest.mark.usefixtures("pictures")
+def test_below_the_threshold_there_is_no_label_in_any_form(run: Run, colours: Path) -> None:
     Path("grey.png").write_bytes(png(Image.new("RGB", (20, 20), "#808080")))
     details = colours / "artifacts/classifier/classifier.json"
     row = {"confidence": 0.9, "answered": 0.7, "error": 0.01, "bound": 0.04}

@@ -153,7 +153,8 @@ def test_what_nobody_publishes_is_counted_for_few_and_once(capsys: pytest.Captur
 def test_parameters_that_are_counted_are_those_that_are_published() -> None:
     for name in ("squeezenet1_0", "inception_v3", "vit_b_16", "tf_efficientnet_lite0", "mobilenetv3_small_050"):
         found = of_network(name)
-        assert list(found) == list(dict.fromkeys([*found])) and set(found) == set(COUNTED)
+        assert list(found) == list(dict.fromkeys([*found]))
+        assert set(found) == set(COUNTED)
         assert found["parameters"] == pytest.approx(published(name).parameters, abs=5e3)
         assert found["input_size"] == published(name).input_size
 
@@ -235,9 +236,10 @@ def test_who_interrupts_keeps_what_has_been_measured(
             raise KeyboardInterrupt
         return create(name, **options)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(timm, "create_model", impatient)
-        measure(found, query, threads, state)
+        with pytest.raises(KeyboardInterrupt):
+            measure(found, query, threads, state)
     assert "headstart: interrupted; the networks that are done are kept" in capsys.readouterr().err
     (kept,) = read_json(Path("state/models/milliseconds.json")).values()
     again = listed(query, None, state)

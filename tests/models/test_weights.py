@@ -173,8 +173,9 @@ def test_each_of_the_articles_six_is_what_its_publishers_file_says(
     assert store(name, mirror=site.address, to="again")["sha256"] == card["sha256"]
 
 
+@pytest.mark.usefixtures("monkeypatch")
 def test_the_sources_are_asked_in_the_designs_order_each_only_when_those_before_have_nothing(
-    site: Site, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: Site, publish: Publish, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = network(SMALL).state_dict()
     for folder in ("mirror", "publisher"):
@@ -270,8 +271,9 @@ def test_a_damaged_file_in_torchs_cache_is_replaced_by_the_publishers(site: Site
 # --- mirrors ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("site")
 def test_a_mirror_may_be_a_folder_a_file_address_or_named_by_the_environment(
-    site: Site, publish: Publish, checkout: Path, monkeypatch: pytest.MonkeyPatch
+    publish: Publish, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (checkout / "mirror").mkdir()
     publish(SMALL, network(SMALL).state_dict(), checkout / "mirror", CLOSED)

@@ -63,8 +63,11 @@ def test_packages_other_than_the_lock_has_are_wrong_and_named(here: Path) -> Non
     )
     state, sentence = found("packages")
     assert state == doctor.WRONG
-    assert f"scipy ({version('scipy')} instead of 0.0.1)" in sentence and "nor-this (none instead of 1.0)" in sentence
-    assert "numpy" not in sentence and "not-a-package" not in sentence and "make setup" in sentence
+    assert f"scipy ({version('scipy')} instead of 0.0.1)" in sentence
+    assert "nor-this (none instead of 1.0)" in sentence
+    assert "numpy" not in sentence
+    assert "not-a-package" not in sentence
+    assert "make setup" in sentence
 
 
 def test_the_environment_of_these_tests_is_that_of_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +103,8 @@ def test_what_params_ask_for_is_looked_at(
     shutil.make_archive(str(here / "pictures"), "zip", here / "pictures")
     (here / "params.yaml").write_text(params)
     outcome, sentence = found(about)
-    assert outcome == state and says in sentence
+    assert outcome == state
+    assert says in sentence
     assert not (here / ".headstart/downloads").exists()
     assert found("git")[0] == doctor.NOTE  # params.yaml is not as committed
 
@@ -119,7 +123,9 @@ def test_a_store_that_does_not_answer_and_a_folder_that_is_no_checkout_are_wrong
         cli.main()
     out = capsys.readouterr().out
     assert ended.value.code == 1
-    assert "wrong git: no commit here" in out and "wrong params.yaml:" in out and "Traceback" not in out
+    assert "wrong git: no commit here" in out
+    assert "wrong params.yaml:" in out
+    assert "Traceback" not in out
 
 
 def test_a_remote_is_named(here: Path) -> None:

@@ -77,7 +77,8 @@ def test_a_stage_that_is_at_work_without_a_round_is_waited_for(checkout: Path) -
         reader.kill()
 
 
-def test_the_lock_stays_with_what_a_killed_round_had_started(checkout: Path) -> None:
+@pytest.mark.usefixtures("checkout")
+def test_the_lock_stays_with_what_a_killed_round_had_started() -> None:
     program = (
         "import subprocess, sys, time, datetime\n"
         "from headstart.operations import retrain\n"
@@ -208,7 +209,8 @@ def test_parameters_that_are_wrong_are_a_failed_round_of_which_the_webhook_hears
     monkeypatch.setenv(retrain.WEBHOOK, f"{hook}/hook")
     (checkout / "params.yaml").write_text("sed: 0\n")
     summary = retrain.retrain(Params.load)
-    assert summary["outcome"] == "failed" and "did you mean 'seed'" in summary["sentence"]
+    assert summary["outcome"] == "failed"
+    assert "did you mean 'seed'" in summary["sentence"]
     assert Received.bodies[0]["outcome"] == "failed"
 
 
@@ -257,7 +259,8 @@ def test_sigterm_ends_what_dvc_runs_before_the_round_ends(checkout: Path) -> Non
     with subprocess.Popen([sys.executable, "-c", program], env=HERE, stderr=subprocess.DEVNULL) as one:
         deadline = time.monotonic() + 120
         while not (pid := (checkout / "pid").read_text() if (checkout / "pid").exists() else ""):
-            assert one.poll() is None and time.monotonic() < deadline
+            assert one.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         one.send_signal(signal.SIGTERM)
         assert one.wait(60) == 130

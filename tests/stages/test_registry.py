@@ -223,7 +223,8 @@ def workers(copy_of: Clone) -> Iterator[None]:
             os.kill(int(file.read_text()), signal.SIGKILL)
 
 
-def test_four_workers_of_a_queue_all_end_whole(copy_of: Clone, shared: str, workers: None) -> None:
+@pytest.mark.usefixtures("workers")
+def test_four_workers_of_a_queue_all_end_whole(copy_of: Clone, shared: str) -> None:
     copy_of.commit()
     names = [f"queued-{number}" for number in range(WRITERS)]
     for number, name in enumerate(names):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -45,17 +44,20 @@ def test_a_killed_why_goes_on_and_its_answer_can_be_read_and_applied(copy_of: Cl
     assert set(found["sentences"]) <= set(said)
     assert len(said) <= 11  # ten, and where the page is
     page = copy_of.read("data/why/story.html")
-    assert found["sentences"][0].split(":")[0] in html.unescape(page) and "://" not in page.replace("data:image/png", "")
+    assert found["sentences"][0].split(":")[0] in html.unescape(page)
+    assert "://" not in page.replace("data:image/png", "")
     copy_of.run("headstart", "why", "--no-open", "--apply")
     assert yaml.safe_load(copy_of.read("params.yaml"))["finetune"]["unfreeze"] == found["freeze"]["measured"]
 
 
-def test_without_pretrained_weights_there_is_nothing_to_compare(tmp_path: Path, copy_of: Clone) -> None:
+@pytest.mark.usefixtures("tmp_path")
+def test_without_pretrained_weights_there_is_nothing_to_compare(copy_of: Clone) -> None:
     card = copy_of.folder / "data/backbone/card.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"pretrained": False}))
     done = copy_of.run("python", "stages/why.py", check=False)
     assert done.returncode == 1
-    assert "has random weights" in done.stderr and "Traceback" not in done.stderr
+    assert "has random weights" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_answer_that_is_not_there_is_asked_for_in_one_sentence(copy_of: Clone) -> None:

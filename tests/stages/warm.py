@@ -84,7 +84,8 @@ def _start(folder: Path, variables: dict[str, str]) -> None:
     started.append(server)
     deadline = time.monotonic() + 300
     while not (packages / "warm_start.marshal").exists():
-        assert server.poll() is None and time.monotonic() < deadline, server.communicate(timeout=1)
+        assert server.poll() is None, server.communicate(timeout=1)
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 

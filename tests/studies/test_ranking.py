@@ -346,7 +346,8 @@ def stored(
     name: str, pictures: tuple[Pixels, pd.DataFrame], mirror: str | None, folder: Path, count: int = 30
 ) -> Candidate:
     pixels, manifest = pictures
-    return store_candidate(name, pixels, Sample.of(manifest, 0), count, 0, mirror, CPU, folder / name, "torch")
+    params = Params.model_validate({"weights_mirror": mirror, "features": {"engine": "torch"}})
+    return store_candidate(name, pixels, Sample.of(manifest, 0), count, params, CPU, folder / name)
 
 
 def test_a_candidates_features_are_its_own_answers_for_the_sample(
@@ -364,8 +365,9 @@ def test_a_candidates_features_are_its_own_answers_for_the_sample(
         assert (again.folder / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.usefixtures("closed")
 def test_no_weights_is_recorded_in_one_sentence_and_told_in_full(
-    tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame], closed: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame], capsys: pytest.CaptureFixture[str]
 ) -> None:
     candidate = stored("squeezenet1_0", pictures, None, tmp_path)
     assert candidate.missing is not None
@@ -387,8 +389,9 @@ def test_a_name_nobody_knows_is_an_error_and_not_a_missing_file(
         stored("test_resnett", pictures, None, tmp_path)
 
 
+@pytest.mark.usefixtures("closed")
 def test_ranking_measures_real_networks_and_keeps_what_took_long(
-    tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame], mirror: str, closed: None
+    tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame], mirror: str
 ) -> None:
     names = ["test_resnet", "test_efficientnet"]
     candidates = [stored(name, pictures, mirror, tmp_path / "candidates") for name in names]

@@ -96,7 +96,8 @@ def test_there_is_one_verdict_for_every_interval(value: float, below: float, abo
     said = verdict(Estimate(value, value - below, value + above))
     assert said in (WORTH, NOT_WORTH, CANT_TELL)
     if said == WORTH:
-        assert value - below > 0 and value >= 0.01
+        assert value - below > 0
+        assert value >= 0.01
     if value + above < 0:
         assert said == NOT_WORTH
     if value - below < 0 and value + above > 0.01:
@@ -132,7 +133,9 @@ def test_seconds_go_on_from_where_the_state_was_saved(tmp_path: Path, monkeypatc
 def test_pictures_for_an_accuracy_lie_between_the_points_that_surround_it() -> None:
     c = curve([0.6, 0.7, 0.8, 0.9])
     needed, at_most = pictures_for(0.75, c)
-    assert needed is not None and 125 < needed < 250 and not at_most
+    assert needed is not None
+    assert 125 < needed < 250
+    assert not at_most
     assert pictures_for(0.5, c) == (50.0, True)
     assert pictures_for(0.95, c) == (None, False)
 
@@ -186,7 +189,8 @@ def test_the_least_training_that_is_not_clearly_worse_is_taken_and_compared_with
     equal = conclude(curves([0.9] * 4, [0.9] * 4, [0.5] * 4), "half", Set(100, 2, 0.6, 0.75))["freeze"]
     assert equal["measured"] == "none"
     assert (equal["size"], equal["similar"]) == ("small", True)
-    assert equal["rules"]["CS231n"]["agrees"] and equal["rules"]["CS230"]["agrees"]
+    assert equal["rules"]["CS231n"]["agrees"]
+    assert equal["rules"]["CS230"]["agrees"]
     better = conclude(curves([0.8] * 4, [0.95] * 4, [0.5] * 4), "half", Set(5000, 2, 0.2, 0.75))
     assert better["freeze"]["measured"] == "last"
     assert (better["freeze"]["size"], better["freeze"]["similar"]) == ("large", False)
@@ -235,7 +239,9 @@ def test_shares_are_nested_stratified_and_hold_every_class_on_the_side_that_is_t
         train, val = pictures.inner(0, share)
         chosen = set(pictures.pictures(0, share).tolist())
         assert before < chosen
-        assert set(train) | set(val) <= chosen and not set(train) & set(val) and len(val)
+        assert set(train) | set(val) <= chosen
+        assert not set(train) & set(val)
+        assert len(val)
         assert len(train) + len(val) == len(chosen) or len(set(groups)) < len(groups)  # what resembles val is left out
         assert not chosen & set(pictures.folds[0][1].tolist())
         assert set(pictures.sample.labels[train]) == set(range(len(sizes)))

@@ -18,7 +18,8 @@ from tests.stages.test_pipeline import digests
 
 pytestmark = [pytest.mark.slow]
 
-BRANCH = "studies/dvc.yaml:rank"
+STUDIES = "studies/dvc.yaml"
+BRANCH = f"{STUDIES}:rank"
 SMALL = ["test_resnet", "test_efficientnet"]
 RANK = {"candidates": SMALL, "first": 45, "pictures": 90}
 
@@ -38,14 +39,14 @@ def with_mirror(clone: Clone) -> Clone:
 
 def ran(clone: Clone, *arguments: str) -> list[str]:
     """The stages of the branch that ran."""
-    return [stage.removeprefix(f"{BRANCH}:") for stage in clone.stages_run(*arguments) if stage.startswith(BRANCH)]
+    return [stage.removeprefix(f"{STUDIES}:") for stage in clone.stages_run(*arguments) if stage.startswith(STUDIES)]
 
 
 @pytest.fixture
 def ranked(project: Callable[..., Clone]) -> Clone:
     clone = with_mirror(project(**SLICE | {"rank": RANK}))
     output = clone.measured.repro(BRANCH).stdout
-    assert "Running stage 'studies/dvc.yaml:rank:rank'" in output
+    assert "Running stage 'studies/dvc.yaml:rank'" in output
     assert "Running stage 'head'" not in output
     return clone
 
@@ -60,9 +61,9 @@ def test_a_candidate_more_runs_alone_and_nothing_else_does(ranked: Clone) -> Non
     closed = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(ranked.folder)}
     output = ranked.repro(BRANCH, **closed).stdout
     for name in ("test_byobnet", "squeezenet1_0"):
-        assert f"Running stage '{BRANCH}:candidate@{name}'" in output
+        assert f"Running stage '{STUDIES}:candidate@{name}'" in output
     for name in SMALL:
-        assert f"Running stage '{BRANCH}:candidate@{name}'" not in output
+        assert f"Running stage '{STUDIES}:candidate@{name}'" not in output
     table = json.loads(ranked.read("data/rank/rank.json"))["table"]
     assert table[-1]["backbone"] == "squeezenet1_0"
     assert table[-1]["note"].startswith("no weights: ")
@@ -80,7 +81,7 @@ def test_a_candidate_more_runs_alone_and_nothing_else_does(ranked: Clone) -> Non
 def test_the_same_inputs_give_the_same_bytes_and_the_choice_can_be_applied(ranked: Clone) -> None:
     before = digests(ranked.folder / "data/candidates")
     assert before
-    ranked.repro("--force", "--single-item", f"{BRANCH}:candidate@test_resnet", f"{BRANCH}:candidate@test_efficientnet")
+    ranked.repro("--force", "--single-item", f"{STUDIES}:candidate@test_resnet", f"{STUDIES}:candidate@test_efficientnet")
     assert digests(ranked.folder / "data/candidates") == before
     choice = json.loads(ranked.read("data/rank/rank.json"))["choice"]
     output = ranked.measured.run("headstart", "rank", "--apply").stdout
@@ -90,7 +91,7 @@ def test_the_same_inputs_give_the_same_bytes_and_the_choice_can_be_applied(ranke
 
 def test_killed_half_way_it_loses_no_candidate_that_was_finished(project: Callable[..., Clone]) -> None:
     clone = with_mirror(project(**SLICE | {"rank": RANK}))
-    lock = clone.folder / "rank/dvc.lock"
+    lock = clone.folder / "studies/dvc.lock"
 
     def in_the_second_stage() -> bool:
         return lock.exists() and time.time() - lock.stat().st_mtime > 1

@@ -23,7 +23,7 @@ def test_killed_it_goes_on_where_it_was_and_the_best_can_be_applied(copy_of: Clo
     output = copy_of.measured.repro(BRANCH).stdout
     assert "finetune: going on after epoch" in output
     assert [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")] == [
-        "fetch", f"{BRANCH}:tune"
+        "fetch", BRANCH
     ]  # fmt: skip
     found = json.loads(copy_of.read("data/tune/tune.json"))
     assert sorted(row["trial"] for row in found["trials"]) == [0, 1]

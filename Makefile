@@ -37,7 +37,7 @@ tune: setup  ## better settings of fine-tuning? dvc repro studies/dvc.yaml:tune
 	dvc repro studies/dvc.yaml:tune
 
 test: setup  ## every test, the slow ones too
-	OMP_WAIT_POLICY=passive pytest -q -n 2 --maxschedchunk 1 --durations 15  # two at a time share the cores: neither spins on them
+	OMP_WAIT_POLICY=passive pytest -q -n 2 --maxschedchunk 1 --durations 15 --cov --cov-report term  # two at a time share the cores: neither spins on them
 
 lint: setup  ## ruff and mypy
 	ruff check .
@@ -66,4 +66,4 @@ lock: .venv/bin/uv  ## requirements.lock again, from pyproject.toml
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 clean:  ## remove the environment and all outputs (the DVC cache and MLflow's runs stay)
-	rm -rf .venv data/*/ site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv data/*/ site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -39,7 +39,8 @@ GONE = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
 LONGEST_DESCRIPTION = 5000  # characters that MLflow's tables take; PostgreSQL refuses more
 LONGEST_WHY = 1000
 KEPT = 3  # models on disk
-MANIFEST = "data/manifest.parquet"  # among a run's artifacts
+MANIFEST = "prepare/manifest.parquet"  # among a run's artifacts
+OLD_MANIFEST = "data/manifest.parquet"  # where runs of headstart before the rooms have it
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,8 @@ class Registry:
     def _manifest(self, version: Version) -> pd.DataFrame:
         import pandas as pd
 
-        with self.artifact(version, MANIFEST) as file:
+        with self.artifact(version, MANIFEST) as new, self.artifact(version, OLD_MANIFEST) as old:
+            file = new or old
             if file is None:
                 raise HeadstartError(
                     f"the run of version {version.number} of {self.name} does not say which pictures it was made from "

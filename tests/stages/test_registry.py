@@ -251,5 +251,5 @@ def test_four_workers_of_a_queue_all_end_whole(copy_of: Clone, shared: str) -> N
     for run in runs:
         whole(run)
         assert run.info.artifact_uri.startswith((copy_of.folder / "mlartifacts").as_uri())
-        assert {"MODEL_CARD.md", "data"} <= {a.path for a in mlflow.MlflowClient(shared).list_artifacts(run.info.run_id)}
+        assert {"MODEL_CARD.md", "prepare"} <= {a.path for a in mlflow.MlflowClient(shared).list_artifacts(run.info.run_id)}
     forget(shared)

@@ -106,7 +106,7 @@ def test_how_much_to_train_is_written_into_params_and_the_comments_stay(story: S
 
 
 def test_without_why_there_is_no_story(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=r"run `dvc repro why/dvc\.yaml` first"):
+    with pytest.raises(HeadstartError, match=r"run `dvc repro studies/dvc\.yaml:why` first"):
         Story.of(tmp_path, Params())
     write_json(tmp_path / "why" / "why.json", outcome([0.9] * 4, [0.9] * 4, [0.5] * 4))
     assert Story.of(tmp_path, Params()).rank is None

@@ -1,4 +1,4 @@
-.PHONY: help setup repro rank why labels tune test lint format ui docs bench clean lock
+.PHONY: help setup repro rank why labels tune test lint format schemas ui docs bench clean lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -47,6 +47,9 @@ lint: setup  ## ruff and mypy
 format: setup  ## put the code in shape
 	ruff check --fix .
 	ruff format .
+
+schemas: setup  ## docs/schemas, of the JSON files that stages write
+	python -m headstart.base.artifacts.schemas docs/schemas
 
 ui: setup  ## MLflow's page on http://127.0.0.1:5000
 	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}

@@ -38,7 +38,8 @@ def fill(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from headstart.base import artifacts
+    from headstart.base.artifacts import ClassifierFolder
+    from headstart.base.artifacts.classifier import ClassifierDetails
     from headstart.models.backbones import architecture
     from headstart.models.classifier import Classifier, FittedHead
     from headstart.models.heads import LinearHead
@@ -48,15 +49,14 @@ def fill(folder: Path) -> None:
     model = Classifier(
         trunk, FittedHead(LinearHead.of(torch.randn(CLASSES, FEATURES) / 30, torch.zeros(CLASSES)), 1.0, names)
     )
-    parts = folder / "classifier"
+    parts = ClassifierFolder(folder, "classifier")
     parts.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, parts / artifacts.WEIGHTS)
-    (parts / artifacts.NETWORK).touch()
-    details = {
-        "backbone": NETWORK, "weights": "none", "preprocessing": trunk.view.as_dict(), "classes": names, "temperature": 1.0,
-        "chosen": "head", "max_megapixels": 100.0,
-    }  # fmt: skip
-    (parts / artifacts.DETAILS).write_text(json.dumps(details), encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, parts.weights)
+    parts.network.touch()
+    ClassifierDetails(
+        backbone=NETWORK, weights="none", preprocessing=trunk.view.stored(), classes=list(names), temperature=1.0,
+        chosen="head", max_megapixels=100.0,
+    ).write(parts.details)  # fmt: skip
     mlflow.pyfunc.save_model(
         folder / "model", python_model=str(ROOT / "headstart" / "mlflow_model.py"), artifacts={"classifier": str(parts)},
         pip_requirements=["mlflow"],

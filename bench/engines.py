@@ -31,7 +31,7 @@ def measure(wanted: str, threads: int | None) -> dict[str, float]:
 
     def made(trunk: Any, pictures: Any) -> Any:
         engine, told = engine_for(trunk, BATCH * BATCHES, pictures, pictures.device, wanted)
-        assert told["engine"] == wanted, told["why"]
+        assert told.engine == wanted, told.why
         return engine
 
     def rounded(trunk: Any, pictures: Any) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 from _project import with_features
 from why_digits import write_digits
 
+from headstart.base.artifacts import DATA
 from headstart.base.device import set_up
 from headstart.base.params import Params
 from headstart.base.progress import hidden
@@ -38,16 +39,16 @@ if __name__ == "__main__":
         source = str(Path(asked.source).expanduser().resolve()) if asked.source else str(Path(scratch) / "digits")
         with_features(project, source)
         os.chdir(project)
-        data, params, device = Path("data"), Params.load(), set_up(None)
-        manifest = read_manifest(data / "prepare")
+        data, params, device = DATA, Params.load(), set_up(None)
+        manifest = read_manifest(data.prepare)
         pictures = Pictures(data, manifest, Sample.of(manifest, params.seed), device)
         shipped = recipe.LEAST_WARMUP
         for share in asked.shares:
             for start, cut, least in ((FROZEN, "none", None), (FINETUNED, "half", 0), (FINETUNED, "half", shipped)):
                 recipe.LEAST_WARMUP = least or 0
                 state = Path(scratch) / f"state-{least}"
-                network = data / "fetch" / "network.py"
-                laboratory = Laboratory(pictures, data / "backbone", network, params, device, 0.0, state)
+                network = data.fetch.network
+                laboratory = Laboratory(pictures, data.backbone, network, params, device, 0.0, state)
                 with hidden():
                     found = [laboratory.run(Training(start, cut, fold, share)) for fold in range(asked.folds)]
                 accuracy, loss = (np.concatenate([one[key] for one in found]).mean() for key in ("correct", "losses"))

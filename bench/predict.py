@@ -37,33 +37,29 @@ def package(model: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from headstart.base.artifacts import CLASSIFIER, DETAILS, WEIGHTS
-    from headstart.base.artifacts import NETWORK as OWN
-    from headstart.base.files import write_json
+    from headstart.base.artifacts import ModelFolder
+    from headstart.base.artifacts.classifier import ClassifierDetails
     from headstart.models.backbones import architecture, feature_width
     from headstart.models.classifier import Classifier, FittedHead
     from headstart.models.heads import LinearHead
 
-    folder = model / CLASSIFIER
+    folder = ModelFolder(model).classifier
     folder.mkdir(parents=True)
     trunk = architecture(NETWORK).trunk()
     head = FittedHead(LinearHead.of(torch.randn(2, feature_width(trunk)), torch.zeros(2)), 1.0, ("even", "odd"))
     state = Classifier(trunk, head).state_dict()
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / WEIGHTS)
-    (folder / OWN).touch()
-    write_json(
-        folder / DETAILS,
-        {
-            "backbone": NETWORK,
-            "weights": "default",
-            "preprocessing": trunk.view.as_dict(),
-            "classes": head.classes,
-            "temperature": 1.0,
-            "chosen": "head",
-            "max_megapixels": 100.0,
-            "short_side": 384,
-        },
-    )
+    save_file({key: value.contiguous() for key, value in state.items()}, folder.weights)
+    folder.network.touch()
+    ClassifierDetails(
+        backbone=NETWORK,
+        weights="default",
+        preprocessing=trunk.view.stored(),
+        classes=list(head.classes),
+        temperature=1.0,
+        chosen="head",
+        max_megapixels=100.0,
+        short_side=384,
+    ).write(folder.details)
 
 
 def features(folder: Path) -> dict[str, float]:

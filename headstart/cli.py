@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from headstart import __version__
+from headstart.base.artifacts import DATA
 from headstart.base.errors import HeadstartError, run_cleanly
 from headstart.base.threads import wait_passively
 
@@ -51,7 +52,7 @@ def predict(
         list[Path],
         typer.Argument(help="Pictures, folders of them, or - for paths on standard input, by line or by find -print0."),
     ],
-    model: Model = Path("data/package/model"),
+    model: Model = DATA.package.model,
     form: Annotated[
         str | None,
         typer.Option(
@@ -104,19 +105,19 @@ def export(
     max_cost: Annotated[
         float, typer.Option(help="Accuracy on validation pictures that int8 may cost; beyond it is refused.")
     ] = 0.01,
-    model: Model = Path("data/package/model"),
+    model: Model = DATA.package.model,
 ) -> None:
     """Write the model in a form that needs neither headstart nor torch, after comparing its answers on real pictures."""
     from headstart.inference import export
 
     if to not in export.FORMS:
         raise HeadstartError(f"--to {to!r}; allowed: {', '.join(export.FORMS)}")
-    print(export.export(model, to, Path("data"), output or Path("data/export") / to, max_cost))
+    print(export.export(model, to, DATA, output or DATA / "export" / to, max_cost))
 
 
 @app.command()
 def serve(
-    model: Model = Path("data/package/model"),
+    model: Model = DATA.package.model,
     host: Annotated[str, typer.Option(help="0.0.0.0 answers other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     max_megabytes: Annotated[float, typer.Option(min=0.001, max=256, help="Of one request's body.")] = 10.0,
@@ -141,17 +142,16 @@ def track() -> None:
     from headstart.base.params import Params
     from headstart.tracking.track import track as log
 
-    data = Path("data")
-    for needed in ("evaluate/metrics.json", "package/model/MLmodel"):
-        if not (data / needed).exists():
-            raise HeadstartError(f"{data / needed} is not there; run `dvc pull` or `dvc repro` first")
-    print(log(data, Params.load(), data / "track"))
+    for needed in (DATA.evaluate.metrics, DATA.package.model.mlmodel):
+        if not needed.exists():
+            raise HeadstartError(f"{needed} is not there; run `dvc pull` or `dvc repro` first")
+    print(log(DATA, Params.load()))
 
 
 def _say_if_made_by_other_code(*stages: str) -> None:
     from headstart.base.identity import made_by_other_code
 
-    if sentence := made_by_other_code(Path("data"), stages):
+    if sentence := made_by_other_code(DATA, stages):
         print(f"headstart: {sentence}; `dvc repro` makes it again", file=sys.stderr)
 
 
@@ -166,7 +166,7 @@ def gate() -> None:
     from headstart.tracking.result import stages_of_the_result
 
     _say_if_made_by_other_code(*stages_of_the_result())
-    print(run(Path("data"), Params.load()).sentence)
+    print(run(DATA, Params.load()).sentence)
 
 
 @app.command()
@@ -224,10 +224,11 @@ def rank(
     apply: Annotated[bool, typer.Option("--apply", help="Write the choice into params.yaml.")] = False,
 ) -> None:
     """Say which backbone `dvc repro studies/dvc.yaml:rank` found best for your pictures, and why."""
+    from headstart.base.artifacts.rank import Ranking
     from headstart.base.params import Params
     from headstart.studies import ranking_report
 
-    ranking, params = ranking_report.load_ranking(Path("data/rank")), Params.load()
+    ranking, params = Ranking.read(DATA.rank.details), Params.load()
     _say_if_made_by_other_code("candidate", "rank")
     ranking_report.show(ranking, params.weights)
     if apply:
@@ -239,9 +240,10 @@ def tune(
     apply: Annotated[bool, typer.Option("--apply", help="Write the best settings into params.yaml.")] = False,
 ) -> None:
     """Say which settings `dvc repro studies/dvc.yaml:tune` found best, and whether they are better than yours."""
+    from headstart.base.artifacts.tune import Tuning
     from headstart.studies import tuning_report
 
-    found = tuning_report.load_tuning(Path("data/tune"))
+    found = Tuning.read(DATA.tune.details)
     _say_if_made_by_other_code("tune")
     tuning_report.show(found)
     if apply:
@@ -260,13 +262,13 @@ def why(
     import webbrowser
 
     from headstart.base.params import Params
-    from headstart.studies.summary import PAGE, Story
+    from headstart.studies.summary import Story
 
-    data = Path("data")
+    data = DATA
     story = Story.of(data, Params.load())
     _say_if_made_by_other_code("why")
     print("\n".join(story.lines()))
-    page = data / "why" / PAGE
+    page = data.why.page
     story.write_page(page, data)
     print(f"The whole story, with plots: {page}")
     if show if show is not None else sys.stdout.isatty():
@@ -278,11 +280,11 @@ def why(
 @app.command()
 def labels() -> None:
     """Say which labels `dvc repro studies/dvc.yaml:labels` found to look wrong, and where the pictures are to be seen."""
+    from headstart.base.artifacts.labels import LabelIssues
     from headstart.studies import label_issues_report
 
-    folder = Path("data/labels")
     _say_if_made_by_other_code("labels")
-    label_issues_report.show(label_issues_report.load_labels(folder), folder)
+    label_issues_report.show(LabelIssues.read(DATA.labels.details), DATA.labels)
 
 
 @app.command()
@@ -294,11 +296,10 @@ def drift(
     """Say whether new pictures differ from those that the champion was made from, which are new in kind, and which of those
     without labels are most worth labelling."""
     from headstart.base.params import Params
-    from headstart.monitoring import drift_report
     from headstart.monitoring.drift import detect_drift
     from headstart.tracking.registry import Registry
 
-    data, params = Path("data"), Params.load()
+    data, params = DATA, Params.load()
     if folder is not None:
         params = params.model_copy(update={"drift": params.drift.model_copy(update={"incoming": str(folder.resolve())})})
     registry = Registry(params) if params.registry.model else None
@@ -312,7 +313,7 @@ def drift(
     if found is None:
         print("No usable picture is new.")
     else:
-        print(f"{found.sentence}\nWith the pictures: {data / 'drift' / drift_report.PAGE}")
+        print(f"{found.sentence}\nWith the pictures: {data.drift.page}")
 
 
 @app.command()

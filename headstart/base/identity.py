@@ -24,18 +24,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, sha256_of_files, write_json
 from headstart.base.paths import state_folder
 
 PACKAGE = Path(__file__).parents[1]
-CODE = Path("fetch") / "code"  # below the data folder
 PIPELINES = (Path("dvc.yaml"), Path("studies") / "dvc.yaml")
 # Libraries that shape no output: they show progress, lock files, count cores, carry files whose digest is checked, or read
 # parameters, whose values DVC compares.
 WITHOUT_EFFECT = {
-    "aiohttp", "filelock", "fsspec", "huggingface_hub", "joblib", "psutil", "pydantic", "rich", "threadpoolctl", "typer",
-    "yaml",
+    "aiohttp", "filelock", "fsspec", "huggingface_hub", "joblib", "psutil", "pydantic", "rich", "ruamel", "threadpoolctl",
+    "typer", "yaml",
 }  # fmt: skip
 # The room whose modules tell MLflow what a stage does: they are part of its identity, their libraries are not.
 OBSERVERS = "headstart.tracking."
@@ -82,9 +82,9 @@ class Code:
         return [*sorted(modules), *versions]
 
 
-def code(stage: str, data: Path) -> Code:
+def code(stage: str, data: DataFolder) -> Code:
     """The code of a stage of this project. The user's own network is read from ``data`` where the stage builds networks."""
-    return _code([Path("stages") / f"{stage}.py"], data / "fetch" / "network.py")
+    return _code([Path("stages") / f"{stage}.py"], data.fetch.network)
 
 
 @cache
@@ -99,28 +99,28 @@ def modules_of(module: str) -> dict[str, Path]:
     return dict(sorted((names[path], path) for path, _ in _closure([_modules()[module]]) if path in names))
 
 
-def write_code(data: Path) -> None:
+def write_code(data: DataFolder) -> None:
     """Write the code of every stage of this project below ``data``, for the stages to depend on."""
     for script in sorted(Path("stages").glob("*.py")):
-        write_json(data / CODE / f"{script.stem}.json", asdict(code(script.stem, data)))
+        write_json(data.fetch.code.of(script.stem), asdict(code(script.stem, data)))
     _files().keep()
 
 
-def recorded_code(data: Path, stage: str) -> Code | None:
+def recorded_code(data: DataFolder, stage: str) -> Code | None:
     """The code of a stage as ``fetch`` found it last; None where that is not known."""
     try:
-        return Code(**read_json(data / CODE / f"{stage}.json"))
+        return Code(**read_json(data.fetch.code.of(stage)))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def recorded_libraries(data: Path, stages: Iterable[str]) -> dict[str, str]:
+def recorded_libraries(data: DataFolder, stages: Iterable[str]) -> dict[str, str]:
     """The versions of all libraries that shape the outputs of ``stages``."""
     recorded = (recorded_code(data, stage) for stage in stages)
     return dict(sorted(item for one in recorded if one for item in one.libraries.items()))
 
 
-def changes(data: Path, stage: str) -> list[str]:
+def changes(data: DataFolder, stage: str) -> list[str]:
     """What differs between the code that ``fetch`` recorded for a stage and the code and libraries that are here now."""
     recorded = recorded_code(data, stage)
     if recorded is None or not (Path("stages") / f"{stage}.py").exists():
@@ -128,7 +128,7 @@ def changes(data: Path, stage: str) -> list[str]:
     return code(stage, data).changes_since(recorded)
 
 
-def check_code(data: Path, stage: str) -> None:
+def check_code(data: DataFolder, stage: str) -> None:
     """See to it that a stage runs the code that it is known by.
 
     Raises:
@@ -140,7 +140,7 @@ def check_code(data: Path, stage: str) -> None:
         )
 
 
-def made_by_other_code(data: Path, stages: Iterable[str]) -> str | None:
+def made_by_other_code(data: DataFolder, stages: Iterable[str]) -> str | None:
     """A sentence for those who are shown an output: it was made by other code or libraries than are here; None where it
     was not."""
     changed = {stage: found for stage in stages if (found := changes(data, stage))}
@@ -167,7 +167,7 @@ def inputs_of(stage: str) -> dict[str, str]:
         return {
             path.as_posix(): sha256_of_files(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
             for path in paths
-            if path.parts[1:3] != CODE.parts
+            if path != DATA.fetch.code.of(stage)
         }
     except FileNotFoundError as error:
         raise HeadstartError(f"{error.filename} is not there; `dvc repro {stage}` makes what {stage} needs") from None

@@ -5,8 +5,10 @@ This is the only module that validates the file. Stages take the typed objects f
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -287,48 +289,45 @@ class Params(Section):
             raise HeadstartError(f"{path}: {problems}") from None
 
 
-def set_values(path: Path, wanted: dict[str, Any]) -> list[str]:
-    """Write values into the file, whose comments and other lines stay; "key: value" of those that it did not hold yet.
+def set_values(path: Path, wanted: Mapping[str, object]) -> list[str]:
+    """Write values into the file, whose comments and order stay; "key: value" of those that it did not hold yet.
 
     Args:
-        wanted: by dotted key, such as ``finetune.lr``. A key that the file leaves out is put into its section.
+        wanted: by dotted key, such as ``finetune.lr``. A key that the file leaves out is put first into its section.
     """
+    from ruamel.yaml import YAML  # a tenth of a second, which those who only read need not wait for
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.util import load_yaml_guess_indent
+
     text = path.read_text(encoding="utf-8")
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 10_000  # lines that people wrote are not broken
+    editor.representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
+    root, editor.sequence_indent, editor.sequence_dash_offset = load_yaml_guess_indent(text, yaml=editor)
+    comments = text.rstrip("\n") + "\n" if root is None and text.strip() else ""
+    root = CommentedMap() if root is None else root
     told = []
     for key, value in wanted.items():
-        new = value if isinstance(value, str) else json.dumps(value)
-        changed = _with_value(text, key, new)
-        if changed != text:
-            text = changed
-            told.append(f"{key}: {new}")
+        *sections, name = key.split(".")
+        node = root
+        for section in sections:
+            if not isinstance(node.get(section), CommentedMap):
+                node.insert(0, section, CommentedMap())
+                node[section].fa.set_flow_style()
+            node = node[section]
+        if name not in node:
+            node.insert(0, name, value)
+        elif node[name] != value:
+            node[name] = value
+        else:
+            continue
+        told.append(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
     if told:
-        write_text(path, text)
+        stream = io.StringIO()
+        editor.dump(root, stream)
+        write_text(path, comments + stream.getvalue())
     return told
-
-
-def _with_value(text: str, key: str, new: str) -> str:
-    """``text`` with ``new`` under a dotted key: in place of the scalar that stands there, or put before its neighbours."""
-    section, _, name = key.rpartition(".")
-    root: Any = yaml.compose(text)
-    node = _below(root, section) if section else root
-    if (value := _below(node, name)) is not None:
-        at, end = value.start_mark.index, value.end_mark.index
-        same = yaml.load(text[at:end], _Loader) == yaml.load(new, _Loader)
-        return text if same else f"{text[:at]}{new}{text[end:]}"
-    entry = f"{name}: {new}" if node is not None or not section else f"{section}: {{{name}: {new}}}"
-    node = node or root
-    if node is None:  # nothing but comments
-        return f"{text}\n{entry}\n".lstrip()
-    at, indent = node.start_mark.index, " " * node.start_mark.column
-    if node.flow_style:
-        return f"{text[: at + 1]}{entry}{', ' if node.value else ''}{text[at + 1 :]}"
-    return f"{text[:at]}{entry}\n{indent}{text[at:]}"
-
-
-def _below(node: Any, key: str) -> Any:
-    """The node under ``key``, or None."""
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    return next((value for name, value in pairs if name.value == key), None)
 
 
 def _section(location: tuple[Any, ...]) -> type[BaseModel]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.errors import run_cleanly
 from headstart.base.identity import check_code
 from headstart.base.params import Params
 from headstart.base.threads import wait_passively
 
-DATA = Path("data")
-
 wait_passively()  # not in start(): what a stage's script imports after this module imports torch
 
 
-def start(script: str, run: Callable[[Params, Path], None]) -> None:
+def start(script: str, run: Callable[[Params, DataFolder], None]) -> None:
     """Call ``run`` with params.yaml and the data folder of the current folder, and end the process as a stage should.
 
     Args:

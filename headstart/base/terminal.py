@@ -1,23 +1,23 @@
-"""Tables for the terminal: a dictionary a row, an empty cell where nothing is known."""
+"""Tables for the terminal: an object a row, an empty cell where nothing is known."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Column = tuple[str, str, Callable[[Any], str]]  # heading, key of a row, and how a value is written
+Column = tuple[str, str, Callable[[Any], str]]  # heading, attribute of a row, and how a value is written
 
 
 def number(form: str) -> Callable[[Any], str]:
     return lambda value: "" if value is None else format(value, form)
 
 
-def cells(row: dict[str, Any], columns: Iterable[Column]) -> list[str]:
-    return [written(row[key]) for _, key, written in columns]
+def cells(row: object, columns: Iterable[Column]) -> list[str]:
+    return [written(getattr(row, name)) for _, name, written in columns]
 
 
 def console() -> Console:
@@ -30,7 +30,14 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 124, highlight=False, markup=False, emoji=False)
 
 
-def show(rows: Iterable[dict[str, Any]], columns: Sequence[Column], bold: str | None = None) -> None:
+class Row(Protocol):
+    """What a table shows a line of."""
+
+    @property
+    def backbone(self) -> str: ...
+
+
+def show(rows: Iterable[Row], columns: Sequence[Column], bold: str | None = None) -> None:
     """Print a table: numbers to the right, names to the left, the headings and the row of the backbone ``bold`` in bold.
 
     A line is as long as it takes, since half a number is worse than a line that the terminal breaks. (rich's own tables cut
@@ -43,5 +50,5 @@ def show(rows: Iterable[dict[str, Any]], columns: Sequence[Column], bold: str | 
     terminal = console()
     for line, row in zip(written, [None, *rows], strict=True):
         text = "  ".join(place(cell, width) for place, cell, width in zip(places, line, widths, strict=True)).rstrip()
-        style = "bold" if row is None or row["backbone"] == bold else None
+        style = "bold" if row is None or row.backbone == bold else None
         terminal.print(text, style=style, soft_wrap=True)

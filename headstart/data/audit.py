@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pandas as pd
 
+from headstart.base.artifacts.audit import AuditReport, Dropped
 from headstart.data.splits import SPLITS
-
-AUDIT = "audit.json"
 
 
 class Audit:
@@ -29,17 +27,17 @@ class Audit:
     def drop(self, path: str, reason: str) -> None:
         self.dropped[path] = reason
 
-    def report(self, manifest: pd.DataFrame, leaks: int) -> dict[str, Any]:
+    def report(self, manifest: pd.DataFrame, leaks: int) -> AuditReport:
         """What is written to audit.json, in order of paths and names."""
         counts = manifest.groupby(["label", "split"]).size()
-        return {
-            "kept": len(manifest),
-            "dropped": [{"path": path, "reason": self.dropped[path]} for path in sorted(self.dropped)],
-            "warnings": self.warnings,
-            "leaks": leaks,
-            "converted": dict(sorted(self.notes.items())),
-            "classes": {
+        return AuditReport(
+            kept=len(manifest),
+            dropped=[Dropped(path=path, reason=self.dropped[path]) for path in sorted(self.dropped)],
+            warnings=self.warnings,
+            leaks=leaks,
+            converted=dict(sorted(self.notes.items())),
+            classes={
                 str(label): {split: int(counts.get((label, split), 0)) for split in SPLITS}
                 for label in sorted(manifest["label"].unique())
             },
-        }
+        )

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, replacing, sha256_of, write_json, write_text
 from headstart.base.identity import write_code
@@ -103,14 +104,14 @@ def _first_of_each_class(pictures: list[Picture], limit: int) -> list[Picture]:
     return [picture for picture in pictures if picture.path in chosen]
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """Write the manifest of the pictures, the user's own network, the digest of their weights, and every stage's code."""
-    folder = data / "fetch"
-    pictures = fetch(params.data, folder / "manifest.csv")
+    folder = data.fetch
+    pictures = fetch(params.data, folder.manifest)
     own = network_file(params.backbone)
-    with replacing(folder / "network.py") as part:
+    with replacing(folder.network) as part:
         part.write_bytes(own.read_bytes() if own else b"# backbone is not a file of the user's own\n")
     weights = weights_file(params.weights)
-    write_text(folder / "weights.sha256", f"{sha256_of(weights) if weights else 'not a file'}\n")
+    write_text(folder.weights_digest, f"{sha256_of(weights) if weights else 'not a file'}\n")
     write_code(data)
     print(f"{len(pictures)} pictures in {len({p.label for p in pictures})} classes from {params.data.source}")

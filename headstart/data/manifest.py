@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from headstart.base.artifacts import PrepareFolder
 from headstart.base.errors import HeadstartError
-
-MANIFEST = "manifest.parquet"
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
@@ -17,10 +16,11 @@ def read_manifest(folder: Path) -> pd.DataFrame:
     Raises:
         HeadstartError: it is missing or damaged.
     """
+    path = PrepareFolder(folder).manifest
     try:
-        return pd.read_parquet(folder / MANIFEST)
+        return pd.read_parquet(path)
     except (OSError, ValueError):
-        raise HeadstartError(f"{folder / MANIFEST} is not there or not whole; run `dvc repro prepare`") from None
+        raise HeadstartError(f"{path} is not there or not whole; run `dvc repro prepare`") from None
 
 
 def class_names(manifest: pd.DataFrame) -> list[str]:

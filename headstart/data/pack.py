@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from headstart.base.artifacts import PrepareFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing
 from headstart.base.identity import code_of
@@ -23,7 +24,7 @@ from headstart.base.params import Prepare
 from headstart.base.progress import progress
 from headstart.data.audit import Audit
 from headstart.data.decode import RESIZE_ABOVE, Array, Unusable, decode, encode, fingerprint
-from headstart.data.packed import INDEX, Pixels
+from headstart.data.packed import Pixels
 from headstart.data.picture import Picture
 
 
@@ -117,7 +118,7 @@ def write_index(usable: list[PackedPicture], packing: dict[bytes, bytes], folder
             "notes": pa.array([list(p.notes) for p in usable], pa.list_(pa.string())),
         }
     ).replace_schema_metadata(packing)
-    with replacing(folder / INDEX) as part:
+    with replacing(PrepareFolder(folder).pixels_index) as part:
         pq.write_table(index, part)
 
 
@@ -176,7 +177,7 @@ def _reusable(folder: Path, packing: dict[bytes, bytes]) -> dict[str, tuple[Pack
         pixels = Pixels(folder)
         if pixels.settings.get(b"headstart") != packing[b"headstart"]:
             return {}
-        rows = pq.read_table(folder / INDEX).to_pylist()
+        rows = pq.read_table(PrepareFolder(folder).pixels_index).to_pylist()
         return {
             row["sha256"]: (
                 PackedPicture(

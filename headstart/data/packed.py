@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from headstart.base.artifacts import PrepareFolder
 from headstart.base.errors import HeadstartError
 from headstart.data.decode import Array
-
-PIXELS, INDEX = "pixels.bin", "pixels.parquet"
 
 
 class Pixels:
@@ -28,12 +27,13 @@ class Pixels:
     """
 
     def __init__(self, folder: Path) -> None:
+        files = PrepareFolder(folder)
         try:
             # Without the thumbnails, which are most of the index: loaded, they take 2.8 KB of memory each.
-            index = pq.read_table(folder / INDEX, columns=["offset", "length", "height", "width"])
-            with (folder / INDEX).open("rb") as stream:
+            index = pq.read_table(files.pixels_index, columns=["offset", "length", "height", "width"])
+            with files.pixels_index.open("rb") as stream:
                 self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            self._file = os.open(folder / PIXELS, os.O_RDONLY)
+            self._file = os.open(files.pixels, os.O_RDONLY)
         except (OSError, ValueError) as error:
             raise HeadstartError(f"{folder} has no packed pictures ({error}); run `dvc repro prepare`") from None
         weakref.finalize(self, os.close, self._file)
@@ -44,7 +44,7 @@ class Pixels:
         self._height = index["height"].to_numpy()
         self._width = index["width"].to_numpy()
         if os.fstat(self._file).st_size < (self._offset + self._length).max(initial=0):
-            raise HeadstartError(f"{folder / PIXELS} is cut short; run `dvc repro prepare`")
+            raise HeadstartError(f"{files.pixels} is cut short; run `dvc repro prepare`")
 
     def __len__(self) -> int:
         return len(self._offset)

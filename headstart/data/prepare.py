@@ -7,31 +7,31 @@ from pathlib import Path
 
 import pandas as pd
 
+from headstart.base.artifacts import DataFolder, PrepareFolder
 from headstart.base.errors import HeadstartError
-from headstart.base.files import remove_cut_short, replacing, write_json
+from headstart.base.files import remove_cut_short, replacing
 from headstart.base.params import Params, Prepare, Split
 from headstart.base.threads import cores
-from headstart.data.audit import AUDIT, Audit
+from headstart.data.audit import Audit
 from headstart.data.contact_sheet import write_contact_sheet
 from headstart.data.decode import quiet
 from headstart.data.fetch import read_manifest
 from headstart.data.groups import assign_splits, count_leaks, distance_from_train
-from headstart.data.manifest import MANIFEST
 from headstart.data.pack import PackedPicture, pack, write_index
-from headstart.data.packed import INDEX, PIXELS, Pixels
+from headstart.data.packed import Pixels
 from headstart.data.picture import Picture
 from headstart.data.sources import locate
 from headstart.data.splits import SPLITS
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """Audit every picture, split, decode once, and draw a few pictures of each class on a sheet."""
-    pictures, folder = read_manifest(data / "fetch" / "manifest.csv"), data / "prepare"
+    pictures, folder = read_manifest(data.fetch.manifest), data.prepare
     root, threads = locate(params.data).root, params.threads or cores()
     manifest = prepare(pictures, root, params.prepare, params.split, params.seed, threads, folder)
-    write_contact_sheet(Pixels(folder), manifest, folder / "sheet.png")
+    write_contact_sheet(Pixels(folder), manifest, folder.sheet)
     counts = ", ".join(f"{n} {split}" for split, n in manifest["split"].value_counts().items())
-    print(f"{len(manifest)} of {len(pictures)} pictures kept ({counts}); see {folder}/audit.json and sheet.png")
+    print(f"{len(manifest)} of {len(pictures)} pictures kept ({counts}); see {folder.audit} and {folder.sheet.name}")
 
 
 def prepare(
@@ -49,14 +49,15 @@ def prepare(
     pictures = _without_exact_duplicates(pictures, audit)
     folder.mkdir(parents=True, exist_ok=True)
     remove_cut_short(folder)
-    with replacing(folder / PIXELS) as part, quiet():
+    files = PrepareFolder(folder)
+    with replacing(files.pixels) as part, quiet():
         usable, packing = pack(pictures, root, settings, threads, folder, part, audit)
         usable = assign_splits(usable, split, seed, audit)
         usable = _without_untrainable_classes(usable, settings, audit)
-        (folder / INDEX).unlink(missing_ok=True)  # it describes the file that is replaced now
+        files.pixels_index.unlink(missing_ok=True)  # it describes the file that is replaced now
     write_index(usable, packing, folder)
     manifest = _write_manifest(usable, folder)
-    write_json(folder / AUDIT, audit.report(manifest, count_leaks(usable, split)))
+    audit.report(manifest, count_leaks(usable, split)).write(files.audit)
     return manifest
 
 
@@ -129,6 +130,6 @@ def _write_manifest(usable: list[PackedPicture], folder: Path) -> pd.DataFrame:
             "height": [p.original_height for p in usable],
         }
     )
-    with replacing(folder / MANIFEST) as part:
+    with replacing(PrepareFolder(folder).manifest) as part:
         manifest.to_parquet(part, index=False)
     return manifest

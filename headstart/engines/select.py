@@ -4,11 +4,10 @@ are, and the kind of processor. No clock takes part, since which engine it was s
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from headstart.base.artifacts.engine import EngineChoice
 from headstart.engines.base import Engine, Forward
 from headstart.engines.eager import Torch
 from headstart.engines.openvino import OpenVINO
@@ -35,8 +34,8 @@ def engine_for(
     device: torch.device,
     wanted: str = "auto",
     labels: Tensor | None = None,
-) -> tuple[Forward, dict[str, Any]]:
-    """The forward pass of ``network`` by the engine that suits it, and what to tell about that: ``engine`` and ``why``.
+) -> tuple[Forward, EngineChoice]:
+    """The forward pass of ``network`` by the engine that suits it, and which that is.
 
     Args:
         network: in eval mode, on ``device``; its output is one tensor.
@@ -48,9 +47,11 @@ def engine_for(
     few = sample[:SAMPLE]
     reference = ENGINES["torch"].prepare(network, few, device)
     if wanted == "torch":
-        return reference("fp32"), {"engine": "torch", "why": "params.yaml asks for it"}
+        return reference("fp32"), EngineChoice(engine="torch", why="params.yaml asks for it")
     if wanted == "auto" and device.type == "cpu" and pictures < WORTH_COMPARING:
-        return reference("fp32"), {"engine": "torch", "why": f"{pictures} pictures are too few to prepare another engine"}
+        return reference("fp32"), EngineChoice(
+            engine="torch", why=f"{pictures} pictures are too few to prepare another engine"
+        )
     work = pictures * gmacs(network, few.shape[-1])
     engine = _preferred(work, device) if wanted == "auto" else ENGINES[wanted]
     if not engine.runs_on(device):
@@ -69,16 +70,18 @@ def engine_for(
             objection = f"{engine.name} cannot take this network ({_in_short(error)})"
         if objection:
             print(f"{objection}; going on with torch")
-            return reference("fp32"), {"engine": "torch", "why": objection}
+            return reference("fp32"), EngineChoice(engine="torch", why=objection)
         why = f"within {TOLERANCE:g} of torch on {len(few)} pictures"
     if labels is None or work < engine.bf16_pays_from(device):
-        return exact, {"engine": engine.name, "why": why}
+        return exact, EngineChoice(engine=engine.name, why=why)
     rounded = prepared("bf16")
     objection = objection_to(rounded(sample), exact(sample), labels)
     if objection:
         print(f"bfloat16 is not used: {objection}")
-        return exact, {"engine": engine.name, "why": f"{why}; bfloat16 was tried and refused: {objection}"}
-    return rounded, {"engine": f"{engine.name} bf16", "why": f"a probe's answers stay the same on {len(sample)} pictures"}
+        return exact, EngineChoice(engine=engine.name, why=f"{why}; bfloat16 was tried and refused: {objection}")
+    return rounded, EngineChoice(
+        engine=f"{engine.name} bf16", why=f"a probe's answers stay the same on {len(sample)} pictures"
+    )
 
 
 def _preferred(work: float, device: torch.device) -> Engine:

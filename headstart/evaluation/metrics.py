@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headstart.base.arrays import Bools, Floats, Ints
+from headstart.base.artifacts.metrics import Measured, Name
 from headstart.data.splits import FEW_PICTURES
 from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, wilson
 from headstart.models.task import SINGLE_LABEL, SingleLabel, Task
@@ -160,7 +161,7 @@ def metrics_of(task: Task) -> list[Metric]:
     return [metric for metric in METRICS.values() if isinstance(task, metric.task)]
 
 
-def measured(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
+def measured(scores: Scores, resamples: int, seed: int) -> Measured:
     """Every metric of one split, each with its 95 % interval as _low and _high, and the number of pictures as ``n``.
 
     Of a proportion the interval is Wilson's (1927). Of the others it is the percentile bootstrap's, extended to the figure
@@ -176,7 +177,7 @@ def measured(scores: Scores, resamples: int, seed: int) -> dict[str, float]:
         metric.name: (min(float(low), values[metric.name]), max(float(high), values[metric.name]))
         for metric, low, high in zip(bootstrapped, lows, highs, strict=True)
     }
-    result: dict[str, float] = {}
+    result: Measured = {}
     for name, value in values.items():
         low, high = intervals.get(name) or wilson(round(value * n), n)
         result |= {name: value, f"{name}_low": low, f"{name}_high": high}
@@ -192,7 +193,7 @@ def gain(before: Scores, after: Scores) -> dict[str, float]:
     return {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
 
 
-def choose(val: dict[str, Scores]) -> str:
+def choose(val: dict[Name, Scores]) -> Name:
     """head or finetune: the lower validation log-loss, which tells more than accuracy where pictures are few.
 
     Where they are so few that two lucky pictures make most of the difference (and epoch and mixture were chosen on the same

@@ -13,12 +13,18 @@ import torch
 
 from headstart.base import files
 from headstart.base.arrays import Ints
+from headstart.base.artifacts import DataFolder, EvaluateFolder, FiguresFolder
+from headstart.base.artifacts.audit import AuditReport
+from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.engine import FeaturesDetails
+from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.head import HeadDetails
+from headstart.base.artifacts.metrics import Gain, Metrics, Name
 from headstart.base.device import set_up
-from headstart.base.files import read_json, replacing, write_json, write_text
+from headstart.base.files import replacing, write_text
 from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.params import Params
 from headstart.base.progress import progress
-from headstart.data.audit import AUDIT
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
@@ -27,10 +33,9 @@ from headstart.evaluation.metrics import Metric, Scores, metrics_of
 from headstart.evaluation.summary import arithmetic, headline, interval
 from headstart.models.backbones import load_trunk
 from headstart.models.classifier import Classifier, FittedHead
-from headstart.training import feature_files, finetuned, head_files
+from headstart.training import finetuned, head_files
 from headstart.training.feature_files import load_features
 
-METRICS_FILE, PREDICTIONS, REPORT, FIGURES = "metrics.json", "predictions.parquet", "report.html", "figures"
 ALWAYS_REPORTED = ("val", "test")
 MADE_BY = ("prepare", "backbone", "features", "head", "finetune", "evaluate")  # stages whose outputs the report is about
 
@@ -39,11 +44,11 @@ MADE_BY = ("prepare", "backbone", "features", "head", "finetune", "evaluate")  #
 class Candidates:
     """The classifiers to choose from, with what each says about validation and test."""
 
-    classifiers: dict[str, Classifier]
-    scores: dict[str, dict[str, Scores]]  # name → split → scores
+    classifiers: dict[Name, Classifier]
+    scores: dict[Name, dict[str, Scores]]  # name → split → scores
 
 
-def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> dict[str, Any]:
+def evaluate(data: DataFolder, params: Params, device: torch.device, folder: EvaluateFolder) -> Metrics:
     """Choose on validation, measure on test, and write everything people look at into ``folder``.
 
     Args:
@@ -52,7 +57,7 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
     Returns:
         What metrics.json holds.
     """
-    manifest, pixels = read_manifest(data / "prepare"), Pixels(data / "prepare")
+    manifest, pixels = read_manifest(data.prepare), Pixels(data.prepare)
     candidates = _candidates(data, manifest, pixels, device)
     resamples, seed = params.evaluate.bootstrap, params.seed
     measured = {
@@ -60,42 +65,45 @@ def evaluate(data: Path, params: Params, device: torch.device, folder: Path) -> 
         for split in ALWAYS_REPORTED
     }
     chosen = metrics.choose({name: scores["val"] for name, scores in candidates.scores.items()})
-    result: dict[str, Any] = {"chosen": chosen, **measured}
-    result["test"]["chosen"] = result["test"][chosen]
+    gain = None
     if "finetune" in candidates.scores:
-        result["gain"] = {
-            split: metrics.gain(candidates.scores["head"][split], candidates.scores["finetune"][split])
+        gain = {
+            split: Gain(**metrics.gain(candidates.scores["head"][split], candidates.scores["finetune"][split]))
             for split in ALWAYS_REPORTED
         }
+    test = measured["test"] | {"chosen": measured["test"][chosen]}
+    result = Metrics(chosen=chosen, val=measured["val"], test=test, gain=gain)
     scores = candidates.scores[chosen]
     classes = list(candidates.classifiers[chosen].classes)
     table = metrics.per_class(scores["test"], classes)
-    _figures(data, folder / FIGURES, result, scores["test"], classes)
+    _figures(data, folder.figures, result, scores["test"], classes)
     _mistakes(candidates.classifiers[chosen], pixels, manifest, scores["test"], params.evaluate.mistakes, folder)
-    with replacing(folder / PREDICTIONS) as part:
+    with replacing(folder.predictions) as part:
         metrics.predictions(manifest, scores, classes).to_parquet(part, index=False)
-    files.write_rows(table, folder / FIGURES / "per_class.csv")
-    write_text(folder / REPORT, _page(data, params, result, metrics_of(scores["test"].task), table, folder / FIGURES))
-    write_json(folder / METRICS_FILE, result)
+    files.write_rows(table, folder.figures.per_class)
+    write_text(folder.report, _page(data, params, result, metrics_of(scores["test"].task), table, folder.figures))
+    result.write(folder.metrics)
     return result
 
 
-def _classifiers(data: Path) -> dict[str, Classifier]:
-    head, final = head_files.load_head(data / "head"), head_files.load_head(data / "head", refit=True)
-    trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
-    tuned = finetuned.load_finetuned(data / "finetune", deepcopy(trunk), head)
-    classifiers = {"head": Classifier(trunk, final).eval()}
-    return classifiers | ({"finetune": tuned.eval()} if tuned is not None else {})
+def _classifiers(data: DataFolder) -> dict[Name, Classifier]:
+    head, final = head_files.load_head(data.head), head_files.load_head(data.head, refit=True)
+    trunk, _ = load_trunk(data.backbone, data.fetch.network)
+    tuned = finetuned.load_finetuned(data.finetune, deepcopy(trunk), head)
+    classifiers: dict[Name, Classifier] = {"head": Classifier(trunk, final).eval()}
+    if tuned is not None:
+        classifiers["finetune"] = tuned.eval()
+    return classifiers
 
 
-def _candidates(data: Path, manifest: pd.DataFrame, pixels: Pixels, device: torch.device) -> Candidates:
+def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device: torch.device) -> Candidates:
     """The head's scores come from cached features; only the fine-tuned network is run on the test pictures."""
     classifiers = _classifiers(data)
-    head, final = head_files.load_head(data / "head"), head_files.load_head(data / "head", refit=True)
-    scores: dict[str, dict[str, Scores]] = {"head": {}}
+    head, final = head_files.load_head(data.head), head_files.load_head(data.head, refit=True)
+    scores: dict[Name, dict[str, Scores]] = {"head": {}}
     labels = {}
     for split, used in (("val", head), ("test", final)):
-        features, numbers = load_features(data / "features", split)
+        features, numbers = load_features(data.features, split)
         labels[split] = numbers.numpy()
         scores["head"][split] = _scores(used.logits(features), used, labels[split])
     if "finetune" in classifiers:
@@ -108,7 +116,7 @@ def _candidates(data: Path, manifest: pd.DataFrame, pixels: Pixels, device: torc
                 logits.append(part)
                 advance(len(part))
         scores["finetune"] = {
-            "val": _scores(finetuned.load_val_logits(data / "finetune"), model, labels["val"]),
+            "val": _scores(finetuned.load_val_logits(data.finetune), model, labels["val"]),
             "test": _scores(torch.cat(logits), model, labels["test"]),
         }
         model.cpu()
@@ -121,23 +129,25 @@ def _scores(logits: torch.Tensor, source: FittedHead | Classifier, labels: Ints)
     return Scores(probabilities.numpy(), labels, source.task)
 
 
-def _figures(data: Path, folder: Path, result: dict[str, Any], test: Scores, classes: list[str]) -> None:
-    head = read_json(data / "head" / head_files.DETAILS)
-    figures.confusion(test.labels, test.predicted, classes, folder / "confusion.png")
+def _figures(data: DataFolder, folder: FiguresFolder, result: Metrics, test: Scores, classes: list[str]) -> None:
+    head = HeadDetails.read(data.head.details)
+    figures.confusion(test.labels, test.predicted, classes, folder.confusion)
     rows = metrics.reliability(test)
-    figures.reliability(rows, result["test"]["chosen"]["ece"], folder / "reliability.png")
-    files.write_rows(rows, folder / "reliability.csv")
-    figures.sweep(head["sweep"], head["C"], folder / "sweep.png")
+    figures.reliability(rows, result.test["chosen"]["ece"], folder.reliability)
+    files.write_rows(rows, folder.reliability_table)
+    figures.sweep(head.sweep, head.C, folder.sweep)
     names = np.array(classes)
     pairs = [{"true": names[t], "predicted": names[p]} for t, p in zip(test.labels, test.predicted, strict=True)]
-    files.write_rows(pairs, folder / "confusion.csv")
-    if "finetune" in result["val"]:
-        curve = pd.read_csv(data / "finetune" / finetuned.CURVE)
-        level = result["val"]["head"]
-        figures.learning_curve(curve, level["log_loss"], level["accuracy"], folder / "curve.png")
+    files.write_rows(pairs, folder.confusion_table)
+    if "finetune" in result.val:
+        curve = pd.read_csv(data.finetune.curve)
+        level = result.val["head"]
+        figures.learning_curve(curve, level["log_loss"], level["accuracy"], folder.curve)
 
 
-def _mistakes(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: Scores, count: int, folder: Path) -> None:
+def _mistakes(
+    model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: Scores, count: int, folder: EvaluateFolder
+) -> None:
     positions = metrics.worst_mistakes(test, count)
     rows = np.flatnonzero(manifest["split"] == "test")[positions]
     targets = test.predicted[positions].tolist()
@@ -146,16 +156,16 @@ def _mistakes(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: S
     names = [name[:20] for name in model.classes]
     captions = [f"{names[test.predicted[p]]} {test.confidence[p]:.2f}\nis {names[test.labels[p]]}" for p in positions]
     views = [model.trunk.view(picture) for picture in stored]
-    figures.mistakes(views, heat, captions, folder / FIGURES / "mistakes.png")
+    figures.mistakes(views, heat, captions, folder.figures.mistakes)
 
 
 def _page(
-    data: Path, params: Params, result: dict[str, Any], columns: list[Metric], table: list[dict[str, Any]], drawn: Path
+    data: DataFolder, params: Params, result: Metrics, columns: list[Metric], table: list[dict[str, Any]], drawn: Path
 ) -> str:
     pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
-    pictures["sheet"] = pages.embedded((data / "prepare" / "sheet.png").read_bytes())
+    pictures["sheet"] = pages.embedded(data.prepare.sheet.read_bytes())
     page = pages.template("report.html.j2", percent=lambda value: f"{100 * value:.1f} %", interval=interval)
-    tuned = read_json(data / "finetune" / finetuned.DETAILS)
+    tuned = FinetuneDetails.read(data.finetune.details)
     return page.render(
         params=params,
         result=result,
@@ -164,17 +174,17 @@ def _page(
         table=table,
         most_classes_shown=figures.MOST_CLASSES_SHOWN,
         pictures=pictures,
-        audit=read_json(data / "prepare" / AUDIT),
-        card=read_json(data / "backbone" / "card.json"),
-        head=read_json(data / "head" / head_files.DETAILS),
+        audit=AuditReport.read(data.prepare.audit),
+        card=Card.read(data.backbone.card),
+        head=HeadDetails.read(data.head.details),
         tuned=tuned,
-        arithmetic=arithmetic(read_json(data / "features" / feature_files.CARD), tuned),
+        arithmetic=arithmetic(FeaturesDetails.read(data.features.details), tuned),
         libraries=recorded_libraries(data, MADE_BY),
         other_code=made_by_other_code(data, MADE_BY),
     )
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage evaluate: let validation choose, report on the test split once, draw everything."""
-    result = evaluate(data, params, set_up(params.threads), data / "evaluate")
-    print(f"{headline(result)}\nThe whole story: {data}/evaluate/report.html")
+    result = evaluate(data, params, set_up(params.threads), data.evaluate)
+    print(f"{headline(result)}\nThe whole story: {data.evaluate.report}")

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from headstart.base.artifacts.engine import FeaturesDetails
+from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.metrics import Measured, Metrics
 
 
-def interval(measured: dict[str, float], name: str = "accuracy") -> str:
+def interval(measured: Measured, name: str = "accuracy") -> str:
     """A metric with its interval, as people write it: 0.812 (0.774–0.848)."""
     return f"{measured[name]:.3f} ({measured[f'{name}_low']:.3f}–{measured[f'{name}_high']:.3f})"
 
 
-def arithmetic(features: dict[str, Any], finetune: dict[str, Any]) -> str:
+def arithmetic(features: FeaturesDetails, finetune: FinetuneDetails) -> str:
     """What made the features, and the fine-tuned network where there is one. Where it differs, so do the last digits, and
-    fine-tuning lets them grow.
-
-    Args:
-        features: features.json.
-        finetune: finetune.json.
-    """
-    where = "{processor}, {threads} threads"
-    text = f"{where.format(**features)}; features by {features['engine']}"
-    if not finetune["ran"]:
+    fine-tuning lets them grow."""
+    here, there = (f"{details.processor}, {details.threads} threads" for details in (features, finetune))
+    text = f"{here}; features by {features.engine}"
+    if not finetune.ran:
         return text
-    elsewhere = "" if where.format(**finetune) == where.format(**features) else f" on {where.format(**finetune)}"
-    return f"{text}; fine-tuning{elsewhere}, its frozen layers by {finetune['frozen_part']['engine']}"
+    elsewhere = "" if there == here else f" on {there}"
+    return f"{text}; fine-tuning{elsewhere}, its frozen layers by {finetune.frozen_part.engine}"
 
 
-def headline(result: dict[str, Any]) -> str:
+def headline(result: Metrics) -> str:
     """One sentence on what was chosen and what it is worth."""
-    best = result["test"]["chosen"]
+    best = result.test["chosen"]
     names = {"head": "the head on frozen features", "finetune": "the fine-tuned network"}
-    chose = f"Validation chose {names[result['chosen']]}" if "finetune" in result["test"] else "The head on frozen features"
+    chose = f"Validation chose {names[result.chosen]}" if "finetune" in result.test else "The head on frozen features"
     sentence = f"{chose}; test accuracy {interval(best)} on {best['n']} pictures."
-    if "gain" in result:
-        gain = result["gain"]["test"]
-        points = f"{100 * gain['accuracy']:+.1f} points ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+    if result.gain:
+        gain = result.gain["test"]
+        points = f"{100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
         sentence += f" Fine-tuning changed test accuracy by {points}."
     return sentence

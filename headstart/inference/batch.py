@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from headstart.base.arrays import Floats
-from headstart.base.artifacts import CLASSIFIER, DETAILS
+from headstart.base.artifacts import ModelFolder
+from headstart.base.artifacts.classifier import ClassifierDetails, Threshold
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, replacing
+from headstart.base.files import replacing
 from headstart.base.progress import Advance, progress
 from headstart.data.decode import Array, Unusable, quiet
 from headstart.engines.batching import inference_batch
@@ -55,7 +56,7 @@ class BatchPredictor:
         lock: held while the network runs. Hold it also to put hooks into ``predictor.model``, as Grad-CAM does: it may be
             the same network.
         batch: the number of pictures to pass at once.
-        engine: which engine runs, and why (``engine``, ``why``).
+        engine: which engine runs.
     """
 
     def __init__(
@@ -217,23 +218,23 @@ def predict(files: Sequence[Path], model: Path, output_format: str, output: Path
     if row is not None:
         print(
             f"headstart: {answered} of {len(files) - failed} answered, those of probability {threshold:.3f} and more; on "
-            f"validation that was {row['answered']:.0%} of the pictures, and {row['error']:.1%} of these were wrong",
+            f"validation that was {row.answered:.0%} of the pictures, and {row.error:.1%} of these were wrong",
             file=sys.stderr,
         )
     if failed:
         raise HeadstartError(f"{failed} of {len(files)} pictures could not be used")
 
 
-def _threshold(model: Path, max_error: float | None) -> tuple[dict[str, float] | None, float]:
+def _threshold(model: Path, max_error: float | None) -> tuple[Threshold | None, float]:
     """The row of the model's table for ``max_error``, and the least confidence that is answered."""
     if max_error is None:
         return None, 0.0
     try:
-        details = read_json(model / CLASSIFIER / DETAILS)
-    except (OSError, ValueError):
+        details = ClassifierDetails.read(ModelFolder(model).classifier.details)
+    except HeadstartError:
         return None, 0.0  # loading the model reports it
-    row = threshold_for(max_error, details.get("answering"))
-    return row, row["confidence"]
+    row = threshold_for(max_error, details.answering)
+    return row, row.confidence
 
 
 def _progress(count: int, output: Path | None) -> contextlib.AbstractContextManager[Advance]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.base.arrays import Floats, Ints
+from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.files import write_json, write_text
 from headstart.base.private_names import fold_openvino_batch_norm
@@ -58,7 +59,7 @@ class WholeClassifier(nn.Module):
         return self.model.probabilities(self.model(self.normalise(pictures.permute(0, 3, 1, 2))))
 
 
-def export(model: Path, to: str, data: Path, folder: Path, max_cost: float) -> str:
+def export(model: Path, to: str, data: DataFolder, folder: Path, max_cost: float) -> str:
     """Write the packaged ``model`` into ``folder`` in the form ``to``, with classes, preprocessing and a README.
 
     Args:
@@ -82,7 +83,7 @@ def export(model: Path, to: str, data: Path, folder: Path, max_cost: float) -> s
         raise HeadstartError(f"{folder} holds something that is not an export; name another --output")
     predictor = load_predictor(model)
     network, view = WholeClassifier(predictor.model).eval(), predictor.model.trunk.view
-    pixels, manifest = Pixels(data / "prepare"), read_manifest(data / "prepare")
+    pixels, manifest = Pixels(data.prepare), read_manifest(data.prepare)
     pictures = Pictures(pixels, manifest, view)
     target = folder.resolve()  # a link to a folder stays a link
     try:

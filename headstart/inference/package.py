@@ -19,8 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from headstart.base.artifacts import DETAILS, NETWORK, WEIGHTS
-from headstart.base.files import read_json, sha256_of_files, write_json, write_text
+from headstart.base.artifacts import ClassifierFolder, DataFolder, PackageFolder
+from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.classifier import ClassifierDetails, Thresholds
+from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.head import HeadDetails
+from headstart.base.artifacts.metrics import Metrics
+from headstart.base.files import sha256_of_files, write_text
 from headstart.base.identity import PACKAGE, modules_of, without_docstrings
 from headstart.base.params import Params
 from headstart.base.private_names import list_no_packages_in_mlflow
@@ -34,38 +39,37 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "timm", "t
 EPOCH = "1970-01-01 00:00:00.000000"
 
 
-def package(data: Path, params: Params, folder: Path) -> None:
+def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
     """Write the MLflow model into ``folder / "model"``; the same classifier gives the same bytes."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
 
-    chosen = read_json(data / "evaluate" / "metrics.json")["chosen"]
-    card, head = read_json(data / "backbone" / "card.json"), read_json(data / "head" / "head.json")
-    tuned = read_json(data / "finetune" / "finetune.json") if chosen == "finetune" else {}
+    chosen = Metrics.read(data.evaluate.metrics).chosen
+    card, head = Card.read(data.backbone.card), HeadDetails.read(data.head.details)
+    tuned = FinetuneDetails.read(data.finetune.details) if chosen == "finetune" else None
     with tempfile.TemporaryDirectory() as scratch:
-        parts = Path(scratch) / "classifier"
+        parts = ClassifierFolder(scratch, "classifier")
         parts.mkdir()
-        save_file(_tensors(data, chosen), parts / WEIGHTS)
-        details = {
-            "backbone": card["name"],
-            "weights": card["weights"],
-            "preprocessing": card["preprocessing"] | ({"size": tuned["size"]} if tuned else {}),
-            "head": head["kind"],
-            "classes": head["classes"],
-            "temperature": (tuned or head)["temperature"],
-            "chosen": chosen,
-            "max_megapixels": params.prepare.max_megapixels,
-            "short_side": params.prepare.short_side,
-            "answering": _answering(data, head["classes"]),
-        }
-        write_json(parts / DETAILS, details)
-        shutil.copyfile(data / "fetch" / "network.py", parts / NETWORK)
+        save_file(_tensors(data, chosen), parts.weights)
+        ClassifierDetails(
+            backbone=card.name,
+            weights=card.weights,
+            preprocessing=card.preprocessing.model_copy(update={"size": tuned.size} if tuned else {}),
+            head=head.kind,
+            classes=head.classes,
+            temperature=(tuned or head).temperature,
+            chosen=chosen,
+            max_megapixels=params.prepare.max_megapixels,
+            short_side=params.prepare.short_side,
+            answering=_answering(data, head.classes),
+        ).write(parts.details)
+        shutil.copyfile(data.fetch.network, parts.network)
         code = _packed_code(Path(scratch) / "code")
         outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
-        outputs += [ColSpec("double", name) for name in head["classes"]]
-        target = folder / "model"
+        outputs += [ColSpec("double", name) for name in head.classes]
+        target = folder.model
         shutil.rmtree(target, ignore_errors=True)
         list_no_packages_in_mlflow()  # requirements are read from the environment a few lines below
         with warnings.catch_warnings():
@@ -82,19 +86,19 @@ def package(data: Path, params: Params, folder: Path) -> None:
     _without_times_and_paths(target)
 
 
-def _answering(data: Path, classes: list[str]) -> dict[str, Any]:
+def _answering(data: DataFolder, classes: list[str]) -> Thresholds:
     """The table of confidence thresholds, from the chosen classifier's predictions on the validation pictures."""
-    table = pd.read_parquet(data / "evaluate" / "predictions.parquet")
+    table = pd.read_parquet(data.evaluate.predictions)
     val = table[table["split"] == "val"]
     return selective.thresholds(val[classes].to_numpy().max(axis=1), (val["label"] == val["predicted"]).to_numpy())
 
 
-def _tensors(data: Path, chosen: str) -> dict[str, NDArray[Any]]:
+def _tensors(data: DataFolder, chosen: str) -> dict[str, NDArray[Any]]:
     """The state of the chosen ``Classifier``, read from the stages' files without building a network."""
     if chosen == "finetune":
-        return load_file(data / "finetune" / "weights.safetensors")
-    head = load_file(data / "head" / "head.safetensors")
-    trunk = load_file(data / "backbone" / "weights.safetensors")
+        return load_file(data.finetune.weights)
+    head = load_file(data.head.weights)
+    trunk = load_file(data.backbone.weights)
     own = {f"head.{key.removeprefix('refit_')}": value for key, value in head.items() if key.startswith("refit_")}
     return {f"trunk.network.{key}": value for key, value in trunk.items()} | own
 
@@ -113,15 +117,15 @@ def _version(name: str) -> str:
     return importlib.metadata.version(name).partition("+")[0]
 
 
-def _input_example(data: Path, target: Path) -> None:
+def _input_example(data: DataFolder, target: Path) -> None:
     """Write a test picture as base64 in MLflow's two forms: a data frame, and the body of a request to a server."""
     import base64
     import json
 
-    manifest = read_manifest(data / "prepare")
+    manifest = read_manifest(data.prepare)
     row = int(np.flatnonzero(manifest["split"] == "test")[0])
     stream = io.BytesIO()
-    picture = Image.fromarray(Pixels(data / "prepare")[row])
+    picture = Image.fromarray(Pixels(data.prepare)[row])
     picture.thumbnail((128, 128))
     picture.save(stream, "JPEG", quality=85)
     frame = {"columns": ["image"], "data": [[base64.b64encode(stream.getvalue()).decode()]]}
@@ -153,8 +157,8 @@ def _without_times_and_paths(target: Path) -> None:
     write_text(target / "MLmodel", yaml.safe_dump(mlmodel, sort_keys=True))
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage package: pack the chosen classifier as an MLflow model."""
-    package(data, params, data / "package")
-    model = data / "package" / "model"
+    package(data, params, data.package)
+    model = data.package.model
     print(f"{model} is ready: headstart predict PICTURE, or mlflow models serve -m {model}")

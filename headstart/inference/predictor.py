@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from headstart.base.artifacts import CLASSIFIER, DETAILS, NETWORK, WEIGHTS
+from headstart.base.artifacts import ClassifierFolder, ModelFolder
+from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.errors import HeadstartError
 from headstart.data.decode import Array, Unusable, decode, quiet
 from headstart.models.backbones import architecture
@@ -46,20 +46,21 @@ class Predictor:
         Raises:
             HeadstartError: the folder holds no model.
         """
+        files = ClassifierFolder(folder)
+        details = ClassifierDetails.read(files.details)
         try:
-            details = json.loads((folder / DETAILS).read_text(encoding="utf-8"))
-            state = load_file(folder / WEIGHTS)
-        except (OSError, ValueError, SafetensorError) as error:
+            state = load_file(files.weights)
+        except (OSError, SafetensorError) as error:
             raise HeadstartError(f"{folder} holds no packaged model ({error}); run `dvc repro package`") from None
-        trunk = architecture(details["backbone"], folder / NETWORK, details["weights"]).trunk()
-        trunk.view = View.from_card(details)
+        trunk = architecture(details.backbone, files.network, details.weights).trunk()
+        trunk.view = View.of(details.preprocessing)
         of_head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
-        module = HEADS[details.get("head", "linear")].from_state(of_head)  # older packages have no other
-        self.model = Classifier(trunk, FittedHead(module, details["temperature"], tuple(details["classes"])))
+        module = HEADS[details.head].from_state(of_head)
+        self.model = Classifier(trunk, FittedHead(module, details.temperature, tuple(details.classes)))
         self.model.load_state_dict(state)
         self.model.eval().requires_grad_(False)
-        self.max_megapixels: float = details["max_megapixels"]
-        self.short_side: int | None = details.get("short_side")
+        self.max_megapixels = details.max_megapixels
+        self.short_side = details.short_side
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ def load_predictor(model: Path) -> Predictor:
     Raises:
         HeadstartError: the folder holds no model.
     """
-    return Predictor(model / CLASSIFIER)
+    return Predictor(ModelFolder(model).classifier)
 
 
 def _from_base64(text: str) -> bytes | None:

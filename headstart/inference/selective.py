@@ -8,33 +8,29 @@ every error rate that may be asked for, so that one table serves all.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from headstart.base.arrays import Bools, Floats
+from headstart.base.artifacts.classifier import Threshold, Thresholds
 from headstart.base.errors import HeadstartError
 
 CONFIDENCE_LEVEL = 0.95  # the probability that all bounds of a table hold together
 STEPS = 10  # thresholds: those that answer a tenth of the pictures, two tenths, ... all
 
 
-def thresholds(confidence: Floats, correct: Bools) -> dict[str, Any]:
+def thresholds(confidence: Floats, correct: Bools) -> Thresholds:
     """The error rate on held-out pictures for different confidence thresholds.
 
     Args:
         confidence: (N,) probabilities of the predicted label.
         correct: (N,) whether it is right.
 
-    Returns:
-        ``pictures`` (N), ``sure`` (the confidence level), and ``thresholds``: for each, the least ``confidence`` that is
-        answered, the share of pictures that has it (``answered``), the share of wrong ones among those (``error``), and the
-        upper end of its one-sided interval (``bound``; Clopper and Pearson 1934). The one with most answers comes first.
+    The bounds are one-sided limits of Clopper and Pearson (1934).
     """
     from scipy.special import betaincinv  # the same as beta.ppf of scipy.stats, which takes a second to import
 
     descending = np.sort(confidence)[::-1]
-    rows: list[dict[str, float]] = []
+    rows = []
     for step in range(STEPS, 0, -1):
         count = round(len(confidence) * step / STEPS)
         if not count:
@@ -43,11 +39,11 @@ def thresholds(confidence: Floats, correct: Bools) -> dict[str, Any]:
         answered = confidence >= least
         n, wrong = int(answered.sum()), int((answered & ~correct).sum())
         bound = 1.0 if wrong == n else float(betaincinv(wrong + 1, n - wrong, 1 - (1 - CONFIDENCE_LEVEL) / STEPS))
-        rows.append({"confidence": least, "answered": n / len(confidence), "error": wrong / n, "bound": bound})
-    return {"pictures": len(confidence), "sure": CONFIDENCE_LEVEL, "thresholds": rows}
+        rows.append(Threshold(confidence=least, answered=n / len(confidence), error=wrong / n, bound=bound))
+    return Thresholds(pictures=len(confidence), sure=CONFIDENCE_LEVEL, thresholds=rows)
 
 
-def threshold_for(max_error: float, table: dict[str, Any] | None) -> dict[str, float]:
+def threshold_for(max_error: float, table: Thresholds | None) -> Threshold:
     """The row of a table of ``thresholds`` that answers most pictures with an error bound of at most ``max_error``.
 
     Raises:
@@ -57,13 +53,12 @@ def threshold_for(max_error: float, table: dict[str, Any] | None) -> dict[str, f
         raise HeadstartError(f"--max-error {max_error:g}; give a share between 0 and 1, such as 0.05")
     if table is None:
         raise HeadstartError("this model was packaged without thresholds for --max-error; run `dvc repro package`")
-    rows: list[dict[str, float]] = table["thresholds"]
-    for row in rows:
-        if row["bound"] <= max_error:
+    for row in table.thresholds:
+        if row.bound <= max_error:
             return row
-    best = min(rows, key=lambda row: row["bound"])
+    best = min(table.thresholds, key=lambda row: row.bound)
     raise HeadstartError(
-        f"--max-error {max_error:g}: no threshold can promise that after {table['pictures']} validation pictures. The "
-        f"least is {best['bound']:.3f}, for the most confident {best['answered']:.0%} of the pictures; ask for that, or "
+        f"--max-error {max_error:g}: no threshold can promise that after {table.pictures} validation pictures. The "
+        f"least is {best.bound:.3f}, for the most confident {best.answered:.0%} of the pictures; ask for that, or "
         "have more validation pictures (split.val)"
     )

@@ -29,9 +29,10 @@ from starlette.requests import ClientDisconnect
 
 from headstart import __version__
 from headstart.base.arrays import Floats
-from headstart.base.artifacts import CLASSIFIER, DETAILS
+from headstart.base.artifacts import DataFolder, ModelFolder
+from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.metrics import Metrics
 from headstart.base.errors import HeadstartError, nearest
-from headstart.base.files import read_json
 from headstart.base.threads import cores
 from headstart.data.decode import Array, Unusable, quiet
 from headstart.evaluation import pages
@@ -116,19 +117,19 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def model_info(folder: Path, model: BatchPredictor, limits: Limits) -> dict[str, Any]:
     """The response of GET /model. The test figures are read from data/evaluate beside the model; None if it was moved."""
-    details = read_json(folder / CLASSIFIER / DETAILS)
+    details = ClassifierDetails.read(ModelFolder(folder).classifier.details)
     figures = None
-    with suppress(OSError, ValueError, KeyError):
-        measured = read_json(folder.resolve().parent.parent / "evaluate" / "metrics.json")
-        if measured["chosen"] == details["chosen"]:
-            figures = measured["test"]["chosen"]
+    with suppress(HeadstartError, KeyError):
+        measured = Metrics.read(DataFolder(folder.resolve().parent.parent).evaluate.metrics)
+        if measured.chosen == details.chosen:
+            figures = measured.test["chosen"]
     return {
         "classes": list(model.classes),
-        "backbone": details["backbone"],
-        "chosen": details["chosen"],
+        "backbone": details.backbone,
+        "chosen": details.chosen,
         "size": model.view.size,
         "figures": figures,
-        "engine": model.engine["engine"],
+        "engine": model.engine.engine,
         "max_megabytes": limits.max_megabytes,
         "max_megapixels": model.max_megapixels,
         "max_pictures": MAX_PICTURES,

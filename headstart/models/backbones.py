@@ -8,7 +8,6 @@ Three families answer to a name: torchvision's classification models, timm's mod
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.base.artifacts import BackboneFolder
+from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError, nearest
-from headstart.base.files import read_json
 from headstart.base.paths import is_own
 from headstart.base.private_names import without_torch_compiler
 from headstart.models.preprocessing import View
 
-CARD, WEIGHTS, CLASSIFIER = "card.json", "weights.safetensors", "classifier.safetensors"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_CLASSES = 1000
 # These were published with ``transform_input``: a switch that turns torchvision's usual normalisation into the 0.5/0.5
@@ -106,19 +105,19 @@ def architecture(name: str, network_file: Path | None = None, weights: str = "de
     raise HeadstartError(f"backbone {name!r} is neither a torchvision nor a timm model, nor a file.py:factory; {hint}")
 
 
-def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, dict[str, Any]]:
+def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, Card]:
     """The trunk that the backbone stage stored in ``folder``, with its card."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    card = Card.read(BackboneFolder(folder).card)
     try:
-        card = read_json(folder / CARD)
-        state = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        state = load_file(BackboneFolder(folder).weights)
+    except (OSError, SafetensorError) as error:
         raise HeadstartError(f"{folder} holds no backbone ({error}); run `dvc repro backbone`") from None
-    trunk = architecture(card["name"], network_file, card["weights"]).trunk()
+    trunk = architecture(card.name, network_file, card.weights).trunk()
     trunk.network.load_state_dict(state)
-    trunk.view = View.from_card(card)
+    trunk.view = View.of(card.preprocessing)
     return trunk, card
 
 
@@ -126,9 +125,9 @@ def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:
     """The publisher's ImageNet classifier on the trunk's features, (1000, D) and (1000,); None where it was not stored."""
     from safetensors.torch import load_file
 
-    if not (folder / CLASSIFIER).exists():
+    if not BackboneFolder(folder).imagenet_classifier.exists():
         return None
-    stored = load_file(folder / CLASSIFIER)
+    stored = load_file(BackboneFolder(folder).imagenet_classifier)
     return stored["weight"], stored["bias"]
 
 

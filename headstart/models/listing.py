@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -42,7 +41,25 @@ SORTS = {
 COUNTED = ("depth", "parameters", "gmacs", "input_size")
 AT_MOST_COUNTED, AT_MOST_MEASURED = 50, 20  # networks, where nobody asked for so many
 TOGETHER = 8  # pictures that a measured step takes
-Row = dict[str, Any]
+Found = dict[str, float | None]  # attributes of a row
+
+
+@dataclass
+class Row:
+    """A network; None where nothing is known."""
+
+    backbone: str
+    library: str
+    imagenet_top1: float | None = None
+    imagenet_top5: float | None = None
+    tested_at: int | None = None
+    depth: int | None = None
+    parameters: int | None = None
+    gmacs: float | None = None
+    input_size: int | None = None
+    at_hand: bool = False
+    forward_ms: float | None = None
+    backward_ms: float | None = None
 
 
 def _millions(count: int | None) -> str:
@@ -115,10 +132,10 @@ class Query:
 
     def keeps(self, row: Row) -> bool:
         """Whether ``row`` is asked for. What is not known is within no bound."""
-        parameters, top1 = row["parameters"], row["imagenet_top1"]
+        parameters, top1 = row.parameters, row.imagenet_top1
         return (
-            self.library in (None, row["library"])
-            and (row["at_hand"] or not self.at_hand)
+            self.library in (None, row.library)
+            and (row.at_hand or not self.at_hand)
             and (self.max_parameters is None or (parameters is not None and parameters <= self.max_parameters * 1e6))
             and (self.min_top1 is None or (top1 is not None and top1 >= self.min_top1))
         )
@@ -126,9 +143,13 @@ class Query:
     def ordered(self, rows: Iterable[Row]) -> list[Row]:
         """Sorted, equal ones by name, and cut at ``limit``."""
         key, more_is_better = SORTS[self.sort]
-        rows = sorted(rows, key=lambda row: str(row["backbone"]))
-        known = sorted((row for row in rows if row[key] is not None), key=lambda row: row[key], reverse=more_is_better)
-        return [*known, *(row for row in rows if row[key] is None)][: self.limit]
+        rows = sorted(rows, key=lambda row: row.backbone)
+        known = sorted(
+            (row for row in rows if getattr(row, key) is not None),
+            key=lambda row: getattr(row, key),
+            reverse=more_is_better,
+        )
+        return [*known, *(row for row in rows if getattr(row, key) is None)][: self.limit]
 
 
 def listed(query: Query, mirror: str | None, state: Callable[[str], Path]) -> list[Row]:
@@ -150,18 +171,17 @@ def listed(query: Query, mirror: str | None, state: Callable[[str], Path]) -> li
         if name in doubled and "." in name:
             continue
         figures = published(name)
-        row = {
-            "backbone": name,
-            "library": known[name],
-            "imagenet_top1": figures.top1,
-            "imagenet_top5": figures.top5,
-            "tested_at": figures.tested_at,
-            "depth": None,
-            "parameters": figures.parameters,
-            "gmacs": figures.gmacs,
-            "input_size": figures.input_size,
-            "at_hand": at_hand(name, known[name], mirror),
-        }
+        row = Row(
+            backbone=name,
+            library=known[name],
+            imagenet_top1=figures.top1,
+            imagenet_top5=figures.top5,
+            tested_at=figures.tested_at,
+            parameters=figures.parameters,
+            gmacs=figures.gmacs,
+            input_size=figures.input_size,
+            at_hand=at_hand(name, known[name], mirror),
+        )
         rows.append(row)
     kept = [row for row in rows if query.keeps(row)]
     if not kept:
@@ -182,14 +202,14 @@ def count(rows: list[Row], state: Callable[[str], Path]) -> None:
 
 def _count(rows: list[Row], columns: tuple[str, ...], state: Callable[[str], Path]) -> None:
     versions = {"timm": timm.__version__, "torchvision": torchvision.__version__}
-    incomplete = [row for row in rows if any(row[column] is None for column in columns)]
+    incomplete = [row for row in rows if any(getattr(row, column) is None for column in columns)]
     if incomplete:
         counted = Measurements(state("models") / "counted.json")
-        keys = {row["backbone"]: counted.key(row["backbone"], versions[row["library"]]) for row in incomplete}
-        _fill(incomplete, counted, keys, lambda row: of_network(row["backbone"]), "counting layers")
+        keys = {row.backbone: counted.key(row.backbone, versions[row.library]) for row in incomplete}
+        _fill(incomplete, counted, keys, lambda row: of_network(row.backbone), "counting layers")
 
 
-def of_network(name: str) -> Row:
+def of_network(name: str) -> Found:
     """``COUNTED`` of the whole network; None where it cannot run without numbers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what libraries say of their own old names
@@ -199,7 +219,11 @@ def of_network(name: str) -> Row:
             with torch.device("meta"):
                 network = arch.create()
                 parameters = sum(p.numel() for p in network.parameters())
-                found = {"parameters": parameters, "gmacs": round(gmacs(network, size), 4), "depth": depth(network, size)}
+                found: Found = {
+                    "parameters": parameters,
+                    "gmacs": round(gmacs(network, size), 4),
+                    "depth": depth(network, size),
+                }
         except Exception:  # each network that looks at its numbers stumbles in its own way
             return dict.fromkeys(COUNTED)
     return found | {"input_size": size}
@@ -221,18 +245,16 @@ def measure(rows: list[Row], query: Query, threads: int | None, state: Callable[
         raise HeadstartError(
             f"--measure would run {len(rows)} networks; name some, or say --limit {AT_MOST_MEASURED} or what you like"
         )
-    for row in rows:
-        row |= dict.fromkeys(("forward_ms", "backward_ms"))
     device = set_up(threads)
     versions = timm.__version__, torchvision.__version__
     times = Measurements(state("models") / "milliseconds.json")
-    keys = {row["backbone"]: times.key(machine(), row["backbone"], versions, TOGETHER) for row in rows}
-    _fill(rows, times, keys, lambda row: milliseconds(row["backbone"], device), "measuring")
+    keys = {row.backbone: times.key(machine(), row.backbone, versions, TOGETHER) for row in rows}
+    _fill(rows, times, keys, lambda row: milliseconds(row.backbone, device), "measuring")
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return f"Milliseconds per picture: random weights, {TOGETHER} pictures at once, float32, {where}."
 
 
-def milliseconds(name: str, device: torch.device) -> Row | None:
+def milliseconds(name: str, device: torch.device) -> Found | None:
     """What a picture takes forward and backward through the whole network in torch, all of it trained, batch norm frozen:
     the better of two steps, after a first that sets things up. None where that fails or memory is too small."""
     try:
@@ -275,24 +297,27 @@ def _refuse_what_does_not_fit(arch: Architecture, device: torch.device) -> None:
         raise HeadstartError(f"a step takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
 
 
-def _fill(rows: list[Row], kept: Measurements, keys: dict[str, str], find: Callable[[Row], Row | None], what: str) -> None:
+def _fill(
+    rows: list[Row], kept: Measurements, keys: dict[str, str], find: Callable[[Row], Found | None], what: str
+) -> None:
     """Put into each row what is kept under its key, or what ``find`` gives, which is kept at once: who interrupts loses one
     network's. What a row has already stays."""
-    missing = [row for row in rows if keys[row["backbone"]] not in kept]
+    missing = [row for row in rows if keys[row.backbone] not in kept]
     if missing:
         with progress(what, len(missing), "networks") as advance:
             try:
                 for row in missing:
                     found = find(row)
                     if found is not None:
-                        kept[keys[row["backbone"]]] = found
+                        kept[keys[row.backbone]] = found
                     advance()
             except KeyboardInterrupt:
                 print("headstart: interrupted; the networks that are done are kept", file=sys.stderr)
                 raise
     for row in rows:
-        found = kept.get(keys[row["backbone"]], {})
-        row |= {key: value for key, value in found.items() if row[key] is None}
+        for name, value in kept.get(keys[row.backbone], {}).items():
+            if getattr(row, name) is None:
+                setattr(row, name, value)
 
 
 # --- how it is shown ----------------------------------------------------------------------------------------------
@@ -308,14 +333,16 @@ def show(rows: list[Row], form: str, note: str | None = None) -> None:
     keys = [key for _, key, _ in columns]
     if form == "json":
         for row in rows:
-            print(json.dumps({key: row[key] for key in keys}))
+            print(json.dumps({key: getattr(row, key) for key in keys}))
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(keys)
-        writer.writerows([json.dumps(v) if isinstance(v, bool) else v for v in (row[k] for k in keys)] for row in rows)
+        writer.writerows(
+            [json.dumps(v) if isinstance(v, bool) else v for v in (getattr(row, k) for k in keys)] for row in rows
+        )
     else:
         terminal.show(rows, columns)
         if note:
             print(note)
-        if len(rows) > AT_MOST_COUNTED and any(row["depth"] is None for row in rows):
+        if len(rows) > AT_MOST_COUNTED and any(row.depth is None for row in rows):
             print(f"What nobody has published is counted for {AT_MOST_COUNTED} rows at most, or to sort by it.")

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from headstart.base.artifacts.card import Preprocessing
+
 STRIP = 16  # times its own height, or width: what the centre crop shows of a longer strip is far from its ends
 INTERPOLATIONS = ("bilinear", "bicubic")  # what torchvision's and timm's networks were trained with, all of them
 
@@ -35,11 +37,13 @@ class View:
     std: tuple[float, float, float]
 
     @classmethod
-    def from_card(cls, card: dict[str, Any]) -> Self:
-        p = card["preprocessing"]
-        return cls(p["size"], p["crop"], p["interpolation"], tuple(p["mean"]), tuple(p["std"]))
+    def of(cls, stored: Preprocessing) -> Self:
+        return cls(**stored.model_dump())
 
-    def as_dict(self) -> dict[str, Any]:
+    def stored(self) -> Preprocessing:
+        return Preprocessing(**vars(self))
+
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
     @property

@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from headstart.base.artifacts import BackboneFolder, DataFolder
+from headstart.base.artifacts.card import Card, WeightsSource
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, remove_cut_short, replacing, sha256_of, write_json
+from headstart.base.files import remove_cut_short, replacing, sha256_of
 from headstart.base.params import Params
 from headstart.base.paths import is_own, weights_file
 from headstart.models import backbones
-from headstart.models.backbones import CARD, CLASSIFIER, WEIGHTS, Architecture, Trunk, architecture
+from headstart.models.backbones import Architecture, Trunk, architecture
 from headstart.models.complexity import gmacs
 from headstart.models.weight_sources import MIRROR_VARIABLE, packages_installed, published_weights, sources_of
 
@@ -31,9 +33,7 @@ OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 State = dict[str, Tensor]
 
 
-def store_backbone(
-    name: str, weights: str, mirror: str | None, seed: int, network_file: Path, folder: Path
-) -> dict[str, Any]:
+def store_backbone(name: str, weights: str, mirror: str | None, seed: int, network_file: Path, folder: Path) -> Card:
     """Resolve architecture and weights; write weights.safetensors and card.json into ``folder``; return the card.
 
     The publisher's own ImageNet classifier goes to classifier.safetensors, where it is a linear layer on the features.
@@ -42,10 +42,11 @@ def store_backbone(
         HeadstartError: unknown names, or no source of the weights answered (the message lists each and its reason).
     """
     remove_cut_short(folder)
+    files = BackboneFolder(folder)
     arch = architecture(name, network_file, weights)
     if weights == "none" or (weights == "default" and arch.library == "own"):
         trunk, classifier = arch.trunk(seed), State()
-        source = {"origin": f"random initialisation, seed {seed}", "digest": "", "licence": "none"}
+        source = WeightsSource(origin=f"random initialisation, seed {seed}", digest="", licence="none")
     else:
         stored = _stored(arch, weights, folder)
         if stored is not None:
@@ -53,26 +54,26 @@ def store_backbone(
         trunk, classifier, source = _resolve(arch, weights, mirror)
     width = backbones.feature_width(trunk)
     state = {key: value.contiguous() for key, value in trunk.network.state_dict().items()}
-    with replacing(folder / WEIGHTS) as part:
+    with replacing(files.weights) as part:
         save_file(_unshared(state), part)
-    (folder / CLASSIFIER).unlink(missing_ok=True)
+    files.imagenet_classifier.unlink(missing_ok=True)
     if classifier:
-        with replacing(folder / CLASSIFIER) as part:
+        with replacing(files.imagenet_classifier) as part:
             save_file(classifier, part)
-    card = {
-        "name": name,
-        "library": arch.library,
-        "weights": weights,
-        "pretrained": source["digest"] != "",
-        "source": source,
-        "sha256": sha256_of(folder / WEIGHTS),
-        "parameters": sum(p.numel() for p in trunk.parameters()),
-        "gmacs": round(gmacs(trunk, trunk.view.size), 4),
-        "features": width,
-        "blocks": len(trunk.blocks()),
-        "preprocessing": trunk.view.as_dict(),
-    }
-    write_json(folder / CARD, card)
+    card = Card(
+        name=name,
+        library=arch.library,
+        weights=weights,
+        pretrained=source.digest != "",
+        source=source,
+        sha256=sha256_of(files.weights),
+        parameters=sum(p.numel() for p in trunk.parameters()),
+        gmacs=round(gmacs(trunk, trunk.view.size), 4),
+        features=width,
+        blocks=len(trunk.blocks()),
+        preprocessing=trunk.view.stored(),
+    )
+    card.write(files.card)
     return card
 
 
@@ -86,13 +87,14 @@ def _unshared(state: State) -> State:
     return result
 
 
-def _stored(arch: Architecture, weights: str, folder: Path) -> dict[str, Any] | None:
+def _stored(arch: Architecture, weights: str, folder: Path) -> Card | None:
     """The copy of an earlier run, where it is of this very backbone and undamaged."""
     if is_own(arch.name) or weights_file(weights) is not None:
         return None  # their file may have changed since
+    files = BackboneFolder(folder)
     try:
-        card: dict[str, Any] = read_json(folder / CARD)
-        same = (card["name"], card["weights"]) == (arch.name, weights) and card["sha256"] == sha256_of(folder / WEIGHTS)
+        card = Card.read(files.card)
+        same = (card.name, card.weights) == (arch.name, weights) and card.sha256 == sha256_of(files.weights)
         if same:
             backbones.load_trunk(folder)
             return card
@@ -101,13 +103,13 @@ def _stored(arch: Architecture, weights: str, folder: Path) -> dict[str, Any] | 
     return None
 
 
-def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trunk, State, dict[str, str]]:
+def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trunk, State, WeightsSource]:
     """The trunk, the classifier that came with it, and what the card says of the source."""
     file = weights_file(weights)
     if file is not None:
         trunk, classifier = _parts(arch, _read(file), f"the file {weights}")
-        told = {"origin": f"file {file.name}", "digest": sha256_of(file), "licence": "unknown: a local file"}
-        return trunk, classifier, told
+        found = WeightsSource(origin=f"file {file.name}", digest=sha256_of(file), licence="unknown: a local file")
+        return trunk, classifier, found
     published = published_weights(arch.name, arch.library, weights)
     mirror = mirror or os.environ.get(MIRROR_VARIABLE)
     tried: list[str] = []
@@ -123,7 +125,7 @@ def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trun
             tried.append(f"{source.label} ({error})")
             continue
         print(f"weights of {arch.name} from {source.label}")
-        return *parts, {"origin": origin, "digest": digest, "licence": licence}
+        return *parts, WeightsSource(origin=origin, digest=digest, licence=licence)
     example = f"{(mirror or 'https://your.mirror').rstrip('/')}/{published.mirrored or 'FILE'}"
     raise HeadstartError(
         f"no weights for backbone {arch.name!r} (weights: {weights}). Tried: {'; '.join(tried)}. Three ways out: "
@@ -226,9 +228,9 @@ def _timm_state(network: nn.Module, state: State, optional: set[str]) -> State:
     return state
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage backbone: store the network's weights and card."""
-    network = data / "fetch" / "network.py"
-    card = store_backbone(params.backbone, params.weights, params.weights_mirror, params.seed, network, data / "backbone")
-    size = f"{card['parameters'] / 1e6:.1f} M parameters, {card['features']} features"
-    print(f"{card['name']}: {card['source']['origin']}, {size}")
+    network = data.fetch.network
+    card = store_backbone(params.backbone, params.weights, params.weights_mirror, params.seed, network, data.backbone)
+    size = f"{card.parameters / 1e6:.1f} M parameters, {card.features} features"
+    print(f"{card.name}: {card.source.origin}, {size}")

@@ -7,17 +7,16 @@ import csv
 import io
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from headstart.base.arrays import Floats
+from headstart.base.artifacts import ToLabelFolder
+from headstart.base.artifacts.drift import WorthLabelling
 from headstart.base.files import write_text
 from headstart.monitoring.incoming import Incoming
 from headstart.monitoring.two_sample import NoveltyDetector
 
-FOLDER, TABLE = "to_label", "to_label.csv"
-COLUMNS = ("path", "original", "guess", "probability", "why")
 MIN_WEIGHT = 0.1  # relative to the largest: a classifier can be confident and wrong about what it has never seen
 DUPLICATE_DISTANCE = 1e-6  # cosine distance
 CONFIDENT = 0.9
@@ -56,8 +55,8 @@ def _unit(features: Floats) -> Floats:
     return unit
 
 
-def describe_selection(incoming: Incoming, rows: list[int], novelty: NoveltyDetector) -> list[dict[str, Any]]:
-    """The rows of the table: ``path``, in the folder of copies, ``original``, ``guess``, ``probability`` and ``why``."""
+def describe_selection(incoming: Incoming, rows: list[int], novelty: NoveltyDetector) -> list[WorthLabelling]:
+    """The rows of the table."""
     distances = novelty.distances(incoming.features[rows]) if rows else np.empty(0)
     described = []
     for number, (row, distance) in enumerate(zip(rows, distances, strict=True), start=1):
@@ -70,37 +69,37 @@ def describe_selection(incoming: Incoming, rows: list[int], novelty: NoveltyDete
             names = (f"{incoming.classes[c]} {p[c]:.0%}" for c in (first, second))
             reasons.append(f"unsure: {', '.join(names)}")
         described.append(
-            {
-                "path": f"{number:03d}-{Path(incoming.paths[row]).name}",
-                "original": incoming.paths[row],
-                "guess": incoming.classes[first],
-                "probability": round(float(p[first]), 4),
-                "why": "; ".join(reasons) or "unlike the others",
-            }
+            WorthLabelling(
+                path=f"{number:03d}-{Path(incoming.paths[row]).name}",
+                original=incoming.paths[row],
+                guess=incoming.classes[first],
+                probability=round(float(p[first]), 4),
+                why="; ".join(reasons) or "unlike the others",
+            )
         )
     return described
 
 
-def export(incoming: Incoming, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Write copies of the pictures in ``rows``, and the rows as a table, to ``folder / "to_label"`` in place of an earlier
-    export. Without rows there is no such folder.
+def export(incoming: Incoming, rows: list[WorthLabelling], folder: ToLabelFolder) -> list[WorthLabelling]:
+    """Write copies of the pictures in ``rows``, and the rows as a table, to ``folder`` in place of an earlier export.
+    Without rows there is no such folder.
 
     Returns:
         The rows whose pictures still exist.
     """
-    target, part = folder / FOLDER, folder / f".{FOLDER}"
+    part = ToLabelFolder(folder.parent, f".{folder.name}")
     shutil.rmtree(part, ignore_errors=True)
-    rows = [row for row in rows if (incoming.folder / row["original"]).exists()]  # some may have been moved in the meantime
+    rows = [row for row in rows if (incoming.folder / row.original).exists()]  # some may have been moved in the meantime
     if rows:
         part.mkdir(parents=True)
         for row in rows:
-            shutil.copyfile(incoming.folder / row["original"], part / row["path"])
+            shutil.copyfile(incoming.folder / row.original, part / row.path)
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, list(WorthLabelling.model_fields), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
-        write_text(part / TABLE, text.getvalue())
-    shutil.rmtree(target, ignore_errors=True)
+        writer.writerows(row.model_dump() for row in rows)
+        write_text(part.table, text.getvalue())
+    shutil.rmtree(folder, ignore_errors=True)
     if rows:
-        part.rename(target)
+        part.rename(folder)
     return rows

@@ -17,7 +17,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headstart.base.arrays import Bools, Floats, Ints
-from headstart.base.files import write_json
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.drift import (
+    Asked,
+    ChampionAnswers,
+    ClassCount,
+    Contradicted,
+    Difference,
+    Drift,
+    IncomingPictures,
+    NewInKind,
+    NewPictures,
+    Separability,
+    Strangeness,
+)
+from headstart.base.artifacts.json_file import Interval
 from headstart.base.params import Params
 from headstart.base.paths import users_path
 from headstart.data.manifest import read_manifest
@@ -40,27 +54,11 @@ if TYPE_CHECKING:
     from headstart.data.packed import Pixels
     from headstart.monitoring.incoming import Incoming
 
-FOLDER = "drift"
 MAX_REFERENCE = 5000  # old pictures that distances are measured from
 MAX_PREDICTED = 500  # new pictures, and old ones, that the champion predicts
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How new pictures differ from old ones.
-
-    Attributes:
-        real: whether the new labelled pictures, or the incoming ones, differ from the old ones.
-        sentence: the findings in words.
-        numbers: the content of drift.json: ``real``, ``sentence``, and ``new`` and ``incoming`` if there are such pictures.
-    """
-
-    real: bool
-    sentence: str
-    numbers: dict[str, Any]
-
-
-def detect_drift(data: Path, params: Params, known: set[str], champion: Path | None) -> Drift | None:
+def detect_drift(data: DataFolder, params: Params, known: set[str], champion: Path | None) -> Drift | None:
     """Compare the pictures of data/prepare that the champion was not made from, and those in ``drift.incoming``, with the
     other pictures of data/prepare, and write data/drift. None if there are neither.
 
@@ -78,32 +76,36 @@ def detect_drift(data: Path, params: Params, known: set[str], champion: Path | N
     from headstart.monitoring.active_learning import export
     from headstart.monitoring.incoming import read_incoming
 
-    manifest = read_manifest(data / "prepare")
+    manifest = read_manifest(data.prepare)
     new = ~manifest["sha256"].isin(known).to_numpy() if known else np.zeros(len(manifest), bool)
     if not new.any() and params.drift.incoming is None:
         return None
-    device, pixels = set_up(params.threads), Pixels(data / "prepare")
-    features = _features(manifest, data / "features")
-    numbers: dict[str, Any] = {}
+    device, pixels = set_up(params.threads), Pixels(data.prepare)
+    features = _features(manifest, data.features)
+    labelled, unlabelled, incoming = None, None, None
     if new.any():
         predictions = _predict(champion, manifest, pixels, new, device, params.seed) if champion else None
-        numbers["new"] = compare(manifest, features, new, predictions, params.seed)
-    incoming = None
+        labelled = compare(manifest, features, new, predictions, params.seed)
     if params.drift.incoming is not None:
-        model = champion or data / "package" / "model"
+        model = champion or data.package.model
         incoming = read_incoming(users_path(params.drift.incoming), data, manifest, params, model, device)
     if incoming is not None:
         groups = manifest["group"].to_numpy(str)
-        numbers["incoming"] = compare_incoming(incoming, features, groups, params.drift.export, params.seed)
-        numbers["incoming"]["to_label"] = export(incoming, numbers["incoming"]["to_label"], data / FOLDER)
-    if not numbers:
+        unlabelled = compare_incoming(incoming, features, groups, params.drift.export, params.seed)
+        to_label = export(incoming, unlabelled.to_label, data.drift.to_label)
+        unlabelled = unlabelled.model_copy(update={"to_label": to_label})
+    if labelled is None and unlabelled is None:
         return None
-    tests = [part[name] for part in numbers.values() for name in ("test", "strange")]
-    real = any(test is not None and test["differ"] for test in tests)
-    report: dict[str, Any] = {"real": real, "sentence": drift_report.sentence(numbers)} | numbers
-    drift_report.write_page(report, manifest, pixels, incoming, data / FOLDER / drift_report.PAGE)
-    write_json(data / FOLDER / drift_report.DRIFT, report)
-    return Drift(real, report["sentence"], report)
+    drift = conclude(labelled, unlabelled)
+    drift_report.write_page(drift, manifest, pixels, incoming, data.drift.page)
+    drift.write(data.drift.details)
+    return drift
+
+
+def conclude(new: NewPictures | None, incoming: IncomingPictures | None) -> Drift:
+    tests = [test for part in (new, incoming) if part for test in (part.test, part.strange)]
+    real = any(test is not None and test.differ for test in tests)
+    return Drift(real=real, sentence=drift_report.sentence(new, incoming), new=new, incoming=incoming)
 
 
 def _features(manifest: pd.DataFrame, folder: Path) -> Floats:
@@ -162,7 +164,7 @@ def _predict(
 
 def compare(
     manifest: pd.DataFrame, features: Floats, new: Bools, predictions: ChampionPredictions | None, seed: int
-) -> dict[str, Any]:
+) -> NewPictures:
     """What drift.json says about labelled pictures: those that are ``new`` against the others.
 
     Args:
@@ -175,31 +177,32 @@ def compare(
     old = np.flatnonzero(~new)
     halves = np.zeros(len(old), bool)
     halves[rng.choice(len(old), min(int(new.sum()), len(old) // 2), replace=False)] = True
-    return {
-        "pictures": int(new.sum()),
-        "old": len(old),
-        "test": _test_json(two_sample(features, new, groups, seed)),
-        "test_within_classes": _test_json(two_sample(features, new, groups, seed, labels)),
-        "test_of_old_halves": _test_json(two_sample(features[old], halves, groups[old], seed)),
-        "classes": _classes(labels, new),
-        "strange": _strange(manifest, features, new, rng),
-        "champion": None if predictions is None else _champion(manifest, new, predictions, rng),
-    }
+    return NewPictures(
+        pictures=int(new.sum()),
+        old=len(old),
+        test=_separability(two_sample(features, new, groups, seed)),
+        test_within_classes=_separability(two_sample(features, new, groups, seed, labels)),
+        test_of_old_halves=_separability(two_sample(features[old], halves, groups[old], seed)),
+        classes=_classes(labels, new),
+        strange=_strange(manifest, features, new, rng),
+        champion=None if predictions is None else _champion(manifest, new, predictions, rng),
+    )
 
 
-def _test_json(test: TwoSample | None) -> dict[str, Any] | None:
-    return None if test is None else rounded(asdict(test)) | {"differ": test.differ}
+def _separability(test: TwoSample | None) -> Separability | None:
+    return None if test is None else Separability(**rounded(asdict(test)), differ=test.differ)
 
 
-def _rounded(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else rounded(estimate._asdict())
+def _rounded(estimate: Estimate) -> Interval:
+    value, low, high = (round(number, DIGITS) for number in estimate)
+    return Interval(value=value, low=low, high=high)
 
 
-def _classes(labels: Any, new: Bools) -> list[dict[str, Any]]:
+def _classes(labels: Any, new: Bools) -> list[ClassCount]:
     """How many pictures of each class are new and old, the class with most new ones first."""
     counts, old_counts = Counter(labels[new].tolist()), Counter(labels[~new].tolist())
-    rows = [{"label": name, "new": counts[name], "old": old_counts[name]} for name in sorted({*counts, *old_counts})]
-    return sorted(rows, key=lambda row: -row["new"])
+    rows = [ClassCount(label=name, new=counts[name], old=old_counts[name]) for name in sorted({*counts, *old_counts})]
+    return sorted(rows, key=lambda row: -row.new)
 
 
 def _novelty(features: Floats, groups: Any, rng: np.random.Generator) -> NoveltyDetector | None:
@@ -208,7 +211,7 @@ def _novelty(features: Floats, groups: Any, rng: np.random.Generator) -> Novelty
     return NoveltyDetector.fit(features[rows]) if len(rows) > MIN_PICTURES else None
 
 
-def _strange(manifest: pd.DataFrame, features: Floats, new: Bools, rng: np.random.Generator) -> dict[str, Any] | None:
+def _strange(manifest: pd.DataFrame, features: Floats, new: Bools, rng: np.random.Generator) -> Strangeness | None:
     novelty = _novelty(features[~new], manifest["group"].to_numpy(str)[~new], rng)
     if novelty is None:
         return None
@@ -218,44 +221,53 @@ def _strange(manifest: pd.DataFrame, features: Floats, new: Bools, rng: np.rando
     shown = beyond & (rows["split"] != "test").to_numpy()
     details = zip(rows["path"][shown], rows["label"][shown], distances[shown].tolist(), strict=True)
     pictures = [
-        {"path": path, "label": label, "distance": round(distance, DIGITS)}
+        NewInKind(path=path, label=label, distance=round(distance, DIGITS))
         for path, label, distance in sorted(details, key=lambda row: -row[2])
     ]
     groups = rows["group"].to_numpy(str)
-    return _novel_share(beyond, groups, novelty) | {"pictures": pictures}
+    return _strangeness(beyond, groups, novelty, pictures)
 
 
-def _novel_share(beyond: Bools, groups: NDArray[np.str_], novelty: NoveltyDetector) -> dict[str, Any]:
+def _strangeness(
+    beyond: Bools, groups: NDArray[np.str_], novelty: NoveltyDetector, pictures: list[NewInKind]
+) -> Strangeness:
     """The share of pictures that are new in kind, and whether chance explains so many; a group counts once."""
     p = novelty.p_value(len(np.unique(groups)), len(np.unique(groups[beyond])))
-    return proportion(beyond) | {"p": round(p, DIGITS), "differ": p < SIGNIFICANCE}
+    return Strangeness(**proportion(beyond), p=round(p, DIGITS), differ=p < SIGNIFICANCE, pictures=pictures)
 
 
 def _champion(
     manifest: pd.DataFrame, new: Bools, predictions: ChampionPredictions, rng: np.random.Generator
-) -> dict[str, Any]:
+) -> ChampionAnswers:
     """Its confidence and how often it contradicts the label, for new and old pictures, and which new labels these are."""
     rows = manifest.iloc[predictions.rows].assign(guess=predictions.labels, probability=predictions.confidence)
     is_new = new[predictions.rows]
     wrong = (rows["guess"] != rows["label"]).to_numpy()
-    report: dict[str, Any] = {
-        "asked": {"new": int(is_new.sum()), "old": int((~is_new).sum())},
-        "unknown_classes": sorted(set(rows["label"]) - set(predictions.classes)),
-    }
-    for name, values in (("confidence", predictions.confidence), ("disagreement", wrong.astype(float))):
-        estimates = unpaired_difference(values[is_new], values[~is_new], rng)
-        report[name] = dict(zip(("new", "old", "difference"), map(_rounded, estimates), strict=True))
+    confidence = _difference(predictions.confidence, is_new, rng)
+    disagreement = _difference(wrong.astype(float), is_new, rng)
     shown = rows[is_new & wrong & (rows["split"] != "test").to_numpy()]
     shown = shown.assign(probability=shown["probability"].round(DIGITS))
     shown = shown.sort_values("probability", ascending=False, kind="stable")
-    report["contradicted"] = shown[["path", "label", "guess", "probability"]].to_dict("records")
-    return report
+    return ChampionAnswers(
+        asked=Asked(new=int(is_new.sum()), old=int((~is_new).sum())),
+        unknown_classes=sorted(set(rows["label"]) - set(predictions.classes)),
+        confidence=confidence,
+        disagreement=disagreement,
+        contradicted=[Contradicted.model_validate(row) for row in shown.to_dict("records")],
+    )
+
+
+def _difference(values: Floats, is_new: Bools, rng: np.random.Generator) -> Difference:
+    new, old, difference = unpaired_difference(values[is_new], values[~is_new], rng)
+    if old is None or difference is None:
+        return Difference(new=_rounded(new), old=None, difference=None)
+    return Difference(new=_rounded(new), old=_rounded(old), difference=_rounded(difference))
 
 
 # --- pictures without labels ------------------------------------------------------------------------------------------
 
 
-def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: int, seed: int) -> dict[str, Any]:
+def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: int, seed: int) -> IncomingPictures:
     """What drift.json says about pictures without labels.
 
     Args:
@@ -275,21 +287,21 @@ def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: 
         distances = novelty.distances(incoming.features)
         beyond = distances > novelty.limit
         order = [int(row) for row in np.argsort(-distances, kind="stable") if beyond[row]]
-        pictures = [{"path": incoming.paths[row], "distance": round(float(distances[row]), DIGITS)} for row in order]
-        strange = _novel_share(beyond, np.array(incoming.groups, str), novelty) | {"pictures": pictures}
-        if (test is not None and test.differ) or strange["differ"]:
+        pictures = [NewInKind(path=incoming.paths[row], distance=round(float(distances[row]), DIGITS)) for row in order]
+        strange = _strangeness(beyond, np.array(incoming.groups, str), novelty, pictures)
+        if (test is not None and test.differ) or strange.differ:
             rows = select_for_labelling(incoming.features, incoming.probabilities, novelty.features, at_most)
             to_label = describe_selection(incoming, rows, novelty)
     confidence = incoming.task.confidence(incoming.probabilities)
     guesses = Counter(incoming.task.answer(row, incoming.classes)[0] for row in incoming.probabilities)
-    return {
-        "pictures": len(incoming.paths),
-        "found": incoming.files,
-        "unusable": incoming.unusable,
-        "old": len(old),
-        "test": _test_json(test),
-        "confidence": _rounded(mean(confidence, rng)),
-        "guesses": dict(guesses.most_common()),
-        "strange": strange,
-        "to_label": to_label,
-    }
+    return IncomingPictures(
+        pictures=len(incoming.paths),
+        found=incoming.files,
+        unusable=incoming.unusable,
+        old=len(old),
+        test=_separability(test),
+        confidence=_rounded(mean(confidence, rng)),
+        guesses=dict(guesses.most_common()),
+        strange=strange,
+        to_label=to_label,
+    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from headstart.base.artifacts.drift import Drift, IncomingPictures, NewPictures, Separability, Strangeness
+from headstart.base.artifacts.json_file import Interval
 from headstart.base.files import write_text
 from headstart.evaluation import pages
 from headstart.monitoring.two_sample import MIN_PICTURES
@@ -15,54 +17,53 @@ if TYPE_CHECKING:
     from headstart.data.packed import Pixels
     from headstart.monitoring.incoming import Incoming
 
-DRIFT, PAGE = "drift.json", "drift.html"
 MAX_SHOWN = 30  # pictures of each kind; drift.json has all of them
 
 
-def sentence(numbers: dict[str, Any]) -> str:
+def sentence(new: NewPictures | None, incoming: IncomingPictures | None) -> str:
     """What drift.json holds under ``new`` and ``incoming``, in words."""
-    describe = {"new": _new_pictures, "incoming": _incoming_pictures}
-    return " ".join(describe[name](part) for name, part in numbers.items())
+    words = [_new_pictures(new)] if new else []
+    return " ".join(words + ([_incoming_pictures(incoming)] if incoming else []))
 
 
-def _new_pictures(part: dict[str, Any]) -> str:
-    words = _test_result(part, f"{part['pictures']} new pictures beside {part['old']} old ones")
-    within = part["test_within_classes"]
-    if part["test"] is not None and part["test"]["differ"] and within is not None and not within["differ"]:
+def _new_pictures(part: NewPictures) -> str:
+    words = _test_result(part, f"{part.pictures} new pictures beside {part.old} old ones")
+    within = part.test_within_classes
+    if part.test is not None and part.test.differ and within is not None and not within.differ:
         words += " Within the classes no difference shows: only the mix of classes has changed."
     words += _strange(part)
-    champion = part["champion"]
+    champion = part.champion
     if champion is None:
         return words
-    if champion["disagreement"]["difference"] is not None:
-        new, old = (f"{champion['disagreement'][side]['value']:.0%}" for side in ("new", "old"))
-        points = (f"{100 * champion['disagreement']['difference'][key]:+.0f}" for key in ("value", "low", "high"))
-        words += f" The champion contradicts {new} of their labels and {old} of those of old test pictures: "
-        words += "{} points ({} to {}).".format(*points)
-    if champion["unknown_classes"]:
-        words += f" Classes it does not know: {', '.join(champion['unknown_classes'])}."
+    new, old, difference = champion.disagreement.new, champion.disagreement.old, champion.disagreement.difference
+    if old is not None and difference is not None:
+        points = (f"{100 * number:+.0f}" for number in (difference.value, difference.low, difference.high))
+        words += f" The champion contradicts {new.value:.0%} of their labels and {old.value:.0%} of those of old test "
+        words += "pictures: {} points ({} to {}).".format(*points)
+    if champion.unknown_classes:
+        words += f" Classes it does not know: {', '.join(champion.unknown_classes)}."
     return words
 
 
-def _incoming_pictures(part: dict[str, Any]) -> str:
-    words = _test_result(part, f"{part['pictures']} incoming pictures without labels beside {part['old']} with")
+def _incoming_pictures(part: IncomingPictures) -> str:
+    words = _test_result(part, f"{part.pictures} incoming pictures without labels beside {part.old} with")
     words += _strange(part)
-    words += f" The classifier's confidence in them is {percent(part['confidence'], 'value')} on average."
-    if part["unusable"]:
-        words += f" Files that cannot be used: {len(part['unusable'])}."
-    if part["to_label"]:
-        words += f" The {len(part['to_label'])} most worth labelling are in data/drift/to_label."
+    words += f" The classifier's confidence in them is {percent(part.confidence, 'value')} on average."
+    if part.unusable:
+        words += f" Files that cannot be used: {len(part.unusable)}."
+    if part.to_label:
+        words += f" The {len(part.to_label)} most worth labelling are in data/drift/to_label."
     return words
 
 
-def _test_result(part: dict[str, Any], pictures: str) -> str:
-    test = part["test"]
+def _test_result(part: NewPictures | IncomingPictures, pictures: str) -> str:
+    test = part.test
     if test is None:
         return (
             f"{pictures}: too few to compare; {MIN_PICTURES} that are neither near-duplicates nor of one group are needed."
         )
-    result = "they differ" if test["differ"] else "no difference shows"
-    if not test["differ"] and part["strange"] is not None and part["strange"]["differ"]:
+    result = "they differ" if test.differ else "no difference shows"
+    if not test.differ and part.strange is not None and part.strange.differ:
         result += " as a whole, but more are of a new kind than chance explains"
     return (
         f"{pictures}: {result}; given a new and an old one, a classifier picks the new one in {percent(test, 'auc')} of "
@@ -70,19 +71,17 @@ def _test_result(part: dict[str, Any], pictures: str) -> str:
     )
 
 
-def _strange(part: dict[str, Any]) -> str:
-    strange = part["strange"]
-    return "" if strange is None else f" New in kind: {strange['count']}, {percent(strange, 'share')}; 1% is usual."
+def _strange(part: NewPictures | IncomingPictures) -> str:
+    strange = part.strange
+    return "" if strange is None else f" New in kind: {strange.count}, {percent(strange, 'share')}; 1% is usual."
 
 
-def percent(part: dict[str, Any], key: str) -> str:
+def percent(part: Interval | Separability | Strangeness, name: str) -> str:
     """A share with its interval."""
-    return f"{part[key]:.0%} ({part['low']:.0%} to {part['high']:.0%})"
+    return f"{getattr(part, name):.0%} ({part.low:.0%} to {part.high:.0%})"
 
 
-def write_page(
-    drift: dict[str, Any], manifest: pd.DataFrame, pixels: Pixels, incoming: Incoming | None, path: Path
-) -> None:
+def write_page(drift: Drift, manifest: pd.DataFrame, pixels: Pixels, incoming: Incoming | None, path: Path) -> None:
     """Write the content of drift.json as a page with the first 30 pictures of each kind.
 
     Args:
@@ -104,5 +103,5 @@ def write_page(
         thumbnail=lambda name: pages.thumbnail(pixels[rows[name]]),
         unlabelled=unlabelled,
         percent=percent,
-    ).render(sentence=drift["sentence"], new=drift.get("new"), incoming=drift.get("incoming"), shown=MAX_SHOWN)
+    ).render(sentence=drift.sentence, new=drift.new, incoming=drift.incoming, shown=MAX_SHOWN)
     write_text(path, text)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from headstart.base.arrays import Floats, Ints
+from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.progress import progress
@@ -91,7 +92,7 @@ class Reader:
 
 
 def read_incoming(
-    folder: Path, data: Path, manifest: pd.DataFrame, params: Params, model: Path, device: torch.device
+    folder: Path, data: DataFolder, manifest: pd.DataFrame, params: Params, model: Path, device: torch.device
 ) -> Incoming | None:
     """The pictures in and below ``folder``; None where none is both usable and new.
 
@@ -107,8 +108,8 @@ def read_incoming(
         raise HeadstartError(f"drift.incoming {str(folder)!r}: there is no such folder; set it to null to check none")
     files = list(files_below(folder))
     drawn = np.random.default_rng(params.seed).permutation(len(files))[:MAX_PICTURES]
-    pixels = Pixels(data / "prepare")
-    shown = Shown(load_trunk(data / "backbone", data / "fetch" / "network.py")[0], pixels, device)
+    pixels = Pixels(data.prepare)
+    shown = Shown(load_trunk(data.backbone, data.fetch.network)[0], pixels, device)
     forward, _ = engine_of(shown, manifest, params.features.engine)
     classifier = load_predictor(model).model.to(device)
     known, unusable = set(manifest["sha256"]), dict[str, str]()

@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 from headstart import __version__
+from headstart.base.artifacts import DATA
 from headstart.base.errors import HeadstartError
-from headstart.base.identity import CODE, made_by_other_code
+from headstart.base.identity import made_by_other_code
 from headstart.base.params import Params
 from headstart.base.paths import checkout, network_file, weights_file
 from headstart.base.threads import cores
@@ -168,9 +169,9 @@ def _backbone(params: Params) -> tuple[str, str]:
 
 
 def _result() -> tuple[str, str]:
-    if not (Path("data") / CODE).exists():
+    if not DATA.fetch.code.exists():
         return OK, "none yet; `dvc repro` makes one"
-    if sentence := made_by_other_code(Path("data"), stages_of_the_result()):
+    if sentence := made_by_other_code(DATA, stages_of_the_result()):
         return NOTE, f"{sentence}; `dvc repro` makes it again"
     return OK, "made by the code and libraries that are here"
 

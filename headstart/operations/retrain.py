@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import psutil
 
+from headstart.base.artifacts import DATA
+from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json
 from headstart.base.params import Params
@@ -89,7 +91,7 @@ def summary_text(summary: dict[str, Any]) -> str:
 
 class _Round:
     def __init__(self, params: Params, lock: int) -> None:
-        self.params, self.lock, self.data = params, lock, Path("data")
+        self.params, self.lock, self.data = params, lock, DATA
         self.undecided = state_folder("retrain") / "open.json"
 
     def run(self) -> dict[str, Any]:
@@ -129,9 +131,9 @@ class _Round:
         """The registry's version of this result. A result that was pulled and is not in this store is logged first."""
         from headstart.tracking.track import track
 
-        result = read_json(self.data / "track" / "track.json")["result"]
+        result = TrackedResult.read(self.data.track.details).result
         if (version := registry.by_result(result)) is None:
-            track(self.data, self.params, self.data / "track")
+            track(self.data, self.params)
             version = registry.by_result(result)
         if version is None:
             raise HeadstartError(f"result {result[:7]} has no version in the registry; set tracking.model to true")
@@ -152,7 +154,7 @@ class _Round:
         champion = registry.champion()
         known = registry.pictures(champion) if champion else set()
         drift = detect_drift(self.data, self.params, known, registry.download(champion) if champion else None)
-        return {"real": drift.real, "sentence": drift.sentence, "numbers": drift.numbers} if drift else None
+        return {"real": drift.real, "sentence": drift.sentence, "numbers": drift.model_dump()} if drift else None
 
     def _summary(self, version: Version, decision: Decision | None) -> dict[str, Any]:
         ids = {"result": version.result, "version": version.number, "run": version.run_id}

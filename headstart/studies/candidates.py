@@ -23,9 +23,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from headstart.base.arrays import Ints
+from headstart.base.artifacts import CandidateFolder, DataFolder
+from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.engine import FeaturesDetails
+from headstart.base.artifacts.rank import Ranking
 from headstart.base.device import made_on, set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, write_json, write_text
+from headstart.base.files import write_text
 from headstart.base.identity import code_of
 from headstart.base.params import Params
 from headstart.base.progress import progress
@@ -35,12 +39,11 @@ from headstart.data.splits import unit_hash
 from headstart.engines.activations import folder_for, known_or_made
 from headstart.engines.base import Forward
 from headstart.engines.select import SAMPLE, engine_for
-from headstart.models.backbones import CARD, WEIGHTS, Trunk, architecture, load_trunk
+from headstart.models.backbones import Trunk, architecture, load_trunk
 from headstart.models.weights import store_backbone
 from headstart.training.features import Shown, write_features
 from headstart.training.linear_probe import FOLDS
 
-FEATURES, ENGINE, MISSING = "features.safetensors", "features.json", "missing.txt"
 NO_OWN_NETWORK = Path("none")  # candidates are published networks, never a file of the user's
 NO_WEIGHTS = "no weights: neither torch's cache, a mirror, an installed package nor the publisher has given them"
 
@@ -114,28 +117,25 @@ class Candidate:
     """
 
     name: str
-    folder: Path
+    folder: CandidateFolder
     missing: str | None
 
     @classmethod
-    def of(cls, name: str, folder: Path) -> Self:
-        told = folder / MISSING
+    def of(cls, name: str, folder: CandidateFolder) -> Self:
+        told = folder.missing
         return cls(name, folder, told.read_text(encoding="utf-8").strip() if told.exists() else None)
 
     @cached_property
-    def card(self) -> dict[str, Any]:
+    def card(self) -> Card:
         """What the backbone stage would say of it."""
         try:
-            card: dict[str, Any] = read_json(self.folder / CARD)
-        except (OSError, ValueError) as error:
-            raise HeadstartError(
-                f"{self.folder} holds no candidate ({error}); run `dvc repro studies/dvc.yaml:rank`"
-            ) from None
-        return card
+            return Card.read(self.folder.card)
+        except HeadstartError as error:
+            raise HeadstartError(f"{self.folder} holds no candidate ({error}); run `{Ranking.made_by}`") from None
 
     @property
     def megabytes(self) -> float:
-        return (self.folder / WEIGHTS).stat().st_size / 1e6
+        return self.folder.weights.stat().st_size / 1e6
 
     def trunk(self) -> Trunk:
         return load_trunk(self.folder, NO_OWN_NETWORK)[0]
@@ -143,11 +143,9 @@ class Candidate:
     def first_features(self) -> Tensor:
         """(N, D) of the first N pictures of the sample."""
         try:
-            return load_file(self.folder / FEATURES)["features"]
+            return load_file(self.folder.features)["features"]
         except (OSError, KeyError, SafetensorError) as error:
-            raise HeadstartError(
-                f"{self.folder} holds no features ({error}); run `dvc repro studies/dvc.yaml:rank`"
-            ) from None
+            raise HeadstartError(f"{self.folder} holds no features ({error}); run `{Ranking.made_by}`") from None
 
 
 def store_candidate(
@@ -157,7 +155,7 @@ def store_candidate(
     count: int,
     params: Params,
     device: torch.device,
-    folder: Path,
+    folder: CandidateFolder,
 ) -> Candidate:
     """Write weights, card and features (N, D) float32 of the first ``count`` pictures of the sample into ``folder``; where
     the weights are nowhere to be found, one sentence that says so.
@@ -166,27 +164,27 @@ def store_candidate(
         HeadstartError: nobody knows the name, or the network gives no finite numbers.
     """
     architecture(name)
-    for old in (MISSING, FEATURES, ENGINE):
-        (folder / old).unlink(missing_ok=True)
+    for old in (folder.missing, folder.features, folder.engine):
+        old.unlink(missing_ok=True)
     for left in folder.glob(".*/"):  # of a stage that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
         store_backbone(name, "default", params.weights_mirror, params.seed, NO_OWN_NETWORK, folder)
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
-        for old in (CARD, WEIGHTS):
-            (folder / old).unlink(missing_ok=True)
-        write_text(folder / MISSING, f"{NO_WEIGHTS}\n")
+        for old in (folder.card, folder.weights):
+            old.unlink(missing_ok=True)
+        write_text(folder.missing, f"{NO_WEIGHTS}\n")
         return Candidate.of(name, folder)
     rows = sample.rows[:count]
     shown = Shown(load_trunk(folder, NO_OWN_NETWORK)[0], pixels, device)
-    forward, told = engine_for(shown.network, count, shown.at_once(rows[:SAMPLE]), device, params.features.engine)
+    forward, choice = engine_for(shown.network, count, shown.at_once(rows[:SAMPLE]), device, params.features.engine)
     with progress(name, count) as advance:
         write_features(
-            shown, forward, rows, sample.labels[:count], folder / FEATURES, advance,
+            shown, forward, rows, sample.labels[:count], folder.features, advance,
             lambda row: f"{name} gives features that are no finite numbers; leave it out of rank.candidates",
         )  # fmt: skip
-    write_json(folder / ENGINE, told | made_on(device))
+    FeaturesDetails(**choice.model_dump(), **made_on(device)).write(folder.engine)
     return Candidate.of(name, folder)
 
 
@@ -208,9 +206,9 @@ def more_features(shown: Shown, wanted: str, prepare: Callable[[], Forward], row
     )
 
 
-def run(params: Params, data: Path, name: str) -> None:
+def run(params: Params, data: DataFolder, name: str) -> None:
     """The stage candidate: find its weights and pass a sample of the pictures through it."""
     device = set_up(params.threads)
-    sample = Sample.of(read_manifest(data / "prepare"), params.seed)
+    sample = Sample.of(read_manifest(data.prepare), params.seed)
     count = sample.sizes(params.rank.first, params.rank.first)[0]
-    store_candidate(name, Pixels(data / "prepare"), sample, count, params, device, data / "candidates" / name)
+    store_candidate(name, Pixels(data.prepare), sample, count, params, device, data.candidates.of(name))

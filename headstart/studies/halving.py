@@ -38,6 +38,12 @@ class Standing:
     def log_loss(self) -> float:
         return float(self.last.losses.mean())
 
+    @property
+    def note(self) -> str | None:
+        if self.dropped:
+            return f"dropped: {self.dropped}"
+        return f"over the budget: {self.over_budget}" if self.over_budget else None
+
     def behind(self, other: Standing) -> tuple[int, float, float, float]:
         """On the largest sample that both saw: its size, this one's log-loss minus the other's on the same pictures, and
         the paired 95 % interval of that."""

@@ -10,7 +10,6 @@ labels") as cleanlab has it, from what a regression fitted without a picture say
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,8 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.labels import Counts, DuplicatePair, LabelIssues, Outlier, Suspect
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
@@ -47,9 +48,8 @@ def training_and_validation(manifest: pd.DataFrame, folder: Path, device: torch.
     return rows, torch.cat([load_features(folder, split, device)[0] for split in splits])
 
 
-def examine(pictures: pd.DataFrame, features: Tensor) -> dict[str, Any]:
-    """What labels.json holds: ``counts``, ``left_out`` (classes), and ``suspects``, ``outliers`` and ``duplicates``, each
-    with the plainest case first.
+def examine(pictures: pd.DataFrame, features: Tensor) -> LabelIssues:
+    """What labels.json holds.
 
     Args:
         pictures: path, label, split and group of N training and validation pictures.
@@ -63,17 +63,16 @@ def examine(pictures: pd.DataFrame, features: Tensor) -> dict[str, Any]:
     suspects, issues = find_suspects(pictures[known], features[torch.from_numpy(known).to(features.device)], classes)
     graph = neighbours(features)
     outliers, duplicates = find_outliers(pictures, graph), find_duplicates(pictures, graph)
-    counts = {
-        "pictures": len(pictures),
-        "judged": int(known.sum()),
-        "suspects": len(suspects),
-        "label_issues": issues,
-        "outliers": len(outliers),
-        "duplicates": len(duplicates),
-        "duplicates_under_two_labels": sum(pair["labels"][0] != pair["labels"][1] for pair in duplicates),
-    }
-    found = {"suspects": suspects, "outliers": outliers, "duplicates": duplicates}
-    return {"counts": counts, "left_out": left_out} | found
+    counts = Counts(
+        pictures=len(pictures),
+        judged=int(known.sum()),
+        suspects=len(suspects),
+        label_issues=issues,
+        outliers=len(outliers),
+        duplicates=len(duplicates),
+        duplicates_under_two_labels=sum(len(set(pair.labels)) > 1 for pair in duplicates),
+    )
+    return LabelIssues(counts=counts, left_out=left_out, suspects=suspects, outliers=outliers, duplicates=duplicates)
 
 
 def _classes(pictures: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -88,7 +87,7 @@ def _classes(pictures: pd.DataFrame) -> tuple[list[str], list[str]]:
     return sorted(groups.index[enough]), sorted(groups.index[~enough])
 
 
-def find_suspects(pictures: pd.DataFrame, features: Tensor, classes: list[str]) -> tuple[list[dict[str, Any]], int]:
+def find_suspects(pictures: pd.DataFrame, features: Tensor, classes: list[str]) -> tuple[list[Suspect], int]:
     """The pictures whose label is not what the others of the set make of them, most suspicious first; and how many
     of them cleanlab counts as wrong."""
     from cleanlab.count import num_label_issues
@@ -103,14 +102,14 @@ def find_suspects(pictures: pd.DataFrame, features: Tensor, classes: list[str]) 
     suggested = SINGLE_LABEL.decide(p)
     paths = pictures["path"].tolist()
     suspects = [
-        {
-            "path": paths[row],
-            "label": classes[labels[row]],
-            "suggested": classes[suggested[row]],
-            "quality": _rounded(quality[row]),
-            "probability": _rounded(p[row, labels[row]]),
-            "suggested_probability": _rounded(p[row, suggested[row]]),
-        }
+        Suspect(
+            path=paths[row],
+            label=classes[labels[row]],
+            suggested=classes[suggested[row]],
+            quality=_rounded(quality[row]),
+            probability=_rounded(p[row, labels[row]]),
+            suggested_probability=_rounded(p[row, suggested[row]]),
+        )
         for row in np.argsort(quality, kind="stable")
         if suggested[row] != labels[row]
     ]
@@ -125,20 +124,19 @@ def neighbours(features: Tensor) -> csr_matrix:
     return kneighbors_graph(x, min(NEIGHBOURS, len(x) - 1), mode="distance", metric="cosine")
 
 
-def find_outliers(pictures: pd.DataFrame, graph: csr_matrix) -> list[dict[str, Any]]:
-    """The pictures that are far from even their nearest neighbours, the farthest first; ``distance`` is the mean distance
-    to the ten nearest, as a multiple of the median picture's."""
+def find_outliers(pictures: pd.DataFrame, graph: csr_matrix) -> list[Outlier]:
+    """The pictures that are far from even their nearest neighbours, the farthest first, by the mean distance to ten."""
     mean = graph.data.reshape(len(pictures), -1).mean(axis=1)
     distance = mean / max(np.median(mean), ROUNDING)
     low, high = np.percentile(distance, [25, 75])
     return [
-        {"path": row.path, "label": row.label, "distance": _rounded(far)}
+        Outlier(path=str(row.path), label=str(row.label), distance=_rounded(far))
         for far, row in sorted(zip(distance, pictures.itertuples(), strict=True), key=lambda pair: -pair[0])
         if far > high + FENCE * (high - low)
     ]
 
 
-def find_duplicates(pictures: pd.DataFrame, graph: csr_matrix) -> list[dict[str, Any]]:
+def find_duplicates(pictures: pd.DataFrame, graph: csr_matrix) -> list[DuplicatePair]:
     """Pairs that are much nearer to each other than a picture and its nearest neighbour usually are, those under two labels
     first, then the nearest."""
     limit = SAME * np.median(graph.data[graph.indptr[:-1]])
@@ -149,26 +147,26 @@ def find_duplicates(pictures: pd.DataFrame, graph: csr_matrix) -> list[dict[str,
         (int(a), int(b)): float(distance) for a, b, distance in zip(*ends, edges.data[close], strict=True)
     }  # each pair once, whichever of the two has the other among its nearest
     paths, labels, splits = (pictures[column].tolist() for column in ("path", "label", "split"))
-    pairs: list[dict[str, Any]] = [
-        {
-            "paths": [paths[a], paths[b]],
-            "labels": [labels[a], labels[b]],
-            "splits": [splits[a], splits[b]],
-            "distance": _rounded(distance),
-        }
+    pairs = [
+        DuplicatePair(
+            paths=[paths[a], paths[b]],
+            labels=[labels[a], labels[b]],
+            splits=[splits[a], splits[b]],
+            distance=_rounded(distance),
+        )
         for (a, b), distance in distances.items()
     ]
-    return sorted(pairs, key=lambda pair: (pair["labels"][0] == pair["labels"][1], pair["distance"], pair["paths"]))
+    return sorted(pairs, key=lambda pair: (pair.labels[0] == pair.labels[1], pair.distance, pair.paths))
 
 
 def _rounded(value: float) -> float:
     return round(float(value), DIGITS)
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage labels: find pictures whose label looks wrong, that look like no other, or look the same; never in test."""
-    device, folder = set_up(params.threads), data / "labels"
-    pictures, features = training_and_validation(read_manifest(data / "prepare"), data / "features", device)
+    device = set_up(params.threads)
+    pictures, features = training_and_validation(read_manifest(data.prepare), data.features, device)
     found = examine(pictures, features)
-    label_issues_report.write(found, Pixels(data / "prepare"), pictures, params.labels.shown, folder)
-    label_issues_report.show(found, folder)
+    label_issues_report.write(found, Pixels(data.prepare), pictures, params.labels.shown, data.labels)
+    label_issues_report.show(found, data.labels)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from headstart.base.files import read_found, write_json, write_text
+from headstart.base.artifacts import LabelsFolder
+from headstart.base.artifacts.labels import LabelIssues
+from headstart.base.files import write_text
 from headstart.base.terminal import console
 
 if TYPE_CHECKING:
@@ -15,78 +17,71 @@ if TYPE_CHECKING:
 
     from headstart.data.packed import Pixels
 
-LABELS, SUSPECTS, PAGE = "labels.json", "suspects.csv", "labels.html"
-COMMAND = "dvc repro studies/dvc.yaml:labels"
 COLUMNS = ("path", "label", "suggested", "quality")  # those of suspects.csv
 FIRST = 15  # suspects in the terminal
 MANY = 0.1  # of the pictures; only the worst of sets have so many wrong labels
 
 
-def load_labels(folder: Path) -> dict[str, Any]:
-    """labels.json: ``counts``, ``left_out``, ``suspects``, ``outliers`` and ``duplicates``."""
-    return read_found(folder / LABELS, COMMAND)
-
-
-def write(found: dict[str, Any], pixels: Pixels, pictures: pd.DataFrame, shown: int, folder: Path) -> None:
+def write(found: LabelIssues, pixels: Pixels, pictures: pd.DataFrame, shown: int, folder: LabelsFolder) -> None:
     """All that was found as JSON, the suspects as a table to be cut down, and the first ``shown`` of each kind as a page.
 
     Args:
         pictures: with their rows of ``pixels`` as the index.
     """
-    write_json(folder / LABELS, found)
+    found.write(folder.details)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found["suspects"])
-    write_text(folder / SUSPECTS, text.getvalue())
-    _write_page(found, pixels, pictures, shown, folder / PAGE)
+    writer.writerows(row.model_dump() for row in found.suspects)
+    write_text(folder.suspects, text.getvalue())
+    _write_page(found, pixels, pictures, shown, folder.page)
 
 
-def _write_page(found: dict[str, Any], pixels: Pixels, pictures: pd.DataFrame, shown: int, path: Path) -> None:
+def _write_page(found: LabelIssues, pixels: Pixels, pictures: pd.DataFrame, shown: int, path: Path) -> None:
     from headstart.evaluation import pages
 
     rows = dict(zip(pictures["path"], pictures.index, strict=True))
     text = pages.template("labels.html.j2", thumbnail=lambda name: pages.thumbnail(pixels[int(rows[name])])).render(
-        sentence=sentence(found), left_out=found["left_out"], counts=found["counts"],
-        suspects=found["suspects"][:shown], outliers=found["outliers"][:shown], duplicates=found["duplicates"][:shown],
+        sentence=sentence(found), left_out=found.left_out, counts=found.counts,
+        suspects=found.suspects[:shown], outliers=found.outliers[:shown], duplicates=found.duplicates[:shown],
     )  # fmt: skip
     write_text(path, text)
 
 
-def show(found: dict[str, Any], folder: Path) -> None:
+def show(found: LabelIssues, folder: LabelsFolder) -> None:
     """Print the first suspects, the counts in a sentence, and where there is more."""
     from rich.table import Table
 
     out = console()
-    if found["suspects"]:
+    if found.suspects:
         table = Table(box=None, pad_edge=False)
         table.add_column("picture", overflow="fold")
         table.add_column("label")
         table.add_column("suggested")
         for heading in ("quality", "p(label)", "p(suggested)"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for row in found["suspects"][:FIRST]:
-            numbers = (row["quality"], row["probability"], row["suggested_probability"])
-            table.add_row(row["path"], row["label"], row["suggested"], *(f"{number:.3f}" for number in numbers))
+        for row in found.suspects[:FIRST]:
+            numbers = (row.quality, row.probability, row.suggested_probability)
+            table.add_row(row.path, row.label, row.suggested, *(f"{number:.3f}" for number in numbers))
         out.print(table)
     out.print(sentence(found))
-    out.print(f"With the pictures, and what to do: {folder / PAGE}; all suspects as a table: {folder / SUSPECTS}")
+    out.print(f"With the pictures, and what to do: {folder.page}; all suspects as a table: {folder.suspects}")
 
 
-def sentence(found: dict[str, Any]) -> str:
+def sentence(found: LabelIssues) -> str:
     """The counts in words."""
-    counts = found["counts"]
+    counts = found.counts
     words = (
-        f"Of {counts['judged']} training and validation pictures, {counts['suspects']} have a label that the others "
-        f"contradict, of which cleanlab counts {counts['label_issues']} as wrong. "
-        f"{_many(counts['outliers'], 'picture is', 'pictures are')} unlike the others, and "
-        f"{_many(counts['duplicates'], 'pair looks', 'pairs look')} the same, "
-        f"{counts['duplicates_under_two_labels']} under two labels."
+        f"Of {counts.judged} training and validation pictures, {counts.suspects} have a label that the others "
+        f"contradict, of which cleanlab counts {counts.label_issues} as wrong. "
+        f"{_many(counts.outliers, 'picture is', 'pictures are')} unlike the others, and "
+        f"{_many(counts.duplicates, 'pair looks', 'pairs look')} the same, "
+        f"{counts.duplicates_under_two_labels} under two labels."
     )
-    if counts["suspects"] > MANY * counts["judged"]:
+    if counts.suspects > MANY * counts.judged:
         words += " So many mean that the features hardly tell some classes apart, not that so many labels are wrong."
-    if found["left_out"]:
-        words += f" Labels with too few pictures to be judged: {', '.join(found['left_out'])}."
+    if found.left_out:
+        words += f" Labels with too few pictures to be judged: {', '.join(found.left_out)}."
     return words
 
 

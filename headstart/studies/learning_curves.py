@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from headstart.base.arrays import Bools, Floats, Ints
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.why import Cut
 from headstart.base.files import read_json, write_json
 from headstart.base.params import Finetune, Params
 from headstart.base.progress import hidden, progress
@@ -36,8 +38,10 @@ from headstart.training.linear_probe import folds_of, train_head
 from headstart.training.recipe import Recipe, TrainingSetup
 from headstart.training.trainer import finetune
 
-FROZEN, FINETUNED, SCRATCH = "frozen", "finetuned", "scratch"
-CUTS = ("none", "last", "half", "all")
+FROZEN: Final = "frozen"
+FINETUNED: Final = "finetuned"
+SCRATCH: Final = "scratch"
+CUTS: tuple[Cut, ...] = ("none", "last", "half", "all")
 MOST_EPOCHS = 100  # of a training from random weights
 
 
@@ -87,7 +91,7 @@ class Curve:
 Curves = dict[tuple[str, str], Curve]  # by start and cut
 
 
-def cut_of(settings: Finetune) -> str:
+def cut_of(settings: Finetune) -> Cut:
     """What "fine-tuned" stands for: as params.yaml has it, or half where fine-tuning is off."""
     return "half" if settings.unfreeze == "none" else settings.unfreeze
 
@@ -108,11 +112,11 @@ class Pictures:
         features: (N, D) of the frozen network, in the sample's order.
     """
 
-    def __init__(self, data: Path, manifest: pd.DataFrame, sample: Sample, device: torch.device) -> None:
+    def __init__(self, data: DataFolder, manifest: pd.DataFrame, sample: Sample, device: torch.device) -> None:
         self.sample, self.manifest = sample, manifest
-        self.pixels = Pixels(data / "prepare")
+        self.pixels = Pixels(data.prepare)
         self.folds = folds_of(sample.labels, sample.groups)
-        self.features = features_of(data / "features", manifest, sample.rows, device)
+        self.features = features_of(data.features, manifest, sample.rows, device)
         self.labels = torch.from_numpy(sample.labels).to(device)
 
     def pictures(self, fold: int, share: float) -> Ints:
@@ -223,7 +227,7 @@ class Laboratory:
         trunk, card = load_trunk(self.backbone, self.network_file)
         if training.start != SCRATCH:
             return trunk
-        return architecture(card["name"], self.network_file, card["weights"]).trunk(self.params.seed + training.fold)
+        return architecture(card.name, self.network_file, card.weights).trunk(self.params.seed + training.fold)
 
     def recipe(self, training: Training, n: int) -> Recipe:
         """From random weights: smaller pictures, and as many epochs as show the network ``why.scratch_passes`` pictures, so

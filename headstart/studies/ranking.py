@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from headstart.base.arrays import Ints
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.rank import RankedBackbone, Ranking
 from headstart.base.device import set_up
-from headstart.base.files import write_json
 from headstart.base.measurements import Measurements, machine
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
@@ -33,7 +31,7 @@ from headstart.studies.halving import Standing, choose, halve, over_budget
 from headstart.studies.speed import MANY, images_per_s, training_seconds
 from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
 from headstart.training.features import Shown
-from headstart.training.linear_probe import Folds, folds_of
+from headstart.training.linear_probe import folds_of
 from headstart.training.recipe import Recipe
 
 
@@ -66,8 +64,8 @@ def rank(
     params: Params,
     device: torch.device,
     state: Callable[[str], Path],
-) -> dict[str, Any]:
-    """Compare and choose: what rank.json holds, best first.
+) -> Ranking:
+    """Compare and choose: what rank.json holds.
 
     Args:
         to_train: pictures that fine-tuning would train on.
@@ -83,15 +81,15 @@ def rank(
         name, card = candidate.name, candidate.card
         contender = contenders[name] = _Contender(candidate, sample, pixels, device)
         rate = images.known_or(
-            Measurements.key(machine(), name, card["sha256"], wanted, "images per second"),
+            Measurements.key(machine(), name, card.sha256, wanted, "images per second"),
             lambda shown=contender.shown: images_per_s(shown, sample.rows, wanted),  # type: ignore[misc]
         )
         found: dict[str, float | None] = {"images_per_s": rate, "finetune_minutes": None}
         if params.finetune_is_on:
             step = steps.known_or(
-                Measurements.key(machine(), name, card["sha256"], params.finetune.model_dump(), len(sample.classes)),
+                Measurements.key(machine(), name, card.sha256, params.finetune.model_dump(), len(sample.classes)),
                 lambda c=candidate: training_seconds(  # type: ignore[misc]
-                    c.trunk(), c.card["features"], sample.classes, recipe, device
+                    c.trunk(), c.card.features, sample.classes, recipe, device
                 ),
             )
             found["finetune_minutes"] = step * to_train * recipe.epochs / 60
@@ -114,65 +112,56 @@ def rank(
     table = []
     for candidate in candidates:
         figures = published(candidate.name)
-        row: dict[str, Any] = {"backbone": candidate.name} | dict.fromkeys(MEASURES) | {"note": candidate.missing}
-        row |= {"imagenet_top1": figures.top1, "imagenet_top5": figures.top5}
+        row = RankedBackbone(
+            backbone=candidate.name, imagenet_top1=figures.top1, imagenet_top5=figures.top5, note=candidate.missing
+        )
         if candidate.missing is None:
             standing = by_name[candidate.name]
             count = standing.pictures
             features, labels = contenders[candidate.name].features[:count], sample.labels[:count]
-            row |= _measures(standing, features, labels, folds[count])
-            row |= {
-                "gmacs": candidate.card["gmacs"],
-                "parameters": candidate.card["parameters"],
-                "megabytes": round(candidate.megabytes, 2),
-                "images_per_s": _rounded(costs[candidate.name]["images_per_s"], 1),
-                "finetune_minutes": _rounded(costs[candidate.name]["finetune_minutes"]),
-            }
+            accuracy, low, high = mean(standing.last.correct.astype(np.float64))
+            log_loss, loss_low, loss_high = mean(standing.last.losses)
+            row = RankedBackbone(
+                backbone=candidate.name,
+                probe_accuracy=accuracy,
+                low=low,
+                high=high,
+                log_loss=log_loss,
+                log_loss_low=loss_low,
+                log_loss_high=loss_high,
+                logme=log_me(features.cpu().numpy(), labels),
+                knn_accuracy=knn_accuracy(features, labels, folds[count]),
+                imagenet_top1=figures.top1,
+                imagenet_top5=figures.top5,
+                gmacs=candidate.card.gmacs,
+                parameters=candidate.card.parameters,
+                megabytes=round(candidate.megabytes, 2),
+                images_per_s=_rounded(costs[candidate.name]["images_per_s"], 1),
+                finetune_minutes=_rounded(costs[candidate.name]["finetune_minutes"]),
+                pictures=count,
+                note=standing.note,
+            )
         table.append(row)
     # Figures are comparable on the same pictures: those who saw the most come first, then the lowest log-loss.
-    table.sort(key=lambda row: (row["pictures"] is None, -(row["pictures"] or 0), row["log_loss"] or 0.0))
+    table.sort(key=lambda row: (row.pictures is None, -(row.pictures or 0), row.log_loss or 0.0))
     if sample.left_out:
         names = ", ".join(sample.left_out)
         reason += f" Left out, since of these classes there are too few pictures to compare on: {names}."
-    return {"choice": choice, "reason": reason, "table": table}
-
-
-MEASURES = (
-    "probe_accuracy", "low", "high", "log_loss", "log_loss_low", "log_loss_high", "logme", "knn_accuracy", "imagenet_top1",
-    "imagenet_top5", "gmacs", "parameters", "megabytes", "images_per_s", "finetune_minutes", "pictures",
-)  # fmt: skip
-
-
-def _measures(standing: Standing, features: Tensor, labels: Ints, folds: Folds) -> dict[str, Any]:
-    accuracy, low, high = mean(standing.last.correct.astype(np.float64))
-    log_loss, loss_low, loss_high = mean(standing.last.losses)
-    note = f"over the budget: {standing.over_budget}" if standing.over_budget else None
-    return {
-        "probe_accuracy": accuracy,
-        "low": low,
-        "high": high,
-        "log_loss": log_loss,
-        "log_loss_low": loss_low,
-        "log_loss_high": loss_high,
-        "logme": log_me(features.cpu().numpy(), labels),
-        "knn_accuracy": knn_accuracy(features, labels, folds),
-        "pictures": standing.pictures,
-        "note": f"dropped: {standing.dropped}" if standing.dropped else note,
-    }
+    return Ranking(choice=choice, reason=reason, table=table)
 
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage rank: compare the candidates and choose the best one for these pictures."""
-    device, folder = set_up(params.threads), data / "rank"
-    manifest = read_manifest(data / "prepare")
-    candidates = [Candidate.of(name, data / "candidates" / name) for name in params.rank.candidates]
+    device = set_up(params.threads)
+    manifest = read_manifest(data.prepare)
+    candidates = [Candidate.of(name, data.candidates.of(name)) for name in params.rank.candidates]
     to_train = int((manifest["split"] == "train").sum())
     sample = Sample.of(manifest, params.seed)
-    ranking = rank(candidates, sample, Pixels(data / "prepare"), to_train, params, device, state_folder)
-    ranking_report.write_page(ranking, folder / ranking_report.PAGE)
-    write_json(folder / ranking_report.RANK, ranking)
+    ranking = rank(candidates, sample, Pixels(data.prepare), to_train, params, device, state_folder)
+    ranking_report.write_page(ranking, data.rank.page)
+    ranking.write(data.rank.details)
     ranking_report.show(ranking, params.weights)

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from headstart.base import terminal
+from headstart.base.artifacts.rank import Ranking
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_found, write_text
+from headstart.base.files import write_text
 from headstart.base.params import set_values
 from headstart.base.terminal import Column, cells, number
 
-RANK, PAGE = "rank.json", "rank.html"
-COMMAND = "dvc repro studies/dvc.yaml:rank"
 
-
-def load_ranking(folder: Path) -> dict[str, Any]:
-    """rank.json: ``choice``, ``reason`` and ``table``, best first."""
-    return read_found(folder / RANK, COMMAND)
-
-
-def show(ranking: dict[str, Any], weights: str = "default") -> None:
+def show(ranking: Ranking, weights: str = "default") -> None:
     """Print the table, the reason, and the command that tries the choice.
 
     Args:
         weights: as params.yaml has it; candidates were compared with their default ones.
     """
-    terminal.show(ranking["table"], COLUMNS, bold=ranking["choice"])
+    terminal.show(ranking.table, COLUMNS, bold=ranking.choice)
     out = terminal.console()
-    for row in ranking["table"]:
-        if row["note"]:
-            out.print(f"{row['backbone']}: {row['note']}")
-    out.print(ranking["reason"])
-    if ranking["choice"]:
-        out.print(f"{try_it(ranking['choice'], weights)}")
+    for row in ranking.table:
+        if row.note:
+            out.print(f"{row.backbone}: {row.note}")
+    out.print(ranking.reason)
+    if ranking.choice:
+        out.print(f"{try_it(ranking.choice, weights)}")
 
 
 def try_it(choice: str, weights: str) -> str:
@@ -57,29 +49,30 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def write_page(ranking: dict[str, Any], path: Path) -> None:
+def write_page(ranking: Ranking, path: Path) -> None:
     """One page that needs no network: the reason, the table, and accuracy over speed."""
-    from headstart.evaluation import figures, pages
+    from headstart.evaluation import pages
+    from headstart.studies import figures
 
-    drawing = figures.accuracy_over_speed(ranking["table"], ranking["choice"])
+    drawing = figures.accuracy_over_speed(ranking.table, ranking.choice)
     text = pages.template("rank.html.j2").render(
         ranking=ranking,
         headings=[heading for heading, _, _ in COLUMNS],
-        rows=[(row, cells(row, COLUMNS)) for row in ranking["table"]],
+        rows=[(row, cells(row, COLUMNS)) for row in ranking.table],
         plot=pages.embedded(drawing) if drawing else None,
     )
     write_text(path, text)
 
 
-def apply(ranking: dict[str, Any], params: Path) -> str:
+def apply(ranking: Ranking, params: Path) -> str:
     """Write the choice into params.yaml, whose comments and other lines stay; what to say about it.
 
     Raises:
         HeadstartError: there is no choice to write.
     """
-    choice = ranking["choice"]
+    choice = ranking.choice
     if choice is None:
-        raise HeadstartError(f"there is no choice to apply. {ranking['reason']}")
+        raise HeadstartError(f"there is no choice to apply. {ranking.reason}")
     told = set_values(
         params, {"backbone": choice, "weights": "default"}
     )  # a file of weights would belong to another network

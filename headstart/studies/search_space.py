@@ -8,6 +8,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from headstart.base.artifacts.tune import Knobs
 from headstart.base.errors import HeadstartError
 from headstart.base.identity import digest_of
 from headstart.base.params import Finetune, Params, is_range
@@ -19,7 +20,6 @@ WITHOUT_EFFECT = {  # by whether the network starts from random weights
     True: ("unfreeze", "epochs", "lr", "head_lr", "layer_decay", "batch_norm"),
     False: ("scratch_lr", "scratch_epochs"),
 }
-Knobs = dict[str, Any]
 
 
 @dataclass(frozen=True)

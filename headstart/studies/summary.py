@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from headstart.base.errors import HeadstartError
-from headstart.base.files import read_found, write_text
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.audit import AuditReport
+from headstart.base.artifacts.labels import LabelIssues
+from headstart.base.artifacts.metrics import Metrics
+from headstart.base.artifacts.rank import Ranking
+from headstart.base.artifacts.tune import Tuning
+from headstart.base.artifacts.why import TransferGain
+from headstart.base.files import write_text
 from headstart.base.params import Params, set_values
 from headstart.evaluation.summary import headline
 from headstart.studies.ranking_report import try_it
 
-WHY, PAGE = "why.json", "story.html"
-COMMAND = "dvc repro studies/dvc.yaml:why"
 WORTH_COLLECTING = 0.01  # of accuracy, by twice as many pictures
 
 
@@ -27,38 +30,44 @@ class Story:
     """
 
     params: Params
-    why: dict[str, Any]
-    audit: dict[str, Any] | None
-    labels: dict[str, Any] | None
-    rank: dict[str, Any] | None
-    tune: dict[str, Any] | None
-    result: dict[str, Any] | None
+    why: TransferGain
+    audit: AuditReport | None
+    labels: LabelIssues | None
+    rank: Ranking | None
+    tune: Tuning | None
+    result: Metrics | None
 
     @classmethod
-    def of(cls, data: Path, params: Params) -> Story:
+    def of(cls, data: DataFolder, params: Params) -> Story:
         """
         Raises:
             HeadstartError: why.json is not there.
         """
-        why = read_found(data / "why" / WHY, COMMAND)
-        branches = ("prepare/audit", "labels/labels", "rank/rank", "tune/tune", "evaluate/metrics")
-        return cls(params, why, *(_known(data / f"{branch}.json") for branch in branches))
+        return cls(
+            params,
+            TransferGain.read(data.why.details),
+            AuditReport.read_if_made(data.prepare.audit),
+            LabelIssues.read_if_made(data.labels.details),
+            Ranking.read_if_made(data.rank.details),
+            Tuning.read_if_made(data.tune.details),
+            Metrics.read_if_made(data.evaluate.metrics),
+        )
 
     def lines(self) -> list[str]:
         """Ten at most."""
-        first, *answers = self.why["sentences"]
+        first, *answers = self.why.sentences
         told = [self.pictures(), first]
-        told += [self.rank["reason"] if self.rank else "Which network: not compared yet."]
+        told += [self.rank.reason if self.rank else "Which network: not compared yet."]
         told += answers
         if self.result:
             told.append(self.outcome())
         return [*told, "Next: " + "; ".join(self.next_steps()) + "."]
 
     def pictures(self) -> str:
-        freeze = self.why["freeze"]
-        kept = f"{self.audit['kept']} kept, {len(self.audit['dropped'])} left out; " if self.audit else ""
-        wrong = f"; about {self.labels['counts']['label_issues']} labels look wrong" if self.labels else ""
-        return f"Your pictures: {kept}{freeze['per_class']} per class for training and validation{wrong}."
+        freeze = self.why.freeze
+        kept = f"{self.audit.kept} kept, {len(self.audit.dropped)} left out; " if self.audit else ""
+        wrong = f"; about {self.labels.counts.label_issues} labels look wrong" if self.labels else ""
+        return f"Your pictures: {kept}{freeze.per_class} per class for training and validation{wrong}."
 
     def outcome(self) -> str:
         assert self.result is not None
@@ -69,38 +78,38 @@ class Story:
         steps = []
         if self.labels is None:
             steps.append("`dvc repro studies/dvc.yaml:labels` looks for wrong labels")
-        elif self.labels["counts"]["label_issues"]:
+        elif self.labels.counts.label_issues:
             steps.append("look at data/labels/labels.html and put wrong labels right")
         if self.rank is None:
             steps.append("`dvc repro studies/dvc.yaml:rank` compares networks")
-        elif self.rank["choice"] not in (None, self.params.backbone):
-            steps.append(f"`{try_it(self.rank['choice'], self.params.weights)}` tries the network that was ranked first")
-        if self.why["freeze"]["measured"] != self.params.finetune.unfreeze:
-            steps.append(f"`headstart why --apply` sets finetune.unfreeze: {self.why['freeze']['measured']}")
-        if self.tune is None and self.why["freeze"]["measured"] != "none":
+        elif self.rank.choice not in (None, self.params.backbone):
+            steps.append(f"`{try_it(self.rank.choice, self.params.weights)}` tries the network that was ranked first")
+        if self.why.freeze.measured != self.params.finetune.unfreeze:
+            steps.append(f"`headstart why --apply` sets finetune.unfreeze: {self.why.freeze.measured}")
+        if self.tune is None and self.why.freeze.measured != "none":
             steps.append("`dvc repro studies/dvc.yaml:tune` tries other settings of fine-tuning")
-        more = self.why["more"]
-        if "accuracy" in more and more["accuracy"] - self.now() >= WORTH_COLLECTING:
+        more = self.why.more
+        if more.accuracy is not None and more.accuracy - self.now() >= WORTH_COLLECTING:
             steps.append("collect more pictures")
         return steps or ["use it: `headstart predict`"]
 
     def now(self) -> float:
         """Accuracy of the better pre-trained start on all pictures."""
-        points = [row for row in self.why["curves"] if row["start"] == self.why["pretrained"]]
-        return float(points[-1]["accuracy"])
+        points = [row for row in self.why.curves if row.start == self.why.pretrained]
+        return points[-1].accuracy
 
-    def write_page(self, path: Path, data: Path) -> None:
+    def write_page(self, path: Path, data: DataFolder) -> None:
         """One page that needs no network."""
         from headstart.base.terminal import cells
-        from headstart.evaluation import figures, pages
-        from headstart.studies import ranking_report
+        from headstart.evaluation import pages
+        from headstart.studies import figures, ranking_report
 
-        sheet = data / "prepare" / "sheet.png"
-        rank_drawing = figures.accuracy_over_speed(self.rank["table"], self.rank["choice"]) if self.rank else None
-        drawings = {"curves": figures.accuracy_over_pictures(self.why["curves"]), "ranking": rank_drawing}
-        drawings["cuts"] = figures.accuracy_by_cut(self.why["freeze"]["table"], self.why["freeze"]["measured"])
+        sheet = data.prepare.sheet
+        rank_drawing = figures.accuracy_over_speed(self.rank.table, self.rank.choice) if self.rank else None
+        drawings = {"curves": figures.accuracy_over_pictures(self.why.curves), "ranking": rank_drawing}
+        drawings["cuts"] = figures.accuracy_by_cut(self.why.freeze.table, self.why.freeze.measured)
         drawings["sheet"] = sheet.read_bytes() if sheet.exists() else None
-        rows = self.rank["table"] if self.rank else []
+        rows = self.rank.table if self.rank else []
         text = pages.template("story.html.j2", percent=lambda value: f"{100 * value:.1f} %").render(
             story=self,
             why=self.why,
@@ -112,12 +121,5 @@ class Story:
 
     def apply(self, params: Path) -> str:
         """Write how much to train into params.yaml, whose comments stay; what to say about it."""
-        told = set_values(params, {"finetune.unfreeze": self.why["freeze"]["measured"]})
+        told = set_values(params, {"finetune.unfreeze": self.why.freeze.measured})
         return f"{params}: {', '.join(told)}" if told else f"{params} has finetune.unfreeze as measured already"
-
-
-def _known(file: Path) -> dict[str, Any] | None:
-    try:
-        return read_found(file, "")
-    except HeadstartError:
-        return None

@@ -6,19 +6,35 @@ be trained, and is that what the rules of thumb say?
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headstart.base.arrays import Bools
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.json_file import Interval
+from headstart.base.artifacts.why import (
+    CurvePoint,
+    Cut,
+    CutResult,
+    Forecast,
+    Freezing,
+    Gap,
+    Rule,
+    Size,
+    Start,
+    TransferGain,
+    Verdict,
+    WorthLabels,
+    WorthMinutes,
+)
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import write_json
 from headstart.base.identity import code_of, digest_of, inputs_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
@@ -49,14 +65,16 @@ MARGIN = 0.01  # of accuracy: less than a point is nobody's reason for anything
 FURTHER = 2  # times as many pictures is as far as a fit on some tenfold range is followed
 SMALL, LARGE = 100, 1000  # pictures per class: the rules of thumb give no numbers, these are ours
 SIMILAR = 0.5  # of the confidence that the network has on ImageNet's own pictures
-WORTH, NOT_WORTH, CANT_TELL = "worth it", "not worth it", "can't tell"
+WORTH: Final = "worth it"
+NOT_WORTH: Final = "not worth it"
+CANT_TELL: Final = "can't tell"
 NAMES = {FROZEN: "frozen with a head on top", FINETUNED: "fine-tuned", SCRATCH: "from random weights"}
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------
 
 
-def verdict(worth: Estimate) -> str:
+def verdict(worth: Estimate) -> Verdict:
     """Of the gain in accuracy by pre-training, with its interval: worth it where there certainly is one and it is a point
     or more; not worth it where a gain of a point can be excluded or what there is comes to less; otherwise can't tell."""
     if worth.low > 0 and worth.value >= MARGIN:
@@ -80,16 +98,16 @@ def pictures_for(accuracy: float, curve: Curve) -> tuple[float | None, bool]:
     return float(np.exp(low + share * (high - low))), False
 
 
-def with_more(curve: Curve) -> dict[str, Any]:
+def with_more(curve: Curve) -> Forecast:
     """Accuracy to expect of twice as many pictures, by a power law for the error (Hestness et al. 2017, "Deep learning
     scaling is predictable, empirically"): log error = a - b log n.
 
-    ``n``, ``accuracy``, ``low`` and ``high``; or ``refused``, why the fit does not support that: fewer than three points,
-    one of them farther from the fit than its own interval allows, or a decay whose interval reaches zero.
+    It is refused with fewer than three points, where one of them is farther from the fit than its own interval allows, and
+    where the interval of the decay reaches zero.
     """
     n = int(FURTHER * curve.n[-1])
     if len(curve.n) < 3:
-        return {"n": n, "refused": "a curve needs three points at least"}
+        return Forecast(n=n, refused="a curve needs three points at least")
     count = curve.correct.shape[1]
     floor = 0.5 / count  # an error of none at all has no logarithm
     resampled_accuracy = bootstrap(lambda rows: curve.correct[:, rows].mean(axis=1), count)  # the same rows for all points
@@ -99,21 +117,19 @@ def with_more(curve: Curve) -> dict[str, Any]:
     fitted = np.exp(errors[0].mean() + slopes[0] * x)
     low, high = percentile_interval(np.exp(errors[1:]))
     if ((fitted < low) | (fitted > high)).any():
-        return {"n": n, "refused": "the points do not lie on a power law"}
+        return Forecast(n=n, refused="the points do not lie on a power law")
     if percentile_interval(slopes[1:])[1] > -1e-9:  # nothing but rounding is no decay
-        return {"n": n, "refused": "from the pictures at hand it is not certain that more of them help"}
+        return Forecast(n=n, refused="from the pictures at hand it is not certain that more of them help")
     at = np.log(n) - np.log(curve.n).mean()
     expected = 1 - np.exp(errors.mean(axis=1) + slopes * at)
     low, high = percentile_interval(expected[1:])
-    return {
-        "n": n, "accuracy": float(expected[0]), "low": float(low), "high": float(high), "exponent": float(-slopes[0])
-    }  # fmt: skip
+    return Forecast(n=n, accuracy=float(expected[0]), low=float(low), high=float(high), exponent=float(-slopes[0]))
 
 
 # --- how much to freeze -------------------------------------------------------------------------------------------
 
 
-def size_of(per_class: float) -> str:
+def size_of(per_class: float) -> Size:
     return "small" if per_class < SMALL else "medium" if per_class < LARGE else "large"
 
 
@@ -125,7 +141,7 @@ def confidence(features: Tensor, classifier: tuple[Tensor, Tensor] | None) -> fl
     return float(SINGLE_LABEL.confidence(SINGLE_LABEL.probabilities(torch.addmm(bias, features, weight.T))).mean())
 
 
-def advice_231(size: str, similar: bool) -> tuple[str, str]:
+def advice_231(size: Size, similar: bool) -> tuple[Cut, str]:
     """The cut, and the words, of Stanford's CS231n for a set of that size and likeness to ImageNet ("Transfer Learning",
     cs231n.github.io/transfer-learning). Its small is ours up to LARGE."""
     if size == "large":
@@ -135,13 +151,14 @@ def advice_231(size: str, similar: bool) -> tuple[str, str]:
     return ("last", "train a classifier on earlier layers, which is nearest to retraining the last ones")
 
 
-def advice_230(size: str) -> tuple[str, str]:
+def advice_230(size: Size) -> tuple[Cut, str]:
     """The same of CS230's table, which goes by size alone."""
-    return {
+    advice: dict[Size, tuple[Cut, str]] = {
         "small": ("none", "freeze all layers and train the head"),
         "medium": ("last", "freeze most layers and train the last ones"),
         "large": ("all", "freeze nothing, start from the pre-trained weights"),
-    }[size]
+    }
+    return advice[size]
 
 
 @dataclass(frozen=True)
@@ -166,47 +183,52 @@ class Set:
         return self.confidence >= SIMILAR * self.on_imagenet
 
 
-def freezing(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
+def freezing(curves: Curves, cut: Cut, pictures: Set) -> Freezing:
     """What each cut reached on all pictures, which of them to take, and what the rules of thumb say.
 
     Taken is the least training that is not clearly worse, by log-loss, than the best (one standard error).
     """
-    by_cut = {"none": curves[FROZEN, "none"]} | {c: curves[FINETUNED, c] for c in CUTS[1:] if (FINETUNED, c) in curves}
+    by_cut: dict[Cut, Curve] = {"none": curves[FROZEN, "none"]}
+    by_cut |= {c: curves[FINETUNED, c] for c in CUTS[1:] if (FINETUNED, c) in curves}
     table = []
     for name, curve in by_cut.items():
         low, high = _interval(curve.correct[-1])
         table.append(
-            {
-                "cut": name, "accuracy": float(curve.accuracy[-1]), "low": low, "high": high,
-                "log_loss": float(curve.losses[-1].mean()), "seconds": float(curve.seconds[-1]),
-            }
-        )  # fmt: skip
+            CutResult(
+                cut=name,
+                accuracy=float(curve.accuracy[-1]),
+                low=low,
+                high=high,
+                log_loss=float(curve.losses[-1].mean()),
+                seconds=float(curve.seconds[-1]),
+            )
+        )
     names = list(by_cut)
     measured = names[within_one_standard_error([curve.losses[-1] for curve in by_cut.values()])]
     size = size_of(pictures.pictures / pictures.classes)
     rules = {"CS230": advice_230(size)}
     if pictures.similar is not None:
         rules["CS231n"] = advice_231(size, pictures.similar)
-    return {
-        "measured": measured,
-        "table": table,
-        "per_class": round(pictures.pictures / pictures.classes),
-        "size": size,
-        "similar": pictures.similar,
-        "confidence": pictures.confidence,
-        "on_imagenet": pictures.on_imagenet,
-        "gap": paired_difference(by_cut["none"].correct[-1], by_cut[cut].correct[-1]).accuracy._asdict() | {"cut": cut},
-        "rules": {
-            rule: {"cut": advised, "words": words, "agrees": advised == measured}
-            for rule, (advised, words) in rules.items()
+    gap = paired_difference(by_cut["none"].correct[-1], by_cut[cut].correct[-1]).accuracy
+    return Freezing(
+        measured=measured,
+        table=table,
+        per_class=round(pictures.pictures / pictures.classes),
+        size=size,
+        similar=pictures.similar,
+        confidence=pictures.confidence,
+        on_imagenet=pictures.on_imagenet,
+        gap=Gap(value=gap.value, low=gap.low, high=gap.high, cut=cut),
+        rules={
+            rule: Rule(cut=advised, words=words, agrees=advised == measured) for rule, (advised, words) in rules.items()
         },
-    }
+    )
 
 
 # --- all of it ----------------------------------------------------------------------------------------------------
 
 
-def answer(data: Path, params: Params, device: torch.device, state: Callable[[str], Path]) -> dict[str, Any]:
+def answer(data: DataFolder, params: Params, device: torch.device, state: Callable[[str], Path]) -> TransferGain:
     """Measure what has not been measured before, and conclude: what why.json holds.
 
     Args:
@@ -216,14 +238,14 @@ def answer(data: Path, params: Params, device: torch.device, state: Callable[[st
     Raises:
         HeadstartError: the backbone has random weights, so that there is nothing to compare; or pictures are too few.
     """
-    backbone, network = data / "backbone", data / "fetch" / "network.py"
+    backbone, network = data.backbone, data.fetch.network
     trunk, card = load_trunk(backbone, network)
-    if not card["pretrained"]:
+    if not card.pretrained:
         raise HeadstartError(
-            f"backbone {card['name']!r} has random weights (weights: {params.weights}): there is no pre-training to judge; "
+            f"backbone {card.name!r} has random weights (weights: {params.weights}): there is no pre-training to judge; "
             "name weights in params.yaml"
         )
-    manifest = read_manifest(data / "prepare")
+    manifest = read_manifest(data.prepare)
     sample = Sample.of(manifest, params.seed)
     pictures = Pictures(data, manifest, sample, device)
     rate = images_per_s(Shown(trunk, pictures.pixels, device), sample.rows, params.features.engine)
@@ -235,141 +257,145 @@ def answer(data: Path, params: Params, device: torch.device, state: Callable[[st
     kept, cut = state("why") / digest_of([made_by, inputs_of("why"), settings]), cut_of(params.finetune)
     laboratory = Laboratory(pictures, backbone, network, params, device, 1 / rate, kept / "running")
     found = measure(laboratory, plan(pictures.shares(params.why.fractions), params.why.folds, cut), kept)
-    top1 = published(card["name"]).top1 if card["library"] != "own" else None
+    top1 = published(card.name).top1 if card.library != "own" else None
     sure = confidence(pictures.features, load_classifier(backbone))
     about = Set(len(sample.rows), len(sample.classes), sure, top1 / 100 if top1 else None)
-    return {"backbone": card["name"], **conclude(found, cut, about), "left_out": list(sample.left_out)}
+    return conclude(card.name, found, cut, about, sample.left_out)
 
 
-def conclude(curves: Curves, cut: str, pictures: Set) -> dict[str, Any]:
+def conclude(backbone: str, curves: Curves, cut: Cut, pictures: Set, left_out: Sequence[str] = ()) -> TransferGain:
     """What why.json holds.
 
     Args:
         curves: frozen, fine-tuned at ``cut`` and from scratch over growing numbers of pictures; other cuts at all of them.
+        left_out: classes that have too few pictures.
     """
-    rows = {FROZEN: curves[FROZEN, "none"], FINETUNED: curves[FINETUNED, cut], SCRATCH: curves[SCRATCH, "all"]}
-    pretrained = min((FROZEN, FINETUNED), key=lambda start: rows[start].losses[-1].mean())
+    rows: dict[Start, Curve] = {
+        FROZEN: curves[FROZEN, "none"],
+        FINETUNED: curves[FINETUNED, cut],
+        SCRATCH: curves[SCRATCH, "all"],
+    }
+    pretrained: Start = min((FROZEN, FINETUNED), key=lambda start: rows[start].losses[-1].mean())
     best, scratch = rows[pretrained], rows[SCRATCH]
     worth = paired_difference(scratch.correct[-1], best.correct[-1]).accuracy
     enough, at_most = pictures_for(float(scratch.accuracy[-1]), best)
-    result: dict[str, Any] = {
-        "verdict": verdict(worth),
-        "pretrained": pretrained,
-        "worth_points": {key: 100 * value for key, value in worth._asdict().items()},
-        "worth_labels": {"pretrained": enough, "at_most": at_most, "scratch": int(scratch.n[-1])},
-        "worth_minutes": {"pretrained": float(best.seconds[-1] / 60), "scratch": float(scratch.seconds[-1] / 60)},
-        "more": with_more(best),
-        "freeze": freezing(curves, cut, pictures),
-        "held_out": int(best.correct.shape[1]),
-        "curves": [
-            {"start": start, "n": int(n), "accuracy": float(accuracy), "low": low, "high": high, "seconds": float(seconds)}
+    found = TransferGain(
+        backbone=backbone,
+        verdict=verdict(worth),
+        pretrained=pretrained,
+        worth_points=Interval(value=100 * worth.value, low=100 * worth.low, high=100 * worth.high),
+        worth_labels=WorthLabels(pretrained=enough, at_most=at_most, scratch=int(scratch.n[-1])),
+        worth_minutes=WorthMinutes(pretrained=float(best.seconds[-1] / 60), scratch=float(scratch.seconds[-1] / 60)),
+        more=with_more(best),
+        freeze=freezing(curves, cut, pictures),
+        held_out=int(best.correct.shape[1]),
+        curves=[
+            CurvePoint(start=start, n=int(n), accuracy=float(accuracy), low=low, high=high, seconds=float(seconds))
             for start, curve in rows.items()
             for n, accuracy, (low, high), seconds in zip(
                 curve.n, curve.accuracy, map(_interval, curve.correct), curve.seconds, strict=True
             )
         ],
-    }
-    result["sentences"] = sentences(result)
-    return result
+        sentences=[],
+        left_out=list(left_out),
+    )
+    return found.model_copy(update={"sentences": sentences(found)})
 
 
 def _interval(correct: Bools) -> tuple[float, float]:
     return wilson(int(correct.sum()), len(correct))
 
 
-def sentences(result: dict[str, Any]) -> list[str]:
+def sentences(result: TransferGain) -> list[str]:
     """What was found, in the order in which people ask."""
-    freeze = result["freeze"]
+    freeze = result.freeze
     return [_worth(result), _labels(result), _minutes(result), _more(result), _freeze(freeze), _rules(freeze)]
 
 
-def _at(result: dict[str, Any], start: str) -> dict[str, Any]:
+def _at(result: TransferGain, start: Start) -> CurvePoint:
     """The point of a start's curve at all pictures."""
-    point: dict[str, Any] = [row for row in result["curves"] if row["start"] == start][-1]
-    return point
+    return [row for row in result.curves if row.start == start][-1]
 
 
-def _percent(point: dict[str, Any]) -> str:
-    return f"{100 * point['accuracy']:.1f} % ({100 * point['low']:.1f}–{100 * point['high']:.1f})"
+def _percent(accuracy: float, low: float, high: float) -> str:
+    return f"{100 * accuracy:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
 
-def _points(gain: dict[str, Any], scale: float = 1.0) -> str:
-    return f"{scale * gain['value']:+.1f} points ({scale * gain['low']:+.1f} to {scale * gain['high']:+.1f})"
+def _points(gain: Interval, scale: float = 1.0) -> str:
+    return f"{scale * gain.value:+.1f} points ({scale * gain.low:+.1f} to {scale * gain.high:+.1f})"
 
 
-def _worth(result: dict[str, Any]) -> str:
-    start, scratch = result["pretrained"], _at(result, SCRATCH)
+def _worth(result: TransferGain) -> str:
+    start, scratch = result.pretrained, _at(result, SCRATCH)
     best = _at(result, start)
+    reached, without = (_percent(point.accuracy, point.low, point.high) for point in (best, scratch))
     opening = {
         WORTH: "Pre-training is worth it here",
         NOT_WORTH: "Pre-training buys no accuracy here",
         CANT_TELL: "Whether pre-training buys accuracy here can't be told from these pictures",
-    }[result["verdict"]]
+    }[result.verdict]
     return (
-        f"{opening}: on {best['n']} pictures the network reaches {_percent(best)} {NAMES[start]} and {_percent(scratch)} "
-        f"{NAMES[SCRATCH]}, {_points(result['worth_points'])} on the same {result['held_out']} held-out pictures."
+        f"{opening}: on {best.n} pictures the network reaches {reached} {NAMES[start]} and {without} "
+        f"{NAMES[SCRATCH]}, {_points(result.worth_points)} on the same {result.held_out} held-out pictures."
     )
 
 
-def _labels(result: dict[str, Any]) -> str:
-    labels = result["worth_labels"]
-    reached = f"the {100 * _at(result, SCRATCH)['accuracy']:.1f} % that random weights reach with {labels['scratch']}"
-    if labels["pretrained"] is None:
-        return f"In labels: pre-trained, {labels['scratch']} pictures do not reach {reached}."
-    few = round(labels["pretrained"])
-    if few >= labels["scratch"]:
+def _labels(result: TransferGain) -> str:
+    labels = result.worth_labels
+    reached = f"the {100 * _at(result, SCRATCH).accuracy:.1f} % that random weights reach with {labels.scratch}"
+    if labels.pretrained is None:
+        return f"In labels: pre-trained, {labels.scratch} pictures do not reach {reached}."
+    few = round(labels.pretrained)
+    if few >= labels.scratch:
         return f"In labels: pre-trained, it takes about as many pictures to reach {reached}."
-    return f"In labels: pre-trained, {few} pictures{' or fewer' if labels['at_most'] else ''} reach {reached}."
+    return f"In labels: pre-trained, {few} pictures{' or fewer' if labels.at_most else ''} reach {reached}."
 
 
-def _minutes(result: dict[str, Any]) -> str:
-    minutes = result["worth_minutes"]
-    ours, theirs = minutes["pretrained"], minutes["scratch"]
+def _minutes(result: TransferGain) -> str:
+    minutes = result.worth_minutes
+    ours, theirs = minutes.pretrained, minutes.scratch
     told = f"In minutes: training takes {ours:.1f} with pre-training and {theirs:.1f} without, on this machine"
     return f"{told}, {theirs / ours:.0f} times as long." if theirs >= 1.5 * ours else f"{told}."
 
 
-def _more(result: dict[str, Any]) -> str:
-    more, now = result["more"], _at(result, result["pretrained"])
-    if "refused" in more:
-        return f"More pictures: no forecast, since {more['refused']}."
-    gain = more["accuracy"] - now["accuracy"]
+def _more(result: TransferGain) -> str:
+    more, now = result.more, _at(result, result.pretrained)
+    if more.accuracy is None or more.low is None or more.high is None:
+        return f"More pictures: no forecast, since {more.refused}."
     return (
-        f"More pictures: twice as many ({more['n']}) should bring {_percent(more)}, {100 * gain:+.1f} points, if the curve "
-        "goes on as it has."
+        f"More pictures: twice as many ({more.n}) should bring {_percent(more.accuracy, more.low, more.high)}, "
+        f"{100 * (more.accuracy - now.accuracy):+.1f} points, if the curve goes on as it has."
     )
 
 
-def _freeze(freeze: dict[str, Any]) -> str:
+def _freeze(freeze: Freezing) -> str:
     words = {
         "none": "leave the network frozen and train the head",
         "last": "train the last quarter of the network",
         "half": "train the upper half of the network",
         "all": "train all of the network",
     }
-    gap = freeze["gap"]
+    gap = freeze.gap
     return (
-        f"How much to train: {words[freeze['measured']]} (finetune.unfreeze: {freeze['measured']}); with {gap['cut']} "
+        f"How much to train: {words[freeze.measured]} (finetune.unfreeze: {freeze.measured}); with {gap.cut} "
         f"trained instead of the head alone accuracy changes by {_points(gap, 100)}."
     )
 
 
-def _rules(freeze: dict[str, Any]) -> str:
+def _rules(freeze: Freezing) -> str:
     likeness = {True: "like ImageNet's", False: "unlike ImageNet's", None: "of unknown likeness to ImageNet's"}
-    told = f"By rule of thumb: a {freeze['size']} set ({freeze['per_class']} per class), {likeness[freeze['similar']]}"
-    if freeze["similar"] is not None:
-        told += (
-            f" (the network is {freeze['confidence']:.2f} sure of what it sees; of ImageNet {freeze['on_imagenet']:.2f})"
-        )
+    told = f"By rule of thumb: a {freeze.size} set ({freeze.per_class} per class), {likeness[freeze.similar]}"
+    if freeze.similar is not None:
+        told += f" (the network is {freeze.confidence:.2f} sure of what it sees; of ImageNet {freeze.on_imagenet:.2f})"
     advice = "; ".join(
-        f"{rule} says {entry['words']}, {'as' if entry['agrees'] else 'not what was'} measured"
-        for rule, entry in freeze["rules"].items()
+        f"{rule} says {entry.words}, {'as' if entry.agrees else 'not what was'} measured"
+        for rule, entry in freeze.rules.items()
     )
     return f"{told}. {advice}."
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage why: is pre-training worth it here, and how much of the network should be trained?"""
     found = answer(data, params, set_up(params.threads), state_folder)
-    write_json(data / "why" / "why.json", found)
-    print("\n".join(found["sentences"]))
+    found.write(data.why.details)
+    print("\n".join(found.sentences))

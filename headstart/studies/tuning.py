@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from headstart.base.arrays import Ints
+from headstart.base.artifacts import DataFolder, FinetuneFolder
+from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.tune import Knobs, State, Trial, Tuning, TuningGain
 from headstart.base.device import derived_seed, set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, write_json
 from headstart.base.identity import code_of, inputs_of
 from headstart.base.params import Finetune, Params, Tune, is_range
 from headstart.base.paths import state_folder
@@ -39,9 +41,9 @@ from headstart.models.backbones import load_trunk
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
 from headstart.studies import tuning_report
-from headstart.studies.search_space import STARTUP, Knobs, Search, written
+from headstart.studies.search_space import STARTUP, Search, written
 from headstart.tracking.study_runs import StudyRuns
-from headstart.training.finetuned import CURVE, WEIGHTS, load_val_logits
+from headstart.training.finetuned import load_val_logits
 from headstart.training.head_files import load_head
 from headstart.training.recipe import Recipe, TrainingSetup
 from headstart.training.trainer import finetune
@@ -69,7 +71,7 @@ def tune(
     state: Path,
     runs: StudyRuns,
     task: Task = SINGLE_LABEL,
-) -> dict[str, Any]:
+) -> Tuning:
     """Try settings until the budget is spent: what tune.json holds.
 
     A trial that has begun is finished. A study that was stopped goes on: its finished trials are kept, the one that was
@@ -141,7 +143,7 @@ class _Study:
         for trial in self._trials(TrialState.RUNNING):
             self.study.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params)
             self.study.tell(trial.number, state=TrialState.FAIL)
-        if self.search.present not in [row["knobs"] for row in self.rows]:
+        if self.search.present not in [row.knobs for row in self.rows]:
             self.study.enqueue_trial(self.search.present, skip_if_exists=bool(self.waiting))
 
     def has_ended(self, budget: Tune) -> bool:
@@ -166,23 +168,23 @@ class _Study:
         trial = self.study.ask(self.search.distributions)
         knobs = self.search.knobs(trial.params)
         trial.set_user_attr("knobs", knobs)
-        if knobs in [row["knobs"] for row in rows]:
+        if knobs in [row.knobs for row in rows]:
             trial.set_user_attr("repeats", True)
             self._failed(trial, "tried before")
             return False
         print(f"tune: trial {len(rows)}: {_told(knobs)}", flush=True)
         self._run(trial, knobs, len(rows))
         row = self.rows[-1]
-        ended = "" if row["val_log_loss"] is None else f", log-loss {row['val_log_loss']:.3f}"
-        print(f"tune: trial {row['trial']}: {row['state']}{ended}" + (f"; {row['note']}" if row["note"] else ""))
-        self.runs.log(row, self.curves[row["trial"]])
+        ended = "" if row.val_log_loss is None else f", log-loss {row.val_log_loss:.3f}"
+        print(f"tune: trial {row.trial}: {row.state}{ended}" + (f"; {row.note}" if row.note else ""))
+        self.runs.log(row, self.curves[row.trial])
         return True
 
     def _run(self, trial: optuna.Trial, knobs: Knobs, number: int) -> None:
         home = self._home(knobs)
         settings = self.search.with_knobs(knobs)
         epochs = Recipe(settings, self.search.scratch, self.seed).epochs
-        live = self.runs.live({"trial": number, "knobs": knobs})
+        live = self.runs.live(number, knobs)
         curve: list[Row] = []
 
         def on_epoch(row: Row) -> None:
@@ -193,8 +195,8 @@ class _Study:
                 raise optuna.TrialPruned
 
         try:
-            if (home / CURVE).exists():  # it was trained to the end, and then there was no time to tell
-                for row in pd.read_csv(home / CURVE).to_dict("records"):
+            if home.curve.exists():  # it was trained to the end, and then there was no time to tell
+                for row in pd.read_csv(home.curve).to_dict("records"):
                     on_epoch({str(name): float(value) for name, value in row.items()})
             else:
                 self.train(settings, home, home / "resume", on_epoch)
@@ -208,7 +210,7 @@ class _Study:
             trial.set_user_attr("curve", curve)
             self._failed(trial, " ".join(str(error).split())[:200] or type(error).__name__)
         else:
-            (home / WEIGHTS).unlink(missing_ok=True)  # the settings give them again
+            home.weights.unlink(missing_ok=True)  # the settings give them again
             trial.set_user_attr("curve", curve)
             trial.set_user_attr("accuracy", self._accuracy(home))
             self.study.tell(trial, float(self._losses(knobs).mean()))
@@ -220,8 +222,8 @@ class _Study:
         trial.set_user_attr("note", note)
         self.study.tell(trial, state=TrialState.FAIL)
 
-    def _home(self, knobs: Knobs) -> Path:
-        return self.folder / hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:20]
+    def _home(self, knobs: Knobs) -> FinetuneFolder:
+        return FinetuneFolder(self.folder, hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:20])
 
     def _losses(self, knobs: Knobs) -> NDArray[Any]:
         """(N,) log-losses of the validation pictures after calibration, of a trial that is complete."""
@@ -255,49 +257,49 @@ class _Study:
         return {number: trial.user_attrs["curve"] for number, trial in enumerate(self.counted)}
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Trial]:
         """The rows of tune.json, in the order they were tried."""
         return [
-            {
-                "trial": number,
-                "state": STATES[trial.state],
-                "val_log_loss": trial.value if trial.state != TrialState.FAIL else None,
-                "val_accuracy": trial.user_attrs.get("accuracy"),
-                "epochs": len(trial.user_attrs["curve"]),
-                "minutes": round(_minutes(trial), 2),
-                "knobs": trial.user_attrs["knobs"],
-                "note": trial.user_attrs.get("note"),
-            }
+            Trial(
+                trial=number,
+                state=STATES[trial.state],
+                val_log_loss=trial.value if trial.state != TrialState.FAIL else None,
+                val_accuracy=trial.user_attrs.get("accuracy"),
+                epochs=len(trial.user_attrs["curve"]),
+                minutes=round(_minutes(trial), 2),
+                knobs=trial.user_attrs["knobs"],
+                note=trial.user_attrs.get("note"),
+            )
             for number, trial in enumerate(self.counted)
         ]
 
-    def outcome(self) -> dict[str, Any]:
+    def outcome(self) -> Tuning:
         """What tune.json holds. Trials that were trained to the end come first, the lowest log-loss before others."""
         order = list(STATES.values())
-        rows = sorted(self.rows, key=lambda row: (order.index(row["state"]), row["val_log_loss"] or 0.0, row["trial"]))
-        complete = [row for row in rows if row["state"] == "complete"]
-        present = next(row for row in rows if row["knobs"] == self.search.present)
+        rows = sorted(self.rows, key=lambda row: (order.index(row.state), row.val_log_loss or 0.0, row.trial))
+        complete = [row for row in rows if row.state == "complete"]
+        present = next(row for row in rows if row.knobs == self.search.present)
         gain = None
-        if complete and present["state"] == "complete" and complete[0] is not present:
-            lower_by = mean(self._losses(present["knobs"]) - self._losses(complete[0]["knobs"]))
-            gain = lower_by._asdict() | {"pictures": len(self.labels)}
-        best = _changed(complete[0]["knobs"], self.search.present) if complete else None
-        return {
-            "best": best,
-            "sentence": sentence(rows, present, gain),
-            "command": command(best) if best else None,
-            "gain": gain,
-            "present": self.search.present,
-            "choices": {key: values for key, values in self.search.space.items() if not is_range(values)},
-            "by_logarithm": [key for key, found in self.search.distributions.items() if getattr(found, "log", False)],
-            "trials": rows,
-        }
+        if complete and present.state == "complete" and complete[0] is not present:
+            lower_by = mean(self._losses(present.knobs) - self._losses(complete[0].knobs))
+            gain = TuningGain(value=lower_by.value, low=lower_by.low, high=lower_by.high, pictures=len(self.labels))
+        best = _changed(complete[0].knobs, self.search.present) if complete else None
+        return Tuning(
+            best=best,
+            sentence=sentence(rows, present, gain),
+            command=command(best) if best else None,
+            gain=gain,
+            present=self.search.present,
+            choices={key: values for key, values in self.search.space.items() if not is_range(values)},
+            by_logarithm=[key for key, found in self.search.distributions.items() if getattr(found, "log", False)],
+            trials=rows,
+        )
 
 
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+STATES: dict[TrialState, State] = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
-def sentence(rows: list[dict[str, Any]], present: dict[str, Any], gain: dict[str, Any] | None) -> str:
+def sentence(rows: list[Trial], present: Trial, gain: TuningGain | None) -> str:
     """The outcome in words.
 
     Args:
@@ -306,28 +308,26 @@ def sentence(rows: list[dict[str, Any]], present: dict[str, Any], gain: dict[str
         gain: by how much the best one's log-loss is lower than the present one's, with the interval of that.
     """
     best, count = rows[0], len(rows)
-    if best["state"] != "complete":
-        return f"No trial was trained to the end. The present settings: {present['note']}."
+    if best.state != "complete":
+        return f"No trial was trained to the end. The present settings: {present.note}."
     if best is present:
         others = f"of {count} trials none" if count > 1 else "nothing else was tried, and nothing"
-        return (
-            f"No better than what you have: {others} is below the present settings' log-loss, {best['val_log_loss']:.3f}."
-        )
-    which = f"trial {best['trial']} ({_told(best['knobs'])})"
+        return f"No better than what you have: {others} is below the present settings' log-loss, {best.val_log_loss:.3f}."
+    which = f"trial {best.trial} ({_told(best.knobs)})"
     if gain is None:
         return (
-            f"The lowest validation log-loss is {best['val_log_loss']:.3f}, of {which}. The present settings cannot be "
-            f"compared: {present['note']}."
+            f"The lowest validation log-loss is {best.val_log_loss:.3f}, of {which}. The present settings cannot be "
+            f"compared: {present.note}."
         )
-    by = f"{gain['value']:.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}) on {gain['pictures']} validation pictures"
-    if gain["low"] <= 0:
+    by = f"{gain.value:.3f} ({gain.low:+.3f} to {gain.high:+.3f}) on {gain.pictures} validation pictures"
+    if gain.low <= 0:
         return (
-            f"No better than what you have: the lowest log-loss of {count} trials, {best['val_log_loss']:.3f} of {which}, "
-            f"is below the present settings' {present['val_log_loss']:.3f} by {by}, which includes zero."
+            f"No better than what you have: the lowest log-loss of {count} trials, {best.val_log_loss:.3f} of {which}, "
+            f"is below the present settings' {present.val_log_loss:.3f} by {by}, which includes zero."
         )
     return (
-        f"Better than what you have: {which} has log-loss {best['val_log_loss']:.3f}, the present settings "
-        f"{present['val_log_loss']:.3f}: lower by {by}. The best of {count} looks somewhat better than it is; the test "
+        f"Better than what you have: {which} has log-loss {best.val_log_loss:.3f}, the present settings "
+        f"{present.val_log_loss:.3f}: lower by {by}. The best of {count} looks somewhat better than it is; the test "
         "pictures, which tuning never saw, tell."
     )
 
@@ -353,14 +353,14 @@ def _minutes(trial: FrozenTrial) -> float:
     return trial.duration.total_seconds() / 60 if trial.duration else 0.0
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage tune: try settings within a budget of time, and say whether any is better than the present ones."""
-    search = Search.of(params, scratch=not read_json(data / "backbone" / "card.json")["pretrained"])
+    search = Search.of(params, scratch=not Card.read(data.backbone.card).pretrained)
     device = set_up(params.threads)
-    head, manifest, pixels = load_head(data / "head"), read_manifest(data / "prepare"), Pixels(data / "prepare")
+    head, manifest, pixels = load_head(data.head), read_manifest(data.prepare), Pixels(data.prepare)
 
     def train(settings: Finetune, folder: Path, resume: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
-        trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
+        trunk, _ = load_trunk(data.backbone, data.fetch.network)
         setup = TrainingSetup(
             trunk, head, pixels, manifest, Recipe(settings, search.scratch, params.seed), device,
             params.features.engine,
@@ -371,6 +371,6 @@ def run(params: Params, data: Path) -> None:
     study = search.key(made_by, inputs_of("finetune"), params.features, params.seed, params.threads)
     labels = validation_labels(manifest, head.classes, head.task)
     found = tune(train, labels, search, params, study, state_folder("tune"), StudyRuns(params, study), head.task)
-    tuning_report.write_page(found, data / "tune" / tuning_report.PAGE)
-    write_json(data / "tune" / tuning_report.TUNE, found)
+    tuning_report.write_page(found, data.tune.page)
+    found.write(data.tune.details)
     tuning_report.show(found)

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
+from headstart.base.artifacts.tune import Trial, Tuning
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_found, write_text
+from headstart.base.files import write_text
 from headstart.base.params import set_values
 from headstart.base.terminal import console
 from headstart.evaluation.metrics import ACCURACY, LOG_LOSS
 
-TUNE, PAGE = "tune.json", "tune.html"
-COMMAND = "dvc repro studies/dvc.yaml:tune"
 
-
-def load_tuning(folder: Path) -> dict[str, Any]:
-    """tune.json: ``best``, ``sentence``, ``command``, ``gain``, ``present`` and ``trials``, best first."""
-    return read_found(folder / TUNE, COMMAND)
-
-
-def show(found: dict[str, Any]) -> None:
+def show(found: Tuning) -> None:
     """Print the table, the outcome in words, and the command that runs the pipeline with the best settings."""
     from rich.table import Table
 
@@ -29,38 +21,39 @@ def show(found: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in headings(found):
         table.add_column(heading, justify="right", no_wrap=True)
-    for trial in found["trials"]:
-        table.add_row(*cells(trial), style="bold" if trial is found["trials"][0] else None)
+    for trial in found.trials:
+        table.add_row(*cells(trial), style="bold" if trial is found.trials[0] else None)
     out.print(table)
-    for trial in found["trials"]:
-        if trial["state"] == "failed":
-            out.print(f"trial {trial['trial']}: {trial['note']}")
-    out.print(found["sentence"])
-    if found["command"]:
-        out.print(found["command"], soft_wrap=True)
+    for trial in found.trials:
+        if trial.state == "failed":
+            out.print(f"trial {trial.trial}: {trial.note}")
+    out.print(found.sentence)
+    if found.command:
+        out.print(found.command, soft_wrap=True)
 
 
-def headings(found: dict[str, Any]) -> list[str]:
-    return ["trial", "state", LOG_LOSS.label, ACCURACY.label, "epochs", "minutes", *found["present"]]
+def headings(found: Tuning) -> list[str]:
+    return ["trial", "state", LOG_LOSS.label, ACCURACY.label, "epochs", "minutes", *found.present]
 
 
-def cells(trial: dict[str, Any]) -> list[str]:
+def cells(trial: Trial) -> list[str]:
     """A row of the table as it is shown: an empty cell where nothing is known."""
     numbers = [("val_log_loss", ".3f"), ("val_accuracy", ".3f"), ("epochs", "d"), ("minutes", ".1f")]
-    written = ["" if trial[key] is None else format(trial[key], form) for key, form in numbers]
-    knobs = [value if isinstance(value, str) else json.dumps(value) for value in trial["knobs"].values()]
-    return [str(trial["trial"]), trial["state"], *written, *knobs]
+    written = ["" if getattr(trial, key) is None else format(getattr(trial, key), form) for key, form in numbers]
+    knobs = [value if isinstance(value, str) else json.dumps(value) for value in trial.knobs.values()]
+    return [str(trial.trial), trial.state, *written, *knobs]
 
 
-def write_page(found: dict[str, Any], path: Path) -> None:
+def write_page(found: Tuning, path: Path) -> None:
     """One page that needs no network: the outcome, the table, log-loss by trial and over each knob."""
-    from headstart.evaluation import figures, pages
+    from headstart.evaluation import pages
+    from headstart.studies import figures
 
-    trials = found["trials"]
-    present = next(trial["val_log_loss"] for trial in trials if trial["knobs"] == found["present"])
+    trials = found.trials
+    present = next(trial.val_log_loss for trial in trials if trial.knobs == found.present)
     drawings = (
         figures.log_loss_by_trial(trials, present),
-        figures.log_loss_by_knob(trials, found["choices"], found["by_logarithm"]),
+        figures.log_loss_by_knob(trials, found.choices, found.by_logarithm),
     )
     by_trial, by_knob = (pages.embedded(drawing) if drawing else None for drawing in drawings)
     text = pages.template("tune.html.j2").render(
@@ -73,14 +66,14 @@ def write_page(found: dict[str, Any], path: Path) -> None:
     write_text(path, text)
 
 
-def apply(found: dict[str, Any], params: Path) -> str:
+def apply(found: Tuning, params: Path) -> str:
     """Write the best trial's settings into params.yaml, whose comments and other lines stay; what to say about it.
 
     Raises:
         HeadstartError: no trial was trained to the end.
     """
-    best = found["trials"][0]
-    if best["state"] != "complete":
-        raise HeadstartError(f"there is nothing to apply. {found['sentence']}")
-    told = set_values(params, {f"finetune.{key}": value for key, value in best["knobs"].items()})
+    best = found.trials[0]
+    if best.state != "complete":
+        raise HeadstartError(f"there is nothing to apply. {found.sentence}")
+    told = set_values(params, {f"finetune.{key}": value for key, value in best.knobs.items()})
     return f"{params}: {', '.join(told)}" if told else f"{params} has the best settings already"

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from headstart.base.arrays import Floats, Ints
+from headstart.base.artifacts import DATA, DataFolder
+from headstart.base.artifacts.track import TrackedResult
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_found, write_json
+from headstart.base.files import write_json
 from headstart.base.params import Gate, Params
 from headstart.base.progress import progress
 from headstart.data.manifest import read_manifest
@@ -28,7 +30,7 @@ from headstart.tracking.registry import LONGEST_WHY, ROLLED_BACK, Registry, Vers
 from headstart.tracking.result import result_digest
 from headstart.tracking.store import opened
 
-FOLDER, FILE = "gate", "decision.json"
+FOLDER = "gate"  # among a run's artifacts
 TIMED = 5  # batches, at least
 PERFECT_DRAWS = 1000
 LISTED = 3  # classes that a sentence names
@@ -69,7 +71,7 @@ class Side:
     arithmetic: str = ""
 
 
-def run(data: Path, params: Params) -> Decision:
+def run(data: DataFolder, params: Params) -> Decision:
     """Decide on the result that the stages' folders hold, and act on it: the champion's alias is moved, or is not.
 
     The decision goes to data/gate/decision.json, to the run in MLflow and to the version in the registry, there last. One
@@ -80,7 +82,7 @@ def run(data: Path, params: Params) -> Decision:
     """
     registry = Registry(params)
     version = _registered(registry, data, params)
-    file = data / FOLDER / FILE
+    file = data.gate.decision
     decision = _taken(registry, version)
     if decision is None:
         decision = _compare(registry, version, data, params)
@@ -97,8 +99,8 @@ def run(data: Path, params: Params) -> Decision:
     return decision
 
 
-def _registered(registry: Registry, data: Path, params: Params) -> Version:
-    result: str = read_found(data / "track" / "track.json", "dvc repro")["result"]
+def _registered(registry: Registry, data: DataFolder, params: Params) -> Version:
+    result = TrackedResult.read(data.track.details).result
     if result != result_digest(data):
         raise HeadstartError(
             f"{data} is not of one result: code, parameters or pictures have changed since it was tracked; run `dvc repro`"
@@ -120,7 +122,7 @@ def _taken(registry: Registry, version: Version) -> Decision | None:
     if version.outcome == ROLLED_BACK:
         back = f"Version {version.number} was rolled back: {version.decision}"
         return Decision("refused", f"{back} (`headstart promote {version.number} --why ...` takes it again.)", {})
-    with registry.artifact(version, f"{FOLDER}/{FILE}") as file:
+    with registry.artifact(version, f"{FOLDER}/{DATA.gate.decision.name}") as file:
         logged = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
     if logged.get("outcome") == version.outcome:
         return Decision(**logged)
@@ -146,14 +148,14 @@ def _log(version: Version, decision: Decision, file: Path) -> None:
 # --- the predictions of both --------------------------------------------------------------------------------------------
 
 
-def _compare(registry: Registry, version: Version, data: Path, params: Params) -> Decision:
+def _compare(registry: Registry, version: Version, data: DataFolder, params: Params) -> Decision:
     champion = registry.champion()
-    models = [load_predictor(data / "package" / "model")]
+    models = [load_predictor(data.package.model)]
     learned: set[str] = set()
     if champion is not None:
         models.append(load_predictor(registry.download(champion)))
         learned = registry.learned(champion)
-    manifest, pixels = read_manifest(data / "prepare"), Pixels(data / "prepare")
+    manifest, pixels = read_manifest(data.prepare), Pixels(data.prepare)
     on_test = manifest["split"] == "test"
     fair = on_test & ~manifest["sha256"].isin(learned)  # what the champion has learned from tells nothing
     left_out = int(on_test.sum() - fair.sum())

@@ -15,8 +15,13 @@ import jinja2
 import pandas as pd
 import yaml
 
-from headstart.base.artifacts import CLASSIFIER, DETAILS, NETWORK, WEIGHTS
-from headstart.base.files import read_json
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.audit import AuditReport
+from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.engine import FeaturesDetails
+from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.metrics import Metrics
 from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.measurements import Measurements
 from headstart.base.params import Params
@@ -36,11 +41,11 @@ PICTURES = {"emoji": "Twemoji graphics, © Twitter, Inc. and other contributors,
 UNKNOWN_PICTURES = "not known to headstart: whoever brought the pictures knows"
 
 
-def lineage(data: Path, result: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
+def lineage(data: DataFolder, result: str, lock: Path = Path("dvc.lock")) -> dict[str, str]:
     """Where a result comes from, as tags: its digest, its pictures', DVC's digests of what the stages wrote, and the
     arithmetic behind it."""
-    manifest = hashlib.sha256((data / "prepare" / "manifest.parquet").read_bytes()).hexdigest()
-    made_on = arithmetic(read_json(data / "features" / "features.json"), read_json(data / "finetune" / "finetune.json"))
+    manifest = hashlib.sha256(data.prepare.manifest.read_bytes()).hexdigest()
+    made_on = arithmetic(FeaturesDetails.read(data.features.details), FinetuneDetails.read(data.finetune.details))
     outputs = json.dumps(_outputs(lock))
     return {RESULT: result, ARITHMETIC: made_on, "headstart.data": manifest, "headstart.dvc": outputs}
 
@@ -53,14 +58,14 @@ def _outputs(lock: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for name, stage in stages.items() if name != "track" for out in stage.get("outs", [])}
 
 
-def card(data: Path, params: Params, lineage: dict[str, str]) -> str:
+def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
     """The card of the result that the stages' folders hold, in Markdown.
 
     Args:
         lineage: shown as it is, a line for each.
     """
-    result, audit = read_json(data / "evaluate" / "metrics.json"), read_json(data / "prepare" / "audit.json")
-    classes = pd.read_csv(data / "evaluate" / "figures" / "per_class.csv", keep_default_na=False, dtype={"class": str})
+    result, audit = Metrics.read(data.evaluate.metrics), AuditReport.read(data.prepare.audit)
+    classes = pd.read_csv(data.evaluate.figures.per_class, keep_default_na=False, dtype={"class": str})
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=False,  # it is Markdown: what people named themselves goes through the filter `plain`
@@ -72,19 +77,19 @@ def card(data: Path, params: Params, lineage: dict[str, str]) -> str:
     environment.filters["plain"] = plain
     return environment.get_template(TEMPLATE).render(
         params=params,
-        chosen=result["chosen"],
-        test=result["test"]["chosen"],
-        metrics=[metric for metric in METRICS.values() if metric.name in result["test"]["chosen"]],
+        chosen=result.chosen,
+        test=result.test["chosen"],
+        metrics=[metric for metric in METRICS.values() if metric.name in result.test["chosen"]],
         audit=audit,
-        counts={part: sum(counts[part] for counts in audit["classes"].values()) for part in SPLITS},
-        reasons=Counter(_kind(entry["reason"]) for entry in audit["dropped"]).most_common(WEAKEST),
+        counts={part: sum(counts[part] for counts in audit.classes.values()) for part in SPLITS},
+        reasons=Counter(_kind(entry.reason) for entry in audit.dropped).most_common(WEAKEST),
         pictures=PICTURES.get(params.data.source, UNKNOWN_PICTURES),
-        backbone=read_json(data / "backbone" / "card.json"),
-        tuned=read_json(data / "finetune" / "finetune.json"),
-        classes=sorted(audit["classes"]),
+        backbone=Card.read(data.backbone.card),
+        tuned=FinetuneDetails.read(data.finetune.details),
+        classes=sorted(audit.classes),
         weak=classes[classes["pictures"] > 0].head(WEAKEST).to_dict("records"),
-        confused=_confused(data / "evaluate" / "figures" / "confusion.csv"),
-        megabytes=(data / "package/model" / CLASSIFIER / WEIGHTS).stat().st_size / 1e6,
+        confused=_confused(data.evaluate.figures.confusion_table),
+        megabytes=data.package.model.classifier.weights.stat().st_size / 1e6,
         images_per_s=images_per_s(data, params.threads),
         lineage=lineage,
         libraries=recorded_libraries(data, stages_of_the_result()),
@@ -108,20 +113,20 @@ def _confused(file: Path) -> list[tuple[str, str, int]]:
     ]
 
 
-def images_per_s(data: Path, threads: int | None) -> float:
+def images_per_s(data: DataFolder, threads: int | None) -> float:
     """Pictures a second that the packaged model answers on this machine, those of data/prepare, one batch at a time.
 
     A network is measured once on a machine, since it is as fast with any head; who finds it known need not wait for torch.
     """
-    folder = data / "package" / "model" / CLASSIFIER
-    details = read_json(folder / DETAILS)
-    what = details["backbone"], details["preprocessing"], len(details["classes"]), (folder / NETWORK).read_text("utf-8")
+    folder = data.package.model.classifier
+    details = ClassifierDetails.read(folder.details)
+    what = details.backbone, details.preprocessing.model_dump(), len(details.classes), folder.network.read_text("utf-8")
     where = platform.node(), threads or cores(), importlib.metadata.version("torch"), importlib.metadata.version("timm")
     measured = Measurements(state_folder("speed") / "classifiers.json")
     return float(measured.known_or(measured.key(what, where), lambda: _images_per_s(data, threads)))
 
 
-def _images_per_s(data: Path, threads: int | None) -> float:
+def _images_per_s(data: DataFolder, threads: int | None) -> float:
     import numpy as np
     import torch
 
@@ -132,9 +137,9 @@ def _images_per_s(data: Path, threads: int | None) -> float:
     from headstart.inference.predictor import load_predictor
 
     set_up(threads)
-    pixels = Pixels(data / "prepare")
-    rows = np.flatnonzero(read_manifest(data / "prepare")["split"] == "test")[:8]
-    model = load_predictor(data / "package" / "model").model
+    pixels = Pixels(data.prepare)
+    rows = np.flatnonzero(read_manifest(data.prepare)["split"] == "test")[:8]
+    model = load_predictor(data.package.model).model
     pictures = [pixels[int(row)] for row in rows]
 
     def answer() -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from headstart.base import identity
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json
 from headstart.base.params import Params
 
 
@@ -20,7 +21,7 @@ def stages_of_the_result() -> list[str]:
     return [stage for stage in identity.main_stages() if stage != "track"]
 
 
-def result_digest(data: Path, params: Path = Path("params.yaml")) -> str:
+def result_digest(data: DataFolder, params: Path = Path("params.yaml")) -> str:
     """SHA-256 over what the result is made from: code and libraries of every stage, the parameters that they read, the
     manifest of pictures, the user's network, and the backbone's weights.
 
@@ -30,14 +31,14 @@ def result_digest(data: Path, params: Path = Path("params.yaml")) -> str:
     stages = stages_of_the_result()
     values = yaml.safe_load(params.read_text(encoding="utf-8"))
     digest = hashlib.sha256()
-    code = [data / identity.CODE / f"{stage}.json" for stage in stages]
+    code = [data.fetch.code.of(stage) for stage in stages]
     try:
-        for path in [*code, data / "fetch" / "manifest.csv", data / "fetch" / "network.py"]:
+        for path in [*code, data.fetch.manifest, data.fetch.network]:
             digest.update(f"{path.name}\n".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         read = {key: _value(values, key) for key in identity.params_of(*stages)}
         digest.update(json.dumps(read, sort_keys=True).encode())
-        digest.update(read_json(data / "backbone" / "card.json")["sha256"].encode())
+        digest.update(Card.read(data.backbone.card).sha256.encode())
     except FileNotFoundError as error:
         raise HeadstartError(f"{error.filename} is not there; `dvc pull` or `dvc repro` brings it") from None
     return digest.hexdigest()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.paths import checkout
@@ -77,15 +77,15 @@ class Live:
         self.client.log_batch(self.run_id, metrics=metrics)
         self.seen.add(step)
 
-    def catch_up(self, data: Path) -> None:
+    def catch_up(self, data: DataFolder) -> None:
         """Send the epochs of a curve that came from the cache."""
         import pandas as pd
 
-        for row in pd.read_csv(data / "finetune" / "curve.csv").to_dict("records"):
+        for row in pd.read_csv(data.finetune.curve).to_dict("records"):
             self({str(key): float(value) for key, value in row.items()})
 
 
-def live(data: Path, params: Params) -> Callable[[dict[str, float]], None]:
+def live(data: DataFolder, params: Params) -> Callable[[dict[str, float]], None]:
     """To be called with the rows of the curve. Training does not wait for a store that does not answer, or no longer: then
     there is a word to the user, once, and ``track`` sends what is missing."""
     curve: list[Live] = []

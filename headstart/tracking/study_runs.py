@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from headstart.base.artifacts.tune import Knobs, Trial, Tuning
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.tracking.store import experiment_id, opened, tagged
@@ -31,12 +32,12 @@ class StudyRuns:
         self.params, self.study = params, study
         self.answers = True
 
-    def live(self, trial: dict[str, Any]) -> Callable[[dict[str, float]], None]:
-        """To be called with the rows of the curve of ``trial``, a row of tune.json, while it trains."""
+    def live(self, number: int, knobs: Knobs) -> Callable[[dict[str, float]], None]:
+        """To be called with the rows of the curve of the trial with that number while it trains."""
         live: list[Live] = []
         if self.answers:
             with self._or_a_word(), opened() as client:
-                live = [Live(client, self._trial(client, trial))]
+                live = [Live(client, self._trial(client, number, knobs))]
 
         def send(row: dict[str, float]) -> None:
             for one in live if self.answers else []:
@@ -45,32 +46,27 @@ class StudyRuns:
 
         return send
 
-    def log(self, trial: dict[str, Any], curve: list[dict[str, float]]) -> None:
-        """See to it that a trial that is over is in the store, whole: its knobs, curve, final metrics and state.
-
-        Args:
-            trial: a row of tune.json.
-        """
+    def log(self, trial: Trial, curve: list[dict[str, float]]) -> None:
+        """See to it that a trial that is over is in the store, whole: its knobs, curve, final metrics and state."""
         if self.answers:
             with self._or_a_word(), opened() as client:
                 self._log(client, trial, curve)
 
-    def finish(self, found: dict[str, Any], curves: dict[int, list[dict[str, float]]]) -> None:
+    def finish(self, found: Tuning, curves: dict[int, list[dict[str, float]]]) -> None:
         """See to it that all trials are in the store, and the outcome on the parent: what tune.json says in one sentence is
         its description.
 
         Args:
-            found: what tune.json holds.
             curves: by the number of the trial.
         """
         with self._or_a_word(), opened() as client:
-            for trial in found["trials"]:
-                self._log(client, trial, curves[trial["trial"]])
+            for trial in found.trials:
+                self._log(client, trial, curves[trial.trial])
             run_id = self._parent(client)
-            client.set_tag(run_id, "mlflow.note.content", found["sentence"])
-            whole = [trial["val_log_loss"] for trial in found["trials"] if trial["state"] == "complete"]
+            client.set_tag(run_id, "mlflow.note.content", found.sentence)
+            whole = [t.val_log_loss for t in found.trials if t.state == "complete" and t.val_log_loss is not None]
             if whole:
-                client.log_metric(run_id, "val_log_loss", min(whole), step=len(found["trials"]))
+                client.log_metric(run_id, "val_log_loss", min(whole), step=len(found.trials))
             client.set_terminated(run_id)
 
     @contextmanager
@@ -81,20 +77,20 @@ class StudyRuns:
             self.answers = False
             print(f"headstart: the trials are not shown in MLflow for now: {error}")
 
-    def _log(self, client: MlflowClient, trial: dict[str, Any], curve: list[dict[str, float]]) -> None:
+    def _log(self, client: MlflowClient, trial: Trial, curve: list[dict[str, float]]) -> None:
         from mlflow.entities import Metric
 
-        run = client.get_run(self._trial(client, trial))
+        run = client.get_run(self._trial(client, trial.trial, trial.knobs))
         if COMPLETE in run.data.tags:
             return
         live = Live(client, run.info.run_id)
         for row in curve:
             live(row)
-        numbers = {key: trial[key] for key in ("val_log_loss", "val_accuracy", "minutes")}
+        numbers = {"val_log_loss": trial.val_log_loss, "val_accuracy": trial.val_accuracy, "minutes": trial.minutes}
         metrics = [Metric(key, float(value), 0, 0) for key, value in numbers.items() if value is not None]
         client.log_batch(run.info.run_id, metrics=metrics)
-        client.set_terminated(run.info.run_id, _STATUS[trial["state"]])
-        for key, value in {"state": trial["state"], "note": trial["note"], COMPLETE: "true"}.items():
+        client.set_terminated(run.info.run_id, _STATUS[trial.state])
+        for key, value in {"state": trial.state, "note": trial.note, COMPLETE: "true"}.items():
             if value:
                 client.set_tag(run.info.run_id, key, value)
 
@@ -107,13 +103,13 @@ class StudyRuns:
         client.log_batch(run_id, params=[Param(key, value) for key, value in space.items()])
         return run_id
 
-    def _trial(self, client: MlflowClient, trial: dict[str, Any]) -> str:
+    def _trial(self, client: MlflowClient, number: int, knobs: Knobs) -> str:
         from mlflow.entities import Param
 
         tags = {"mlflow.parentRunId": self._parent(client)}
-        knobs = hashlib.sha256(json.dumps(trial["knobs"], sort_keys=True).encode()).hexdigest()[:20]
-        run_id = self._found_or_created(client, TRIAL, f"{self.study}/{knobs}", f"trial {trial['trial']}", tags)
-        params = [Param(f"finetune.{key}", str(value)) for key, value in trial["knobs"].items()]
+        digest = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:20]
+        run_id = self._found_or_created(client, TRIAL, f"{self.study}/{digest}", f"trial {number}", tags)
+        params = [Param(f"finetune.{key}", str(value)) for key, value in knobs.items()]
         client.log_batch(run_id, params=params)
         return run_id
 

@@ -15,11 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from headstart.base.artifacts import DataFolder, ModelFolder
+from headstart.base.artifacts.audit import AuditReport
+from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.engine import FeaturesDetails
+from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.head import HeadDetails
+from headstart.base.artifacts.metrics import Metrics
+from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, write_json
 from headstart.base.params import Params
 from headstart.base.threads import cores
-from headstart.data.packed import INDEX
 from headstart.evaluation.metrics import ACCURACY
 from headstart.evaluation.summary import headline
 from headstart.tracking import model_card
@@ -34,7 +41,7 @@ READABLE = (".csv", ".html", ".json", ".parquet", ".png")
 class Tracker(ResultRun):
     """Completes the run of a result from the stages' files."""
 
-    def log_result(self, data: Path) -> None:
+    def log_result(self, data: DataFolder) -> None:
         """Log everything from the stages' files and mark the run complete."""
         from mlflow.entities import Metric, Param
 
@@ -43,20 +50,20 @@ class Tracker(ResultRun):
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
         self.live().catch_up(data)
-        measured = read_json(data / "evaluate" / "metrics.json")
+        measured = Metrics.read(data.evaluate.metrics)
         results = {
-            "chosen": measured["chosen"],
+            "chosen": measured.chosen,
             **made_on(data),
             "mlflow.note.content": headline(measured),
         }
         self._tag(_host(self.params.threads) | results)
         self._log_dataset(data)
         self._log_files(data)
-        self._log_images(data / "evaluate" / "figures")
+        self._log_images(data.evaluate.figures)
         card = self._card(data)
         client.log_text(run, card, model_card.FILE)
         if self.params.tracking.model:
-            self._log_model(data / "package" / "model", numbers)
+            self._log_model(data.package.model, numbers)
         self.register(data, card)
         client.set_terminated(run)
         self._tag({COMPLETE: "true"})  # last: what has it is not looked at again
@@ -67,13 +74,13 @@ class Tracker(ResultRun):
 
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def _log_files(self, data: Path) -> None:
+    def _log_files(self, data: DataFolder) -> None:
         """What people can read of every stage's files: those of evaluate at the top, others in a folder named after theirs.
         The package is logged as a model."""
         for stage in stages_of_the_result():
             folder = data / stage
             for path in sorted(folder.rglob("*")) if stage != "package" else []:
-                if path.suffix in READABLE and path.name != INDEX:
+                if path.suffix in READABLE and path != data.prepare.pixels_index:
                     target = path.parent.relative_to(folder if stage == "evaluate" else data).as_posix()
                     self.client.log_artifact(self.run_id, str(path), None if target == "." else target)
 
@@ -88,7 +95,7 @@ class Tracker(ResultRun):
                 with Image.open(path) as figure:
                     self.client.log_image(self.run_id, figure, key=f"figures/{path.stem}", step=0)
 
-    def register(self, data: Path, card: str | None = None) -> None:
+    def register(self, data: DataFolder, card: str | None = None) -> None:
         """See to it that the result has its version in the registry, unless it is to have none or has no model.
 
         Args:
@@ -102,10 +109,10 @@ class Tracker(ResultRun):
             return
         registry.register(self.run_id, self.digest, model, card or self._card(data), self._lineage(data))
 
-    def _card(self, data: Path) -> str:
+    def _card(self, data: DataFolder) -> str:
         return model_card.card(data, self.params, {"MLflow run": self.run_id} | self._lineage(data))
 
-    def _lineage(self, data: Path) -> dict[str, str]:
+    def _lineage(self, data: DataFolder) -> dict[str, str]:
         return model_card.lineage(data, self.digest) | revision()
 
     def _logged_model(self) -> str | None:
@@ -113,14 +120,14 @@ class Tracker(ResultRun):
         outputs = self.client.get_run(self.run_id).outputs
         return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
 
-    def _log_dataset(self, data: Path) -> None:
+    def _log_dataset(self, data: DataFolder) -> None:
         import mlflow
         import pandas as pd
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        manifest = pd.read_parquet(data / "prepare" / "manifest.parquet")
+        manifest = pd.read_parquet(data.prepare.manifest)
         source = self.params.data.source
-        digest = hashlib.sha256((data / "prepare" / "manifest.parquet").read_bytes()).hexdigest()[:16]
+        digest = hashlib.sha256(data.prepare.manifest.read_bytes()).hexdigest()[:16]
         columns = manifest[["path", "label", "split", "sha256"]]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*source can be interpreted in multiple ways")
@@ -133,13 +140,13 @@ class Tracker(ResultRun):
         except mlflow.exceptions.MlflowException:  # another checkout has entered the same pictures just now: they are found
             self.client.log_inputs(self.run_id, datasets=inputs)
 
-    def _log_model(self, folder: Path, numbers: dict[str, float]) -> None:
+    def _log_model(self, folder: ModelFolder, numbers: dict[str, float]) -> None:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
         if self._logged_model():
             return
-        details = read_json(folder / "artifacts" / "classifier" / "classifier.json")
-        kept = {"backbone": details["backbone"], "chosen": details["chosen"], "classes": str(len(details["classes"]))}
+        details = ClassifierDetails.read(folder.classifier.details)
+        kept = {"backbone": details.backbone, "chosen": details.chosen, "classes": str(len(details.classes))}
         model = self.client.create_logged_model(
             self.experiment_id, "model", source_run_id=self.run_id, model_type="classifier", params=kept
         )
@@ -153,8 +160,8 @@ class Tracker(ResultRun):
         self.client.log_metric(self.run_id, shown, numbers[shown], model_id=model.model_id)
 
 
-def track(data: Path, params: Params, folder: Path) -> str:
-    """Log the result that the stages' folders hold, once, and write its digest into ``folder``.
+def track(data: DataFolder, params: Params) -> str:
+    """Log the result that the stages' folders hold, once, and write its digest into data/track.
 
     Returns:
         A sentence for the user.
@@ -174,7 +181,7 @@ def track(data: Path, params: Params, folder: Path) -> str:
                 f"MLflow at {shown_uri()} did not take the result: {short(error)}; run it again to go on"
             ) from None
         sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `make ui`"
-    write_json(folder / "track.json", {"result": digest, "experiment": params.tracking.experiment})
+    TrackedResult(result=digest, experiment=params.tracking.experiment).write(data.track.details)
     return sentence
 
 
@@ -187,24 +194,23 @@ def comparable(params: Params) -> dict[str, str]:
     return {key: as_text(value) for key, value in params_of_the_result(params).items() if value is not None}
 
 
-def stage_metrics(data: Path) -> dict[str, float]:
+def stage_metrics(data: DataFolder) -> dict[str, float]:
     """Every number the stages report, under names that group in the UI: test/chosen/accuracy, val/chosen/accuracy."""
-    audit = read_json(data / "prepare" / "audit.json")
-    head = read_json(data / "head" / "head.json")
-    tuned = read_json(data / "finetune" / "finetune.json")
-    card = read_json(data / "backbone" / "card.json")
-    measured = read_json(data / "evaluate" / "metrics.json")
-    chosen = {split: {"chosen": measured[split][measured["chosen"]]} for split in ("val", "test")}
-    numbers: dict[str, Any] = {  # a run's page has them in this order
-        key.replace(".", "/"): value for key, value in [*_numbers(chosen), *_numbers(measured)]
+    audit = AuditReport.read(data.prepare.audit)
+    head = HeadDetails.read(data.head.details)
+    tuned = FinetuneDetails.read(data.finetune.details)
+    card = Card.read(data.backbone.card)
+    measured = Metrics.read(data.evaluate.metrics)
+    chosen = {"val": {"chosen": measured.val[measured.chosen]}, "test": {"chosen": measured.test[measured.chosen]}}
+    numbers: dict[str, float] = {  # a run's page has them in this order
+        key.replace(".", "/"): value for key, value in [*_numbers(chosen), *_numbers(measured.model_dump())]
     }
-    numbers |= {"prepare/kept": audit["kept"], "prepare/dropped": len(audit["dropped"]), "prepare/leaks": audit["leaks"]}
-    numbers |= {"head/C": head["C"], "head/temperature": head["temperature"]}
-    numbers |= {f"backbone/{key}": card[key] for key in ("parameters", "gmacs", "features")}
-    if tuned["ran"]:
-        numbers |= {
-            f"finetune/{key}": tuned[key] for key in ("best_epoch", "epochs", "temperature", "trained_share", "size")
-        }
+    numbers |= {"prepare/kept": audit.kept, "prepare/dropped": len(audit.dropped), "prepare/leaks": audit.leaks}
+    numbers |= {"head/C": head.C, "head/temperature": head.temperature}
+    numbers |= {f"backbone/{key}": getattr(card, key) for key in ("parameters", "gmacs", "features")}
+    if tuned.ran:
+        names = ("best_epoch", "epochs", "temperature", "trained_share", "size")
+        numbers |= {f"finetune/{key}": getattr(tuned, key) for key in names}
     return {key: float(value) for key, value in numbers.items()}
 
 
@@ -214,13 +220,13 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield key, value
 
 
-def made_on(data: Path) -> dict[str, str]:
+def made_on(data: DataFolder) -> dict[str, str]:
     """Tags: engine, kind of processor and threads of the features, and of fine-tuning where there was any."""
-    features, tuned = read_json(data / "features" / "features.json"), read_json(data / "finetune" / "finetune.json")
-    tags = {key: str(features[key]) for key in ("engine", "processor", "threads")}
-    if tuned["ran"]:
-        tags["training.engine"] = tuned["frozen_part"]["engine"]
-        tags |= {f"training.{key}": str(tuned[key]) for key in ("processor", "threads")}
+    features, tuned = FeaturesDetails.read(data.features.details), FinetuneDetails.read(data.finetune.details)
+    tags = {key: str(getattr(features, key)) for key in ("engine", "processor", "threads")}
+    if tuned.ran:
+        tags["training.engine"] = tuned.frozen_part.engine
+        tags |= {f"training.{key}": str(getattr(tuned, key)) for key in ("processor", "threads")}
     return tags
 
 
@@ -239,6 +245,6 @@ def _host(threads: int | None) -> dict[str, str]:
     }
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage track: log this result to MLflow, once."""
-    print(track(data, params, data / "track"))
+    print(track(data, params))

@@ -10,15 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from headstart.base.artifacts import FeaturesFolder
 from headstart.base.errors import HeadstartError
-
-CARD = "features.json"
 
 
 def load_features(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """The (N, D) features and (N,) labels of one split."""
     try:
-        stored = load_file(folder / f"{split}.safetensors", device=str(device))
+        stored = load_file(FeaturesFolder(folder).split(split), device=str(device))
         return stored["features"], stored["labels"]
     except (OSError, KeyError, SafetensorError) as error:
         raise HeadstartError(f"{folder} has no features of {split} ({error}); run `dvc repro features`") from None

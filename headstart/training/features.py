@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,9 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.base.arrays import Ints
+from headstart.base.artifacts import DataFolder, FeaturesFolder
+from headstart.base.artifacts.engine import EngineChoice, FeaturesDetails
 from headstart.base.device import made_on, set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import replacing, sha256_of, write_json
+from headstart.base.files import replacing, sha256_of
 from headstart.base.identity import code_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
@@ -35,7 +36,6 @@ from headstart.engines.select import PROBED, SAMPLE, engine_for
 from headstart.models.backbones import Trunk, load_trunk
 from headstart.models.preprocessing import Normalise, batches
 from headstart.models.task import SINGLE_LABEL
-from headstart.training.feature_files import CARD
 
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
 
@@ -63,10 +63,11 @@ def extract(
     """
     shown = Shown(trunk, pixels, device)
     labels = _numbers(manifest)
-    forward, told = engine_of(shown, manifest, wanted)
-    folder.mkdir(parents=True, exist_ok=True)
+    forward, choice = engine_of(shown, manifest, wanted)
+    files = FeaturesFolder(folder)
+    files.mkdir(parents=True, exist_ok=True)
     seen = ("features", list(made_by), trunk.view.as_dict(), manifest["split"].tolist())
-    home = folder_for(kept, shown.network, told["engine"], pixels, seen) if kept else None
+    home = folder_for(kept, shown.network, choice.engine, pixels, seen) if kept else None
 
     def complaint(row: int) -> str:
         return (
@@ -79,14 +80,14 @@ def extract(
             home.mkdir(exist_ok=True)  # the process before has removed it
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
-            write_features(shown, forward, rows, labels[rows], folder / f"{split}.safetensors", advance, complaint, home)
-        write_json(folder / CARD, told | made_on(device))
+            write_features(shown, forward, rows, labels[rows], files.split(split), advance, complaint, home)
+        FeaturesDetails(**choice.model_dump(), **made_on(device)).write(files.details)
         if home:
             shutil.rmtree(home, ignore_errors=True)
             home.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str) -> tuple[Forward, dict[str, Any]]:
+def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str) -> tuple[Forward, EngineChoice]:
     """The forward pass that features are made with, as ``engine_for`` has it."""
     many = len(manifest) >= MANY
     seen = np.flatnonzero(manifest["split"] != "test")  # whose labels may take part in a choice
@@ -153,10 +154,10 @@ def write_features(
             save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels)}, part)
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage features: pass every picture through the frozen backbone, once."""
     device = set_up(params.threads)
-    trunk, _ = load_trunk(data / "backbone", data / "fetch" / "network.py")
-    pixels, manifest = Pixels(data / "prepare"), read_manifest(data / "prepare")
-    made_by = [code_of(__name__), sha256_of(data / "fetch" / "network.py")]
-    extract(trunk, pixels, manifest, device, data / "features", params.features.engine, state_folder("answers"), made_by)
+    trunk, _ = load_trunk(data.backbone, data.fetch.network)
+    pixels, manifest = Pixels(data.prepare), read_manifest(data.prepare)
+    made_by = [code_of(__name__), sha256_of(data.fetch.network)]
+    extract(trunk, pixels, manifest, device, data.features, params.features.engine, state_folder("answers"), made_by)

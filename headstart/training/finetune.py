@@ -6,32 +6,33 @@ What takes seconds to import is imported where it is used: one who only wants th
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from headstart.base.files import write_json, write_text
+from headstart.base.artifacts import DataFolder, FinetuneFolder
+from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.files import write_text
 from headstart.base.identity import code_of, digest_of, inputs_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 
-Live = Callable[[Path, Params], Callable[[dict[str, float]], None]]
+Live = Callable[[DataFolder, Params], Callable[[dict[str, float]], None]]
 
 
-def run(params: Params, data: Path, live: Live) -> None:
+def run(params: Params, data: DataFolder, live: Live) -> None:
     """Train; where fine-tuning is off, say so in the stage's files.
 
     Args:
         live: called with ``data`` and ``params`` before the training, it returns what is called with each row of the curve.
     """
-    folder = data / "finetune"
+    folder = data.finetune
     if params.finetune_is_on:
         _train(params, data, folder, live)
         return
-    write_json(folder / "finetune.json", {"ran": False})
-    write_text(folder / "curve.csv", "epoch,train_loss,val_log_loss,val_accuracy\n")
+    FinetuneDetails(ran=False).write(folder.details)
+    write_text(folder.curve, "epoch,train_loss,val_log_loss,val_accuracy\n")
     print("fine-tuning is off (finetune.unfreeze: none)")
 
 
-def _train(params: Params, data: Path, folder: Path, live: Live) -> None:
+def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live) -> None:
     from headstart.base.device import set_up
     from headstart.data.manifest import read_manifest
     from headstart.data.packed import Pixels
@@ -41,12 +42,12 @@ def _train(params: Params, data: Path, folder: Path, live: Live) -> None:
     from headstart.training.trainer import finetune
 
     device = set_up(params.threads)
-    trunk, card = load_trunk(data / "backbone", data / "fetch" / "network.py")
-    recipe = Recipe(params.finetune, scratch=not card["pretrained"], seed=params.seed)
+    trunk, card = load_trunk(data.backbone, data.fetch.network)
+    recipe = Recipe(params.finetune, scratch=not card.pretrained, seed=params.seed)
     settings = (params.finetune, params.features, params.seed, params.threads)
     key = digest_of([code_of("headstart.training.trainer"), inputs_of("finetune"), settings])
     setup = TrainingSetup(
-        trunk, load_head(data / "head"), Pixels(data / "prepare"), read_manifest(data / "prepare"), recipe, device,
+        trunk, load_head(data.head), Pixels(data.prepare), read_manifest(data.prepare), recipe, device,
         params.features.engine,
     )  # fmt: skip
     finetune(setup, folder, state_folder("finetune") / key, live(data, params), state_folder("answers"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,29 +9,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from headstart.base.artifacts import FinetuneFolder
+from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json
 from headstart.models.backbones import Trunk
 from headstart.models.classifier import Classifier, FittedHead
-
-WEIGHTS, DETAILS, CURVE, VAL_LOGITS = "weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"
 
 
 def load_finetuned(folder: Path, trunk: Trunk, head: FittedHead) -> Classifier | None:
     """The fine-tuned classifier, or None where fine-tuning was off. ``trunk`` becomes part of it."""
+    files = FinetuneFolder(folder)
+    details = FinetuneDetails.read(files.details)
+    if not details.ran:
+        return None
+    model = Classifier(trunk, head)
     try:
-        details = read_json(folder / DETAILS)
-        if not details["ran"]:
-            return None
-        model = Classifier(trunk, head)
-        model.load_state_dict(load_file(folder / WEIGHTS))
-        trunk.view = replace(trunk.view, size=details["size"])
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        model.load_state_dict(load_file(files.weights))
+    except (OSError, SafetensorError) as error:
         raise HeadstartError(f"{folder} holds no fine-tuned network ({error}); run `dvc repro finetune`") from None
-    model.temperature = details["temperature"]
+    trunk.view = replace(trunk.view, size=details.size)
+    model.temperature = details.temperature
     return model
 
 
 def load_val_logits(folder: Path) -> Tensor:
     """(N, classes) validation logits of the best epoch, before temperature."""
-    return load_file(folder / VAL_LOGITS)["logits"]
+    return load_file(FinetuneFolder(folder).val_logits)["logits"]

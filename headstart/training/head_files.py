@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from headstart.base.artifacts import HeadFolder
+from headstart.base.artifacts.head import HeadDetails
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, replacing, write_json, write_rows
+from headstart.base.files import replacing, write_rows
 from headstart.models.classifier import FittedHead
 from headstart.models.heads import HEADS, ClassifierHead
-
-WEIGHTS, DETAILS, SWEEP = "head.safetensors", "head.json", "sweep.csv"
 
 REFIT = "refit_"  # before the names of the tensors of the head that was fitted on validation pictures too
 
 
-def store_head(head: ClassifierHead, refit: ClassifierHead, details: dict[str, Any], folder: Path) -> None:
+def store_head(head: ClassifierHead, refit: ClassifierHead, details: HeadDetails, folder: Path) -> None:
     """Write all files.
 
     Args:
@@ -27,24 +25,26 @@ def store_head(head: ClassifierHead, refit: ClassifierHead, details: dict[str, A
         refit: fitted on training and validation pictures.
     """
     tensors = head.state_dict() | {f"{REFIT}{name}": value for name, value in refit.state_dict().items()}
-    with replacing(folder / WEIGHTS) as part:
+    files = HeadFolder(folder)
+    with replacing(files.weights) as part:
         save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part)
-    write_json(folder / DETAILS, details)
-    write_rows(details["sweep"], folder / SWEEP)
+    details.write(files.details)
+    write_rows([row.model_dump() for row in details.sweep], files.sweep)
 
 
 def load_head(folder: Path, refit: bool = False) -> FittedHead:
     """The chosen head, fitted on training pictures alone or (``refit``) on training and validation pictures."""
+    files = HeadFolder(folder)
+    details = HeadDetails.read(files.details)
     try:
-        details = read_json(folder / DETAILS)
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        tensors = load_file(files.weights)
+    except (OSError, SafetensorError) as error:
         raise HeadstartError(f"{folder} holds no head ({error}); run `dvc repro head`") from None
     state = {name.removeprefix(REFIT): value for name, value in tensors.items() if name.startswith(REFIT) == refit}
-    weights = details["class_weight"]
+    weights = details.class_weight
     return FittedHead(
-        HEADS[details["kind"]].from_state(state),
-        details["temperature"],
-        tuple(details["classes"]),
+        HEADS[details.kind].from_state(state),
+        details.temperature,
+        tuple(details.classes),
         tuple(weights) if weights else None,
     )

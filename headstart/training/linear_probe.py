@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headstart.base.arrays import Floats, Ints
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.head import HeadDetails, Strength
 from headstart.base.device import set_up
 from headstart.base.params import Head, Params
 from headstart.base.progress import progress
@@ -58,7 +60,7 @@ def train_head(
     weights = _class_weights(train[1], len(classes), settings)
     x, mean, scale = _standardised(train[0])
     v, v_labels = (val[0] - mean) / scale, val[1].cpu().numpy()
-    rows: list[dict[str, Any]] = []
+    rows: list[Strength] = []
     heads: list[ClassifierHead] = []
     losses: list[Floats] = []
     with progress("head", len(strengths), "strengths") as advance, torch.no_grad():
@@ -69,14 +71,14 @@ def train_head(
             losses.append(SINGLE_LABEL.losses(logits / temperature, v_labels))
             heads.append(head.unstandardised(mean, scale))
             rows.append(
-                {
-                    "C": strength,
-                    "val_log_loss": float(losses[-1].mean()),
-                    "val_accuracy": float((SINGLE_LABEL.predict(logits) == v_labels).mean()),
-                    "train_accuracy": float((SINGLE_LABEL.predict(head(x)) == train[1]).float().mean()),
-                    "temperature": temperature,
-                    "iterations": steps,
-                }
+                Strength(
+                    C=strength,
+                    val_log_loss=float(losses[-1].mean()),
+                    val_accuracy=float((SINGLE_LABEL.predict(logits) == v_labels).mean()),
+                    train_accuracy=float((SINGLE_LABEL.predict(head(x)) == train[1]).float().mean()),
+                    temperature=temperature,
+                    iterations=steps,
+                )
             )
             advance()
     both, labels = (torch.cat(pair) for pair in zip(train, val, strict=True))
@@ -90,19 +92,19 @@ def train_head(
         held_out = cross_validated(both, labels, len(classes), strengths, settings, folds_of(truth, groups))
         losses = [calibrated_losses(logits, truth) for logits in held_out]
     best = within_one_standard_error(losses)
-    chosen, temperature = rows[best]["C"], rows[best]["temperature"]
+    chosen, temperature = rows[best].C, rows[best].temperature
     x, mean, scale = _standardised(both)
     ((head, _),) = kind.fit_path(x, labels, len(classes), [chosen], _class_weights(labels, len(classes), settings))
     refit = head.unstandardised(mean, scale)
-    details = {
-        "kind": kind.kind,
-        "C": chosen,
-        "chosen_by": "cross-validation" if few else "validation",
-        "temperature": temperature,
-        "classes": classes,
-        "class_weight": None if weights is None else weights.tolist(),
-        "sweep": rows,
-    }
+    details = HeadDetails(
+        kind=kind.kind,
+        C=chosen,
+        chosen_by="cross-validation" if few else "validation",
+        temperature=temperature,
+        classes=classes,
+        class_weight=None if weights is None else weights.tolist(),
+        sweep=rows,
+    )
     store_head(heads[best], refit, details, folder)
     return load_head(folder)
 
@@ -194,10 +196,10 @@ def _class_weights(labels: Tensor, classes: int, settings: Head) -> Tensor | Non
     return len(labels) / (classes * torch.bincount(labels, minlength=classes).double())
 
 
-def run(params: Params, data: Path) -> None:
+def run(params: Params, data: DataFolder) -> None:
     """The stage head: train a classifier on the cached features."""
     device = set_up(params.threads)
-    train, val = (load_features(data / "features", split, device) for split in ("train", "val"))
-    manifest = read_manifest(data / "prepare").set_index("split")
+    train, val = (load_features(data.features, split, device) for split in ("train", "val"))
+    manifest = read_manifest(data.prepare).set_index("split")
     groups = np.concatenate([manifest.loc[["train"], "group"], manifest.loc[["val"], "group"]])
-    train_head(train, val, class_names(manifest), params.head, data / "head", groups)
+    train_head(train, val, class_names(manifest), params.head, data.head, groups)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from headstart.base.artifacts.engine import EngineChoice
 from headstart.base.device import seed_everything
 from headstart.engines.base import Forward
 from headstart.engines.batching import inference_batch
@@ -35,7 +36,7 @@ class FrozenPart:
 
     layers: nn.Module | None
     engine: Forward
-    choice: dict[str, Any]
+    choice: EngineChoice
     shape: tuple[int, ...]
 
 
@@ -97,7 +98,7 @@ def _split(setup: TrainingSetup, classifiers: Sequence[Classifier], sample: Tens
     parts = [split_frozen(classifier.eval().trunk, normalise(sample[:2])) for classifier in classifiers]
     layers: nn.Module | None = None
     engine: Forward = normalise
-    choice = {"engine": "torch", "why": "no part of the network can be taken off as frozen"}
+    choice = EngineChoice(engine="torch", why="no part of the network can be taken off as frozen")
     if parts[0]:
         layers = parts[0][0]
         passes = len(setup.rows("train")) * setup.recipe.epochs + len(setup.rows("val"))

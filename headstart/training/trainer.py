@@ -21,9 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headstart.base.arrays import Floats, Ints
+from headstart.base.artifacts import FinetuneFolder
+from headstart.base.artifacts.finetune import FinetuneDetails, Mixture
 from headstart.base.device import made_on, seed_everything
 from headstart.base.errors import HeadstartError
-from headstart.base.files import replacing, write_json, write_rows
+from headstart.base.files import replacing, write_rows
 from headstart.base.progress import progress
 from headstart.engines.select import SAMPLE
 from headstart.models.calibration import calibrated_losses, fit_temperature
@@ -31,7 +33,6 @@ from headstart.models.preprocessing import batches
 from headstart.models.task import Task
 from headstart.training.augmentation import train_size
 from headstart.training.checkpoint import SAVES, STATE, Checkpoint, Row
-from headstart.training.finetuned import CURVE, DETAILS, VAL_LOGITS, WEIGHTS
 from headstart.training.linear_probe import within_one_standard_error
 from headstart.training.network import TrainedNetwork
 from headstart.training.recipe import TrainingSetup
@@ -156,28 +157,29 @@ def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folde
     losses = [calibrated_losses(logits.numpy(), labels, task) for logits in candidates]
     chosen = within_one_standard_error(losses)
     weights, logits = mix(network.start, trained, shares[chosen]), candidates[chosen]
-    with replacing(folder / WEIGHTS) as part:
+    files = FinetuneFolder(folder)
+    with replacing(files.weights) as part:
         save_file({key: value.contiguous() for key, value in weights.items()}, part)
-    with replacing(folder / VAL_LOGITS) as part:
+    with replacing(files.val_logits) as part:
         save_file({"logits": logits}, part)
-    details = {
-        "ran": True,
-        "scratch": setup.recipe.scratch,
-        "size": setup.trunk.view.size,
-        "blocks_unfrozen": setup.recipe.blocks_unfrozen(setup.trunk),
-        "frozen_part": network.frozen.choice,
+    FinetuneDetails(
+        ran=True,
+        scratch=setup.recipe.scratch,
+        size=setup.trunk.view.size,
+        blocks_unfrozen=setup.recipe.blocks_unfrozen(setup.trunk),
+        frozen_part=network.frozen.choice,
         **made_on(setup.device),
-        "epochs": len(checkpoint.curve),
-        "best_epoch": best.epoch,
-        "trained_share": shares[chosen],
-        "mixtures": [
-            {"trained_share": share, "val_log_loss": float(loss.mean())} for share, loss in zip(shares, losses, strict=True)
+        epochs=len(checkpoint.curve),
+        best_epoch=best.epoch,
+        trained_share=shares[chosen],
+        mixtures=[
+            Mixture(trained_share=share, val_log_loss=float(loss.mean()))
+            for share, loss in zip(shares, losses, strict=True)
         ],
-        "temperature": fit_temperature(logits.numpy(), labels, task),
-        "classes": list(setup.head.classes),
-    }
-    write_json(folder / DETAILS, details)
-    write_rows(checkpoint.curve, folder / CURVE)
+        temperature=fit_temperature(logits.numpy(), labels, task),
+        classes=list(setup.head.classes),
+    ).write(files.details)
+    write_rows(checkpoint.curve, files.curve)
 
 
 def mix(start: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> dict[str, Tensor]:

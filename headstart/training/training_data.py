@@ -60,7 +60,7 @@ class TrainingData:
             code_of("headstart.training.trainer"), str(self.views.transform), setup.trunk.view.as_dict(), setup.recipe.seed,
             self.views.rows.tolist(), self.val_rows.tolist(),
         )  # fmt: skip
-        home = folder_for(cache, self.frozen.layers, self.frozen.choice["engine"], setup.pixels, seen)
+        home = folder_for(cache, self.frozen.layers, self.frozen.choice.engine, setup.pixels, seen)
         of_val = (len(self.val_rows), *shape)
         self.val_activations = known_or_made(home / "validation", of_val, engine, self._val_pictures)
         for epoch in range(1, min(setup.recipe.settings.views or 0, setup.recipe.epochs) + 1):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.base import identity
+from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.identity import Code, Source
 
@@ -110,13 +111,13 @@ def test_a_stage_whose_code_was_edited_after_fetch_does_not_run(tmp_path: Path, 
     script = tmp_path / "stages" / "head.py"
     script.parent.mkdir()
     script.write_text("x = 1\n")
-    identity.write_code(tmp_path / "data")
-    identity.check_code(tmp_path / "data", "head")
+    identity.write_code(DataFolder(tmp_path, "data"))
+    identity.check_code(DataFolder(tmp_path, "data"), "head")
     script.write_text("x = 2\n")
     identity._files.cache_clear()
     with pytest.raises(HeadstartError, match=r"the code of head has changed .* \(stages/head.py\); run `dvc repro`"):
-        identity.check_code(tmp_path / "data", "head")
-    sentence = identity.made_by_other_code(tmp_path / "data", ["head"])
+        identity.check_code(DataFolder(tmp_path, "data"), "head")
+    sentence = identity.made_by_other_code(DataFolder(tmp_path, "data"), ["head"])
     assert sentence == "head was made by other code or libraries than are here now: stages/head.py"
 
 
@@ -125,11 +126,11 @@ def test_what_was_parsed_once_is_remembered_by_its_content(tmp_path: Path, monke
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "head.py").write_text("import headstart.base.params\n")
     identity._files.cache_clear()
-    identity.write_code(tmp_path / "data")
+    identity.write_code(DataFolder(tmp_path, "data"))
     first = (tmp_path / "data/fetch/code/head.json").read_bytes()
     identity._files.cache_clear()
     monkeypatch.setattr(identity, "_parsed", lambda path, content: pytest.fail(f"{path} is parsed again"))
-    identity.write_code(tmp_path / "data")
+    identity.write_code(DataFolder(tmp_path, "data"))
     assert (tmp_path / "data/fetch/code/head.json").read_bytes() == first
     identity._files.cache_clear()
 

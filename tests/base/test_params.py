@@ -266,16 +266,16 @@ def test_the_values_of_the_space_are_those_of_the_knobs(tmp_path: Path) -> None:
     ("before", "after"),
     [
         (
-            "backbone: a  # mine\nfinetune:\n  lr: 0.1    # fast\n",
-            "backbone: b  # mine\nfinetune:\n  lr: 1e-05    # fast\n",
+            "backbone: a  # mine\nfinetune:\n  lr: 0.001  # fast\n",
+            "backbone: b  # mine\nfinetune:\n  lr: 1e-05  # fast\n",
         ),
         ("finetune:\n  # mine\n  ema: 0.5\n", "backbone: b\nfinetune:\n  # mine\n  lr: 1e-05\n  ema: 0.5\n"),
-        ("finetune: {ema: 0.5}  # mine\n", "backbone: b\nfinetune: {lr: 1e-05, ema: 0.5}  # mine\n"),
-        ("finetune: {}\n", "backbone: b\nfinetune: {lr: 1e-05}\n"),
+        ("finetune: {ema: 0.5}  # mine\n", "backbone: b\nfinetune: {lr: 1e-05, ema: 0.5} # mine\n"),
+        ("finetune: {}\n", "backbone: b\nfinetune:\n  lr: 1e-05\n"),
         ("# mine\nseed: 1\n", "# mine\nfinetune: {lr: 1e-05}\nbackbone: b\nseed: 1\n"),
         ("# mine", "# mine\nfinetune: {lr: 1e-05}\nbackbone: b\n"),
         ("", "finetune: {lr: 1e-05}\nbackbone: b\n"),
-        ("{backbone: a}", "{finetune: {lr: 1e-05}, backbone: b}"),
+        ("{backbone: a}", "{finetune: {lr: 1e-05}, backbone: b}\n"),
     ],
 )
 def test_values_are_written_where_they_stand_or_into_their_section(tmp_path: Path, before: str, after: str) -> None:
@@ -285,3 +285,20 @@ def test_values_are_written_where_they_stand_or_into_their_section(tmp_path: Pat
     assert path.read_text() == after
     assert (Params.load(path).backbone, Params.load(path).finetune.lr) == ("b", 1e-5)
     assert set_values(path, {"backbone": "b", "finetune.lr": 1e-5}) == []
+
+
+def test_a_value_is_all_that_changes_in_the_shipped_file(tmp_path: Path) -> None:
+    path, shipped = tmp_path / "params.yaml", (Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8")
+    path.write_text(shipped, encoding="utf-8")
+    set_values(path, {"finetune.unfreeze": "last", "finetune.hflip": True, "rank.budget.megabytes": 20})
+    written = path.read_text(encoding="utf-8").splitlines()
+    changed = [line for line, before in zip(written, shipped.splitlines(), strict=True) if line != before]
+    assert [line.split("#")[0].strip() for line in changed] == ["unfreeze: last", "hflip: true", "megabytes: 20"]
+
+
+def test_lists_keep_their_indentation(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = "backbone: a\nrank:\n  candidates:\n    - resnet18\n    - 'alexnet'  # old\n"
+    path.write_text(text)
+    set_values(path, {"backbone": "b"})
+    assert path.read_text() == text.replace("backbone: a", "backbone: b")

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from headstart.base.artifacts import PrepareFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data, Prepare, Split
 from headstart.data.audit import Audit
@@ -32,7 +33,7 @@ from headstart.data.fetch import fetch
 from headstart.data.groups import assign_splits, count_leaks
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.pack import PackedPicture
-from headstart.data.packed import INDEX, PIXELS, Pixels
+from headstart.data.packed import Pixels
 from headstart.data.picture import Picture
 from headstart.data.prepare import prepare
 from tests.data.pictures import encoded, everything_below, photograph, write_pictures
@@ -222,9 +223,11 @@ def test_another_decoder_decodes_again_and_a_comment_does_not(project: Path, tmp
     decode.write_text(decode.read_text().replace("notes = []", "notes = []  # a remark"))
     assert decoded() == 0
     decode.write_text(decode.read_text().replace("RESIZE_ABOVE = 1.25", "RESIZE_ABOVE = 1.0"))
-    before = (project / "data/prepare" / PIXELS).read_bytes()
+    before = PrepareFolder(project / "data/prepare").pixels.read_bytes()
     assert (decoded(), decoded()) == (24, 0)
-    assert (project / "data/prepare" / PIXELS).read_bytes() == before, "the pictures are smaller than any short side"
+    assert PrepareFolder(project / "data/prepare").pixels.read_bytes() == before, (
+        "the pictures are smaller than any short side"
+    )
     (tmp_path / "pillow-0.0.1.dist-info").mkdir()
     (tmp_path / "pillow-0.0.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: pillow\nVersion: 0.0.1\n")
     assert (decoded(), decoded()) == (24, 0)
@@ -235,7 +238,8 @@ def test_above_the_budget_pictures_are_kept_as_jpeg_that_looks_the_same(tmp_path
     prepared(source, tmp_path / "raw")
     manifest = prepared(source, tmp_path / "jpeg", SMALL.model_copy(update={"raw_gb": 0.0}))
     raw, packed = Pixels(tmp_path / "raw"), Pixels(tmp_path / "jpeg")
-    assert (tmp_path / "jpeg" / PIXELS).stat().st_size < 0.7 * (tmp_path / "raw" / PIXELS).stat().st_size
+    sizes = {form: PrepareFolder(tmp_path, form).pixels.stat().st_size for form in ("raw", "jpeg")}
+    assert sizes["jpeg"] < 0.7 * sizes["raw"]
     for row in range(len(manifest)):
         assert bytes(packed.raw(row)[:2]) == b"\xff\xd8"
         assert np.abs(packed[row].astype(int) - raw[row]).mean() < 3
@@ -250,17 +254,19 @@ def test_a_jpeg_as_long_as_its_raw_pixels_is_still_a_jpeg(tmp_path: Path) -> Non
     image = photograph(1, (40, 40))
     jpeg = encoded(image, "JPEG").ljust(40 * 40 * 3, b"\0")
     assert len(jpeg) == 40 * 40 * 3
-    (tmp_path / PIXELS).write_bytes(jpeg)
+    files = PrepareFolder(tmp_path)
+    files.pixels.write_bytes(jpeg)
     index = pa.table({"offset": [0], "length": [len(jpeg)], "height": [40], "width": [40]})
-    pq.write_table(index.replace_schema_metadata({b"headstart": b'{"jpeg_quality": 95}'}), tmp_path / INDEX)
+    pq.write_table(index.replace_schema_metadata({b"headstart": b'{"jpeg_quality": 95}'}), files.pixels_index)
     assert (Pixels(tmp_path)[0] == np.asarray(Image.open(io.BytesIO(jpeg)))).all()
 
 
 @pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: f.write_bytes(b"")], ids=["missing", "empty"])
 def test_missing_or_cut_files_say_which_stage_makes_them(tmp_path: Path, damage: Callable[[Path], object]) -> None:
-    (tmp_path / PIXELS).write_bytes(b"123")
-    pq.write_table(pa.table({"offset": [0], "length": [3], "height": [1], "width": [1]}), tmp_path / INDEX)
-    damage(tmp_path / INDEX)
+    files = PrepareFolder(tmp_path)
+    files.pixels.write_bytes(b"123")
+    pq.write_table(pa.table({"offset": [0], "length": [3], "height": [1], "width": [1]}), files.pixels_index)
+    damage(files.pixels_index)
     with pytest.raises(HeadstartError, match="run `dvc repro prepare`"):
         Pixels(tmp_path)
     with pytest.raises(HeadstartError, match="run `dvc repro prepare`"):

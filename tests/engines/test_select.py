@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from headstart.base.artifacts.engine import EngineChoice
 from headstart.base.device import multiplies_bf16
 from headstart.base.params import Features
 from headstart.engines.base import Engine, Forward, Precision
@@ -34,7 +35,7 @@ def test_openvino_answers_for_any_number_of_pictures_in_their_order(count: int) 
     network = small()
     pictures = torch.randn(count, 3, 32, 32)
     engine, told = engine_for(network, MANY, pictures, CPU, "openvino")
-    assert told["engine"] == "openvino"
+    assert told.engine == "openvino"
     with torch.no_grad():
         expected = network(pictures)
     assert torch.allclose(engine(pictures), expected, atol=1e-5)
@@ -46,7 +47,7 @@ def test_openvino_agrees_with_torch_on_a_real_network() -> None:
     trunk = architecture("resnet18").trunk().eval()
     pictures = torch.randn(9, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     engine, told = engine_for(trunk, MANY, pictures, CPU, "openvino")
-    assert told["engine"] == "openvino"
+    assert told.engine == "openvino"
     with torch.no_grad():
         expected = trunk(pictures)
     assert (engine(pictures) - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -55,21 +56,21 @@ def test_openvino_agrees_with_torch_on_a_real_network() -> None:
 @pytest.mark.parametrize(("wanted", "device"), [("torch", "cpu"), ("auto", "meta")])
 def test_torch_runs_it_where_asked_and_where_it_is_no_cpu(wanted: str, device: str) -> None:
     _, told = engine_for(small(), 10**9, torch.randn(2, 3, 32, 32), torch.device(device), wanted)
-    assert told["engine"] == "torch"
+    assert told.engine == "torch"
 
 
 def test_for_few_pictures_no_engines_are_compared() -> None:
     network = small()
     network.forward = None  # type: ignore[assignment]  # nor is the network run
     _, chosen = engine_for(network, WORTH_COMPARING - 1, torch.randn(4, 3, 32, 32), CPU)
-    assert chosen == {"engine": "torch", "why": "127 pictures are too few to prepare another engine"}
+    assert chosen == EngineChoice(engine="torch", why="127 pictures are too few to prepare another engine")
 
 
 def test_the_engine_depends_on_the_work_that_there_is() -> None:
     network, pictures = small(), torch.randn(4, 3, 32, 32)
     pays = OpenVINO.pays_from / gmacs(network, 32)  # pictures
-    assert engine_for(network, math.floor(pays), pictures, CPU)[1]["engine"] == "torch"
-    assert engine_for(network, math.ceil(pays), pictures, CPU)[1]["engine"] == "openvino"
+    assert engine_for(network, math.floor(pays), pictures, CPU)[1].engine == "torch"
+    assert engine_for(network, math.ceil(pays), pictures, CPU)[1].engine == "openvino"
 
 
 def test_of_lite0_256_pictures_are_enough_for_openvino_and_2600_for_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +89,8 @@ def test_params_know_the_engines_by_name() -> None:
 def test_auto_takes_no_engine_that_only_its_name_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "doubled", Doubled())
     pictures = torch.randn(4, 3, 32, 32)
-    assert engine_for(small(), 100 * MANY, pictures, CPU)[1]["engine"] == "openvino"
-    assert "doubled's answers are 1 from torch's" in engine_for(small(), MANY, pictures, CPU, "doubled")[1]["why"]
+    assert engine_for(small(), 100 * MANY, pictures, CPU)[1].engine == "openvino"
+    assert "doubled's answers are 1 from torch's" in engine_for(small(), MANY, pictures, CPU, "doubled")[1].why
 
 
 class Doubled(Engine):
@@ -174,9 +175,9 @@ def test_bfloat16_is_used_where_it_pays_and_changes_no_answer(
     torch.manual_seed(0)
     pictures = torch.randn(3, 3, 4, 4)[numbers] + 0.3 * torch.randn(300, 3, 4, 4)
     _, chosen = engine_for(network, MANY, pictures, CPU, "rounded", numbers)
-    assert chosen["engine"] == expected
-    assert ("refused: the median cosine" in chosen["why"]) is (noise > 0)
-    assert engine_for(network, MANY, pictures, CPU, "rounded")[1]["engine"] == "rounded"  # no labels to check it with
+    assert chosen.engine == expected
+    assert ("refused: the median cosine" in chosen.why) is (noise > 0)
+    assert engine_for(network, MANY, pictures, CPU, "rounded")[1].engine == "rounded"  # no labels to check it with
 
 
 class Moody(nn.Module):
@@ -199,7 +200,7 @@ def test_a_network_that_openvino_cannot_take_or_gets_wrong_stays_with_torch(
 ) -> None:
     pictures = torch.randn(4, 3, 16, 16)
     engine, told = engine_for(network.eval(), MANY, pictures, CPU, "openvino")
-    assert told["engine"] == "torch"
-    assert reason in told["why"]
+    assert told.engine == "torch"
+    assert reason in told.why
     assert "going on with torch" in capsys.readouterr().out
     assert engine(pictures).shape == (4, 3)

@@ -77,7 +77,7 @@ def colours(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_answers_are_the_packaged_predictors_whatever_runs_the_network(engine: str, model: Path) -> None:
     batched = BatchPredictor(model, engine=engine, threads=1)
-    assert batched.engine["engine"] == engine
+    assert batched.engine.engine == engine
     pictures = [np.asarray(picture(n, 60 + 9 * n, 150 - 7 * n)) for n in range(11)]
     expected = [list(answer.probabilities.values()) for answer in load_predictor(model).predict(pictures)]
     found = batched.probabilities(pictures)
@@ -143,7 +143,7 @@ def test_a_photograph_is_decoded_at_the_size_that_training_saw(model: Path) -> N
 
 
 def test_few_pictures_wait_for_no_compiler(model: Path) -> None:
-    assert BatchPredictor(model, 3, threads=1).engine["engine"] == "torch"
+    assert BatchPredictor(model, 3, threads=1).engine.engine == "torch"
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -293,19 +293,19 @@ def test_the_promised_error_is_kept_as_often_as_said() -> None:
     kept, answered = [], []
     for seed in range(200):
         row = threshold_for(0.2, thresholds(*drawn(2000, seed)))
-        kept.append((1 - row["confidence"]) / 2 <= 0.2)  # the true error of a calibrated classifier from there on
-        answered.append(row["answered"])
+        kept.append((1 - row.confidence) / 2 <= 0.2)  # the true error of a calibrated classifier from there on
+        answered.append(row.answered)
     assert np.mean(kept) >= CONFIDENCE_LEVEL
     assert np.mean(answered) >= 0.2  # 0.4 would be the most, if nothing had to be promised
 
 
 def test_a_table_answers_more_the_more_errors_are_allowed() -> None:
     table = thresholds(*drawn(3000, 0))
-    found = [threshold_for(allowed, table)["answered"] for allowed in (0.1, 0.2, 0.3, 0.6)]
+    found = [threshold_for(allowed, table).answered for allowed in (0.1, 0.2, 0.3, 0.6)]
     assert found == sorted(found)
     assert found[-1] == 1.0
-    assert threshold_for(0.6, table)["confidence"] == 0.0
-    assert [row["answered"] for row in table["thresholds"]] == pytest.approx([n / 10 for n in range(10, 0, -1)])
+    assert threshold_for(0.6, table).confidence == 0.0
+    assert [row.answered for row in table.thresholds] == pytest.approx([n / 10 for n in range(10, 0, -1)])
 
 
 def test_what_cannot_be_promised_is_said_with_what_can() -> None:
@@ -313,7 +313,7 @@ def test_what_cannot_be_promised_is_said_with_what_can() -> None:
         HeadstartError, match=r"no threshold can promise that after 20 validation pictures. The least is 0\.\d+"
     ):
         threshold_for(0.05, thresholds(np.linspace(0.5, 1, 20), np.ones(20, bool)))
-    assert thresholds(np.ones(3), np.zeros(3, bool))["thresholds"][0]["bound"] == 1.0
+    assert thresholds(np.ones(3), np.zeros(3, bool)).thresholds[0].bound == 1.0
 
 
 @pytest.mark.usefixtures("pictures")

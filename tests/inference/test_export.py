@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from headstart.base.artifacts import DataFolder, PrepareFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json
-from headstart.data.manifest import MANIFEST
 from headstart.inference.export import DESCRIPTION, FORMS, export
 from headstart.inference.predictor import load_predictor
 from tests import test_cli
@@ -32,7 +32,7 @@ PROJECT = Path(__file__).parents[2]
 def put_pictures(data: Path, count: int = 48) -> pd.DataFrame:
     _, manifest = packed(data / "prepare", count, None)
     manifest["label"] = [CLASSES[n % 3] for n in range(count)]
-    manifest.to_parquet(data / "prepare" / MANIFEST)
+    manifest.to_parquet(PrepareFolder(data / "prepare").manifest)
     return manifest
 
 
@@ -49,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("to", FORMS)
 def test_what_a_stranger_needs_is_in_the_folder_and_the_readme_runs(to: str, project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / to
-    told = export(project / "model", to, project / "data", folder, 0.9)
+    told = export(project / "model", to, DataFolder(project, "data"), folder, 0.9)
     assert str(folder) in told
     about = read_json(folder / DESCRIPTION)
     expected = {"onnx": ["model.onnx"], "openvino": ["model.bin", "model.xml"], "int8": ["model.bin", "model.xml"]}[to]
@@ -76,7 +76,7 @@ def test_what_a_stranger_needs_is_in_the_folder_and_the_readme_runs(to: str, pro
 
 def test_int8_weights_are_a_quarter_of_the_size(project: Path, tmp_path: Path) -> None:
     for to in ("openvino", "int8"):
-        export(project / "model", to, project / "data", tmp_path / to, 0.9)
+        export(project / "model", to, DataFolder(project, "data"), tmp_path / to, 0.9)
     exact, small = ((tmp_path / to / "model.bin").stat().st_size for to in ("openvino", "int8"))
     assert small < exact / 2
 
@@ -84,16 +84,16 @@ def test_int8_weights_are_a_quarter_of_the_size(project: Path, tmp_path: Path) -
 def test_an_earlier_export_is_replaced_and_nothing_else(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     for to in ("onnx", "openvino"):
-        export(project / "model", to, project / "data", folder, 0.01)
+        export(project / "model", to, DataFolder(project, "data"), folder, 0.01)
     assert not (folder / "model.onnx").exists()
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.tex").touch()
     with pytest.raises(HeadstartError, match=r"thesis holds something that is not an export; name another --output"):
-        export(project / "model", "openvino", project / "data", other, 0.01)
+        export(project / "model", "openvino", DataFolder(project, "data"), other, 0.01)
     assert [path.name for path in other.iterdir()] == ["chapter.tex"]
     with pytest.raises(HeadstartError, match=r"--output .*chapter.tex/x cannot be written: "):
-        export(project / "model", "openvino", project / "data", other / "chapter.tex" / "x", 0.01)
+        export(project / "model", "openvino", DataFolder(project, "data"), other / "chapter.tex" / "x", 0.01)
 
 
 MOODY = """
@@ -121,7 +121,7 @@ def test_a_network_that_a_converter_gets_wrong_is_refused(to: str, project: Path
     with pytest.raises(
         HeadstartError, match=rf"--to {to}( is refused: its probabilities differ|: this network cannot be)"
     ) as no:
-        export(tmp_path / "model", to, project / "data", tmp_path / "out", 0.01)
+        export(tmp_path / "model", to, DataFolder(project, "data"), tmp_path / "out", 0.01)
     assert "\n" not in str(no.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
@@ -172,9 +172,9 @@ def test_int8_that_costs_too_much_is_refused_with_what_it_costs(tmp_path: Path) 
         r"int8 is refused: it costs \+\d+\.\d points of accuracy \(\S+ to \S+\) on \d+ validation pictures, and --max-cost"
     )
     with pytest.raises(HeadstartError, match=sentence):
-        export(tmp_path / "model", "int8", tmp_path / "data", tmp_path / "out", 0.01)
+        export(tmp_path / "model", "int8", DataFolder(tmp_path, "data"), tmp_path / "out", 0.01)
     assert not (tmp_path / "out").exists()
-    export(tmp_path / "model", "int8", tmp_path / "data", tmp_path / "out", 0.99)
+    export(tmp_path / "model", "int8", DataFolder(tmp_path, "data"), tmp_path / "out", 0.99)
     assert read_json(tmp_path / "out" / DESCRIPTION)["checked"]["cost"]["accuracy"] > 0.01
 
 
@@ -182,8 +182,8 @@ def test_classes_that_the_model_does_not_know_count_as_wrong_on_both_sides(proje
     (tmp_path / "data").mkdir()
     manifest = put_pictures(tmp_path / "data")
     manifest["label"] = "violet"
-    manifest.to_parquet(tmp_path / "data/prepare" / MANIFEST)
-    export(project / "model", "int8", tmp_path / "data", tmp_path / "out", 0.0)
+    manifest.to_parquet(DataFolder(tmp_path, "data").prepare.manifest)
+    export(project / "model", "int8", DataFolder(tmp_path, "data"), tmp_path / "out", 0.0)
     assert read_json(tmp_path / "out" / DESCRIPTION)["checked"]["cost"]["accuracy"] == 0
 
 
@@ -192,7 +192,10 @@ def test_classes_that_the_model_does_not_know_count_as_wrong_on_both_sides(proje
     [
         (["--to", "coreml"], "--to 'coreml'; allowed: onnx, openvino, int8"),
         (["--to", "onnx", "--max-cost", "5"], "--max-cost 5; give a share between 0 and 1, such as 0.01"),
-        (["--to", "onnx", "--model", "nowhere"], "nowhere/artifacts/classifier holds no packaged model"),
+        (
+            ["--to", "onnx", "--model", "nowhere"],
+            "nowhere/artifacts/classifier/classifier.json is not there; run `dvc repro package`",
+        ),
         (["--to", "onnx"], "data/prepare has no packed pictures"),
     ],
 )

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from headstart.base.artifacts import CLASSIFIER
-from headstart.base.files import read_json, write_json
+from headstart.base.artifacts import DATA, DataFolder, PackageFolder
+from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.head import HeadDetails
+from headstart.base.artifacts.metrics import Metrics, Name
 from headstart.base.params import Params
 from headstart.data import fetch, prepare
 from headstart.data.manifest import read_manifest
@@ -25,7 +27,7 @@ from headstart.models.backbones import architecture
 from headstart.models.heads import MlpHead
 from headstart.training import features, finetune, linear_probe
 from headstart.training.feature_files import load_features
-from headstart.training.finetuned import DETAILS, load_val_logits
+from headstart.training.finetuned import load_val_logits
 from headstart.training.head_files import load_head
 from tests.training.test_finetune import SMALL
 
@@ -42,7 +44,7 @@ PARAMS = {
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
     """The pipeline's folder, every stage run on forty small pictures with an MLP as head and its last layers fine-tuned."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(PROJECT / "dvc.yaml", tmp_path)
@@ -56,7 +58,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         picture[..., 0 if colour == "red" else 2] += 80
         Path("pictures", colour).mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(f"pictures/{colour}/{number}.png")
-    params, folder = Params.model_validate(PARAMS), Path("data")
+    params, folder = Params.model_validate(PARAMS), DATA
     for run in (fetch.run, prepare.run, weights.run, features.run, linear_probe.run):
         run(params, folder)
     finetune.run(params, folder, lambda data, params: lambda row: None)
@@ -64,16 +66,17 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_head_with_a_hidden_layer_has_the_same_logits_everywhere(data: Path) -> None:
+def test_a_head_with_a_hidden_layer_has_the_same_logits_everywhere(data: DataFolder) -> None:
     manifest, pixels = read_manifest(data / "prepare"), Pixels(data / "prepare")
-    assert read_json(data / "head" / "head.json")["kind"] == "mlp"
-    assert read_json(data / "finetune" / DETAILS)["blocks_unfrozen"] == 1
+    assert HeadDetails.read(data.head.details).kind == "mlp"
+    assert FinetuneDetails.read(data.finetune.details).blocks_unfrozen == 1
     pictures = {s: [pixels[int(row)] for row in np.flatnonzero(manifest["split"] == s)] for s in ("val", "test")}
     in_evaluation = report._classifiers(data)
-    for chosen in ("head", "finetune"):
-        write_json(data / "evaluate" / "metrics.json", read_json(data / "evaluate" / "metrics.json") | {"chosen": chosen})
-        package(data, Params.model_validate(PARAMS), data / chosen)
-        packed = Predictor(data / chosen / "model" / CLASSIFIER).model
+    classifiers: tuple[Name, ...] = ("head", "finetune")
+    for chosen in classifiers:
+        Metrics.read(data.evaluate.metrics).model_copy(update={"chosen": chosen}).write(data.evaluate.metrics)
+        package(data, Params.model_validate(PARAMS), PackageFolder(data, chosen))
+        packed = Predictor(PackageFolder(data, chosen).model.classifier).model
         assert isinstance(packed.head, MlpHead)
         assert packed.temperature == in_evaluation[chosen].temperature
         with torch.inference_mode():
@@ -85,4 +88,4 @@ def test_a_head_with_a_hidden_layer_has_the_same_logits_everywhere(data: Path) -
             torch.testing.assert_close(logits["test"], expected, rtol=1e-4, atol=1e-4)
         else:
             torch.testing.assert_close(logits["val"], load_val_logits(data / "finetune"), rtol=1e-4, atol=1e-4)
-    assert "head.hidden.weight" in load_file(data / "head" / "model" / CLASSIFIER / "classifier.safetensors")
+    assert "head.hidden.weight" in load_file(PackageFolder(data, "head").model.classifier.weights)

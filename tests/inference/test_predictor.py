@@ -149,7 +149,7 @@ def test_a_picture_that_cannot_be_used_is_said_in_a_sentence(case: str, predicto
 
 
 def test_a_folder_without_a_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=r"holds no packaged model .*run `dvc repro package`"):
+    with pytest.raises(HeadstartError, match=r"classifier\.json is not there; run `dvc repro package`"):
         Predictor(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_a_folder_without_a_model_is_said(tmp_path: Path) -> None:
 def test_a_damaged_model_is_said(file: str, tmp_path: Path) -> None:
     folder = put_model(tmp_path / "model")
     (folder / file).write_bytes((folder / file).read_bytes()[:20])
-    with pytest.raises(HeadstartError, match="holds no packaged model"):
+    with pytest.raises(HeadstartError, match="run `dvc repro package`"):
         Predictor(folder)
 
 

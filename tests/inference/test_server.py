@@ -471,7 +471,7 @@ def test_a_port_that_is_taken_is_said(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match="holds no packaged model"):
+    with pytest.raises(HeadstartError, match=r"classifier\.json is not there; run `dvc repro package`"):
         serving.serve(tmp_path, "127.0.0.1", 0, Limits())
 
 

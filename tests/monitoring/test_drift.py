@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.drift import ClassCount, NewPictures
+from headstart.base.artifacts.json_file import Interval
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data, Params, Prepare, Split
 from headstart.data.fetch import fetch
 from headstart.data.packed import Pixels
 from headstart.data.prepare import prepare
 from headstart.monitoring import drift_report, two_sample
-from headstart.monitoring.active_learning import FOLDER, TABLE, describe_selection, export, select_for_labelling
-from headstart.monitoring.drift import ChampionPredictions, compare, compare_incoming, detect_drift
+from headstart.monitoring.active_learning import describe_selection, export, select_for_labelling
+from headstart.monitoring.drift import ChampionPredictions, compare, compare_incoming, conclude, detect_drift
 from headstart.monitoring.incoming import Incoming, Reader
 from headstart.monitoring.two_sample import MIN_PICTURES, SIGNIFICANCE, NoveltyDetector, one_per_group
 from tests.data.pictures import encoded, photograph, write_pictures
@@ -198,13 +200,13 @@ def test_the_pictures_that_are_new_in_kind_are_named_the_farthest_first_and_no_t
     odd = np.flatnonzero(new)[:12]
     features[odd] = -3 * features[odd]
     found = compare(pictures, features, new, None, 0)
-    strange = found["strange"]
+    strange = found.strange
     wanted = pictures.iloc[odd]
-    assert set(wanted["path"][wanted["split"] != "test"]) <= {row["path"] for row in strange["pictures"]}
-    assert not {row["path"] for row in strange["pictures"]} & set(pictures["path"][pictures["split"] == "test"])
-    assert 12 <= strange["count"] <= 15
-    assert strange["low"] < strange["share"] == strange["count"] / 40 < strange["high"]
-    distances = [row["distance"] for row in strange["pictures"]]
+    assert set(wanted["path"][wanted["split"] != "test"]) <= {row.path for row in strange.pictures}
+    assert not {row.path for row in strange.pictures} & set(pictures["path"][pictures["split"] == "test"])
+    assert 12 <= strange.count <= 15
+    assert strange.low < strange.share == strange.count / 40 < strange.high
+    distances = [row.distance for row in strange.pictures]
     assert distances == sorted(distances, reverse=True)
 
 
@@ -212,10 +214,10 @@ def test_two_halves_of_the_old_pictures_are_the_control() -> None:
     pictures, features, new = labelled(1)
     features[new] += 1.5
     found = compare(pictures, features, new, None, 0)
-    assert found["test"]["differ"]
-    assert found["test_within_classes"]["differ"]
-    assert not found["test_of_old_halves"]["differ"]
-    assert json.loads(json.dumps(found)) == found
+    assert found.test.differ
+    assert found.test_within_classes.differ
+    assert not found.test_of_old_halves.differ
+    assert NewPictures.model_validate_json(found.model_dump_json()) == found
 
 
 # --- the champion -----------------------------------------------------------------------------------------------------
@@ -235,18 +237,18 @@ def test_a_month_of_wrong_labels_is_what_the_champion_contradicts_and_no_drift_o
     wrong = np.flatnonzero(new)[::2]
     pictures.loc[pictures.index[wrong], "label"] = right.iloc[wrong].map({"ant": "bee", "bee": "ant"}).to_numpy()
     found = compare(pictures, features, new, answers_for(pictures, new, right, ("ant", "bee")), 0)
-    disagreement = found["champion"]["disagreement"]
-    assert disagreement["new"]["value"] == 0.5
-    assert disagreement["old"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert 0.3 < disagreement["difference"]["low"] < 0.5 < disagreement["difference"]["high"] < 0.7
-    listed = [row["path"] for row in found["champion"]["contradicted"]]
+    disagreement = found.champion.disagreement
+    assert disagreement.new.value == 0.5
+    assert disagreement.old == Interval(value=0.0, low=0.0, high=0.0)
+    assert 0.3 < disagreement.difference.low < 0.5 < disagreement.difference.high < 0.7
+    listed = [row.path for row in found.champion.contradicted]
     shown = pictures.iloc[wrong]
     assert set(listed) == set(shown["path"][shown["split"] != "test"])
-    sure = [row["probability"] for row in found["champion"]["contradicted"]]
+    sure = [row.probability for row in found.champion.contradicted]
     assert sure == sorted(sure, reverse=True)
-    assert not found["test"]["differ"]
+    assert not found.test.differ
     assert "contradicts 50% of their labels and 0% of those of old test pictures: +50 points" in drift_report.sentence(
-        {"new": found}
+        found, None
     )
 
 
@@ -254,17 +256,17 @@ def test_classes_that_the_champion_does_not_know_are_named() -> None:
     pictures, features, new = labelled(3)
     pictures.loc[new, "label"] = "wasp"
     found = compare(pictures, features, new, answers_for(pictures, new, pictures["label"], ("ant", "bee")), 0)
-    assert found["champion"]["unknown_classes"] == ["wasp"]
-    assert found["classes"][0] == {"label": "wasp", "new": 40, "old": 0}
-    assert "Classes it does not know: wasp." in drift_report.sentence({"new": found})
+    assert found.champion.unknown_classes == ["wasp"]
+    assert found.classes[0] == ClassCount(label="wasp", new=40, old=0)
+    assert "Classes it does not know: wasp." in drift_report.sentence(found, None)
 
 
 def test_without_old_pictures_nothing_is_compared_and_that_is_said() -> None:
     pictures, features, _ = labelled(4)
     everything = np.ones(200, bool)
     found = compare(pictures, features, everything, answers_for(pictures, everything, pictures["label"], ("ant", "bee")), 0)
-    assert found["test"] is found["strange"] is found["champion"]["disagreement"]["old"] is None
-    assert "too few to compare" in drift_report.sentence({"new": found})
+    assert found.test is found.strange is found.champion.disagreement.old is None
+    assert "too few to compare" in drift_report.sentence(found, None)
 
 
 # --- worth labelling --------------------------------------------------------------------------------------------------
@@ -315,28 +317,30 @@ def arrived(folder: Path, shift: float, count: int = 40) -> tuple[Incoming, Floa
 
 def test_pictures_without_labels_are_exported_where_drift_is_real_and_only_there(tmp_path: Path) -> None:
     incoming, old = arrived(tmp_path / "inbox", 4)
+    folder = DataFolder(tmp_path).drift.to_label
+    folder.parent.mkdir()
     found = compare_incoming(incoming, old, alone(150), 7, 0)
-    assert found["test"]["differ"]
-    assert len(found["to_label"]) == 7
-    export(incoming, found["to_label"], tmp_path)
-    rows = list(csv.DictReader(io.StringIO((tmp_path / FOLDER / TABLE).read_text())))
+    assert found.test.differ
+    assert len(found.to_label) == 7
+    export(incoming, found.to_label, folder)
+    rows = list(csv.DictReader(io.StringIO(folder.table.read_text())))
     assert list(rows[0]) == ["path", "original", "guess", "probability", "why"]
     for row in rows:
-        assert (tmp_path / FOLDER / row["path"]).read_bytes() == (incoming.folder / row["original"]).read_bytes()
+        assert (folder / row["path"]).read_bytes() == (incoming.folder / row["original"]).read_bytes()
         assert row["guess"] in incoming.classes
         assert row["why"]
-    assert len(list((tmp_path / FOLDER).iterdir())) == 8
-    assert "The 7 most worth labelling are in data/drift/to_label." in drift_report.sentence({"incoming": found})
+    assert len(list(folder.iterdir())) == 8
+    assert "The 7 most worth labelling are in data/drift/to_label." in drift_report.sentence(None, found)
     (incoming.folder / rows[0]["original"]).unlink()  # somebody has moved it meanwhile
-    export(incoming, found["to_label"], tmp_path)
-    assert list(csv.DictReader(io.StringIO((tmp_path / FOLDER / TABLE).read_text()))) == rows[1:]
+    export(incoming, found.to_label, folder)
+    assert list(csv.DictReader(io.StringIO(folder.table.read_text()))) == rows[1:]
     quiet, old = arrived(tmp_path / "inbox", 0)
     found = compare_incoming(quiet, old, alone(150), 7, 0)
-    assert not found["test"]["differ"]
-    assert found["to_label"] == []
-    export(quiet, found["to_label"], tmp_path)
-    assert not (tmp_path / FOLDER).exists()
-    assert not list(tmp_path.glob(".*"))
+    assert not found.test.differ
+    assert found.to_label == []
+    export(quiet, found.to_label, folder)
+    assert not folder.exists()
+    assert not list(folder.parent.iterdir())
 
 
 def test_the_table_says_why(tmp_path: Path) -> None:
@@ -345,11 +349,11 @@ def test_the_table_says_why(tmp_path: Path) -> None:
     incoming.features[0] = -5 * old.mean(axis=0)
     incoming.probabilities[:2] = [[0.98, 0.02], [0.45, 0.55]]
     strange, unsure = describe_selection(incoming, [0, 1], known)
-    assert strange["why"].startswith("new in kind: ")
-    assert "unsure" not in strange["why"]
-    assert unsure["why"].endswith("unsure: bee 55%, ant 45%")
-    assert (unsure["guess"], unsure["probability"]) == ("bee", 0.55)
-    assert strange["path"] == "001-<b>0.png"
+    assert strange.why.startswith("new in kind: ")
+    assert "unsure" not in strange.why
+    assert unsure.why.endswith("unsure: bee 55%, ant 45%")
+    assert (unsure.guess, unsure.probability) == ("bee", 0.55)
+    assert strange.path == "001-<b>0.png"
 
 
 # --- pictures in a folder ---------------------------------------------------------------------------------------------
@@ -395,20 +399,19 @@ def test_the_page_shows_what_is_new_needs_no_network_and_is_the_same_every_time(
     incoming = Incoming(**{**vars(incoming), "features": rng.normal(size=(15, 16)) - 2})
     pages = []
     for name in ("a.html", "b.html"):
-        numbers = {"new": compare(manifest, features, new, guesses, 0)}
-        numbers["incoming"] = compare_incoming(incoming, features, alone(60), 5, 0)
-        found = {"real": True, "sentence": drift_report.sentence(numbers)} | numbers
+        labelled = compare(manifest, features, new, guesses, 0)
+        found = conclude(labelled, compare_incoming(incoming, features, alone(60), 5, 0))
         drift_report.write_page(found, manifest, pixels, incoming, tmp_path / name)
         pages.append((tmp_path / name).read_text())
     assert pages[0] == pages[1]
     page = pages[0]
     assert "://" not in page
-    assert found["new"]["strange"]["pictures"]
-    assert found["new"]["champion"]["contradicted"]
-    assert len(found["incoming"]["to_label"]) == 5
-    assert "[" + found["new"]["strange"]["pictures"][0]["path"].split("[")[1].replace("<b>", "&lt;b&gt;") in page
-    pictures = [*found["new"]["strange"]["pictures"], *found["new"]["champion"]["contradicted"]]
-    pictures += [*found["incoming"]["strange"]["pictures"], *found["incoming"]["to_label"]]
+    assert found.new.strange.pictures
+    assert found.new.champion.contradicted
+    assert len(found.incoming.to_label) == 5
+    assert "[" + found.new.strange.pictures[0].path.split("[")[1].replace("<b>", "&lt;b&gt;") in page
+    pictures = [*found.new.strange.pictures, *found.new.champion.contradicted]
+    pictures += [*found.incoming.strange.pictures, *found.incoming.to_label]
     assert page.count("data:image/jpeg;base64,") == len(pictures) < 4 * drift_report.MAX_SHOWN
     assert "x.txt" in page
 
@@ -418,8 +421,8 @@ def test_where_nothing_is_new_nothing_is_computed_or_written(tmp_path: Path) -> 
     pictures, _, _ = labelled(0)
     pictures["sha256"] = pictures["path"]
     pictures.to_parquet(tmp_path / "prepare/manifest.parquet")
-    assert detect_drift(tmp_path, Params(data=Data()), set(pictures["path"]), None) is None
-    assert detect_drift(tmp_path, Params(data=Data()), set(), None) is None
+    assert detect_drift(DataFolder(tmp_path), Params(data=Data()), set(pictures["path"]), None) is None
+    assert detect_drift(DataFolder(tmp_path), Params(data=Data()), set(), None) is None
     assert [path.name for path in tmp_path.iterdir()] == ["prepare"]
 
 
@@ -427,7 +430,7 @@ def test_a_folder_of_incoming_pictures_that_is_not_there_is_said(tmp_path: Path)
     from headstart.monitoring.incoming import read_incoming
 
     with pytest.raises(HeadstartError, match=r"drift\.incoming '.*inbox': there is no such folder"):
-        read_incoming(tmp_path / "inbox", tmp_path, pd.DataFrame(), Params(), tmp_path, None)  # type: ignore[arg-type]
+        read_incoming(tmp_path / "inbox", DataFolder(tmp_path), pd.DataFrame(), Params(), tmp_path, None)  # type: ignore[arg-type]
 
 
 def test_a_new_kind_among_many_of_the_old_kinds_is_more_than_chance_explains() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.files import read_json
 from headstart.base.params import Params
 from headstart.data import fetch, prepare
@@ -27,8 +28,8 @@ PARAMS = Params.model_validate(
         "evaluate": {"bootstrap": 100, "mistakes": 2},
     }
 )
-BEFORE: tuple[Callable[[Params, Path], None], ...] = (fetch.run, prepare.run, weights.run)
-STAGES: tuple[Callable[[Params, Path], None], ...] = (
+BEFORE: tuple[Callable[[Params, DataFolder], None], ...] = (fetch.run, prepare.run, weights.run)
+STAGES: tuple[Callable[[Params, DataFolder], None], ...] = (
     features.run,
     linear_probe.run,
     lambda params, data: finetune.run(params, data, lambda *_: lambda row: None),
@@ -50,7 +51,7 @@ def run_with_clock(factor: float, project: Path, monkeypatch: pytest.MonkeyPatch
         for name in ("time", "monotonic", "perf_counter"):
             patched.setattr(time, name, lying(getattr(time, name), factor))
         for run in STAGES:
-            run(PARAMS, Path("data"))
+            run(PARAMS, DATA)
     files = (path for name in OUTPUTS for path in sorted((project / "data" / name).rglob("*")) if path.is_file())
     return {str(path.relative_to(project)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -64,7 +65,7 @@ def test_a_clock_that_lies_changes_no_byte(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.chdir(start)
         for run in BEFORE:
-            run(PARAMS, Path("data"))
+            run(PARAMS, DATA)
     found = {}
     for factor in (0.1, 10.0):
         project = tmp_path / f"times {factor}"

@@ -95,7 +95,7 @@ def test_of_ten_labels_flipped_among_ants_and_bees_eight_are_among_the_first_fif
         rows = np.random.default_rng(draw).choice(training, 10, replace=False)
         wrong = pictures.copy()
         wrong.loc[rows, "label"] = wrong.loc[rows, "label"].map(other)
-        first = {row["path"] for row in examine(wrong, features)["suspects"][:15]}
+        first = {row.path for row in examine(wrong, features).suspects[:15]}
         hits.append(len(first & set(pictures.loc[rows, "path"])))
     print("of ten flipped labels among the first fifteen suspects:", hits)
     assert min(hits) >= 8

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import mlflow
 import numpy as np
 import pandas as pd
@@ -20,9 +21,11 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from headstart.base.artifacts.schemas import JSON_FILES
 from tests.stages.conftest import SLICE, Clone
 
 pytestmark = [pytest.mark.slow]
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
 
 def runs_of(clone: Clone) -> pd.DataFrame:
@@ -63,6 +66,21 @@ def test_the_whole_pipeline_gives_what_the_design_promises(finished: Clone) -> N
     audit = json.loads(finished.read("data/prepare/audit.json"))
     assert audit["kept"] == len(manifest)
     assert audit["leaks"] == 0
+
+
+def test_the_json_files_are_what_their_schemas_say_and_their_bytes_those_of_the_models(
+    finished: Clone, tmp_path: Path
+) -> None:
+    checked = []
+    for path, model in JSON_FILES.items():
+        file = finished.folder / path
+        if file.exists():
+            jsonschema.validate(json.loads(file.read_text()), json.loads((SCHEMAS / path.name).read_text()))
+            model.read(file).write(tmp_path / path.name)
+            assert (tmp_path / path.name).read_bytes() == file.read_bytes()
+            checked.append(path.name)
+    assert {"audit.json", "card.json", "features.json", "head.json", "finetune.json", "metrics.json"} <= set(checked)
+    assert {"classifier.json", "track.json"} <= set(checked)
 
 
 def test_the_report_is_one_page_that_needs_no_network(finished: Clone) -> None:

@@ -14,6 +14,7 @@ import sqlalchemy
 import sqlalchemy.orm
 from mlflow.entities import Run
 
+from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.params import Params
 from headstart.tracking import runs, saved_view, track
 from tests.stages.conftest import Clone
@@ -135,7 +136,7 @@ def test_a_store_that_goes_away_while_it_trains_is_a_word_and_no_more(
 ) -> None:
     monkeypatch.chdir(copy_of.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'store.db'}")
-    send = runs.live(Path("data"), Params.load())
+    send = runs.live(DATA, Params.load())
     send({"epoch": 1, "train_loss": 0.7})
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("headstart").experiment_id])
@@ -183,7 +184,7 @@ def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_t
     finished: Clone, tracker: track.Tracker, tmp_path: Path
 ) -> None:
     with another_enters_first(tmp_path / "mlflow.db", "datasets", dataset_uuid="theirs"):
-        tracker._log_dataset(finished.folder / "data")
+        tracker._log_dataset(DataFolder(finished.folder, "data"))
     (used,) = tracker.client.get_run(tracker.run_id).inputs.dataset_inputs
     assert used.dataset.name == "emoji"
     with sqlite3.connect(tmp_path / "mlflow.db") as other:

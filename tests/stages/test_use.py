@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.inference.selective import thresholds
 from tests.stages.conftest import Clone
 
@@ -15,13 +17,14 @@ pytestmark = [pytest.mark.slow]
 
 
 def test_the_package_knows_what_answering_only_when_sure_would_have_meant(finished: Clone) -> None:
-    details = json.loads(finished.read("data/package/model/artifacts/classifier/classifier.json"))
+    details = ClassifierDetails.read(DataFolder(finished.folder, "data").package.model.classifier.details)
     table = pd.read_parquet(finished.folder / "data/evaluate/predictions.parquet")
     val = table[table["split"] == "val"]
     right = (val["label"] == val["predicted"]).to_numpy()
-    assert details["answering"] == thresholds(val[details["classes"]].to_numpy().max(axis=1), right)
-    assert details["answering"]["thresholds"][0]["error"] == pytest.approx(1 - right.mean())
-    assert details["short_side"] == 384
+    assert details.answering == thresholds(val[details.classes].to_numpy().max(axis=1), right)
+    assert details.answering
+    assert details.answering.thresholds[0].error == pytest.approx(1 - right.mean())
+    assert details.short_side == 384
 
 
 @pytest.mark.parametrize("to", ["onnx", "int8"])

@@ -63,5 +63,5 @@ def test_without_pretrained_weights_there_is_nothing_to_compare(copy_of: Clone) 
 def test_an_answer_that_is_not_there_is_asked_for_in_one_sentence(copy_of: Clone) -> None:
     done = copy_of.run("headstart", "why", check=False)
     assert done.returncode == 1
-    sentence = "headstart: data/why/why.json is not there or not whole; run `dvc repro studies/dvc.yaml:why` first"
+    sentence = "headstart: data/why/why.json is not there; run `dvc repro studies/dvc.yaml:why`"
     assert done.stderr.strip() == sentence

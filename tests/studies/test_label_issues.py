@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from headstart.base.artifacts import DATA, LabelsFolder
+from headstart.base.artifacts.labels import LabelIssues
 from headstart.base.errors import HeadstartError
 from headstart.studies import label_issues_report
 from headstart.studies.label_issues import (
@@ -72,12 +73,12 @@ def test_labels_that_were_made_wrong_head_the_list(seed: int, counts: tuple[int,
     rows = np.random.default_rng(seed).choice(len(pictures), many, replace=False)
     wrong = flipped(pictures, rows, seed)
     found = examine(wrong, tensor(features))
-    first = found["suspects"][: many + 2]
+    first = found.suspects[: many + 2]
     right = {pictures["path"][row]: pictures["label"][row] for row in rows}
-    hits = [row for row in first if row["path"] in right]
+    hits = [row for row in first if row.path in right]
     assert len(hits) >= 0.8 * many - 0.5
-    assert sum(right[row["path"]] == row["suggested"] for row in hits) >= 0.8 * len(hits) - 1
-    assert abs(found["counts"]["label_issues"] - many) <= max(4, many)
+    assert sum(right[row.path] == row.suggested for row in hits) >= 0.8 * len(hits) - 1
+    assert abs(found.counts.label_issues - many) <= max(4, many)
 
 
 def test_a_suspect_is_what_held_out_regressions_contradict() -> None:
@@ -85,19 +86,19 @@ def test_a_suspect_is_what_held_out_regressions_contradict() -> None:
     suspects, wrong = find_suspects(pictures, tensor(features), NAMES)
     assert suspects
     assert 0 <= wrong <= len(suspects)
-    assert [row["quality"] for row in suspects] == sorted(row["quality"] for row in suspects)
+    assert [row.quality for row in suspects] == sorted(row.quality for row in suspects)
     labels = dict(zip(pictures["path"], pictures["label"], strict=True))
     for row in suspects:
-        assert row["label"] == labels[row["path"]] != row["suggested"]
-        assert 0 <= row["probability"] <= row["suggested_probability"] <= 1
+        assert row.label == labels[row.path] != row.suggested
+        assert 0 <= row.probability <= row.suggested_probability <= 1
 
 
 def test_the_pictures_of_a_rare_class_are_not_suspects_for_that() -> None:
     pictures, features = clouds((150, 150, 8), 5, apart=8.0)
     rows = np.random.default_rng(0).choice(300, 10, replace=False)
-    suspects = examine(flipped(pictures, rows, 0), tensor(features))["suspects"]
+    suspects = examine(flipped(pictures, rows, 0), tensor(features)).suspects
     rare = set(pictures["path"][pictures["label"] == "wolf"])
-    assert len(rare & {row["path"] for row in suspects[:12]}) <= 2
+    assert len(rare & {row.path for row in suspects[:12]}) <= 2
 
 
 def test_classes_that_cannot_be_cross_validated_are_named_and_not_judged() -> None:
@@ -105,9 +106,9 @@ def test_classes_that_cannot_be_cross_validated_are_named_and_not_judged() -> No
     wolves = pictures.index[pictures["label"] == "wolf"]
     pictures.loc[wolves, "group"] = [f"pack {n % 4}" for n in range(len(wolves))]  # thirty pictures of four packs
     found = examine(pictures, tensor(features))
-    assert found["left_out"] == ["wolf"]
-    assert found["counts"]["judged"] == 80
-    assert "wolf" not in {row["label"] for row in found["suspects"]} | {row["suggested"] for row in found["suspects"]}
+    assert found.left_out == ["wolf"]
+    assert found.counts.judged == 80
+    assert "wolf" not in {row.label for row in found.suspects} | {row.suggested for row in found.suspects}
     pictures["group"] = [f"group {n % 4}" for n in range(len(pictures))]
     with pytest.raises(HeadstartError, match="two classes with at least 5 training and validation pictures"):
         examine(pictures, tensor(features))
@@ -121,7 +122,7 @@ def test_a_twin_in_training_does_not_vouch_for_a_wrong_label() -> None:
     pictures.loc[copies, "group"] = pictures["path"][copies[0]]
     pictures.loc[copies, "label"] = "bee"
     found = examine(pictures, tensor(features))
-    suspects = {row["path"] for row in found["suspects"][:12]}
+    suspects = {row.path for row in found.suspects[:12]}
     assert len(suspects & set(pictures["path"][copies])) == 10
 
 
@@ -147,13 +148,13 @@ def test_outliers_are_far_from_even_their_neighbours_and_the_distance_is_in_medi
     x = tensor(features)
     graph = neighbours(x)
     found = find_outliers(pictures, graph)
-    assert found[0]["path"] == pictures["path"][5]
+    assert found[0].path == pictures["path"][5]
     mean = graph.data.reshape(2 * count, -1).mean(axis=1)
     mean /= np.median(mean)
     low, high = np.percentile(mean, [25, 75])
-    assert found[0]["distance"] == pytest.approx(mean[5], rel=1e-3)
+    assert found[0].distance == pytest.approx(mean[5], rel=1e-3)
     assert len(found) == (mean > high + FENCE * (high - low)).sum() < 0.1 * count
-    assert [row["distance"] for row in found] == sorted((row["distance"] for row in found), reverse=True)
+    assert [row.distance for row in found] == sorted((row.distance for row in found), reverse=True)
 
 
 @pytest.mark.parametrize("apart", [0.0, 1e-7])
@@ -161,8 +162,8 @@ def test_outliers_among_pictures_that_are_all_the_same_have_a_distance(apart: fl
     pictures, features = clouds((20, 14), 3)
     features[:30] = features[0] + apart * features[:30]
     found = find_outliers(pictures, neighbours(tensor(features)))
-    assert {row["path"] for row in found} == set(pictures["path"][30:])
-    assert np.isfinite([row["distance"] for row in found]).all()
+    assert {row.path for row in found} == set(pictures["path"][30:])
+    assert np.isfinite([row.distance for row in found]).all()
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6))
@@ -174,14 +175,14 @@ def test_pairs_that_look_the_same_are_found_once_those_under_two_labels_first(se
     for a, b in rows:
         features[b] = features[a] * 1.5 + rng.normal(size=features.shape[1]) * 0.02
     found = find_duplicates(pictures, neighbours(tensor(features)))
-    assert {frozenset(pair["paths"]) for pair in found} == {frozenset(pictures["path"][row]) for row in rows}
+    assert {frozenset(pair.paths) for pair in found} == {frozenset(pictures["path"][row]) for row in rows}
     assert len(found) == many
-    same = [pair["labels"][0] == pair["labels"][1] for pair in found]
+    same = [pair.labels[0] == pair.labels[1] for pair in found]
     assert same == sorted(same)
     for pair in found:
-        rows_of = [pictures.index[pictures["path"] == path][0] for path in pair["paths"]]
-        assert pair["labels"] == [pictures["label"][row] for row in rows_of]
-        assert pair["splits"] == [pictures["split"][row] for row in rows_of]
+        rows_of = [pictures.index[pictures["path"] == path][0] for path in pair.paths]
+        assert pair.labels == [pictures["label"][row] for row in rows_of]
+        assert pair.splits == [pictures["split"][row] for row in rows_of]
 
 
 def test_a_set_without_duplicates_or_strangers_is_given_none() -> None:
@@ -195,8 +196,8 @@ def test_a_set_without_duplicates_or_strangers_is_given_none() -> None:
 def test_features_that_are_all_the_same_break_nothing() -> None:
     pictures, features = clouds((12, 12), 0)
     found = examine(pictures, tensor(np.ones_like(features)))
-    assert found["outliers"] == []
-    assert found["counts"]["duplicates"] > 0
+    assert found.outliers == []
+    assert found.counts.duplicates > 0
 
 
 # --- what is written of it ----------------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ def stored(folder: Path) -> tuple[pd.DataFrame, torch.Tensor, Any, pd.DataFrame]
     (folder / "features").mkdir()
     for split in ("train", "val", "test"):
         rows = manifest[manifest["split"] == split]
-        features = np.stack([centres[label] + rng.normal(size=16) for label in rows["label"]])
+        features = np.stack([centres[label] + rng.normal(size=16) for label in rows.label])
         tensors = {"features": tensor(features), "labels": torch.zeros(len(rows), dtype=torch.int64)}
         save_file(tensors, folder / "features" / f"{split}.safetensors")
     (folder / "features" / "test.safetensors").unlink()  # so that whoever looks at it fails
@@ -235,30 +236,30 @@ def test_the_same_inputs_give_the_same_bytes_and_the_files_agree(tmp_path: Path)
     pictures, features, pixels, _ = stored(tmp_path)
     for name in ("a", "b"):
         found = examine(pictures, features)
-        assert json.loads(json.dumps(found)) == found
-        label_issues_report.write(found, pixels, pictures, 3, tmp_path / name)
-    for file in (label_issues_report.LABELS, label_issues_report.SUSPECTS, label_issues_report.PAGE):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    assert label_issues_report.load_labels(tmp_path / "a") == found
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "a" / label_issues_report.SUSPECTS).read_text())))
-    assert [row["path"] for row in rows] == [row["path"] for row in found["suspects"]]
+        label_issues_report.write(found, pixels, pictures, 3, LabelsFolder(tmp_path / name))
+    files = LabelsFolder(tmp_path / "a")
+    for file in (files.details, files.suspects, files.page):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    assert LabelIssues.read(files.details) == found
+    rows = list(csv.DictReader(io.StringIO(files.suspects.read_text())))
+    assert [row["path"] for row in rows] == [row.path for row in found.suspects]
     assert list(rows[0]) == ["path", "label", "suggested", "quality"]
-    assert [float(row["quality"]) for row in rows] == [row["quality"] for row in found["suspects"]]
+    assert [float(row["quality"]) for row in rows] == [row.quality for row in found.suspects]
 
 
 def test_the_page_shows_the_pictures_themselves_and_needs_no_network(tmp_path: Path) -> None:
     pictures, features, pixels, _ = stored(tmp_path)
     found = examine(pictures, features)
-    assert len(found["suspects"]) > 2
-    label_issues_report.write(found, pixels, pictures, 2, tmp_path)
-    page = (tmp_path / label_issues_report.PAGE).read_text()
+    assert len(found.suspects) > 2
+    label_issues_report.write(found, pixels, pictures, 2, LabelsFolder(tmp_path))
+    page = LabelsFolder(tmp_path).page.read_text()
     assert "://" not in page
     assert "the first 2 of " in page
-    assert "[" + found["suspects"][0]["path"].split("[")[1].replace("<b>", "&lt;b&gt;") in page
+    assert "[" + found.suspects[0].path.split("[")[1].replace("<b>", "&lt;b&gt;") in page
     first = re.search(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert first
     shown = Image.open(io.BytesIO(base64.b64decode(first[1])))
-    row = pictures.index[pictures["path"] == found["suspects"][0]["path"]][0]
+    row = pictures.index[pictures["path"] == found.suspects[0].path][0]
     assert shown.size == pixels[int(row)].shape[1::-1]
     grey = [np.asarray(picture.convert("L")).ravel() for picture in (shown, Image.fromarray(pixels[int(row)]))]
     assert np.corrcoef(*grey)[0, 1] > 0.9
@@ -267,23 +268,25 @@ def test_the_page_shows_the_pictures_themselves_and_needs_no_network(tmp_path: P
 def test_the_table_takes_paths_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, features, _, _ = stored(tmp_path)
     found = examine(pictures, features)
-    label_issues_report.show(found, Path("data/labels"))
+    label_issues_report.show(found, DATA.labels)
     printed = capsys.readouterr().out
-    assert found["suspects"][0]["path"] in printed
+    assert found.suspects[0].path in printed
     assert label_issues_report.sentence(found) in " ".join(printed.split())
     assert "data/labels/labels.html" in printed
 
 
 def test_nothing_found_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, features = clouds((50, 50), 1, apart=14)
-    found = examine(pictures, tensor(features)) | {"suspects": [], "outliers": [], "duplicates": [], "left_out": ["yak"]}
-    found["counts"] |= dict.fromkeys(("suspects", "label_issues", "outliers", "duplicates_under_two_labels"), 0)
-    found["counts"]["duplicates"] = 1
+    found = examine(pictures, tensor(features))
+    nothing = dict.fromkeys(("suspects", "label_issues", "outliers", "duplicates_under_two_labels"), 0)
+    counts = found.counts.model_copy(update=nothing | {"duplicates": 1})
+    found = LabelIssues(counts=counts, left_out=["yak"], suspects=[], outliers=[], duplicates=[])
+    folder = LabelsFolder(tmp_path)
     pixels, _ = packed(tmp_path / "prepare", 4, None)
-    label_issues_report.write(found, pixels, pictures, 30, tmp_path)
-    assert (tmp_path / label_issues_report.PAGE).read_text().count("<p>None.</p>") == 3
-    assert (tmp_path / label_issues_report.SUSPECTS).read_text() == "path,label,suggested,quality\n"
-    label_issues_report.show(found, tmp_path)
+    label_issues_report.write(found, pixels, pictures, 30, folder)
+    assert folder.page.read_text().count("<p>None.</p>") == 3
+    assert folder.suspects.read_text() == "path,label,suggested,quality\n"
+    label_issues_report.show(found, folder)
     printed = " ".join(capsys.readouterr().out.split())
     assert "0 have a label that the others contradict" in printed
     assert "1 pair looks the same" in printed
@@ -291,5 +294,5 @@ def test_nothing_found_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_before_anything_was_found_the_command_to_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=re.escape("run `dvc repro studies/dvc.yaml:labels` first")):
-        label_issues_report.load_labels(tmp_path)
+    with pytest.raises(HeadstartError, match=re.escape("run `dvc repro studies/dvc.yaml:labels`")):
+        LabelIssues.read(tmp_path / "labels.json")

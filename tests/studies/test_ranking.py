@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +22,16 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from sklearn.linear_model import LogisticRegression
 
+from headstart.base.artifacts import CandidateFolder, PrepareFolder
+from headstart.base.artifacts.rank import RankedBackbone, Ranking
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Budget, Data, Params
 from headstart.data.decode import decode, encode
 from headstart.data.fetch import fetch
-from headstart.data.packed import INDEX, PIXELS, Pixels
+from headstart.data.packed import Pixels
 from headstart.data.sources import locate
 from headstart.studies import ranking_report
-from headstart.studies.candidates import MISSING, Candidate, Sample, more_features, store_candidate
+from headstart.studies.candidates import Candidate, Sample, more_features, store_candidate
 from headstart.studies.halving import Standing, choose, halve, over_budget
 from headstart.studies.ranking import rank
 from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
@@ -326,10 +327,10 @@ def written(folder: Path, images: list[Image.Image]) -> Pixels:
     lengths = np.array([len(part) for part in packed_bytes])
     widths, heights = zip(*(image.size for image in images), strict=True)
     folder.mkdir()
-    (folder / PIXELS).write_bytes(b"".join(packed_bytes))
+    PrepareFolder(folder).pixels.write_bytes(b"".join(packed_bytes))
     pq.write_table(
         pa.table({"offset": np.cumsum(lengths) - lengths, "length": lengths, "height": heights, "width": widths}),
-        folder / INDEX,
+        PrepareFolder(folder).pixels_index,
     )
     return Pixels(folder)
 
@@ -347,7 +348,7 @@ def stored(
 ) -> Candidate:
     pixels, manifest = pictures
     params = Params.model_validate({"weights_mirror": mirror, "features": {"engine": "torch"}})
-    return store_candidate(name, pixels, Sample.of(manifest, 0), count, params, CPU, folder / name)
+    return store_candidate(name, pixels, Sample.of(manifest, 0), count, params, CPU, CandidateFolder(folder, name))
 
 
 def test_a_candidates_features_are_its_own_answers_for_the_sample(
@@ -374,7 +375,7 @@ def test_no_weights_is_recorded_in_one_sentence_and_told_in_full(
     assert candidate.missing.startswith("no weights: ")
     assert "\n" not in candidate.missing
     assert "Tried: " in capsys.readouterr().err
-    assert [file.name for file in candidate.folder.iterdir()] == [MISSING]
+    assert [file.name for file in candidate.folder.iterdir()] == [candidate.folder.missing.name]
     file = tmp_path / "torch/hub/checkpoints" / torchvision.models.SqueezeNet1_0_Weights.DEFAULT.url.rsplit("/", 1)[1]
     file.parent.mkdir(parents=True)
     torch.save(torchvision.models.squeezenet1_0().state_dict(), file)  # another digest than is published
@@ -402,18 +403,18 @@ def test_ranking_measures_real_networks_and_keeps_what_took_long(
     sample = Sample.of(pictures[1], 0)
     state = in_folder(tmp_path / "state")
     found = rank(candidates, sample, pictures[0], 60, params, CPU, state)
-    assert json.loads(json.dumps(found)) == found
-    assert found["choice"] in names
-    assert [row["backbone"] for row in found["table"]][2] == "squeezenet1_0"
-    assert found["table"][2]["note"].startswith("no weights: ")
-    for row in found["table"][:2]:
-        assert row["low"] <= row["probe_accuracy"] <= row["high"]
-        assert row["log_loss_low"] <= row["log_loss"] <= row["log_loss_high"]
-        assert row["images_per_s"] > 0
-        assert row["finetune_minutes"] >= 0
-        assert row["pictures"] in sample.sizes(30, 2000)
+    assert Ranking.model_validate_json(found.model_dump_json()) == found
+    assert found.choice in names
+    assert [row.backbone for row in found.table][2] == "squeezenet1_0"
+    assert found.table[2].note.startswith("no weights: ")
+    for row in found.table[:2]:
+        assert row.low <= row.probe_accuracy <= row.high
+        assert row.log_loss_low <= row.log_loss <= row.log_loss_high
+        assert row.images_per_s > 0
+        assert row.finetune_minutes >= 0
+        assert row.pictures in sample.sizes(30, 2000)
     # Random weights on random pictures: nobody can be told from the other, so all pictures were looked at.
-    assert found["table"][0]["pictures"] == len(sample.rows)
+    assert found.table[0].pictures == len(sample.rows)
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "state").rglob("*") if file.is_file()}
     assert [file for file in times if file.parent.parent.name == "rank"]
     assert rank(candidates, sample, pictures[0], 60, params, CPU, state) == found
@@ -432,7 +433,7 @@ def test_features_kept_are_those_of_a_fresh_pass(
         made.append("once")
         return lambda batch: shown.network(batch)
 
-    width = candidate.card["features"]
+    width = candidate.card.features
     first = more_features(shown, "torch", engine, rows, width, tmp_path / "kept")
     second = more_features(shown, "torch", engine, rows, width, tmp_path / "kept")
     assert made == ["once"]
@@ -461,20 +462,20 @@ def test_weights_that_see_nothing_are_dropped_against_trained_ones(tmp_path: Pat
         {"rank": {"candidates": names, "first": 60}, "features": {"engine": "torch"}, "finetune": {"unfreeze": "none"}}
     )
     found_out = rank(candidates, Sample.of(manifest, 0), pictures[0], 60, params, CPU, in_folder(tmp_path / "state"))
-    assert found_out["choice"] == "tf_efficientnet_lite0"
-    assert found_out["table"][1]["note"].startswith("dropped: log-loss +")
-    assert found_out["table"][1]["finetune_minutes"] is None
+    assert found_out.choice == "tf_efficientnet_lite0"
+    assert found_out.table[1].note.startswith("dropped: log-loss +")
+    assert found_out.table[1].finetune_minutes is None
 
 
 # --- what is done with it ---------------------------------------------------------------------------------------------
 
 
-def ranking_of(choice: str | None) -> dict[str, Any]:
+def ranking_of(choice: str | None) -> Ranking:
     keys = ["probe_accuracy", "low", "high", "log_loss", "logme", "knn_accuracy", "imagenet_top1", "gmacs", "megabytes"]
     measured = dict.fromkeys([*keys, "images_per_s", "finetune_minutes"], 0.5)
-    rows = [{"backbone": "resnet18", "pictures": 100, "note": None} | measured]
-    rows.append({"backbone": "vgg16", "pictures": None, "note": "no weights: <none>"} | dict.fromkeys(measured))
-    return {"choice": choice, "reason": "It is so.", "table": rows}
+    rows = [RankedBackbone(backbone="resnet18", pictures=100, **measured)]
+    rows.append(RankedBackbone(backbone="vgg16", note="no weights: <none>"))
+    return Ranking(choice=choice, reason="It is so.", table=rows)
 
 
 def test_the_choice_is_written_into_params_and_every_other_line_stays(tmp_path: Path) -> None:
@@ -514,11 +515,11 @@ def test_the_table_and_the_page_name_everybody(tmp_path: Path, capsys: pytest.Ca
     assert 'src="data:image/png;base64,' in page
     assert "no weights: &lt;none&gt;" in page
     assert "://" not in page
-    nothing = ranking_of(None) | {"table": ranking_of(None)["table"][1:]}
+    nothing = ranking_of(None).model_copy(update={"table": ranking_of(None).table[1:]})
     ranking_report.write_page(nothing, tmp_path / "rank.html")
     assert "No choice" in (tmp_path / "rank.html").read_text()
 
 
 def test_without_a_ranking_the_command_to_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(HeadstartError, match=re.escape("dvc repro studies/dvc.yaml:rank")):
-        ranking_report.load_ranking(tmp_path)
+        Ranking.read(tmp_path / "rank.json")

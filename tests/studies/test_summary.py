@@ -4,43 +4,56 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.audit import AuditReport
+from headstart.base.artifacts.labels import Counts, LabelIssues
+from headstart.base.artifacts.metrics import Gain, Measured, Metrics
+from headstart.base.artifacts.rank import RankedBackbone, Ranking
+from headstart.base.artifacts.tune import Tuning
+from headstart.base.artifacts.why import TransferGain
 from headstart.base.errors import HeadstartError
-from headstart.base.files import write_json
 from headstart.base.params import Params
 from headstart.studies.summary import Story
 from headstart.studies.transfer_gain import Set, conclude
 from tests.studies.test_transfer_gain import HERE, curves
 
-RANK = {
-    "choice": "resnet18",
-    "reason": "resnet18 has the lowest log-loss.",
-    "table": [
-        {
-            "backbone": "resnet18", "probe_accuracy": 0.9, "low": 0.8, "high": 0.95, "log_loss": 0.3, "logme": 0.1,
-            "knn_accuracy": 0.8, "imagenet_top1": 69.8, "gmacs": 1.8, "megabytes": 44.0, "images_per_s": 50.0,
-            "finetune_minutes": 2.0, "pictures": 500, "note": None,
-        }
+RANK = Ranking(
+    choice="resnet18",
+    reason="resnet18 has the lowest log-loss.",
+    table=[
+        RankedBackbone(
+            backbone="resnet18", probe_accuracy=0.9, low=0.8, high=0.95, log_loss=0.3, logme=0.1, knn_accuracy=0.8,
+            imagenet_top1=69.8, gmacs=1.8, megabytes=44.0, images_per_s=50.0, finetune_minutes=2.0, pictures=500,
+        )
     ],
-}  # fmt: skip
-M = {"accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.95, "n": 300}
-RESULT = {"chosen": "head", "test": {"chosen": M}, "gain": {"test": {"accuracy": -0.01, "low": -0.02, "high": 0.0}}}
+)  # fmt: skip
+M: Measured = {"accuracy": 0.9, "accuracy_low": 0.85, "accuracy_high": 0.95, "n": 300}
+RESULT = Metrics(chosen="head", val={}, test={"chosen": M}, gain={"test": Gain(accuracy=-0.01, low=-0.02, high=0.0)})
 
 
-def outcome(*accuracies: list[float], pictures: Set = HERE) -> dict[str, Any]:
-    return {"backbone": "resnet50"} | conclude(curves(*accuracies), "half", pictures)
+def outcome(*accuracies: list[float], pictures: Set = HERE) -> TransferGain:
+    return conclude("resnet50", curves(*accuracies), "half", pictures)
+
+
+def labels(label_issues: int) -> LabelIssues:
+    counts = dict.fromkeys(Counts.model_fields, 0) | {"label_issues": label_issues}
+    return LabelIssues(counts=Counts(**counts), left_out=[], suspects=[], outliers=[], duplicates=[])
+
+
+AUDIT = AuditReport(kept=500, dropped=[], warnings=[], leaks=0, converted={}, classes={})
+TUNED = Tuning(best={}, sentence="", command=None, gain=None, present={}, choices={}, by_logarithm=[], trials=[])
 
 
 @pytest.fixture
 def story() -> Story:
     """Frozen is as good as it gets, and twice the pictures would help; no other branch was run."""
     why = outcome([0.6, 0.7, 0.78, 0.84], [0.6, 0.7, 0.78, 0.84], [0.5] * 4)
-    return Story(Params(), why, {"kept": 500, "dropped": [1, 2]}, None, None, None, None)
+    return Story(Params(), why, AUDIT, None, None, None, None)
 
 
 def test_what_was_not_run_is_among_the_next_steps(story: Story) -> None:
@@ -52,14 +65,13 @@ def test_what_was_not_run_is_among_the_next_steps(story: Story) -> None:
 
 def test_where_all_is_known_and_done_what_is_left_is_to_use_it() -> None:
     why = outcome([0.9] * 4, [0.9] * 4, [0.5] * 4)
-    labels = {"counts": {"label_issues": 0}}
     params = Params.model_validate({"backbone": "resnet18", "finetune": {"unfreeze": "none"}})
-    story = Story(params, why, None, labels, RANK, {"best": {}}, RESULT)
+    story = Story(params, why, None, labels(0), RANK, TUNED, RESULT)
     assert story.next_steps() == ["use it: `headstart predict`"]
 
 
 def test_another_network_and_label_issues_are_named(story: Story) -> None:
-    found = replace(story, rank=RANK, labels={"counts": {"label_issues": 7}})
+    found = replace(story, rank=RANK, labels=labels(7))
     steps = " ".join(found.next_steps())
     assert "dvc exp run -S backbone=resnet18" in steps
     assert "data/labels/labels.html" in steps
@@ -75,25 +87,25 @@ def test_the_counts_that_are_told_are_those_that_labels_writes(story: Story) -> 
     paths = [f"{n}.png" for n in range(20)]
     pictures = pd.DataFrame({"path": paths, "label": names, "split": "train", "group": paths})
     found = examine(pictures, torch.randn(20, 4, generator=torch.Generator().manual_seed(0)))
-    assert f"about {found['counts']['label_issues']} labels look wrong" in replace(story, labels=found).pictures()
+    assert f"about {found.counts.label_issues} labels look wrong" in replace(story, labels=found).pictures()
     assert replace(story, labels=found).next_steps()
 
 
 def test_it_is_told_in_ten_lines(story: Story) -> None:
-    full = replace(story, rank=RANK, result=RESULT, labels={"counts": {"label_issues": 7}})
+    full = replace(story, rank=RANK, result=RESULT, labels=labels(7))
     assert len(full.lines()) == 10
-    assert set(full.why["sentences"]) <= set(full.lines())
-    assert RANK["reason"] in full.lines()
+    assert set(full.why.sentences) <= set(full.lines())
+    assert RANK.reason in full.lines()
     assert any("test accuracy 0.900 (0.850–0.950) on 300 pictures" in line for line in full.lines())
 
 
 def test_the_page_needs_no_network_and_has_its_plots(story: Story, tmp_path: Path) -> None:
     for found, plots in ((story, 2), (replace(story, rank=RANK, result=RESULT), 3)):
-        found.write_page(tmp_path / "story.html", tmp_path)
+        found.write_page(tmp_path / "story.html", DataFolder(tmp_path))
         text = (tmp_path / "story.html").read_text(encoding="utf-8")
         assert text.count("data:image/png;base64,") == plots
         assert "://" not in text
-        assert story.why["sentences"][0].replace("'", "&#39;") in text
+        assert story.why.sentences[0].replace("'", "&#39;") in text
 
 
 def test_how_much_to_train_is_written_into_params_and_the_comments_stay(story: Story, tmp_path: Path) -> None:
@@ -106,7 +118,7 @@ def test_how_much_to_train_is_written_into_params_and_the_comments_stay(story: S
 
 
 def test_without_why_there_is_no_story(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=r"run `dvc repro studies/dvc\.yaml:why` first"):
-        Story.of(tmp_path, Params())
-    write_json(tmp_path / "why" / "why.json", outcome([0.9] * 4, [0.9] * 4, [0.5] * 4))
-    assert Story.of(tmp_path, Params()).rank is None
+    with pytest.raises(HeadstartError, match=r"run `dvc repro studies/dvc\.yaml:why`"):
+        Story.of(DataFolder(tmp_path), Params())
+    outcome([0.9] * 4, [0.9] * 4, [0.5] * 4).write(DataFolder(tmp_path).why.details)
+    assert Story.of(DataFolder(tmp_path), Params()).rank is None

@@ -67,11 +67,13 @@ HERE = Set(500, 2, 0.6, 0.75)
 
 
 def test_a_large_gain_is_worth_it_and_the_sentence_says_by_how_much() -> None:
-    found = conclude(curves([0.7, 0.8, 0.85, 0.9], [0.7, 0.8, 0.86, 0.92], [0.5, 0.55, 0.6, 0.75]), "half", HERE)
-    assert found["verdict"] == WORTH
-    assert found["pretrained"] == FINETUNED
-    assert found["worth_points"]["value"] == pytest.approx(17)
-    sentence = found["sentences"][0]
+    found = conclude(
+        "resnet50", curves([0.7, 0.8, 0.85, 0.9], [0.7, 0.8, 0.86, 0.92], [0.5, 0.55, 0.6, 0.75]), "half", HERE
+    )
+    assert found.verdict == WORTH
+    assert found.pretrained == FINETUNED
+    assert found.worth_points.value == pytest.approx(17)
+    sentence = found.sentences[0]
     assert sentence.startswith("Pre-training is worth it here")
     for part in ("92.0 %", "75.0 %", "+17.0 points", "400 held-out"):
         assert part in sentence
@@ -79,16 +81,18 @@ def test_a_large_gain_is_worth_it_and_the_sentence_says_by_how_much() -> None:
 
 def test_where_random_weights_do_as_well_that_is_said_and_the_minutes_with_it() -> None:
     flat = [0.8, 0.9, 0.97, 0.99]
-    found = conclude(curves([0.7, 0.8, 0.9, 0.94], flat, flat, held_out=2000, seconds=600), "half", HERE)
-    assert found["verdict"] == NOT_WORTH
-    assert found["sentences"][0].startswith("Pre-training buys no accuracy here")
-    assert "10 times as long" in found["sentences"][2]
+    found = conclude("resnet50", curves([0.7, 0.8, 0.9, 0.94], flat, flat, held_out=2000, seconds=600), "half", HERE)
+    assert found.verdict == NOT_WORTH
+    assert found.sentences[0].startswith("Pre-training buys no accuracy here")
+    assert "10 times as long" in found.sentences[2]
 
 
 def test_a_small_gain_on_few_pictures_cannot_be_told() -> None:
-    found = conclude(curves([0.6, 0.7, 0.7, 0.8], [0.6, 0.7, 0.8, 0.825], [0.5, 0.6, 0.7, 0.8], held_out=40), "half", HERE)
-    assert found["verdict"] == CANT_TELL
-    assert "can't be told" in found["sentences"][0]
+    found = conclude(
+        "resnet50", curves([0.6, 0.7, 0.7, 0.8], [0.6, 0.7, 0.8, 0.825], [0.5, 0.6, 0.7, 0.8], held_out=40), "half", HERE
+    )
+    assert found.verdict == CANT_TELL
+    assert "can't be told" in found.sentences[0]
 
 
 @given(st.floats(-1, 1), st.floats(0, 0.5), st.floats(0, 0.5))
@@ -142,7 +146,7 @@ def test_pictures_for_an_accuracy_lie_between_the_points_that_surround_it() -> N
 
 def test_the_sentence_on_labels_is_true_in_each_case() -> None:
     def labels(tuned: list[float], scratch: list[float]) -> str:
-        sentence: str = conclude(curves([0.5] * 4, tuned, scratch), "half", HERE)["sentences"][1]
+        sentence: str = conclude("resnet50", curves([0.5] * 4, tuned, scratch), "half", HERE).sentences[1]
         return sentence
 
     assert "250 pictures reach the 80.0 %" in labels([0.6, 0.7, 0.8, 0.9], [0.5, 0.6, 0.7, 0.8])
@@ -156,23 +160,23 @@ def test_the_sentence_on_labels_is_true_in_each_case() -> None:
 def test_a_power_law_is_found_again_and_followed_to_twice_the_pictures(start: float, exponent: float) -> None:
     errors = [start * (n / COUNTS[0]) ** -exponent for n in COUNTS]
     found = with_more(curve([1 - error for error in errors], held_out=5000))
-    assert found["n"] == 1000
-    assert found["exponent"] == pytest.approx(exponent, abs=0.1)
-    assert 1 - found["accuracy"] == pytest.approx(start * (1000 / COUNTS[0]) ** -exponent, rel=0.15)
-    assert found["low"] < found["accuracy"] < found["high"]
+    assert found.n == 1000
+    assert found.exponent == pytest.approx(exponent, abs=0.1)
+    assert 1 - found.accuracy == pytest.approx(start * (1000 / COUNTS[0]) ** -exponent, rel=0.15)
+    assert found.low < found.accuracy < found.high
 
 
 def test_no_forecast_is_made_that_the_points_do_not_support() -> None:
-    assert "three points" in with_more(curve([0.7, 0.8]))["refused"]
-    assert "not certain" in with_more(curve([0.8, 0.81, 0.80, 0.81], held_out=100))["refused"]
-    assert "power law" in with_more(curve([0.5, 0.9, 0.9, 0.9], held_out=5000))["refused"]
-    found = conclude(curves([0.5] * 4, [0.8, 0.81, 0.8, 0.81], [0.5] * 4, held_out=100), "half", HERE)
-    assert found["sentences"][3].startswith("More pictures: no forecast")
+    assert "three points" in with_more(curve([0.7, 0.8])).refused
+    assert "not certain" in with_more(curve([0.8, 0.81, 0.80, 0.81], held_out=100)).refused
+    assert "power law" in with_more(curve([0.5, 0.9, 0.9, 0.9], held_out=5000)).refused
+    found = conclude("resnet50", curves([0.5] * 4, [0.8, 0.81, 0.8, 0.81], [0.5] * 4, held_out=100), "half", HERE)
+    assert found.sentences[3].startswith("More pictures: no forecast")
 
 
 def test_a_perfect_score_is_no_error_of_the_arithmetic() -> None:
     found = with_more(curve([0.9, 0.99, 1.0, 1.0]))
-    assert "refused" in found or found["accuracy"] <= 1
+    assert found.refused or found.accuracy <= 1
 
 
 # --- how much to freeze -----------------------------------------------------------------------------------------------
@@ -186,24 +190,24 @@ def test_the_rules_of_thumb_are_those_that_were_published() -> None:
 
 
 def test_the_least_training_that_is_not_clearly_worse_is_taken_and_compared_with_the_rules() -> None:
-    equal = conclude(curves([0.9] * 4, [0.9] * 4, [0.5] * 4), "half", Set(100, 2, 0.6, 0.75))["freeze"]
-    assert equal["measured"] == "none"
-    assert (equal["size"], equal["similar"]) == ("small", True)
-    assert equal["rules"]["CS231n"]["agrees"]
-    assert equal["rules"]["CS230"]["agrees"]
-    better = conclude(curves([0.8] * 4, [0.95] * 4, [0.5] * 4), "half", Set(5000, 2, 0.2, 0.75))
-    assert better["freeze"]["measured"] == "last"
-    assert (better["freeze"]["size"], better["freeze"]["similar"]) == ("large", False)
-    assert not better["freeze"]["rules"]["CS230"]["agrees"]
-    assert "CS230 says freeze nothing, start from the pre-trained weights, not what was measured" in better["sentences"][5]
-    assert [row["cut"] for row in better["freeze"]["table"]] == ["none", "last", "half", "all"]
-    assert better["freeze"]["gap"]["value"] == pytest.approx(0.15)
+    equal = conclude("resnet50", curves([0.9] * 4, [0.9] * 4, [0.5] * 4), "half", Set(100, 2, 0.6, 0.75)).freeze
+    assert equal.measured == "none"
+    assert (equal.size, equal.similar) == ("small", True)
+    assert equal.rules["CS231n"].agrees
+    assert equal.rules["CS230"].agrees
+    better = conclude("resnet50", curves([0.8] * 4, [0.95] * 4, [0.5] * 4), "half", Set(5000, 2, 0.2, 0.75))
+    assert better.freeze.measured == "last"
+    assert (better.freeze.size, better.freeze.similar) == ("large", False)
+    assert not better.freeze.rules["CS230"].agrees
+    assert "CS230 says freeze nothing, start from the pre-trained weights, not what was measured" in better.sentences[5]
+    assert [row.cut for row in better.freeze.table] == ["none", "last", "half", "all"]
+    assert better.freeze.gap.value == pytest.approx(0.15)
 
 
 def test_a_network_without_a_linear_classifier_is_placed_by_size_alone() -> None:
-    found = conclude(curves([0.9] * 4, [0.9] * 4, [0.5] * 4), "half", Set(100, 2, None, 0.58))
-    assert list(found["freeze"]["rules"]) == ["CS230"]
-    assert "unknown likeness" in found["sentences"][5]
+    found = conclude("resnet50", curves([0.9] * 4, [0.9] * 4, [0.5] * 4), "half", Set(100, 2, None, 0.58))
+    assert list(found.freeze.rules) == ["CS230"]
+    assert "unknown likeness" in found.sentences[5]
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------

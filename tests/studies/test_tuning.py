@@ -3,7 +3,6 @@
 # ruff: noqa: F811
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import pytest
 from filelock import FileLock
 from mlflow.entities import Run
 
+from headstart.base.artifacts.tune import State, Trial, Tuning, TuningGain
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Finetune, Params
 from headstart.data.packed import Pixels
@@ -65,7 +65,7 @@ class Bench:
         kept = self.folder / "kept"
         trainer.finetune(TrainingSetup(trunk, head(), *self.pictures, recipe, CPU), folder, resume, told, kept)
 
-    def tune(self, params: Params, name: str = "study") -> dict[str, Any]:
+    def tune(self, params: Params, name: str = "study") -> Tuning:
         search = Search.of(params, scratch=False)
         labels = tuning.validation_labels(self.pictures[1], head().classes)
         return tune(self.train, labels, search, params, name, self.folder / "state", StudyRuns(params, name))
@@ -83,9 +83,9 @@ def bench(checkout_with_store: Path, network: Path, pictures: tuple[Pixels, pd.D
     return Bench(checkout_with_store, network, pictures)
 
 
-def outcomes(found: dict[str, Any]) -> list[tuple[Any, ...]]:
-    rows = sorted(found["trials"], key=lambda row: row["trial"])
-    return [(row["trial"], row["state"], row["knobs"], row["val_log_loss"], row["epochs"]) for row in rows]
+def outcomes(found: Tuning) -> list[tuple[Any, ...]]:
+    rows = sorted(found.trials, key=lambda row: row.trial)
+    return [(row.trial, row.state, row.knobs, row.val_log_loss, row.epochs) for row in rows]
 
 
 # --- a study ----------------------------------------------------------------------------------------------------------
@@ -94,23 +94,23 @@ def outcomes(found: dict[str, Any]) -> list[tuple[Any, ...]]:
 def test_a_study_starts_with_the_present_settings_and_ends_with_the_best(bench: Bench, tmp_path: Path) -> None:
     params = bench.params(LEARNS, trials=3)
     found = bench.tune(params)
-    rows = found["trials"]
-    assert [row["val_log_loss"] for row in rows] == sorted(row["val_log_loss"] for row in rows)
-    assert sorted(row["trial"] for row in rows) == [0, 1, 2]
-    first = next(row for row in rows if row["trial"] == 0)
-    assert first["knobs"] == found["present"] == {"lr": 0.002, "head_lr": 0.002}
-    assert found["best"] == {key: v for key, v in rows[0]["knobs"].items() if v != 0.002}
-    assert found["command"] == "dvc exp run " + " ".join(f"-S finetune.{k}={v}" for k, v in found["best"].items())
-    gain = next(row for row in rows if row["trial"] == 0)["val_log_loss"] - rows[0]["val_log_loss"]
-    assert found["gain"]["value"] == pytest.approx(gain, abs=1e-6)
-    assert found["gain"]["low"] <= gain <= found["gain"]["high"]
-    assert found["sentence"].startswith("Better" if found["gain"]["low"] > 0 else "No better")
-    bench.train(params.finetune.model_copy(update=rows[0]["knobs"]), tmp_path / "o", tmp_path / "r", lambda row: None)
+    rows = found.trials
+    assert [row.val_log_loss for row in rows] == sorted(row.val_log_loss for row in rows)
+    assert sorted(row.trial for row in rows) == [0, 1, 2]
+    first = next(row for row in rows if row.trial == 0)
+    assert first.knobs == found.present == {"lr": 0.002, "head_lr": 0.002}
+    assert found.best == {key: v for key, v in rows[0].knobs.items() if v != 0.002}
+    assert found.command == "dvc exp run " + " ".join(f"-S finetune.{k}={v}" for k, v in found.best.items())
+    gain = next(row for row in rows if row.trial == 0).val_log_loss - rows[0].val_log_loss
+    assert found.gain.value == pytest.approx(gain, abs=1e-6)
+    assert found.gain.low <= gain <= found.gain.high
+    assert found.sentence.startswith("Better" if found.gain.low > 0 else "No better")
+    bench.train(params.finetune.model_copy(update=rows[0].knobs), tmp_path / "o", tmp_path / "r", lambda row: None)
     logits = finetuned.load_val_logits(tmp_path / "o").numpy()
     labels = tuning.validation_labels(bench.pictures[1], head().classes)
-    assert calibrated_losses(logits, labels).mean() == pytest.approx(rows[0]["val_log_loss"])
-    assert not list((tmp_path / "state").rglob(finetuned.WEIGHTS))
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert calibrated_losses(logits, labels).mean() == pytest.approx(rows[0].val_log_loss)
+    assert not list((tmp_path / "state").rglob("weights.safetensors"))
+    assert Tuning.model_validate_json(found.model_dump_json()) == found
 
 
 def test_stopped_and_taken_up_again_it_tries_the_rest_and_nothing_twice(
@@ -146,19 +146,19 @@ def test_a_trial_that_was_trained_but_not_noted_is_not_trained_again(bench: Benc
         with pytest.raises(KeyboardInterrupt):
             bench.tune(params)
     found = bench.tune(params)
-    assert len(found["trials"]) == len(bench.trained) == 2
-    assert {row["epochs"] for row in found["trials"]} == {2}
+    assert len(found.trials) == len(bench.trained) == 2
+    assert {row.epochs for row in found.trials} == {2}
 
 
 def test_a_larger_budget_and_other_present_settings_go_on_with_the_same_study(bench: Bench) -> None:
     params = bench.params(LEARNS, trials=None)
     short = params.model_copy(update={"tune": params.tune.model_copy(update={"minutes": 1e-4})})
-    assert len(bench.tune(short)["trials"]) == 1
-    assert len(bench.tune(bench.params(LEARNS, trials=2))["trials"]) == 2
+    assert len(bench.tune(short).trials) == 1
+    assert len(bench.tune(bench.params(LEARNS, trials=2)).trials) == 2
     changed = bench.params(LEARNS, trials=2, lr=0.005)
     found = bench.tune(changed)
-    assert len(bench.trained) == len(found["trials"]) == 3
-    assert found["present"] in [row["knobs"] for row in found["trials"]]
+    assert len(bench.trained) == len(found.trials) == 3
+    assert found.present in [row.knobs for row in found.trials]
     keys = [Search.of(p, scratch=False).key("data") for p in (params, short, changed, bench.params(LEARNS, 2, ema=0.5))]
     assert keys[0] == keys[1] == keys[2] != keys[3]
     assert Search.of(params, scratch=False).key("other data") != keys[0]
@@ -169,10 +169,10 @@ def test_how_many_trials_fitted_into_the_minutes_is_decided_once(bench: Bench, m
     for minutes, lie, trials in ((1e-4, 1.0, 1), (1e-4, 1e-9, 1), (5e-5, 1e-9, 1)):
         monkeypatch.setattr(tuning, "_minutes", lambda trial, lie=lie: lie * trial.duration.total_seconds() / 60)
         budget = params.model_copy(update={"tune": params.tune.model_copy(update={"minutes": minutes})})
-        assert len(bench.tune(budget)["trials"]) == trials
-    assert len(bench.tune(bench.params(LEARNS, trials=3))["trials"]) == 3  # more minutes
-    assert len(bench.tune(bench.params(LEARNS, trials=4))["trials"]) == 4  # more trials
-    assert len(bench.tune(bench.params(LEARNS, trials=2))["trials"]) == 4
+        assert len(bench.tune(budget).trials) == trials
+    assert len(bench.tune(bench.params(LEARNS, trials=3)).trials) == 3  # more minutes
+    assert len(bench.tune(bench.params(LEARNS, trials=4)).trials) == 4  # more trials
+    assert len(bench.tune(bench.params(LEARNS, trials=2)).trials) == 4
 
 
 def test_a_choice_that_is_exhausted_ends_the_study(
@@ -180,7 +180,7 @@ def test_a_choice_that_is_exhausted_ends_the_study(
 ) -> None:
     monkeypatch.setattr(tuning, "REPEATS", 10)
     found = bench.tune(bench.params({"unfreeze": ["half", "all"]}, trials=None))
-    assert sorted(row["knobs"]["unfreeze"] for row in found["trials"]) == ["all", "half"]
+    assert sorted(row.knobs["unfreeze"] for row in found.trials) == ["all", "half"]
     assert "nothing new to try" in capsys.readouterr().out
 
 
@@ -188,13 +188,13 @@ def test_a_hopeless_trial_is_stopped_early_and_leaves_nothing_behind(bench: Benc
     monkeypatch.setattr(tuning, "STARTUP", 1)
     learns_nothing = {"head_lr": [1e-7, 2e-7, 0.05]}
     found = bench.tune(bench.params(learns_nothing, trials=2, epochs=4, lr=1e-7, head_lr=0.05))
-    (pruned,) = [row for row in found["trials"] if row["state"] == "pruned"]
-    assert pruned["epochs"] == 2
-    assert "above the median" in pruned["note"]
-    assert found["trials"][0]["trial"] == 0
-    assert found["sentence"].startswith("No better than what you have")
+    (pruned,) = [row for row in found.trials if row.state == "pruned"]
+    assert pruned.epochs == 2
+    assert "above the median" in pruned.note
+    assert found.trials[0].trial == 0
+    assert found.sentence.startswith("No better than what you have")
     (home,) = bench.kept()
-    assert {path.name for path in home.iterdir()} == {finetuned.CURVE, finetuned.DETAILS, finetuned.VAL_LOGITS}
+    assert {path.name for path in home.iterdir()} == {"curve.csv", "finetune.json", "val_logits.safetensors"}
 
 
 def test_no_trial_is_stopped_where_the_number_of_epochs_is_searched(bench: Bench) -> None:
@@ -204,9 +204,9 @@ def test_no_trial_is_stopped_where_the_number_of_epochs_is_searched(bench: Bench
 
 def test_a_trial_that_diverges_is_told_and_the_study_goes_on(bench: Bench) -> None:
     found = bench.tune(bench.params({"lr": [0.002, 1e29, 1e30]}, trials=2, warmup=0.0, unfreeze="all"))
-    (failed,) = [row for row in found["trials"] if row["state"] == "failed"]
-    assert failed["note"].startswith("training diverged in epoch 1")
-    assert found["trials"][0]["state"] == "complete"
+    (failed,) = [row for row in found.trials if row.state == "failed"]
+    assert failed.note.startswith("training diverged in epoch 1")
+    assert found.trials[0].state == "complete"
     assert len(bench.kept()) == 1
 
 
@@ -272,16 +272,16 @@ def test_every_trial_is_a_nested_run_and_there_is_one_of_each(bench: Bench) -> N
     (parent,) = [run for run in bench.runs() if "mlflow.parentRunId" not in run.data.tags]
     nested = [run for run in bench.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(bench.runs()) == 4
-    assert parent.data.tags["mlflow.note.content"] == found["sentence"]
-    assert parent.data.metrics["val_log_loss"] == found["trials"][0]["val_log_loss"]
+    assert parent.data.tags["mlflow.note.content"] == found.sentence
+    assert parent.data.metrics["val_log_loss"] == found.trials[0].val_log_loss
     assert {run.info.status for run in (parent, *nested)} == {"FINISHED"}
     assert sorted(run.data.tags["mlflow.runName"] for run in nested) == ["trial 0", "trial 1", "trial 2"]
     client = mlflow.MlflowClient(f"sqlite:///{bench.folder / 'mlflow.db'}")
     for run in nested:
-        row = next(r for r in found["trials"] if run.data.tags["mlflow.runName"] == f"trial {r['trial']}")
-        assert run.data.params == {f"finetune.{key}": str(value) for key, value in row["knobs"].items()}
-        assert run.data.metrics["val_log_loss"] == row["val_log_loss"]
-        assert run.data.metrics["val_accuracy"] == row["val_accuracy"]
+        row = next(r for r in found.trials if run.data.tags["mlflow.runName"] == f"trial {r.trial}")
+        assert run.data.params == {f"finetune.{key}": str(value) for key, value in row.knobs.items()}
+        assert run.data.metrics["val_log_loss"] == row.val_log_loss
+        assert run.data.metrics["val_accuracy"] == row.val_accuracy
         history = client.get_metric_history(run.info.run_id, "finetune/val_log_loss")
         assert [metric.step for metric in history] == [1, 2]
 
@@ -293,7 +293,7 @@ def test_a_store_that_does_not_answer_loses_no_trial(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     params = bench.params(LEARNS, trials=2)
     found = bench.tune(params)
-    assert [row["state"] for row in found["trials"]] == ["complete", "complete"]
+    assert [row.state for row in found.trials] == ["complete", "complete"]
     assert "not shown in MLflow for now: MLflow at http://127.0.0.1:9 does not answer" in capsys.readouterr().out
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert outcomes(bench.tune(params)) == outcomes(found)
@@ -304,11 +304,11 @@ def test_a_store_that_does_not_answer_loses_no_trial(
 # --- the outcome in words, and taken over -----------------------------------------------------------------------------
 
 
-def row_of(trial: int, loss: float | None, state: str = "complete", lr: float = 0.001) -> dict[str, Any]:
-    return {
-        "trial": trial, "state": state, "val_log_loss": loss, "val_accuracy": loss and 0.8, "epochs": 4, "minutes": 1.5,
-        "knobs": {"lr": lr, "unfreeze": "half", "hflip": False}, "note": None if state == "complete" else "it is <so>",
-    }  # fmt: skip
+def row_of(trial: int, loss: float | None, state: State = "complete", lr: float = 0.001) -> Trial:
+    return Trial(
+        trial=trial, state=state, val_log_loss=loss, val_accuracy=loss and 0.8, epochs=4, minutes=1.5,
+        knobs={"lr": lr, "unfreeze": "half", "hflip": False}, note=None if state == "complete" else "it is <so>",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -332,18 +332,17 @@ def row_of(trial: int, loss: float | None, state: str = "complete", lr: float = 
         ([row_of(0, None, "failed")], None, "No trial was trained to the end. The present settings: it is <so>."),
     ],
 )
-def test_the_words_fit_the_numbers(rows: list[dict[str, Any]], low: float | None, expected: str) -> None:
-    gain = None if low is None else {"value": 0.1, "low": low, "high": 0.2, "pictures": 90}
-    assert expected in sentence(rows, next(row for row in rows if row["trial"] == 0), gain)
+def test_the_words_fit_the_numbers(rows: list[Trial], low: float | None, expected: str) -> None:
+    gain = None if low is None else TuningGain(value=0.1, low=low, high=0.2, pictures=90)
+    assert expected in sentence(rows, next(row for row in rows if row.trial == 0), gain)
 
 
-def found_of(*rows: dict[str, Any]) -> dict[str, Any]:
-    best = {"lr": rows[0]["knobs"]["lr"]}
-    return {
-        "best": best, "sentence": "It is so.", "command": tuning.command(best), "gain": None, "by_logarithm": ["lr"],
-        "choices": {"unfreeze": ["last", "half"], "hflip": [False, True]},
-        "present": row_of(0, 0.7)["knobs"], "trials": list(rows),
-    }  # fmt: skip
+def found_of(*rows: Trial) -> Tuning:
+    best = {"lr": rows[0].knobs["lr"]}
+    return Tuning(
+        best=best, sentence="It is so.", command=tuning.command(best), gain=None, by_logarithm=["lr"],
+        choices={"unfreeze": ["last", "half"], "hflip": [False, True]}, present=row_of(0, 0.7).knobs, trials=list(rows),
+    )  # fmt: skip
 
 
 def test_the_best_settings_are_written_into_params_and_every_other_line_stays(tmp_path: Path) -> None:
@@ -351,7 +350,7 @@ def test_the_best_settings_are_written_into_params_and_every_other_line_stays(tm
     path = tmp_path / "params.yaml"
     path.write_text(shipped, encoding="utf-8")
     found = found_of(row_of(3, 0.6, lr=0.00031), row_of(0, 0.7))
-    found["trials"][0]["knobs"] |= {"hflip": True, "augment": "trivial"}
+    found.trials[0].knobs.update({"hflip": True, "augment": "trivial"})
     assert (
         tuning_report.apply(found, path) == f"{path}: finetune.lr: 0.00031, finetune.hflip: true, finetune.augment: trivial"
     )
@@ -382,7 +381,7 @@ def test_the_table_and_the_page_show_every_trial(tmp_path: Path, capsys: pytest.
 
 def test_without_a_tuning_the_command_to_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(HeadstartError, match=re.escape("dvc repro studies/dvc.yaml:tune")):
-        tuning_report.load_tuning(tmp_path)
+        Tuning.read(tmp_path / "tune.json")
 
 
 def test_labels_are_in_the_order_of_the_logits() -> None:

@@ -21,9 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from headstart.base.artifacts import DataFolder, PrepareFolder
+from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
+from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Gate, Params
-from headstart.data.packed import INDEX, PIXELS
 from headstart.evaluation.metrics import METRICS, Scores
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
@@ -207,11 +210,19 @@ def test_a_model_against_itself_gains_exactly_nothing(answers: list[tuple[bool, 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 
+CARD = Card(
+    name="net.py:colours", library="own", weights="default", pretrained=False,
+    source=WeightsSource(origin="random initialisation, seed 0", digest="", licence="none"), sha256="0", parameters=0,
+    gmacs=0.0, features=3, blocks=0,
+    preprocessing=Preprocessing(size=8, crop=1.0, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+)  # fmt: skip
+
+
 class Project:
     """A checkout with the results of stages that the gate looks at."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.data = folder, folder / "data"
+        self.folder, self.data = folder, DataFolder(folder, "data")
         self.params = Params.model_validate({"gate": {"max_slowdown": 1000}, "threads": 1, "evaluate": {"bootstrap": 100}})
         self.client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
         self.registry = Registry(self.params)
@@ -220,7 +231,7 @@ class Project:
         for name in ("fetch", "backbone", "track"):
             (self.data / name).mkdir(parents=True)
         (self.data / "fetch" / "network.py").write_text(NETWORK)
-        (self.data / "backbone" / "card.json").write_text('{"sha256": "0"}')
+        CARD.write(self.data.backbone.card)
         self.pictures(dict.fromkeys(COLOURS, 12))
 
     def pictures(self, counts: dict[str, int], seed: int = 0, learned: int = 2) -> None:
@@ -230,11 +241,11 @@ class Project:
         labels = [name for name, count in counts.items() for _ in range(count)]
         splits = ["train" if n < learned else "test" for count in counts.values() for n in range(count)]
         pixels = np.stack([np.full((20, 24, 3), COLOURS[label], np.uint8) for label in labels])
-        (prepared / PIXELS).write_bytes(pixels.tobytes())
+        PrepareFolder(prepared).pixels.write_bytes(pixels.tobytes())
         size, n = 20 * 24 * 3, len(labels)
         index = {"offset": np.arange(n) * size, "length": [size] * n, "height": [20] * n, "width": [24] * n}
         packing = {b"headstart": json.dumps({"jpeg_quality": None}).encode()}
-        pq.write_table(pa.table(index).replace_schema_metadata(packing), prepared / INDEX)
+        pq.write_table(pa.table(index).replace_schema_metadata(packing), PrepareFolder(prepared).pixels_index)
         digests = [f"{seed}-{label}-{n}" for n, label in enumerate(labels)]
         pd.DataFrame({"path": digests, "label": labels, "split": splits, "sha256": digests}).to_parquet(
             prepared / "manifest.parquet"
@@ -245,7 +256,7 @@ class Project:
     ) -> Version:
         """A result that is packaged, tracked and registered: one that takes some colours for others."""
         (self.data / "fetch" / "manifest.csv").write_text(name)
-        parts = self.data / "package" / "model" / "artifacts" / "classifier"
+        parts = self.data.package.model.classifier
         shutil.rmtree(self.data / "package", ignore_errors=True)
         parts.mkdir(parents=True)
         (parts / "network.py").write_text(NETWORK)
@@ -258,13 +269,12 @@ class Project:
                 weight[classes.index(said)] += torch.tensor(rgb) / 255 * 6
         model = Classifier(trunk, FittedHead(LinearHead.of(weight, torch.zeros(len(classes))), 1.0, classes))
         save_file(model.state_dict(), parts / "classifier.safetensors")
-        details = {
-            "backbone": "net.py:colours", "weights": "default", "preprocessing": trunk.view.as_dict(),
-            "classes": classes, "temperature": 1.0, "chosen": "head", "max_megapixels": 1,
-        }  # fmt: skip
-        (parts / "classifier.json").write_text(json.dumps(details))
+        ClassifierDetails(
+            backbone="net.py:colours", weights="default", preprocessing=trunk.view.stored(), classes=list(classes),
+            temperature=1.0, chosen="head", max_megapixels=1.0,
+        ).write(parts.details)  # fmt: skip
         digest = result_digest(self.data)
-        (self.data / "track" / "track.json").write_text(json.dumps({"result": digest}))
+        TrackedResult(result=digest, experiment="headstart").write(self.data.track.details)
         with store.opened() as client:
             experiment = store.experiment_id(client, "headstart")
         run = self.client.create_run(experiment).info.run_id

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from headstart.base.files import read_json, write_json, write_text
+from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.audit import AuditReport, Dropped
+from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
+from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.engine import EngineChoice, FeaturesDetails
+from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.metrics import Metrics
+from headstart.base.files import write_text
 from headstart.base.params import Params
 from headstart.evaluation.metrics import METRICS
 from headstart.tracking import model_card
@@ -21,39 +28,49 @@ MEASURED = {
     for end, value in {"": 0.8, "_low": 0.7, "_high": 0.9}.items()
 }  # fmt: skip
 CLASSES = ["NA", "a|b", "<script>"]
+VIEW = Preprocessing(size=224, crop=0.875, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+DETAILS = ClassifierDetails(
+    backbone="resnet18", weights="default", preprocessing=VIEW, classes=CLASSES, temperature=1.0, chosen="finetune",
+    max_megapixels=100.0,
+)  # fmt: skip
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
     """The stages' files that a card is made from."""
     monkeypatch.setattr(model_card, "_images_per_s", lambda *_: 123.4)  # a time: what it is does not matter here
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    data = tmp_path / "data"
-    write_json(data / "evaluate/metrics.json", {"chosen": "finetune", "test": {"chosen": MEASURED | {"n": 30}}})
+    data = DataFolder(tmp_path, "data")
+    Metrics(chosen="finetune", val={}, test={"chosen": MEASURED | {"n": 30}}).write(data.evaluate.metrics)
     rows = "".join(f"{name},0.5,0.25,0.3,10\n" for name in CLASSES)
     write_text(data / "evaluate/figures/per_class.csv", f"class,precision,recall,f1,pictures\n{rows}")
     write_text(data / "evaluate/figures/confusion.csv", "true,predicted\nNA,a|b\nNA,a|b\na|b,a|b\n<script>,NA\n")
     counts = {name: {"train": 20, "val": 5, "test": 10} for name in CLASSES}
     dropped = [
-        {"path": "1.jpg", "reason": "exact duplicate of 2.jpg, which is in train"},
-        {"path": "3.jpg", "reason": "exact duplicate of 4.jpg"},
-        {"path": "5.jpg", "reason": "truncated or damaged"},
+        Dropped(path="1.jpg", reason="exact duplicate of 2.jpg, which is in train"),
+        Dropped(path="3.jpg", reason="exact duplicate of 4.jpg"),
+        Dropped(path="5.jpg", reason="truncated or damaged"),
     ]
-    audit = {"kept": 105, "dropped": dropped, "warnings": ["class 'NA' is thin"], "classes": counts}
-    write_json(data / "prepare/audit.json", audit)
+    warnings = ["class 'NA' is thin"]
+    AuditReport(kept=105, dropped=dropped, warnings=warnings, leaks=0, converted={}, classes=counts).write(
+        data.prepare.audit
+    )
     write_text(data / "prepare/manifest.parquet", "pictures")
-    source: dict[str, Any] = {"origin": "file resnet18.pth", "licence": "unknown: a local file"}
-    backbone = {"name": "resnet18", "library": "torchvision", "pretrained": True, "source": source, "sha256": "f" * 64}
-    backbone |= {"parameters": 11176512, "gmacs": 1.8136, "preprocessing": {"size": 224}}
-    write_json(data / "backbone/card.json", backbone)
-    here = {"processor": "x86_64 AVX2", "threads": 2}
-    write_json(data / "features/features.json", {"engine": "openvino"} | here)
-    tuned = {"ran": True, "scratch": False, "best_epoch": 3, "epochs": 4, "frozen_part": {"engine": "torch"}}
-    write_json(data / "finetune/finetune.json", tuned | here)
-    packaged = data / "package/model/artifacts/classifier"
-    write_text(packaged / "classifier.safetensors", "x" * 2_000_000)
-    write_text(packaged / "network.py", "")
-    write_json(packaged / "classifier.json", {"backbone": "resnet18", "preprocessing": {"size": 224}, "classes": CLASSES})
+    Card(
+        name="resnet18", library="torchvision", weights="default", pretrained=True,
+        source=WeightsSource(origin="file resnet18.pth", digest="0", licence="unknown: a local file"), sha256="f" * 64,
+        parameters=11176512, gmacs=1.8136, features=512, blocks=10, preprocessing=VIEW,
+    ).write(data.backbone.card)  # fmt: skip
+    FeaturesDetails(engine="openvino", why="", processor="x86_64 AVX2", threads=2).write(data.features.details)
+    FinetuneDetails(
+        ran=True, scratch=False, size=224, blocks_unfrozen=5, frozen_part=EngineChoice(engine="torch", why=""),
+        processor="x86_64 AVX2", threads=2, epochs=4, best_epoch=3, trained_share=1.0, mixtures=[], temperature=1.0,
+        classes=CLASSES,
+    ).write(data.finetune.details)  # fmt: skip
+    packaged = data.package.model.classifier
+    write_text(packaged.weights, "x" * 2_000_000)
+    write_text(packaged.network, "")
+    DETAILS.write(packaged.details)
     return data
 
 
@@ -61,7 +78,7 @@ def params(**more: Any) -> Params:
     return Params.model_validate({"backbone": "resnet18", "data": {"source": "~/pictures/birds"}} | more)
 
 
-def test_the_card_says_what_people_ask(data: Path) -> None:
+def test_the_card_says_what_people_ask(data: DataFolder) -> None:
     text = card(data, params(), {"MLflow run": "abc"})
     for said in (
         "# resnet18 on birds\n",
@@ -85,38 +102,37 @@ def test_the_card_says_what_people_ask(data: Path) -> None:
     assert "<script>" not in text
 
 
-def test_the_same_network_is_measured_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_network_is_measured_once(data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 20.0, 30.0, 40.0])
     monkeypatch.setattr(model_card, "_images_per_s", lambda *_: next(times))
-    packaged = data / "package/model/artifacts/classifier"
-    details = read_json(packaged / "classifier.json")
+    packaged = data.package.model.classifier
     assert model_card.images_per_s(data, 1) == 10.0
-    write_json(packaged / "classifier.json", details | {"temperature": 2.0, "chosen": "head"})
+    DETAILS.model_copy(update={"temperature": 2.0, "chosen": "head"}).write(packaged.details)
     assert model_card.images_per_s(data, 1) == 10.0
     assert model_card.images_per_s(data, 2) == 20.0
-    write_json(packaged / "classifier.json", details | {"preprocessing": {"size": 160}})
+    DETAILS.model_copy(update={"preprocessing": VIEW.model_copy(update={"size": 160})}).write(packaged.details)
     assert model_card.images_per_s(data, 1) == 30.0
-    write_text(packaged / "network.py", "def factory(): ...")
+    write_text(packaged.network, "def factory(): ...")
     assert model_card.images_per_s(data, 1) == 40.0
 
 
-def test_the_licence_of_the_emoji_is_known(data: Path) -> None:
+def test_the_licence_of_the_emoji_is_known(data: DataFolder) -> None:
     assert "CC-BY 4.0" in card(data, params(data={"source": "emoji"}), {})
 
 
-def test_without_a_mistake_that_is_said(data: Path) -> None:
+def test_without_a_mistake_that_is_said(data: DataFolder) -> None:
     write_text(data / "evaluate/figures/confusion.csv", "true,predicted\nNA,NA\n")
     assert "No test picture was taken for another class." in card(data, params(), {})
 
 
-def test_the_weakest_classes_come_first_and_the_others_are_left_out(data: Path) -> None:
+def test_the_weakest_classes_come_first_and_the_others_are_left_out(data: DataFolder) -> None:
     rows = "".join(f"class-{n},0.5,{n / 20},0.3,{n % 19}\n" for n in range(20))
     write_text(data / "evaluate/figures/per_class.csv", f"class,precision,recall,f1,pictures\n{rows}")
     shown = [line.split(" ")[1] for line in card(data, params(), {}).splitlines() if line.startswith("| class-")]
     assert shown == [f"class-{n}" for n in range(1, 1 + model_card.WEAKEST)]  # class-0 has no test picture
 
 
-def test_the_lineage_names_pictures_and_outputs_but_none_of_tracks_own(data: Path) -> None:
+def test_the_lineage_names_pictures_and_outputs_but_none_of_tracks_own(data: DataFolder) -> None:
     lock = data.parent / "dvc.lock"
     write_text(
         lock,

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from headstart.base.artifacts import PrepareFolder
 from headstart.base.device import processor
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json
 from headstart.data.decode import encode
-from headstart.data.packed import INDEX, PIXELS, Pixels
+from headstart.data.packed import Pixels
 from headstart.engines import activations
 from headstart.engines.base import Engine, Forward, Precision
 from headstart.engines.batching import inference_batch
@@ -39,12 +40,12 @@ def packed(folder: Path, count: int, quality: int | None) -> tuple[Pixels, pd.Da
     sizes = [(int(h), int(w)) for h, w in rng.integers(40, 120, (count, 2))]
     stored = [encode(Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)), quality) for h, w in sizes]
     folder.mkdir()
-    (folder / PIXELS).write_bytes(b"".join(stored))
+    PrepareFolder(folder).pixels.write_bytes(b"".join(stored))
     lengths = np.array([len(s) for s in stored])
     heights, widths = zip(*sizes, strict=True)
     table = {"offset": np.cumsum(lengths) - lengths, "length": lengths, "height": heights, "width": widths}
     packing = {b"headstart": json.dumps({"jpeg_quality": quality}).encode()}
-    pq.write_table(pa.table(table).replace_schema_metadata(packing), folder / INDEX)
+    pq.write_table(pa.table(table).replace_schema_metadata(packing), PrepareFolder(folder).pixels_index)
     manifest = pd.DataFrame(
         {
             "path": [f"{n}.png" for n in range(count)],
@@ -211,7 +212,7 @@ def test_missing_and_damaged_features_are_said(tmp_path: Path) -> None:
 def test_packed_pictures_that_are_cut_short_are_noticed_before_they_are_used(tmp_path: Path) -> None:
     pixels, _ = packed(tmp_path / "prepare", 3, None)
     whole = pixels[2].copy()
-    file = tmp_path / "prepare" / PIXELS
+    file = PrepareFolder(tmp_path / "prepare").pixels
     assert np.array_equal(Pixels(tmp_path / "prepare")[2], whole)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(HeadstartError, match=r"pixels\.bin is cut short; run `dvc repro prepare`"):

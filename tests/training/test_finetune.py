@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from headstart.base.artifacts import FinetuneFolder, PrepareFolder
+from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json
 from headstart.base.params import Finetune
-from headstart.data.packed import INDEX, PIXELS, Pixels
+from headstart.data.packed import Pixels
 from headstart.engines import activations
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
@@ -59,10 +60,10 @@ def pictures(tmp_path: Path) -> tuple[Pixels, pd.DataFrame]:
         rows.append({"label": label, "split": "val" if number >= 16 else "train"})
     folder = tmp_path / "prepare"
     folder.mkdir()
-    (folder / PIXELS).write_bytes(b"".join(a.tobytes() for a in arrays))
+    PrepareFolder(folder).pixels.write_bytes(b"".join(a.tobytes() for a in arrays))
     sides = [40] * len(arrays)
     table = {"offset": [4800 * n for n in range(24)], "length": [4800] * 24, "height": sides, "width": sides}
-    pq.write_table(pa.table(table), folder / INDEX)
+    pq.write_table(pa.table(table), PrepareFolder(folder).pixels_index)
     return Pixels(folder), pd.DataFrame(rows)
 
 
@@ -135,11 +136,11 @@ def test_the_mixture_kept_is_the_calmest_that_validation_allows(
     network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
 ) -> None:
     train(network, pictures, tmp_path / "out", recipe(lr=0.01, head_lr=0.01))
-    details = read_json(tmp_path / "out" / finetuned.DETAILS)
-    kept = next(row for row in details["mixtures"] if row["trained_share"] == details["trained_share"])
-    calmer = [row for row in details["mixtures"] if row["trained_share"] < kept["trained_share"]]
-    assert all(row["val_log_loss"] > kept["val_log_loss"] for row in calmer)
-    assert [row["trained_share"] for row in details["mixtures"]] == list(trainer.MIXTURES)
+    details = FinetuneDetails.read(FinetuneFolder(tmp_path, "out").details)
+    kept = next(row for row in details.mixtures if row.trained_share == details.trained_share)
+    calmer = [row for row in details.mixtures if row.trained_share < kept.trained_share]
+    assert all(row.val_log_loss > kept.val_log_loss for row in calmer)
+    assert [row.trained_share for row in details.mixtures] == list(trainer.MIXTURES)
     model = finetuned.load_finetuned(tmp_path / "out", architecture("small.py:net", network).trunk(), head())
     assert model is not None
     rows = [n for n in range(24) if n >= 16]
@@ -155,7 +156,7 @@ def test_training_learns_what_the_start_did_not_know(
     train(network, pictures, tmp_path / "out", how, on_epoch=rows.append)
     assert rows[-1]["val_accuracy"] == 1.0
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
-    assert read_json(tmp_path / "out" / finetuned.DETAILS)["trained_share"] == 1.0
+    assert FinetuneDetails.read(FinetuneFolder(tmp_path, "out").details).trained_share == 1.0
 
 
 @pytest.mark.parametrize("settings", [{}, {"unfreeze": "last", "views": 2}], ids=["other views every epoch", "two views"])
@@ -187,7 +188,7 @@ def test_a_training_that_stops_in_between_ends_with_the_same_bytes(
     )  # fmt: skip
     assert seen == [1, 2, 3]
     assert not (tmp_path / "r").exists()
-    for name in (finetuned.WEIGHTS, finetuned.DETAILS, finetuned.CURVE, finetuned.VAL_LOGITS):
+    for name in ("weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -208,7 +209,7 @@ def test_a_second_training_on_the_same_views_does_not_run_the_frozen_layers_agai
     def trained(name: str, **settings: object) -> bytes:
         how = recipe(unfreeze="last", views=2, **settings)
         train(network, pictures, tmp_path / name, how, resume=tmp_path / "r", cache=kept)
-        return (tmp_path / name / finetuned.WEIGHTS).read_bytes()
+        return FinetuneFolder(tmp_path, name).weights.read_bytes()
 
     first = trained("first")
     (folder,) = kept.iterdir()
@@ -241,7 +242,7 @@ def test_batch_norm_statistics_move_only_where_asked(
 ) -> None:
     before = architecture("small.py:net", network).trunk(seed=1).state_dict()["network.1.running_mean"]
     train(network, pictures, tmp_path / "out", recipe(batch_norm=kept))
-    after = load_file(tmp_path / "out" / finetuned.WEIGHTS)["trunk.network.1.running_mean"]
+    after = load_file(FinetuneFolder(tmp_path, "out").weights)["trunk.network.1.running_mean"]
     assert torch.equal(before, after) is still
 
 
@@ -260,6 +261,6 @@ def test_training_above_layers_that_openvino_runs_ends_where_torch_would(
 ) -> None:
     for engine in ("torch", "openvino"):
         train(network, pictures, tmp_path / engine, recipe(unfreeze="last", epochs=1), engine=engine)
-        assert read_json(tmp_path / engine / finetuned.DETAILS)["frozen_part"]["engine"] == engine
-    first, second = (load_file(tmp_path / engine / finetuned.WEIGHTS) for engine in ("torch", "openvino"))
+        assert FinetuneDetails.read(FinetuneFolder(tmp_path, engine).details).frozen_part.engine == engine
+    first, second = (load_file(FinetuneFolder(tmp_path, engine).weights) for engine in ("torch", "openvino"))
     assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-3) for key in first)

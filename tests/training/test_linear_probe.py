@@ -242,7 +242,7 @@ def test_what_is_taken_is_never_weaker_than_the_best_nor_clearly_worse(seed: int
 
 
 def test_a_folder_without_a_head_is_said(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=r"holds no head .*run `dvc repro head`"):
+    with pytest.raises(HeadstartError, match=r"head\.json is not there; run `dvc repro head`"):
         load_head(tmp_path)
 
 

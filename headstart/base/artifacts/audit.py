@@ -1,0 +1,32 @@
+"""audit.json: what was left out of the pictures, and why."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from headstart.base.artifacts.json_file import JsonFile, Part
+
+
+class Dropped(Part):
+    path: str
+    reason: str
+
+
+class AuditReport(JsonFile):
+    """
+    Attributes:
+        kept: pictures that are used.
+        dropped: files that are not, in path order.
+        leaks: near-duplicates that are on two sides of the split.
+        converted: how many pictures were changed, by what was done.
+        classes: pictures by class and split.
+    """
+
+    made_by: ClassVar[str] = "dvc repro prepare"
+
+    kept: int
+    dropped: list[Dropped]
+    warnings: list[str]
+    leaks: int
+    converted: dict[str, int]
+    classes: dict[str, dict[str, int]]

@@ -1,0 +1,53 @@
+"""card.json: the backbone and where its weights are from."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from headstart.base.artifacts.json_file import JsonFile, Part
+
+
+class WeightsSource(Part):
+    """
+    Attributes:
+        digest: SHA-256 of the publisher's file; empty where the weights are random.
+    """
+
+    origin: str
+    digest: str
+    licence: str
+
+
+class Preprocessing(Part):
+    """As ``models.preprocessing.View``."""
+
+    size: int
+    crop: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Card(JsonFile):
+    """
+    Attributes:
+        library: timm, torchvision or own.
+        weights: as params.yaml names them.
+        sha256: of weights.safetensors beside this file.
+        features: width of the output.
+        blocks: parts that can be unfrozen one by one.
+    """
+
+    made_by: ClassVar[str] = "dvc repro backbone"
+
+    name: str
+    library: str
+    weights: str
+    pretrained: bool
+    source: WeightsSource
+    sha256: str
+    parameters: int
+    gmacs: float
+    features: int
+    blocks: int
+    preprocessing: Preprocessing

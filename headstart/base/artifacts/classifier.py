@@ -1,0 +1,59 @@
+"""classifier.json: what a packaged model is used with."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from headstart.base.artifacts.card import Preprocessing
+from headstart.base.artifacts.json_file import JsonFile, Part
+
+
+class Threshold(Part):
+    """What answering only from a confidence on would have meant on the validation pictures.
+
+    Attributes:
+        answered: share of the pictures.
+        error: share of those that were wrong.
+        bound: upper end of its one-sided interval.
+    """
+
+    confidence: float
+    answered: float
+    error: float
+    bound: float
+
+
+class Thresholds(Part):
+    """
+    Attributes:
+        pictures: of validation.
+        sure: the probability with which all bounds hold at once.
+        thresholds: most answers first.
+    """
+
+    pictures: int
+    sure: float
+    thresholds: list[Threshold]
+
+
+class ClassifierDetails(JsonFile):
+    """What has a default is not in models that were packaged by older versions.
+
+    Attributes:
+        head: its kind, as ``head.kind`` in params.yaml.
+        short_side: pixels that large pictures are reduced to before anything else.
+        answering: what a least confidence means.
+    """
+
+    made_by: ClassVar[str] = "dvc repro package"
+
+    backbone: str
+    weights: str
+    preprocessing: Preprocessing
+    head: str = "linear"
+    classes: list[str]
+    temperature: float
+    chosen: Literal["head", "finetune"] | None = None
+    max_megapixels: float
+    short_side: int | None = None
+    answering: Thresholds | None = None

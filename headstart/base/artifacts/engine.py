@@ -1,0 +1,29 @@
+"""features.json: what ran the frozen backbone, and where."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from headstart.base.artifacts.json_file import JsonFile, Part
+
+
+class EngineChoice(Part):
+    """
+    Attributes:
+        engine: its name, with "bf16" behind it where it calculates in bfloat16.
+        why: it was chosen, in words.
+    """
+
+    engine: str
+    why: str
+
+
+class FeaturesDetails(JsonFile):
+    """An ``EngineChoice`` and what the last digits depend on besides the inputs."""
+
+    made_by: ClassVar[str] = "dvc repro features"
+
+    engine: str
+    why: str
+    processor: str
+    threads: int

@@ -1,0 +1,50 @@
+"""finetune.json: how the network was trained further."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import model_validator
+
+from headstart.base.artifacts.engine import EngineChoice
+from headstart.base.artifacts.json_file import JsonFile, Part, absent
+
+
+class Mixture(Part):
+    """Validation log-loss with that share of the trained weights, the rest being the start's."""
+
+    trained_share: float
+    val_log_loss: float
+
+
+class FinetuneDetails(JsonFile):
+    """All but ``ran`` is absent where fine-tuning is off.
+
+    Attributes:
+        scratch: whether it started from random weights.
+        size: pixels of the network's input.
+        frozen_part: what runs the layers that stay frozen.
+        trained_share: of the trained weights in the final ones.
+    """
+
+    made_by: ClassVar[str] = "dvc repro finetune"
+
+    ran: bool
+    scratch: bool = absent()
+    size: int = absent()
+    blocks_unfrozen: int = absent()
+    frozen_part: EngineChoice = absent()
+    processor: str = absent()
+    threads: int = absent()
+    epochs: int = absent()
+    best_epoch: int = absent()
+    trained_share: float = absent()
+    mixtures: list[Mixture] = absent()
+    temperature: float = absent()
+    classes: list[str] = absent()
+
+    @model_validator(mode="after")
+    def whole_where_it_ran(self) -> Self:
+        if self.ran and (missing := [name for name in type(self).model_fields if getattr(self, name) is None]):
+            raise ValueError(f"{missing[0]} is missing")
+        return self

@@ -1,0 +1,37 @@
+"""head.json: the classifier on frozen features, and the regularisation strengths that were tried."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from headstart.base.artifacts.json_file import JsonFile, Part
+
+
+class Strength(Part):
+    """What a regularisation strength gave. The field is called C as in scikit-learn."""
+
+    C: float
+    val_log_loss: float
+    val_accuracy: float
+    train_accuracy: float
+    temperature: float
+    iterations: int
+
+
+class HeadDetails(JsonFile):
+    """
+    Attributes:
+        kind: of head, as ``head.kind`` in params.yaml.
+        class_weight: a weight for each class, where they are balanced.
+        sweep: from strong to weak regularisation.
+    """
+
+    made_by: ClassVar[str] = "dvc repro head"
+
+    kind: str
+    C: float
+    chosen_by: Literal["validation", "cross-validation"]
+    temperature: float
+    classes: list[str]
+    class_weight: list[float] | None
+    sweep: list[Strength]

@@ -1,0 +1,34 @@
+"""metrics.json: which classifier validation chose, and what all of them reach."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from headstart.base.artifacts.json_file import JsonFile, Part, absent
+
+Name = Literal["head", "finetune"]  # of a classifier
+Measured = dict[str, int | float]  # each metric with its interval (accuracy, accuracy_low, accuracy_high), and n
+
+
+class Gain(Part):
+    """Accuracy of the fine-tuned network minus that of the head, with its 95 % interval."""
+
+    accuracy: float
+    low: float
+    high: float
+
+
+class Metrics(JsonFile):
+    """Measured by classifier, head or finetune; ``finetune`` and ``gain`` are absent where fine-tuning is off.
+
+    Attributes:
+        test: also of ``chosen``.
+        gain: by split.
+    """
+
+    made_by: ClassVar[str] = "dvc repro evaluate"
+
+    chosen: Name
+    val: dict[Name, Measured]
+    test: dict[str, Measured]
+    gain: dict[str, Gain] | None = absent()

@@ -77,7 +77,10 @@ def main() -> None:
             if beside:
                 beside.terminate()
             found.append(outputs(folder))
-            print(f"checkout {number + 1}{' beside a busy process' if beside else ''}: {time.monotonic() - start:.0f} s")
+            print(
+                f"checkout {number + 1}{' beside a busy process' if beside else ''}: {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
             shutil.rmtree(folder)
     different = [path for path in found[0] if len({one[path] for one in found}) > 1]
     for path in different:

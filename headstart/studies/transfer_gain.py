@@ -225,9 +225,6 @@ def freezing(curves: Curves, cut: Cut, pictures: Set) -> Freezing:
     )
 
 
-# --- all of it ----------------------------------------------------------------------------------------------------
-
-
 def answer(data: DataFolder, params: Params, device: torch.device, state: Callable[[str], Path]) -> TransferGain:
     """Measure what has not been measured before, and conclude: what why.json holds.
 

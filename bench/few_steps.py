@@ -51,6 +51,8 @@ if __name__ == "__main__":
                 laboratory = Laboratory(pictures, data.backbone, network, params, device, 0.0, state)
                 with hidden():
                     found = [laboratory.run(Training(start, cut, fold, share)) for fold in range(asked.folds)]
-                accuracy, loss = (np.concatenate([one[key] for one in found]).mean() for key in ("correct", "losses"))
+                accuracy, loss = (
+                    np.concatenate([getattr(one, key) for one in found]).mean() for key in ("correct", "losses")
+                )
                 told = start if least is None else f"{start}, {least} warm-up steps at least"
-                print(f"{found[0]['n']} pictures, {told}: accuracy {accuracy:.3f}, log-loss {loss:.3f}", flush=True)
+                print(f"{found[0].n} pictures, {told}: accuracy {accuracy:.3f}, log-loss {loss:.3f}", flush=True)

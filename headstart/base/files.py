@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from headstart.base.errors import HeadstartError
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -48,19 +46,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_found(file: Path, command: str) -> dict[str, Any]:
-    """What a branch of the pipeline has found.
-
-    Raises:
-        HeadstartError: it is not there, and ``command`` makes it.
-    """
-    try:
-        found: dict[str, Any] = read_json(file)
-    except (OSError, ValueError):
-        raise HeadstartError(f"{file} is not there or not whole; run `{command}` first") from None
-    return found
 
 
 def sha256_of(path: Path) -> str:

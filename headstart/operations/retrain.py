@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Required, TextIO, TypedDict
 
 import psutil
 
@@ -43,20 +43,52 @@ WEBHOOK = "HEADSTART_WEBHOOK"
 PATIENCE = 10  # seconds to wait for the webhook, and for DVC to end after a signal before it gets the next one
 
 
+class DriftSummary(TypedDict):
+    """Drift as the summary has it; ``numbers`` are those of drift.json."""
+
+    real: bool
+    sentence: str
+    numbers: dict[str, object]
+
+
+class Undecided(TypedDict):
+    """A result that is about to be decided on."""
+
+    result: str
+    drift: DriftSummary | None
+
+
+class Summary(TypedDict, total=False):
+    """A round: what stands in last.json, is printed by --json and sent to the webhook, as far as the round got.
+
+    Attributes:
+        outcome: a key of EXIT.
+        gate: the decision's numbers.
+    """
+
+    outcome: Required[str]
+    sentence: Required[str]
+    result: str
+    version: int
+    run: str
+    gate: dict[str, object]
+    drift: DriftSummary | None
+    branch: str
+    commit: str | None
+    started: str
+    seconds: float
+
+
 class BusyError(HeadstartError):
     """Another round is running."""
 
 
-def retrain(load: Callable[[], Params]) -> dict[str, Any]:
+def retrain(load: Callable[[], Params]) -> Summary:
     """Run one round, unless another is running. Its summary is also written to .headstart/retrain/last.json and sent to the
     webhook.
 
     Args:
         load: returns the parameters. If they are wrong, that is reported like any other failure.
-
-    Returns:
-        ``outcome`` (a key of EXIT), ``sentence``, and as far as the round got: ``result``, ``version``, ``run``, ``gate``
-        (the decision's numbers), ``drift``, ``branch``, ``commit``, ``started``, ``seconds``.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started, start, webhook = datetime.now(UTC), time.monotonic(), None
@@ -79,13 +111,13 @@ def retrain(load: Callable[[], Params]) -> dict[str, Any]:
     return summary
 
 
-def summary_text(summary: dict[str, Any]) -> str:
+def summary_text(summary: Summary) -> str:
     """The summary in a few lines for people."""
     lines = [f"{summary['outcome']}: {summary['sentence']}"]
-    if summary.get("drift"):
-        lines.append(f"drift: {summary['drift']['sentence']}")
-    if summary.get("commit"):
-        lines.append(f"dvc.lock is committed on {summary['branch']} as {summary['commit'][:10]}")
+    if drift := summary.get("drift"):
+        lines.append(f"drift: {drift['sentence']}")
+    if commit := summary.get("commit"):
+        lines.append(f"dvc.lock is committed on {summary['branch']} as {commit[:10]}")
     return "\n".join(lines)
 
 
@@ -94,7 +126,7 @@ class _Round:
         self.params, self.lock, self.data = params, lock, DATA
         self.undecided = state_folder("retrain") / "open.json"
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Summary:
         from headstart.tracking import gate
         from headstart.tracking.registry import Registry
 
@@ -116,9 +148,10 @@ class _Round:
         elif version.outcome is None or self.params.drift.incoming is not None:
             drift = self._drift(registry)
         if undecided is not None or version.outcome is None:
-            write_json(self.undecided, {"result": version.result, "drift": drift})
+            write_json(self.undecided, Undecided(result=version.result, drift=drift))
             decision = gate.run(self.data, self.params)
-        summary = self._summary(version, decision) | {"drift": drift, "branch": branch.name}
+        summary = self._summary(version, decision)
+        summary |= {"drift": drift, "branch": branch.name}
         if remote and not branch.is_current():
             self._dvc("push", "--remote", remote, "dvc.yaml")  # before the commit that refers to it
         summary["commit"] = branch.commit(_message(summary))
@@ -139,15 +172,15 @@ class _Round:
             raise HeadstartError(f"result {result[:7]} has no version in the registry; set tracking.model to true")
         return version
 
-    def _undecided(self, version: Version) -> dict[str, Any] | None:
+    def _undecided(self, version: Version) -> Undecided | None:
         """The record of an earlier round that was killed between its decision on this result and the commit."""
         try:
-            record: dict[str, Any] = read_json(self.undecided)
+            record: Undecided = read_json(self.undecided)
         except (OSError, ValueError):
             return None
         return record if record["result"] == version.result else None
 
-    def _drift(self, registry: Registry) -> dict[str, Any] | None:
+    def _drift(self, registry: Registry) -> DriftSummary | None:
         """How new and incoming pictures differ from those that the champion was made from."""
         from headstart.monitoring.drift import detect_drift
 
@@ -156,12 +189,13 @@ class _Round:
         drift = detect_drift(self.data, self.params, known, registry.download(champion) if champion else None)
         return {"real": drift.real, "sentence": drift.sentence, "numbers": drift.model_dump()} if drift else None
 
-    def _summary(self, version: Version, decision: Decision | None) -> dict[str, Any]:
-        ids = {"result": version.result, "version": version.number, "run": version.run_id}
+    def _summary(self, version: Version, decision: Decision | None) -> Summary:
+        summary: Summary = {"outcome": "skipped", "sentence": ""}
+        summary |= {"result": version.result, "version": version.number, "run": version.run_id}
         if decision is None:
             sentence = f"version {version.number} was made from the same inputs and is already {version.outcome}"
-            return {"outcome": "skipped", "sentence": f"nothing to decide: {sentence}", **ids}
-        return {"outcome": decision.outcome, "sentence": decision.sentence, **ids, "gate": decision.numbers}
+            return summary | {"sentence": f"nothing to decide: {sentence}"}
+        return summary | {"outcome": decision.outcome, "sentence": decision.sentence, "gate": decision.numbers}
 
     def _dvc(self, *arguments: str) -> None:
         """Run DVC, with its output on the error stream.
@@ -289,18 +323,18 @@ def _status(code: int) -> str:
     return f"it was killed by signal {-code}, as happens when memory runs out" if code < 0 else f"exit status {code}"
 
 
-def _message(summary: dict[str, Any]) -> str:
+def _message(summary: Summary) -> str:
     """The commit message: what was decided on which result, and why."""
     title = f"Retrained: version {summary['version']} {summary['outcome']}"
     if summary["outcome"] == "skipped":
         title = f"Retrained: as version {summary['version']}"
     parts = [title, summary["sentence"]]
-    if summary.get("drift"):
-        parts.append(f"Drift: {summary['drift']['sentence']}")
+    if drift := summary.get("drift"):
+        parts.append(f"Drift: {drift['sentence']}")
     return "\n\n".join([*parts, f"Result {summary['result'][:12]}, MLflow run {summary['run']}"]) + "\n"
 
 
-def _post(address: str | None, summary: dict[str, Any]) -> None:
+def _post(address: str | None, summary: Summary) -> None:
     """Send the summary, with ``text`` for chat programs. A webhook that does not answer does not fail the round."""
     if not address:
         return

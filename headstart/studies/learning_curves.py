@@ -11,9 +11,9 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -64,6 +64,21 @@ class Training:
     @property
     def name(self) -> str:
         return f"{self.start}-{self.cut}-{self.fold}-{self.share:g}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one training.
+
+    Attributes:
+        n: pictures to train on and to choose with.
+        correct, losses: of each held-out picture, 1 where the answer is right, and its calibrated log-loss.
+    """
+
+    n: int
+    seconds: float
+    correct: list[int]
+    losses: list[float]
 
 
 @dataclass(frozen=True)
@@ -178,8 +193,7 @@ class Laboratory:
     seconds_per_picture: float
     state: Path
 
-    def run(self, training: Training) -> dict[str, Any]:
-        """``n``, ``seconds``, and of each held-out picture ``correct`` and ``losses``."""
+    def run(self, training: Training) -> Outcome:
         p, sample = self.pictures, self.pictures.sample
         train, val = p.inner(training.fold, training.share)
         held_out = p.folds[training.fold][1]
@@ -216,12 +230,12 @@ class Laboratory:
                 temperature = model.temperature
         calibrated, labels = (logits.cpu() / temperature).numpy(), sample.labels[held_out]
         losses = head.task.losses(calibrated.astype(np.float64), labels)
-        return {
-            "n": len(train) + len(val),
-            "seconds": round(seconds, 2),
-            "correct": head.task.correct(head.task.predict(calibrated), labels).astype(int).tolist(),
-            "losses": [round(float(loss), 6) for loss in losses],
-        }
+        return Outcome(
+            n=len(train) + len(val),
+            seconds=round(seconds, 2),
+            correct=head.task.correct(head.task.predict(calibrated), labels).astype(int).tolist(),
+            losses=[round(float(loss), 6) for loss in losses],
+        )
 
     def trunk(self, training: Training) -> Trunk:
         trunk, card = load_trunk(self.backbone, self.network_file)
@@ -274,25 +288,25 @@ def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -
         for training in missing:
             with hidden():
                 outcome = laboratory.run(training)
-            write_json(files[training], outcome)
+            write_json(files[training], asdict(outcome))
             print(
-                f"why: {training.start}, {training.cut} trained, fold {training.fold + 1}, {outcome['n']} pictures: "
-                f"accuracy {np.mean(outcome['correct']):.3f} in {outcome['seconds']:.0f} s",
+                f"why: {training.start}, {training.cut} trained, fold {training.fold + 1}, {outcome.n} pictures: "
+                f"accuracy {np.mean(outcome.correct):.3f} in {outcome.seconds:.0f} s",
                 flush=True,
             )
             advance()
-    found = {training: read_json(file) for training, file in files.items()}
+    found = {training: Outcome(**read_json(file)) for training, file in files.items()}
     return {key: _curve(key, found) for key in dict.fromkeys((t.start, t.cut) for t in trainings)}
 
 
-def _curve(key: tuple[str, str], found: dict[Training, dict[str, Any]]) -> Curve:
+def _curve(key: tuple[str, str], found: dict[Training, Outcome]) -> Curve:
     """Held-out pictures in the folds' order, shares in ascending order."""
     mine = {t: outcome for t, outcome in found.items() if (t.start, t.cut) == key}
     shares = sorted({t.share for t in mine})
     rows = [[mine[t] for t in sorted(mine, key=lambda t: t.fold) if t.share == share] for share in shares]
     return Curve(
-        np.array([round(float(np.mean([o["n"] for o in row]))) for row in rows], np.int64),
-        np.array([[c for o in row for c in o["correct"]] for row in rows], bool),
-        np.array([[loss for o in row for loss in o["losses"]] for row in rows]),
-        np.array([float(np.mean([o["seconds"] for o in row])) for row in rows]),
+        np.array([round(float(np.mean([o.n for o in row]))) for row in rows], np.int64),
+        np.array([[c for o in row for c in o.correct] for row in rows], bool),
+        np.array([[loss for o in row for loss in o.losses] for row in rows]),
+        np.array([float(np.mean([o.seconds for o in row])) for row in rows]),
     )

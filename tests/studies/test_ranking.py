@@ -497,7 +497,7 @@ def test_weights_of_another_network_do_not_stay_behind(tmp_path: Path) -> None:
     path.write_text("backbone: alexnet\nweights: mine.pth  # by hand\n")
     assert ranking_report.try_it("resnet18", "mine.pth") == "dvc exp run -S backbone=resnet18 -S weights=default"
     ranking_report.apply(ranking_of("resnet18"), path)
-    assert path.read_text() == "backbone: resnet18\nweights: default  # by hand\n"
+    assert path.read_text() == "backbone: resnet18\nweights: default   # by hand\n"
 
 
 def test_without_a_choice_nothing_is_written(tmp_path: Path) -> None:

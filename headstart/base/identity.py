@@ -39,7 +39,7 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 # The room whose modules tell MLflow what a stage does: they are part of its identity, their libraries are not.
 OBSERVERS = "headstart.tracking."
-OWN_NETWORKS = "headstart.models.backbones"  # what builds the user's own network, whose libraries then count
+OWN_NETWORKS = "models.backbones"  # of headstart; what builds the user's own network, whose libraries then count
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _code(roots: list[Path], network_file: Path | None = None) -> Code:
         if not names.get(path, "").startswith(OBSERVERS)
         for name in source.imports
     }
-    if network_file is not None and OWN_NETWORKS in modules and network_file.exists():
+    if network_file is not None and f"headstart.{OWN_NETWORKS}" in modules and network_file.exists():
         imported |= {name.split(".")[0] for name in files.read(network_file).imports}
     libraries = dict(filter(None, map(files.version, imported - sys.stdlib_module_names - {"headstart"} - WITHOUT_EFFECT)))
     return Code(dict(sorted(modules.items())), dict(sorted(libraries.items())))

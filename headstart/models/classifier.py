@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from headstart.models.backbones import Trunk
 from headstart.models.heads import ClassifierHead
 from headstart.models.preprocessing import Normalise, batches
 from headstart.models.task import SINGLE_LABEL, Task
+
+if TYPE_CHECKING:
+    from headstart.models.backbones import Trunk
 
 
 @dataclass(frozen=True)

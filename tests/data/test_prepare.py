@@ -199,8 +199,9 @@ def test_another_decoder_decodes_again_and_a_comment_does_not(project: Path, tmp
         PROJECT / "headstart", tmp_path / "library" / "headstart", ignore=shutil.ignore_patterns("*c")
     )
     script = (
-        "from pathlib import Path; from headstart.base.params import Params; from headstart.data.prepare import run; "
-        "run(Params.load(), Path('data'))"
+        "from headstart.base.artifacts import DATA; from headstart.base.params import Params; "
+        "from headstart.data.prepare import run; "
+        "run(Params.load(), DATA)"
     )
     (project / "params.yaml").write_text(f"data: {{source: {source}}}\n")
     fetch(Data(source=str(source)), Path("data/fetch/manifest.csv"))

@@ -201,7 +201,7 @@ def test_the_test_figures_beside_a_model_are_told(tmp_path: Path) -> None:
     folder = put_model(tmp_path / "package/model/artifacts/classifier").parents[1]
     (tmp_path / "evaluate").mkdir()
     figures = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "n": 70}
-    (tmp_path / "evaluate/metrics.json").write_text(json.dumps({"chosen": "head", "test": {"chosen": figures}}))
+    (tmp_path / "evaluate/metrics.json").write_text(json.dumps({"chosen": "head", "val": {}, "test": {"chosen": figures}}))
     batched = BatchPredictor(folder)
     about = model_info(folder, batched, Limits())
     assert about["figures"] == figures

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import subprocess
@@ -525,12 +524,12 @@ def test_the_hugging_face_hub_is_asked_through_its_own_client_and_endpoint(site:
         return done.stdout
 
     assert "from the publisher, timm/test_resnet.r160_in1k" in stored("backbone")
-    card = json.loads(Path("backbone/card.json").read_text())
+    card = Card.read(Path("backbone/card.json"))
     assert card.source.origin == "timm timm/test_resnet.r160_in1k"
     assert "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors" in site.asked
     site.asked.clear()
     assert "from the Hugging Face hub's cache" in stored("again")
-    assert json.loads(Path("again/card.json").read_text()) == card
+    assert Card.read(Path("again/card.json")) == card
     assert site.asked == []
 
 

@@ -22,11 +22,11 @@ pytestmark = [pytest.mark.slow]
 NEW_PICTURES = """
 import json, sys
 from pathlib import Path
-from headstart.monitoring.drift import detect_drift
 from headstart.base.artifacts import DATA
+from headstart.monitoring.drift import detect_drift
 from headstart.base.params import Params
 known = set(json.loads(Path(sys.argv[1]).read_text()))
-found = detect_drift(DATA, Params.load(), known, Path("data/package/model"))
+found = detect_drift(DATA, Params.load(), known, DATA.package.model)
 print(found.real, found.sentence)
 """
 

@@ -436,7 +436,7 @@ Change = Callable[[Project], Any]
 NOT_READY: dict[str, tuple[Change, str]] = {
     "never tracked": (
         lambda p: (p.data / "track" / "track.json").unlink(),
-        r"track.json is not there.*run `dvc repro` first",
+        r"track.json is not there; run `dvc repro`",
     ),
     "changed since": (
         lambda p: (p.folder / "data/fetch/manifest.csv").write_text("new"),

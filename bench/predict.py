@@ -92,7 +92,7 @@ def predict(folder: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         table = Path(place) / "answers.csv"
         start = time.perf_counter()
-        answer(files, model, "csv", table, None, None)
+        answer(files, model, "csv", table, None)
         rate = len(files) / (time.perf_counter() - start)
         rows = list(csv.DictReader(table.open(encoding="utf-8")))[:COMPARED]
     expected = load_predictor(model).predict(files[:COMPARED])

@@ -32,7 +32,7 @@ from headstart.models.weights import store_backbone
 SIX = {"resnet18": 64, "alexnet": 64, "squeezenet1_0": 64, "vgg16": 64, "densenet161": 64, "inception_v3": 96}
 SMALL = "squeezenet1_0"  # 5 MB: what every test takes that is not about one network
 CLOSED = "http://127.0.0.1:9"
-BEES = Path(__file__).parents[2] / "shared" / "data" / "hymenoptera_data" / "val"
+BEES = Path(__file__).parents[3] / "shared" / "data" / "hymenoptera_data" / "val"
 State = dict[str, Tensor]
 
 

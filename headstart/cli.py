@@ -149,9 +149,9 @@ def track() -> None:
 
 
 def _say_if_made_by_other_code(*stages: str) -> None:
-    from headstart.base.identity import made_by_other_code
+    from headstart.base.identity import outdated
 
-    if sentence := made_by_other_code(DATA, stages):
+    if sentence := outdated(DATA, stages):
         print(f"headstart: {sentence}; `dvc repro` makes it again", file=sys.stderr)
 
 

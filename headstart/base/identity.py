@@ -151,6 +151,38 @@ def made_by_other_code(data: DataFolder, stages: Iterable[str]) -> str | None:
     return f"{what} by other code or libraries than are here now: {_some(all_changes)}"
 
 
+def outdated(data: DataFolder, stages: Iterable[str]) -> str | None:
+    """As ``made_by_other_code``, once the pipeline is at rest: a stage that last ran with other code than ``fetch`` has
+    recorded since, by DVC's lock files, was made by other code too."""
+    wanted = list(stages)
+    if sentence := made_by_other_code(data, wanted):
+        return sentence
+    stale = [
+        stage
+        for stage, digest in _locked_code().items()
+        if stage in wanted and (file := data.fetch.code.of(stage)).exists() and _md5(file) != digest
+    ]
+    return f"{', '.join(stale)} last ran with other code or libraries than are here now" if stale else None
+
+
+def _locked_code() -> dict[str, str]:
+    """DVC's digest of the code that each stage last ran with."""
+    import yaml
+
+    locks = [file.with_suffix(".lock") for file in PIPELINES]
+    stages = [item for lock in locks if lock.exists() for item in yaml.safe_load(lock.read_text("utf-8"))["stages"].items()]
+    return {
+        stage: dep["md5"]
+        for stage, entry in ((name.split("@")[0], entry) for name, entry in stages)
+        for dep in entry.get("deps", [])
+        if Path(dep["path"]).name == f"{stage}.json" and "md5" in dep
+    }
+
+
+def _md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+
+
 def digest_of(value: Any) -> str:
     """A short name for ``value``: equal exactly where everything in it is equal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:20]

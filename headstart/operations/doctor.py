@@ -15,7 +15,7 @@ from pathlib import Path
 from headstart import __version__
 from headstart.base.artifacts import DATA
 from headstart.base.errors import HeadstartError
-from headstart.base.identity import made_by_other_code
+from headstart.base.identity import outdated
 from headstart.base.params import Params
 from headstart.base.paths import checkout, network_file, weights_file
 from headstart.base.threads import cores
@@ -171,7 +171,7 @@ def _backbone(params: Params) -> tuple[str, str]:
 def _result() -> tuple[str, str]:
     if not DATA.fetch.code.exists():
         return OK, "none yet; `dvc repro` makes one"
-    if sentence := made_by_other_code(DATA, stages_of_the_result()):
+    if sentence := outdated(DATA, stages_of_the_result()):
         return NOTE, f"{sentence}; `dvc repro` makes it again"
     return OK, "made by the code and libraries that are here"
 

@@ -30,7 +30,7 @@ print(json.dumps({
     "open": sorted(n for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}"))[:3],
     "signals": [str(signal.getsignal(n)) for n in (1, 2, 3, 13, 15, 17)], "leads its group": os.getpgid(0) != os.getppid(),
     "threads": torch.get_num_threads(), "default": str(torch.get_default_dtype()),
-}))
+}), flush=True)
 print(random.random(), numpy.random.rand(), torch.rand(1).item(), Path(sys.executable).name, file=sys.stderr)
 subprocess.run([sys.executable, "-c", "import sys, yaml; print(sys.argv)", "a child"], check=True)
 sys.exit(3)

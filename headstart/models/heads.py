@@ -168,7 +168,7 @@ class MlpHead(ClassifierHead):
             # Each from the same start, and not from the solution before: under a strong penalty that is zero throughout,
             # where a hidden layer has no gradient.
             head = cls._start(features.shape[1], width, classes).to(features.device)
-            steps = head._fit(features, labels, share, decay=1 / (strength * n))
+            steps = head.fit(features, labels, share, decay=1 / (strength * n))
             if basis is not None:
                 weight = head.hidden.weight.detach() @ basis.T
                 head = cls.from_state(head.state_dict() | {"hidden.weight": weight}).to(features.device)
@@ -185,7 +185,7 @@ class MlpHead(ClassifierHead):
         return head
 
     @torch.enable_grad()
-    def _fit(self, features: Tensor, labels: Tensor, share: Tensor, decay: float) -> int:
+    def fit(self, features: Tensor, labels: Tensor, share: Tensor, decay: float) -> int:
         """Minimise the log-loss, weighted by ``share`` (N,), and the penalty; the number of steps taken."""
         optimizer = torch.optim.LBFGS(
             self.parameters(), max_iter=self.MAX_ITERATIONS, tolerance_grad=0.0, tolerance_change=self.TOLERANCE,

@@ -47,8 +47,8 @@ def test_parameters_that_are_numbers_can_be_axes(finished: Clone) -> None:
     _, run = run_of(finished)
     words = {key for key, value in run.data.params.items() if not is_number(value)}
     assert words == {
-        "backbone", "weights", "data.source", "features.engine", "head.C", "finetune.unfreeze", "finetune.batch_norm",
-        "finetune.hflip", "finetune.augment", "finetune.precision",
+        "backbone", "weights", "data.source", "features.engine", "head.kind", "head.C", "finetune.unfreeze",
+        "finetune.batch_norm", "finetune.hflip", "finetune.augment", "finetune.precision",
     }  # fmt: skip
     sections = {key.split(".")[0] for key in run.data.params}
     assert not sections & {"rank", "why", "labels", "tune", "tracking"}

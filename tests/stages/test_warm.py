@@ -61,9 +61,10 @@ def checkout(tmp_path: Path, warm_starts: None) -> Clone:
 
 
 def starts(clone: Clone) -> list[str]:
-    """How its stages were started, as all of the session's are noted."""
+    """How its stages were started; those of other tests, which run meanwhile, are noted in the same file."""
     assert clone.warm
-    return (clone.warm.parents[1] / "starts").read_text().splitlines()
+    noted = (line.partition("\t") for line in (clone.warm.parents[1] / "starts").read_text().splitlines())
+    return [start for folder, _, start in noted if folder == str(clone.folder.resolve())]
 
 
 def probed(clone: Clone, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,7 @@ def begin() -> None:
             except ConnectionError:
                 reason = "cold, as nobody answers"
         with open(warm["starts"], "a") as file:
-            file.write(f"{' '.join(given)}: {reason or 'warm'}\n")
+            file.write(f"{os.getcwd()}\t{' '.join(given)}: {reason or 'warm'}\n")
         if not reason:
             ended(client, asked(client, given))
         if command:

@@ -26,7 +26,7 @@ from typing import Any
 
 from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, sha256_of_files, write_json
+from headstart.base.files import read_json, sha256_of, sha256_of_files, write_json
 from headstart.base.paths import state_folder
 
 PACKAGE = Path(__file__).parents[1]
@@ -197,7 +197,7 @@ def inputs_of(stage: str) -> dict[str, str]:
     paths = [Path(name) for name in _stages()[stage].get("deps", [])]
     try:
         return {
-            path.as_posix(): sha256_of_files(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+            path.as_posix(): sha256_of_files(path) if path.is_dir() else sha256_of(path)
             for path in paths
             if path != DATA.fetch.code.of(stage)
         }
@@ -207,7 +207,8 @@ def inputs_of(stage: str) -> dict[str, str]:
 
 def params_of(*stages: str) -> list[str]:
     """The keys of params.yaml that the stages read, dotted."""
-    return sorted({key for stage in stages for key in _stages()[stage].get("params", [])})
+    known = _stages()
+    return sorted({key for stage in stages for key in known[stage].get("params", [])})
 
 
 def main_stages() -> list[str]:

@@ -148,11 +148,11 @@ def track() -> None:
     print(log(DATA, Params.load()))
 
 
-def _say_if_made_by_other_code(*stages: str) -> None:
+def _say_if_made_by_other_code(*stages: str, command: str = "dvc repro") -> None:
     from headstart.base.identity import outdated
 
     if sentence := outdated(DATA, stages):
-        print(f"headstart: {sentence}; `dvc repro` makes it again", file=sys.stderr)
+        print(f"headstart: {sentence}; `{command}` makes it again", file=sys.stderr)
 
 
 Why = Annotated[str, typer.Option("--why", help="The reason; it is kept with the version.")]
@@ -229,7 +229,7 @@ def rank(
     from headstart.studies import ranking_report
 
     ranking, params = Ranking.read(DATA.rank.details), Params.load()
-    _say_if_made_by_other_code("candidate", "rank")
+    _say_if_made_by_other_code("candidate", "rank", command=Ranking.made_by)
     ranking_report.show(ranking, params.weights)
     if apply:
         print(ranking_report.apply(ranking, Path("params.yaml")))
@@ -244,7 +244,7 @@ def tune(
     from headstart.studies import tuning_report
 
     found = Tuning.read(DATA.tune.details)
-    _say_if_made_by_other_code("tune")
+    _say_if_made_by_other_code("tune", command=Tuning.made_by)
     tuning_report.show(found)
     if apply:
         print(tuning_report.apply(found, Path("params.yaml")))
@@ -261,12 +261,13 @@ def why(
     """
     import webbrowser
 
+    from headstart.base.artifacts.why import TransferGain
     from headstart.base.params import Params
     from headstart.studies.summary import Story
 
     data = DATA
     story = Story.of(data, Params.load())
-    _say_if_made_by_other_code("why")
+    _say_if_made_by_other_code("why", command=TransferGain.made_by)
     print("\n".join(story.lines()))
     page = data.why.page
     story.write_page(page, data)
@@ -283,7 +284,7 @@ def labels() -> None:
     from headstart.base.artifacts.labels import LabelIssues
     from headstart.studies import label_issues_report
 
-    _say_if_made_by_other_code("labels")
+    _say_if_made_by_other_code("labels", command=LabelIssues.made_by)
     label_issues_report.show(LabelIssues.read(DATA.labels.details), DATA.labels)
 
 

@@ -22,6 +22,8 @@ from filelock import FileLock
 from tests.stages import warm
 
 PROJECT = Path(__file__).parents[2]
+# Of this process, before a test has run code in it that sets variables for torch and cuBLAS, which a user's shell has not.
+ENVIRONMENT = dict(os.environ)
 # The slice of the default that the pipeline is run on: every stage at its smallest honest size.
 SLICE = {
     "data": {"limit": 12},
@@ -60,7 +62,7 @@ class Clone:
         return done
 
     def environment(self, **variables: str) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "HEADSTART_"))}
+        kept = {k: v for k, v in ENVIRONMENT.items() if not k.startswith(("MLFLOW_", "DVC_", "HEADSTART_"))}
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
         if self.warm and not self.is_cold:
             path = f"{self.warm}{os.pathsep}{path}"

@@ -17,7 +17,7 @@ import pytest
 
 from headstart.base.params import Data
 from headstart.data.sources import locate
-from tests.stages.conftest import Clone
+from tests.stages.conftest import ENVIRONMENT, Clone
 
 pytestmark = [pytest.mark.slow]
 
@@ -166,6 +166,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         port = free.getsockname()[1]
     for name, value in {"ACCESS_KEY_ID": "moto", "SECRET_ACCESS_KEY": "moto", "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setitem(ENVIRONMENT, f"AWS_{name}", value)
     server = subprocess.Popen(
         [Path(sys.executable).parent / "moto_server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -37,4 +37,4 @@ def test_the_default_network_is_exported_within_its_bounds(to: str, finished: Cl
         assert checked["largest_difference"] <= 1e-3
     else:
         assert checked["cost"]["low"] <= checked["cost"]["accuracy"] <= checked["cost"]["high"]
-        assert checked["same_answer"] >= 0.5  # of two dozen pictures
+        assert abs(checked["cost"]["accuracy"]) <= 1 - checked["same_answer"] < 1

@@ -8,6 +8,8 @@ import json
 import pytest
 import yaml
 
+from headstart.evaluation.intervals import Estimate
+from headstart.studies.transfer_gain import verdict
 from tests.stages.conftest import Clone
 
 pytestmark = [pytest.mark.slow]
@@ -33,7 +35,10 @@ def test_a_killed_why_goes_on_and_its_answer_can_be_read_and_applied(copy_of: Cl
     assert before.items() <= after.items(), "what was finished is not trained again"
     assert len(after) == 2 + 2 + 2 + 2  # frozen, fine-tuned and scratch on both shares; two other cuts on all pictures
     found = json.loads(copy_of.read("data/why/why.json"))
-    assert found["verdict"] in ("worth it", "not worth it", "can't tell")
+    worth = found["worth_points"]
+    assert found["verdict"] == verdict(Estimate(*(worth[key] / 100 for key in ("value", "low", "high"))))
+    most = {row["start"]: row["accuracy"] for row in found["curves"]}  # of each start's last row, on all pictures
+    assert worth["value"] == pytest.approx(100 * (most[found["pretrained"]] - most["scratch"]))
     assert [row["start"] for row in found["curves"]] == ["frozen"] * 2 + ["finetuned"] * 2 + ["scratch"] * 2
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in found["curves"])
     assert 0 < found["freeze"]["confidence"] < 1, "the weights came with their ImageNet classifier"

@@ -21,7 +21,7 @@ READ_LATE = {
     "PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "PWD", "OLDPWD", "SHLVL", "_", "MLFLOW_TRACKING_URI", "TORCH_HOME",
     "http_proxy", "https_proxy",
 }  # fmt: skip
-READ_LATE_PREFIXES = ("DVC_", "GIT_", "HEADSTART_", "AWS_", "PYTEST_", "COVERAGE_")
+READ_LATE_PREFIXES = ("_MLFLOW_TELEMETRY_", "DVC_", "GIT_", "HEADSTART_", "AWS_", "PYTEST_", "COVERAGE_")
 PASSED_ON = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 OWN_PROCESS = ["retrain"]  # tells others the number of its process
 

@@ -28,7 +28,7 @@ from headstart.data.sources_folder import NO_TEXT, files_below
 from headstart.inference.predictor import load_predictor
 from headstart.models.backbones import load_trunk
 from headstart.models.task import SINGLE_LABEL, Task
-from headstart.training.features import Shown, engine_of
+from headstart.training.features import FeatureExtractor, engine_of
 
 MAX_PICTURES = 2000  # takes a minute or two on two cores
 BATCH_SIZE = 64
@@ -109,8 +109,8 @@ def read_incoming(
     files = list(files_below(folder))
     drawn = np.random.default_rng(params.seed).permutation(len(files))[:MAX_PICTURES]
     pixels = Pixels(data.prepare)
-    shown = Shown(load_trunk(data.backbone, data.fetch.network)[0], pixels, device)
-    forward, _ = engine_of(shown, manifest, params.features.engine)
+    extractor = FeatureExtractor(load_trunk(data.backbone, data.fetch.network)[0], pixels, device)
+    forward, _ = engine_of(extractor, manifest, params.features.engine)
     classifier = load_predictor(model).model.to(device)
     known, unusable = set(manifest["sha256"]), dict[str, str]()
     paths: list[str] = []
@@ -135,7 +135,7 @@ def read_incoming(
                     fingerprints.append((picture.phash, picture.thumbnail))
                     new.append(picture.pixels)
             if new:
-                features.append(forward(shown.trunk.view.stacked(new)).float().cpu().numpy())
+                features.append(forward(extractor.trunk.view.stacked(new)).float().cpu().numpy())
                 with torch.inference_mode():
                     logits = classifier(classifier.trunk.view.batch(new).to(device))
                 probabilities.append(classifier.probabilities(logits).double().cpu().numpy())

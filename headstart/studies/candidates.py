@@ -41,7 +41,7 @@ from headstart.engines.base import Forward
 from headstart.engines.select import SAMPLE, engine_for
 from headstart.models.backbones import Trunk, architecture, load_trunk
 from headstart.models.weights import store_backbone
-from headstart.training.features import Shown, write_features
+from headstart.training.features import FeatureExtractor, write_features
 from headstart.training.linear_probe import FOLDS
 
 NO_OWN_NETWORK = Path("none")  # candidates are published networks, never a file of the user's
@@ -177,32 +177,34 @@ def store_candidate(
         write_text(folder.missing, f"{NO_WEIGHTS}\n")
         return Candidate.of(name, folder)
     rows = sample.rows[:count]
-    shown = Shown(load_trunk(folder, NO_OWN_NETWORK)[0], pixels, device)
-    forward, choice = engine_for(shown.network, count, shown.at_once(rows[:SAMPLE]), device, params.features.engine)
+    extractor = FeatureExtractor(load_trunk(folder, NO_OWN_NETWORK)[0], pixels, device)
+    forward, choice = engine_for(extractor.network, count, extractor.at_once(rows[:SAMPLE]), device, params.features.engine)
     with progress(name, count) as advance:
         write_features(
-            shown, forward, rows, sample.labels[:count], folder.features, advance,
+            extractor, forward, rows, sample.labels[:count], folder.features, advance,
             lambda row: f"{name} gives features that are no finite numbers; leave it out of rank.candidates",
         )  # fmt: skip
     FeaturesDetails(**choice.model_dump(), **made_on(device)).write(folder.engine)
     return Candidate.of(name, folder)
 
 
-def more_features(shown: Shown, wanted: str, prepare: Callable[[], Forward], rows: Ints, width: int, kept: Path) -> Tensor:
+def more_features(
+    extractor: FeatureExtractor, wanted: str, prepare: Callable[[], Forward], rows: Ints, width: int, kept: Path
+) -> Tensor:
     """(N, width) features of ``rows``, kept in ``kept``; the forward pass is prepared only where they are not there.
 
     Args:
         wanted: as ``engine_for`` takes it; with it and the network the engine is decided.
     """
-    shown_as = (code_of(__name__), shown.trunk.view.as_dict(), rows.tolist())
-    folder = folder_for(kept, shown.network, wanted, shown.pixels, shown_as)
+    shown_as = (code_of(__name__), extractor.trunk.view.as_dict(), rows.tolist())
+    folder = folder_for(kept, extractor.network, wanted, extractor.pixels, shown_as)
     prepared = cache(prepare)
 
     def run(pictures: Tensor) -> Tensor:
         return prepared()(pictures)
 
     return torch.from_numpy(
-        np.array(known_or_made(folder / "features", (len(rows), width), run, lambda first: shown.batches(rows[first:])))
+        np.array(known_or_made(folder / "features", (len(rows), width), run, lambda first: extractor.batches(rows[first:])))
     )
 
 

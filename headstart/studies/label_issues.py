@@ -167,6 +167,6 @@ def run(params: Params, data: DataFolder) -> None:
     """The stage labels: find pictures whose label looks wrong, that look like no other, or look the same; never in test."""
     device = set_up(params.threads)
     pictures, features = training_and_validation(read_manifest(data.prepare), data.features, device)
-    found = examine(pictures, features)
-    label_issues_report.write(found, Pixels(data.prepare), pictures, params.labels.shown, data.labels)
-    label_issues_report.show(found, data.labels)
+    issues = examine(pictures, features)
+    label_issues_report.write(issues, Pixels(data.prepare), pictures, params.labels.shown, data.labels)
+    label_issues_report.show(issues, data.labels)

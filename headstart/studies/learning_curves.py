@@ -295,13 +295,13 @@ def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -
                 flush=True,
             )
             advance()
-    found = {training: Outcome(**read_json(file)) for training, file in files.items()}
-    return {key: _curve(key, found) for key in dict.fromkeys((t.start, t.cut) for t in trainings)}
+    outcomes = {training: Outcome(**read_json(file)) for training, file in files.items()}
+    return {key: _curve(key, outcomes) for key in dict.fromkeys((t.start, t.cut) for t in trainings)}
 
 
-def _curve(key: tuple[str, str], found: dict[Training, Outcome]) -> Curve:
+def _curve(key: tuple[str, str], outcomes: dict[Training, Outcome]) -> Curve:
     """Held-out pictures in the folds' order, shares in ascending order."""
-    mine = {t: outcome for t, outcome in found.items() if (t.start, t.cut) == key}
+    mine = {t: outcome for t, outcome in outcomes.items() if (t.start, t.cut) == key}
     shares = sorted({t.share for t in mine})
     rows = [[mine[t] for t in sorted(mine, key=lambda t: t.fold) if t.share == share] for share in shares]
     return Curve(

@@ -30,7 +30,7 @@ from headstart.studies.candidates import Candidate, Sample, more_features
 from headstart.studies.halving import Standing, choose, halve, over_budget
 from headstart.studies.speed import MANY, images_per_s, training_seconds
 from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
-from headstart.training.features import Shown
+from headstart.training.features import FeatureExtractor
 from headstart.training.linear_probe import folds_of
 from headstart.training.recipe import Recipe
 
@@ -40,19 +40,19 @@ class _Contender:
 
     def __init__(self, candidate: Candidate, sample: Sample, pixels: Pixels, device: torch.device) -> None:
         self.candidate, self.sample, self.device = candidate, sample, device
-        self.shown = Shown(candidate.trunk(), pixels, device)
+        self.extractor = FeatureExtractor(candidate.trunk(), pixels, device)
         self.features = candidate.first_features().to(device)
 
     def forward(self, wanted: str) -> Forward:
-        few = self.shown.at_once(self.sample.rows[:SAMPLE])
-        return engine_for(self.shown.network, MANY, few, self.device, wanted)[0]
+        few = self.extractor.at_once(self.sample.rows[:SAMPLE])
+        return engine_for(self.extractor.network, MANY, few, self.device, wanted)[0]
 
     def extend(self, count: int, wanted: str, kept: Path) -> None:
         """See to it that ``features`` are those of the first ``count`` pictures at least."""
         rows = self.sample.rows[len(self.features) : count]
         if len(rows):
             width = self.features.shape[1]
-            more = more_features(self.shown, wanted, lambda: self.forward(wanted), rows, width, kept)
+            more = more_features(self.extractor, wanted, lambda: self.forward(wanted), rows, width, kept)
             self.features = torch.cat([self.features, more.to(self.device)])
 
 
@@ -82,7 +82,7 @@ def rank(
         contender = contenders[name] = _Contender(candidate, sample, pixels, device)
         rate = images.known_or(
             Measurements.key(machine(), name, card.sha256, wanted, "images per second"),
-            lambda shown=contender.shown: images_per_s(shown, sample.rows, wanted),  # type: ignore[misc]
+            lambda shown=contender.extractor: images_per_s(shown, sample.rows, wanted),  # type: ignore[misc]
         )
         found: dict[str, float | None] = {"images_per_s": rate, "finetune_minutes": None}
         if params.finetune_is_on:

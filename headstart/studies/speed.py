@@ -17,17 +17,17 @@ from headstart.models.graph import fold_batch_norm, split_frozen
 from headstart.models.heads import LinearHead
 from headstart.models.preprocessing import Normalise
 from headstart.training.augmentation import train_size
-from headstart.training.features import Shown
+from headstart.training.features import FeatureExtractor
 from headstart.training.recipe import Recipe
 
 MANY = 1_000_000  # pictures, for which any engine is worth compiling: what is measured is speed once it runs
 STEP = 8  # pictures in the training step that is timed
 
 
-def images_per_s(shown: Shown, rows: Ints, wanted: str) -> float:
+def images_per_s(extractor: FeatureExtractor, rows: Ints, wanted: str) -> float:
     """How many pictures a second the engine does that a long pass would be made with."""
-    few = shown.at_once(rows[:SAMPLE])
-    forward, _ = engine_for(shown.network, MANY, few, shown.device, wanted)
+    few = extractor.at_once(rows[:SAMPLE])
+    forward, _ = engine_for(extractor.network, MANY, few, extractor.device, wanted)
     return len(few) / seconds(lambda: forward(few).cpu())
 
 

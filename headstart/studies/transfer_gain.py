@@ -58,7 +58,7 @@ from headstart.studies.learning_curves import (
     plan,
 )
 from headstart.studies.speed import images_per_s
-from headstart.training.features import Shown
+from headstart.training.features import FeatureExtractor
 from headstart.training.linear_probe import within_one_standard_error
 
 MARGIN = 0.01  # of accuracy: less than a point is nobody's reason for anything
@@ -245,7 +245,7 @@ def answer(data: DataFolder, params: Params, device: torch.device, state: Callab
     manifest = read_manifest(data.prepare)
     sample = Sample.of(manifest, params.seed)
     pictures = Pictures(data, manifest, sample, device)
-    rate = images_per_s(Shown(trunk, pictures.pixels, device), sample.rows, params.features.engine)
+    rate = images_per_s(FeatureExtractor(trunk, pictures.pixels, device), sample.rows, params.features.engine)
     settings = (
         params.why.model_dump(exclude={"fractions", "folds"}), params.finetune.model_dump(exclude={"unfreeze"}),
         params.head, params.features, params.seed, params.threads,
@@ -253,11 +253,11 @@ def answer(data: DataFolder, params: Params, device: torch.device, state: Callab
     made_by = code_of("headstart.studies.learning_curves")
     kept, cut = state("why") / digest_of([made_by, inputs_of("why"), settings]), cut_of(params.finetune)
     laboratory = Laboratory(pictures, backbone, network, params, device, 1 / rate, kept / "running")
-    found = measure(laboratory, plan(pictures.shares(params.why.fractions), params.why.folds, cut), kept)
+    curves = measure(laboratory, plan(pictures.shares(params.why.fractions), params.why.folds, cut), kept)
     top1 = published(card.name).top1 if card.library != "own" else None
     sure = confidence(pictures.features, load_classifier(backbone))
     about = Set(len(sample.rows), len(sample.classes), sure, top1 / 100 if top1 else None)
-    return conclude(card.name, found, cut, about, sample.left_out)
+    return conclude(card.name, curves, cut, about, sample.left_out)
 
 
 def conclude(backbone: str, curves: Curves, cut: Cut, pictures: Set, left_out: Sequence[str] = ()) -> TransferGain:
@@ -276,7 +276,7 @@ def conclude(backbone: str, curves: Curves, cut: Cut, pictures: Set, left_out: S
     best, scratch = rows[pretrained], rows[SCRATCH]
     worth = paired_difference(scratch.correct[-1], best.correct[-1]).accuracy
     enough, at_most = pictures_for(float(scratch.accuracy[-1]), best)
-    found = TransferGain(
+    gain = TransferGain(
         backbone=backbone,
         verdict=verdict(worth),
         pretrained=pretrained,
@@ -296,7 +296,7 @@ def conclude(backbone: str, curves: Curves, cut: Cut, pictures: Set, left_out: S
         sentences=[],
         left_out=list(left_out),
     )
-    return found.model_copy(update={"sentences": sentences(found)})
+    return gain.model_copy(update={"sentences": sentences(gain)})
 
 
 def _interval(correct: Bools) -> tuple[float, float]:
@@ -393,6 +393,6 @@ def _rules(freeze: Freezing) -> str:
 
 def run(params: Params, data: DataFolder) -> None:
     """The stage why: is pre-training worth it here, and how much of the network should be trained?"""
-    found = answer(data, params, set_up(params.threads), state_folder)
-    found.write(data.why.details)
-    print("\n".join(found.sentences))
+    gain = answer(data, params, set_up(params.threads), state_folder)
+    gain.write(data.why.details)
+    print("\n".join(gain.sentences))

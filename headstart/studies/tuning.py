@@ -105,9 +105,9 @@ def tune(
         if again == REPEATS:
             print(f"tune: the last {REPEATS} draws had been tried before, so there is nothing new to try")
         study.end(params.tune)
-        found = study.outcome()
-        runs.finish(found, study.curves)
-        return found
+        tuning = study.outcome()
+        runs.finish(tuning, study.curves)
+        return tuning
 
 
 @contextmanager
@@ -370,7 +370,7 @@ def run(params: Params, data: DataFolder) -> None:
     made_by = code_of("headstart.training.trainer")
     study = search.key(made_by, inputs_of("finetune"), params.features, params.seed, params.threads)
     labels = validation_labels(manifest, head.classes, head.task)
-    found = tune(train, labels, search, params, study, state_folder("tune"), StudyRuns(params, study), head.task)
-    tuning_report.write_page(found, data.tune.page)
-    found.write(data.tune.details)
-    tuning_report.show(found)
+    tuning = tune(train, labels, search, params, study, state_folder("tune"), StudyRuns(params, study), head.task)
+    tuning_report.write_page(tuning, data.tune.page)
+    tuning.write(data.tune.details)
+    tuning_report.show(tuning)

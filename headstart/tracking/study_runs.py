@@ -52,7 +52,7 @@ class StudyRuns:
             with self._or_a_word(), opened() as client:
                 self._log(client, trial, curve)
 
-    def finish(self, found: Tuning, curves: dict[int, list[dict[str, float]]]) -> None:
+    def finish(self, tuning: Tuning, curves: dict[int, list[dict[str, float]]]) -> None:
         """See to it that all trials are in the store, and the outcome on the parent: what tune.json says in one sentence is
         its description.
 
@@ -60,13 +60,13 @@ class StudyRuns:
             curves: by the number of the trial.
         """
         with self._or_a_word(), opened() as client:
-            for trial in found.trials:
+            for trial in tuning.trials:
                 self._log(client, trial, curves[trial.trial])
             run_id = self._parent(client)
-            client.set_tag(run_id, "mlflow.note.content", found.sentence)
-            whole = [t.val_log_loss for t in found.trials if t.state == "complete" and t.val_log_loss is not None]
+            client.set_tag(run_id, "mlflow.note.content", tuning.sentence)
+            whole = [t.val_log_loss for t in tuning.trials if t.state == "complete" and t.val_log_loss is not None]
             if whole:
-                client.log_metric(run_id, "val_log_loss", min(whole), step=len(found.trials))
+                client.log_metric(run_id, "val_log_loss", min(whole), step=len(tuning.trials))
             client.set_terminated(run_id)
 
     @contextmanager

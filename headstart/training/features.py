@@ -61,13 +61,13 @@ def extract(
             processes that make the same one works and the others wait.
         made_by: digests of all else that shapes the features: the code.
     """
-    shown = Shown(trunk, pixels, device)
+    extractor = FeatureExtractor(trunk, pixels, device)
     labels = _numbers(manifest)
-    forward, choice = engine_of(shown, manifest, wanted)
+    forward, choice = engine_of(extractor, manifest, wanted)
     files = FeaturesFolder(folder)
     files.mkdir(parents=True, exist_ok=True)
     seen = ("features", list(made_by), trunk.view.as_dict(), manifest["split"].tolist())
-    home = folder_for(kept, shown.network, choice.engine, pixels, seen) if kept else None
+    home = folder_for(kept, extractor.network, choice.engine, pixels, seen) if kept else None
 
     def complaint(row: int) -> str:
         return (
@@ -80,20 +80,20 @@ def extract(
             home.mkdir(exist_ok=True)  # the process before has removed it
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
-            write_features(shown, forward, rows, labels[rows], files.split(split), advance, complaint, home)
+            write_features(extractor, forward, rows, labels[rows], files.split(split), advance, complaint, home)
         FeaturesDetails(**choice.model_dump(), **made_on(device)).write(files.details)
         if home:
             shutil.rmtree(home, ignore_errors=True)
             home.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def engine_of(shown: Shown, manifest: pd.DataFrame, wanted: str) -> tuple[Forward, EngineChoice]:
+def engine_of(extractor: FeatureExtractor, manifest: pd.DataFrame, wanted: str) -> tuple[Forward, EngineChoice]:
     """The forward pass that features are made with, as ``engine_for`` has it."""
     many = len(manifest) >= MANY
     seen = np.flatnonzero(manifest["split"] != "test")  # whose labels may take part in a choice
     rows = seen[np.unique(np.linspace(0, len(seen) - 1, PROBED if many else SAMPLE).astype(int))]
     known = torch.from_numpy(_numbers(manifest)[rows]) if many else None
-    return engine_for(shown.network, len(manifest), shown.at_once(rows), shown.device, wanted, known)
+    return engine_for(extractor.network, len(manifest), extractor.at_once(rows), extractor.device, wanted, known)
 
 
 def _numbers(manifest: pd.DataFrame) -> Ints:
@@ -101,8 +101,8 @@ def _numbers(manifest: pd.DataFrame) -> Ints:
     return SINGLE_LABEL.encode(manifest["label"], class_names(manifest))
 
 
-class Shown:
-    """A frozen trunk, and the pictures as it is shown them.
+class FeatureExtractor:
+    """A frozen trunk, and the pictures in the form that it expects.
 
     Attributes:
         network: (N, 3, size, size) uint8 pictures → (N, D) features.
@@ -122,7 +122,7 @@ class Shown:
 
 
 def write_features(
-    shown: Shown,
+    extractor: FeatureExtractor,
     forward: Forward,
     rows: Ints,
     labels: Ints,
@@ -148,7 +148,7 @@ def write_features(
 
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as scratch:
         found = (kept or Path(scratch)) / file.stem
-        answers_of(forward, lambda first: shown.batches(rows[first:]), len(rows), found, advance, check)
+        answers_of(forward, lambda first: extractor.batches(rows[first:]), len(rows), found, advance, check)
         stored = np.memmap(found, np.float32, "r+").reshape(len(rows), -1)
         with replacing(file) as part:
             save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels)}, part)

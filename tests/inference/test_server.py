@@ -514,11 +514,11 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
             page.locator("#explained").filter(has_text=label).wait_for()
             assert page.get_by_role("button", name=label).get_attribute("aria-pressed") == "true"
         page.wait_for_function("document.getElementById('heat').naturalWidth === 64")
-        assert page.locator("#heat").is_visible()
-        assert page.locator("#seen").is_visible()
+        assert page.locator("#heatmap").is_visible()
+        assert page.locator("#input-picture").is_visible()
         page.get_by_role("checkbox").uncheck()
-        assert not page.locator("#heat").is_visible()
-        assert page.locator("#seen").is_visible()
+        assert not page.locator("#heatmap").is_visible()
+        assert page.locator("#input-picture").is_visible()
         page.get_by_role("checkbox").check()
         page.screenshot(path=tmp_path / "serve.png")
         if os.environ.get("HEADSTART_SCREENSHOTS") == "1":
@@ -528,9 +528,9 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
         # What is no picture is said on the page, and the next one is answered.
         page.set_input_files("#file", tmp_path / "notes.txt")
         page.get_by_role("status").filter(has_text="not a picture that Pillow can read").wait_for()
-        assert not page.locator("#found").is_visible()
+        assert not page.locator("#answer").is_visible()
         page.set_input_files("#file", tmp_path / "halves.png")
-        page.locator("#found").wait_for()
+        page.locator("#answer").wait_for()
         assert not [url for url in asked if not url.startswith((server.address, "data:", "blob:"))]
 
 

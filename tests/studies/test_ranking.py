@@ -35,7 +35,7 @@ from headstart.studies.candidates import Candidate, Sample, more_features, store
 from headstart.studies.halving import Standing, choose, halve, over_budget
 from headstart.studies.ranking import rank
 from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
-from headstart.training.features import Shown
+from headstart.training.features import FeatureExtractor
 from headstart.training.linear_probe import folds_of
 from tests.training.test_features import packed
 
@@ -426,17 +426,17 @@ def test_features_kept_are_those_of_a_fresh_pass(
     tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame], mirror: str
 ) -> None:
     candidate = stored("test_resnet", pictures, mirror, tmp_path / "candidates")
-    shown = Shown(candidate.trunk(), pictures[0], CPU)
+    extractor = FeatureExtractor(candidate.trunk(), pictures[0], CPU)
     rows = Sample.of(pictures[1], 0).rows[30:60]
     made: list[str] = []
 
     def engine() -> Any:
         made.append("once")
-        return lambda batch: shown.network(batch)
+        return lambda batch: extractor.network(batch)
 
     width = candidate.card.features
-    first = more_features(shown, "torch", engine, rows, width, tmp_path / "kept")
-    second = more_features(shown, "torch", engine, rows, width, tmp_path / "kept")
+    first = more_features(extractor, "torch", engine, rows, width, tmp_path / "kept")
+    second = more_features(extractor, "torch", engine, rows, width, tmp_path / "kept")
     assert made == ["once"]
     assert torch.equal(first, second)
     trunk = candidate.trunk().eval()

@@ -1,10 +1,12 @@
-"""Adding a metric is one entry in METRICS and, if the gate may use it, its name in Gate.metric: as CONTRIBUTING.md says."""
+"""A metric and a stage are added as CONTRIBUTING.md says."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+
+import yaml
 
 from tests.inference.test_predictor import NETWORK
 from tests.stages.conftest import SLICE, Clone
@@ -54,3 +56,57 @@ def test_a_metric_that_is_added_is_in_metrics_json_the_report_and_the_gate(proje
     assert f"<td>{test['top_two_accuracy']:.3f} (" in report
     sentence = clone.run("python", "-c", GATE).stdout
     assert "Accuracy of the first two is 1.000 worse, more than gate.margin 0.01 allows" in sentence
+
+
+FOLDER = """
+class CensusFolder(Folder):
+    details = File("census.json")
+
+"""
+
+RUN = '''"""How many pictures each class has."""
+
+from headstart.base.artifacts import DataFolder
+from headstart.base.files import write_json
+from headstart.base.params import Params
+from headstart.data.manifest import read_manifest
+
+
+def run(params: Params, data: DataFolder) -> None:
+    counts = read_manifest(data.prepare)["label"].value_counts()
+    write_json(data.census.details, counts.to_dict())
+'''
+
+SCRIPT = '''"""Count the pictures."""
+
+from headstart.base.stage import start
+from headstart.data.census import run
+
+start(__file__, run)
+'''
+
+
+def test_a_stage_that_is_added_runs_when_its_code_or_its_inputs_change(copy_of: Clone) -> None:
+    clone = copy_of
+    artifacts = clone.folder / "headstart/base/artifacts/__init__.py"
+    insert(artifacts, FOLDER, "\nclass DataFolder(Folder):")
+    insert(
+        artifacts, '    census = Subfolder("census", CensusFolder)\n', '    prepare = Subfolder("prepare", PrepareFolder)'
+    )
+    work = clone.folder / "headstart/data/census.py"
+    work.write_text(RUN)
+    (clone.folder / "stages/census.py").write_text(SCRIPT)
+    pipeline = yaml.safe_load(clone.read("dvc.yaml"))
+    pipeline["stages"]["census"] = {
+        "cmd": "python stages/census.py", "deps": ["data/fetch/code/census.json", "data/prepare"], "outs": ["data/census"],
+    }  # fmt: skip
+    (clone.folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    assert clone.stages_run("census")[-1] == "census"
+    counts = json.loads(clone.read("data/census/census.json"))
+    assert set(counts.values()) == {12}
+    assert clone.stages_run("census") == []
+    work.write_text(RUN.replace("counts.to_dict()", "counts[:2].to_dict()"))
+    assert clone.stages_run("census") == ["census"]
+    assert len(json.loads(clone.read("data/census/census.json"))) == 2
+    clone.set(data={"limit": 11})
+    assert clone.stages_run("census") == ["prepare", "census"]

@@ -8,7 +8,7 @@ a classifier gets wrong would make its report too good.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,6 @@ from headstart.monitoring.two_sample import (
     MIN_PICTURES,
     SIGNIFICANCE,
     NoveltyDetector,
-    TwoSample,
     one_per_group,
     subsample,
     two_sample,
@@ -189,8 +188,8 @@ def compare(
     )
 
 
-def _separability(test: TwoSample | None) -> Separability | None:
-    return None if test is None else Separability(**rounded(asdict(test)), differ=test.differ)
+def _separability(test: Separability | None) -> Separability | None:
+    return None if test is None else Separability(**rounded(test.model_dump()))
 
 
 def _rounded(estimate: Estimate) -> Interval:

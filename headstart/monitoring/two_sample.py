@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from headstart.base.arrays import Bools, Floats, Ints
+from headstart.base.artifacts.drift import Separability
 from headstart.evaluation.intervals import RESAMPLES, percentile_interval, resample
 
 FOLDS = 5
@@ -28,29 +29,6 @@ MIN_PICTURES = 10  # on either side
 SIGNIFICANCE = 0.01  # so one month in a hundred is a false alarm
 NEIGHBOURS = 10
 NOVELTY_PERCENTILE = 99  # of the old pictures' distances to each other
-
-
-@dataclass(frozen=True)
-class TwoSample:
-    """The result of the test.
-
-    Attributes:
-        auc: how often, given one new and one old picture, the classifier picks the new one; chance is 0.5.
-        low, high: its 95 % interval, by bootstrap.
-        p: the share of random divisions of the same pictures that are told apart as well.
-        new, old: how many pictures were compared.
-    """
-
-    auc: float
-    low: float
-    high: float
-    p: float
-    new: int
-    old: int
-
-    @property
-    def differ(self) -> bool:
-        return self.p <= SIGNIFICANCE
 
 
 def one_per_group(groups: NDArray[Any], rng: np.random.Generator) -> Ints:
@@ -67,7 +45,7 @@ def subsample(rows: Ints, at_most: int, rng: np.random.Generator) -> Ints:
 
 def two_sample(
     features: Floats, new: Bools, groups: NDArray[Any], seed: int, classes: NDArray[Any] | None = None
-) -> TwoSample | None:
+) -> Separability | None:
     """Whether the new pictures differ from the old ones; None where fewer than ten of either can be compared.
 
     Args:
@@ -91,7 +69,7 @@ def _counts(new: Bools) -> tuple[int, int]:
     return int(new.sum()), int((~new).sum())
 
 
-def _test(features: Floats, new: Bools, strata: Ints, rng: np.random.Generator) -> TwoSample:
+def _test(features: Floats, new: Bools, strata: Ints, rng: np.random.Generator) -> Separability:
     x = _without_means(features.astype(np.float64), strata)
     scale = x.std(axis=0)
     x /= np.where(scale < 1e-8, 1.0, scale)  # a constant feature carries no information and must not divide by zero
@@ -104,7 +82,8 @@ def _test(features: Floats, new: Bools, strata: Ints, rng: np.random.Generator) 
     independent = (len(new) + 1) / (12 * new.sum() * (~new).sum())  # Mann and Whitney's variance
     low, high = _interval(scores[:, 0], new, max(1.0, float(aucs[1:].std() / np.sqrt(independent))), rng)
     p = (1 + int((aucs[1:] >= aucs[0] - 1e-12).sum())) / (1 + PERMUTATIONS)
-    return TwoSample(float(aucs[0]), low, high, p, *_counts(new))
+    count, others = _counts(new)
+    return Separability(auc=float(aucs[0]), low=low, high=high, p=p, new=count, old=others, differ=p <= SIGNIFICANCE)
 
 
 def _without_means(values: Floats, strata: Ints) -> Floats:

@@ -11,8 +11,9 @@ class Separability(Part):
     """How well new pictures are told from old ones.
 
     Attributes:
-        auc: of one new and one old picture, how often the new one is told; chance is 0.5.
-        p: how often an arbitrary division of the pictures is told apart as well.
+        auc: how often, given one new and one old picture, a classifier picks the new one; chance is 0.5.
+        low, high: its 95 % interval, by bootstrap.
+        p: the share of random divisions of the same pictures that are told apart as well.
         new, old: pictures that were compared.
     """
 

@@ -18,7 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from pathlib import Path
@@ -315,9 +315,7 @@ class _Files:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 if name:
                     return self._found(module, name)
-        for name in importlib.metadata.packages_distributions().get(module, []):
-            return self._found(module, name)
-        return None
+        return next((self._found(module, name) for name in _distributions().get(module, [])), None)
 
     def _found(self, module: str, name: str) -> tuple[str, str]:
         """Without the local part of the version: builds of torch for other processors are the same library."""
@@ -336,6 +334,12 @@ def _files() -> _Files:
     return _Files()
 
 
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The distributions that are installed, by the modules that they bring: to list them takes a second."""
+    return importlib.metadata.packages_distributions()
+
+
 def _parsed(path: Path, content: bytes) -> Source:
     if path.suffix != ".py":
         text = content.decode("utf-8", "replace")
@@ -345,9 +349,9 @@ def _parsed(path: Path, content: bytes) -> Source:
         tree = without_docstrings(ast.parse(content))
     except SyntaxError as error:
         raise HeadstartError(f"{path}, line {error.lineno}: {error.msg}") from None
-    digest = hashlib.sha256()
-    for part in _canonical(tree):
-        digest.update(part.encode("utf-8", "surrogatepass"))
+    text: list[str] = []
+    _write_canonical(tree, text.append)
+    digest = hashlib.sha256("".join(text).encode("utf-8", "surrogatepass"))
     imports: set[str] = set()
     strings: set[str] = set()
     for node in _run_nodes(tree):
@@ -369,34 +373,39 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def _canonical(node: object) -> Iterator[str]:
-    """A tree as text that is the same in every version of Python: fields that are empty are left out, since new versions
-    add such."""
+def _write_canonical(node: object, write: Callable[[str], None]) -> None:
+    """Write a tree as text that is the same in every version of Python: fields that are empty are left out, since new
+    versions add such."""
     if isinstance(node, ast.AST):
-        yield f"({type(node).__name__}"
+        write(f"({type(node).__name__}")
         for name in node._fields:
             value = getattr(node, name, None)
             if value is not None and value != []:
-                yield f" {name}="
-                yield from _canonical(value)
-        yield ")"
+                write(f" {name}=")
+                _write_canonical(value, write)
+        write(")")
     elif isinstance(node, list):
         for item in node:
-            yield from _canonical(item)
-            yield ","
+            _write_canonical(item, write)
+            write(",")
     else:
-        yield f"{type(node).__name__}:{node!r}"
+        write(f"{type(node).__name__}:{node!r}")
 
 
-def _run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+def _run_nodes(tree: ast.Module) -> Iterator[ast.AST]:
     """All nodes but those under ``if TYPE_CHECKING:``."""
-    yield tree
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            for other in child.orelse:
-                yield from _run_nodes(other)
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and _is_for_type_checkers(node.test):
+            waiting += node.orelse
         else:
-            yield from _run_nodes(child)
+            yield node
+            waiting += ast.iter_child_nodes(node)
+
+
+def _is_for_type_checkers(test: ast.expr) -> bool:
+    return any("TYPE_CHECKING" in (getattr(node, "id", ""), getattr(node, "attr", "")) for node in ast.walk(test))
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -154,7 +154,7 @@ def test_it_is_killed_with_the_group_of_the_one_that_started_it(checkout: Clone)
 def test_ctrl_c_reaches_it_and_what_it_has_started(checkout: Clone) -> None:
     with beating(checkout) as shell:
         os.killpg(shell.pid, signal.SIGINT)
-        shell.wait()
+        shell.wait(timeout=60)
         assert_still(checkout)
     for number in (1, 2):
         assert (checkout.folder / f"interrupted{number}").exists()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 
 from headstart.base.private_names import end_as_python_does
 
+NAMED = 3  # of many, in one sentence
+
 
 class HeadstartError(Exception):
     """Something the user can mend; the message says what is wrong, where, and what to do."""
@@ -18,6 +20,13 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """A ready hint such as ``did you mean 'resnet18'?``, or an empty string where nothing is near."""
     near = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    listed = list(names)
+    more = len(listed) - NAMED
+    return ", ".join(listed[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def run_cleanly(main: Callable[[], None]) -> None:

@@ -63,7 +63,7 @@ class Prepare(Section):
 class Split(Section):
     val: Annotated[float, Field(gt=0, lt=1)] = 0.15
     test: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 4
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] | None = 4
 
     @model_validator(mode="after")
     def something_left_to_learn_from(self) -> Self:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 
 import pandas as pd
 
 from headstart.base.artifacts.audit import AuditReport, Dropped
+from headstart.base.errors import some
 from headstart.data.splits import SPLITS
 
 
@@ -26,6 +28,16 @@ class Audit:
 
     def drop(self, path: str, reason: str) -> None:
         self.dropped[path] = reason
+
+    def sentence(self) -> str:
+        """How many files are left out and why, the commonest reasons first, with a file for each. Empty where none is."""
+        alike: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(self.dropped):  # the same but for sizes and names
+            alike[re.split(r"[:;,(']| of ", re.sub(r"[\d×.]+", "", self.dropped[path]))[0]].append(path)
+        reasons = sorted(alike.values(), key=len, reverse=True)
+        named = (f"{len(paths)} as {paths[0]} ({self.dropped[paths[0]]})" for paths in reasons)
+        were = "file was" if len(self.dropped) == 1 else "files were"
+        return f"{len(self.dropped)} {were} left out: {some(named)}" if self.dropped else ""
 
     def report(self, manifest: pd.DataFrame, leaks: int) -> AuditReport:
         """What is written to audit.json, in order of paths and names."""

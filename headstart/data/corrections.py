@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import unicodedata
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from headstart.base.errors import HeadstartError, nearest
+from headstart.base.errors import HeadstartError, nearest, some
 from headstart.base.params import Data
 from headstart.base.paths import users_path
 from headstart.data.user_tables import read_table
 
 if TYPE_CHECKING:
     from headstart.data.picture import Picture
-
-PATHS_IN_MESSAGE = 3
 
 
 def corrected(pictures: list[Picture], data: Data) -> list[Picture]:
@@ -44,7 +42,7 @@ def _new_labels(name: str | None, original: dict[str, str]) -> dict[str, str]:
     labels: dict[str, str] = {}
     classes = sorted(set(original.values()))
     for place, row in _rows("data.relabel", name, ("path", "label"), original):
-        path, label = row["path"], row["label"]
+        path, label = row["path"], unicodedata.normalize("NFC", row["label"])
         if label not in classes:
             hint = nearest(label, classes) or f"it has {', '.join(classes)}"
             raise HeadstartError(f"data.relabel {name!r}, {place}: data.source has no class {label!r}, {hint}")
@@ -56,7 +54,7 @@ def _new_labels(name: str | None, original: dict[str, str]) -> dict[str, str]:
     unchanged = [path for path, label in labels.items() if original[path] == label]
     if unchanged:
         _warn(
-            f"data.relabel gives {_some(unchanged)} the label that the source has; in a row pasted from suspects.csv, the "
+            f"data.relabel gives {some(unchanged)} the label that the source has; in a row pasted from suspects.csv, the "
             "suggested label has to become the label"
         )
     return labels
@@ -72,19 +70,14 @@ def _rows(
     if not file.is_file():
         raise HeadstartError(f"{key} {name!r}: there is no file {file}; a relative path is from the project's folder")
     rows = read_table(file, columns)
+    as_written = {unicodedata.normalize("NFC", path): path for path in original}  # macOS writes é as e and an accent
     for _, row in rows:
-        row["path"] = PurePosixPath(row["path"]).as_posix()
+        path = PurePosixPath(row["path"]).as_posix()
+        row["path"] = path if path in original else as_written.get(unicodedata.normalize("NFC", path), path)
     unknown = dict.fromkeys(row["path"] for _, row in rows if row["path"] not in original)
     if unknown:
-        _warn(f"{key} names {_some(unknown)}, which data.source does not have (any more); ignored")
+        _warn(f"{key} names {some(unknown)}, which data.source does not have (any more); ignored")
     return [(place, row) for place, row in rows if row["path"] not in unknown]
-
-
-def _some(paths: Iterable[str]) -> str:
-    """The first few of the paths, and how many more there are."""
-    listed = list(paths)
-    more = len(listed) - PATHS_IN_MESSAGE
-    return ", ".join(listed[:PATHS_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
 
 def _warn(sentence: str) -> None:

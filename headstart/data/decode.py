@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageStat
 
 Image.MAX_IMAGE_PIXELS = None  # checked below against the user's own limit, before any pixel is decoded
 
@@ -25,6 +25,7 @@ THUMBNAIL_SIDE, HASH_SIDE, FINGERPRINT_SIDE = 16, 32, 96  # pixels
 # (8, HASH_SIDE): the eight lowest frequencies of the discrete cosine transform (type II).
 DCT_BASIS = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(HASH_SIDE) + 1) / (2 * HASH_SIDE))
 MAX_ASPECT_RATIO = 100  # a picture of one row, resized to a height of 256 pixels, would fill the memory
+NEARLY_WHITE = 0.03  # of the way from white to black: what is on average no darker is not seen on white
 RESIZE_ABOVE = 1.25  # times the short side: a smaller reduction takes longer than decoding and saves little
 # The transposition that undoes each value of EXIF's orientation tag. ImageOps.exif_transpose also rewrites the whole EXIF
 # block and fails on a picture when another tag in it is garbled.
@@ -73,8 +74,9 @@ def quiet() -> Iterator[None]:
 def decode(source: bytes | Path, short_side: int | None = None, max_megapixels: float = 100.0) -> Decoded:
     """Decode one picture in any format that Pillow reads.
 
-    Transparency is composited on white, CMYK and grey become RGB, 16 bits are scaled to 8, EXIF rotation is applied, and
-    the first frame of an animation is taken. The picture is resized to ``short_side`` pixels, unless it is hardly larger.
+    Transparency is composited on white (on black if all that is there is nearly white), CMYK and grey become RGB, 16 bits
+    are scaled to 8, EXIF rotation is applied, and the first frame of an animation is taken. The picture is resized to
+    ``short_side`` pixels, unless it is hardly larger.
 
     Raises:
         Unusable: it is not a picture, damaged, too large, or its pixels have no known range.
@@ -150,13 +152,25 @@ def _rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         notes.append("16 bits scaled to 8")
         image = Image.fromarray((values // 257).astype(np.uint8), "L")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        if np.asarray(rgba)[..., 3].min() < 255:
-            notes.append("transparency laid over white")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = _composited(image.convert("RGBA"), notes)
     if image.mode == "CMYK":
         notes.append("CMYK converted to RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _composited(image: Image.Image, notes: list[str]) -> Image.Image:
+    """A picture with transparency on a background on which something is seen: white, but for white icons."""
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return on_white
+    # The sum of alpha · (255 - luminance) / 255, which is what the picture takes away from white.
+    darkness = 255 * image.width * image.height - ImageStat.Stat(on_white.convert("L")).sum[0]
+    if darkness < NEARLY_WHITE * ImageStat.Stat(alpha).sum[0]:
+        notes.append("transparency laid over black: what is there is white")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    notes.append("transparency laid over white")
+    return on_white
 
 
 def fingerprint(image: Image.Image) -> tuple[int, bytes]:

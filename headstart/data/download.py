@@ -1,31 +1,35 @@
-"""Downloads through fsspec, checked by digest, and archives unpacked without leaving their folder."""
+"""Downloads through fsspec: one file, checked by digest, or a folder, of which only what has changed is fetched again."""
 
 from __future__ import annotations
 
 import hashlib
-import lzma
-import shutil
-import tarfile
-import tempfile
-import zipfile
-import zlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 from headstart.base.errors import HeadstartError
-from headstart.base.files import replacing
+from headstart.base.files import replacing, write_text
 from headstart.base.progress import progress
+from headstart.data.archives import lands_outside
 
 CHUNK = 1 << 20
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+# A web page lists nothing but names, and a folder here gives the times of links and not of what they lead to.
+LISTED_WITHOUT_STAMPS = ("http://", "https://", "file://", "local://")
+REQUESTS_AT_ONCE = 16  # for the stamps of such files
+# By what the file systems of fsspec tell one version of a file from the next, without case and hyphens.
+VALIDATORS = {"etag", "lastmodified", "contentmd5", "digest", "md5hash", "generation", "updated", "mtime", "created", "ino"}
+# A file may change twice in the second that Last-Modified names, which is believed once it is older than this (RFC 9110).
+RECENT = timedelta(minutes=1)
 
 
 def is_address(source: str) -> bool:
     return "://" in source
-
-
-def is_archive(name: str) -> bool:
-    return name.split("?")[0].lower().endswith(ARCHIVES)
 
 
 def download(address: str, target: Path, sha256_prefix: str | None = None) -> str:
@@ -43,103 +47,123 @@ def download(address: str, target: Path, sha256_prefix: str | None = None) -> st
     import fsspec
 
     digest = hashlib.sha256()
-    try:
-        with fsspec.open(address, "rb", **_options(address)) as stream, replacing(target) as part:
-            total = getattr(stream, "size", None) or 0
-            with part.open("wb") as out, progress(f"download {target.name}", total >> 20, "MB") as advance:
-                while chunk := stream.read(CHUNK):
-                    out.write(chunk)
-                    digest.update(chunk)
-                    advance()
-            sha256 = digest.hexdigest()
-            if sha256_prefix and not sha256.startswith(sha256_prefix):
-                raise HeadstartError(
-                    f"{address} has SHA-256 {sha256[:16]}…, expected {sha256_prefix[:16]}…; the file was altered or cut"
-                )
-    except HeadstartError:
-        raise
-    except Exception as error:  # every file system has its own errors
-        raise HeadstartError(f"{address} could not be fetched: {_reason(error)}") from None
+    with _one_sentence(address), fsspec.open(address, "rb", **_options(address)) as stream, replacing(target) as part:
+        total = getattr(stream, "size", None) or 0
+        with part.open("wb") as out, progress(f"download {target.name}", total >> 20, "MB") as advance:
+            while chunk := stream.read(CHUNK):
+                out.write(chunk)
+                digest.update(chunk)
+                advance()
+        sha256 = digest.hexdigest()
+        if sha256_prefix and not sha256.startswith(sha256_prefix):
+            raise HeadstartError(
+                f"{address} has SHA-256 {sha256[:16]}…, expected {sha256_prefix[:16]}…; the file was altered or cut"
+            )
     return sha256
+
+
+def stamp(address: str) -> str:
+    """What tells one version of the file at ``address`` from the next, without fetching it: ETag, Last-Modified and the
+    like, and its size. Empty where nothing surely does.
+
+    Raises:
+        HeadstartError: the address does not answer.
+    """
+    import fsspec
+
+    with _one_sentence(address):
+        system, path = fsspec.core.url_to_fs(address, **_options(address))
+        system.invalidate_cache()
+        return _stamp(system.info(path))
 
 
 def download_folder(address: str, target: Path) -> None:
     """Mirror every file below ``address`` into ``target``.
 
-    Files that are there with the same size are not downloaded again; files that are no longer at the address are removed.
+    Files whose stamp is that of the last time are not fetched again; files that are no longer at the address are removed.
+    The stamps are kept beside ``target``.
 
     Raises:
         HeadstartError: the address cannot be listed, or a file cannot be downloaded.
     """
     import fsspec
 
-    try:
+    with _one_sentence(address):
         system, root = fsspec.core.url_to_fs(address, **_options(address))
-        listing = system.find(root, detail=True)
+        system.invalidate_cache()
+        listing: dict[str, dict[str, Any]] = system.find(root, detail=True)
         listing.pop(root, None)  # a page without links is listed as a file
-        wanted = set()
-        # An HTTP server may leave out the size; such a file is downloaded once.
-        for name, entry in listing.items():
-            relative = name[len(root) :].lstrip("/")
-            local = target / _checked(PurePosixPath(unquote(relative) if address.startswith("http") else relative))
-            wanted.add(local)
-            size = entry.get("size")
-            if local.exists() and (size is None or local.stat().st_size == size):
-                continue
-            with replacing(local) as part:
-                system.get_file(name, str(part))
+        if not listing:
+            raise HeadstartError(f"{address} holds no files; give the address of an archive or of a folder of classes")
+        wanted = {_relative(name[len(root) :].lstrip("/"), address): name for name in listing}
+        if address.startswith(LISTED_WITHOUT_STAMPS):
+            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+                listing = dict(zip(listing, pool.map(system.info, listing), strict=True))
+        for stale in [path for path in target.rglob("*") if path.is_file()]:
+            if stale.relative_to(target).as_posix() not in wanted:
+                stale.unlink()
+        file = target.with_name(f"{target.name}.stamps")
+        known, current = _read_stamps(file), {}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8", buffering=1) as done:  # line by line: what was fetched before a kill counts
+            for path in sorted(wanted):
+                name = wanted[path]
+                current[path] = _stamp(listing[name])
+                if not (current[path] and known.get(path) == current[path] and (target / path).is_file()):
+                    with replacing(target / path) as part:
+                        system.get_file(name, str(part))
+                    done.write(f"{json.dumps([path, current[path]])}\n")
+        write_text(file, "".join(f"{json.dumps([path, current[path]])}\n" for path in current))
+
+
+def _relative(name: str, address: str) -> str:
+    """The path below the folder of a file that is listed at an address.
+
+    Raises:
+        HeadstartError: it would be written outside of the folder.
+    """
+    path = PurePosixPath(unquote(name) if address.startswith("http") else name)
+    if lands_outside(path):
+        raise HeadstartError(f"{address} lists {str(path)!r}, which would land outside its folder; nothing was fetched")
+    return path.as_posix()
+
+
+def _read_stamps(file: Path) -> dict[str, str]:
+    """The stamp of each file when it was fetched."""
+    stamps = {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    for line in lines:
+        try:
+            path, seen = json.loads(line)
+            stamps[path] = seen
+        except (ValueError, TypeError):  # cut short by a kill
+            continue
+    return stamps
+
+
+def _stamp(entry: dict[str, Any]) -> str:
+    found = {key: str(entry[key]) for key in entry if key.lower().replace("-", "") in VALIDATORS and entry[key]}
+    if not found or (set(found) == {"Last-Modified"} and _is_recent(found["Last-Modified"])):
+        return ""
+    return json.dumps(found | {"size": str(entry.get("size"))}, sort_keys=True)
+
+
+def _is_recent(http_date: str) -> bool:
+    try:
+        return datetime.now(UTC) - parsedate_to_datetime(http_date) < RECENT
+    except (TypeError, ValueError):  # no date, or one without a time zone
+        return True
+
+
+@contextmanager
+def _one_sentence(address: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a HeadstartError: every file system has its own errors."""
+    try:
+        yield
     except HeadstartError:
         raise
     except Exception as error:
         raise HeadstartError(f"{address} could not be fetched: {_reason(error)}") from None
-    if not listing:
-        raise HeadstartError(f"{address} holds no files; give the address of an archive or of a folder of classes")
-    for stale in {path for path in target.rglob("*") if path.is_file()} - wanted:
-        stale.unlink()
-
-
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack a zip or tar archive. ``target`` appears only when it is complete.
-
-    Raises:
-        HeadstartError: it is not an archive or damaged, or a member would be written outside ``target``.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                for member in zipped.infolist():
-                    _checked(PurePosixPath(member.filename))
-                zipped.extractall(part)
-        elif not tarfile.is_tarfile(archive):
-            raise HeadstartError(f"{archive.name} could not be unpacked: is it a whole zip or tar file?")
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(part, filter="data")
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-    except tarfile.FilterError as error:
-        raise HeadstartError(f"{archive.name} was not unpacked, a member is unsafe: {_reason(error)}") from None
-    except RuntimeError as error:  # zipfile: a password is needed, or the compression is unknown
-        raise HeadstartError(f"{archive.name} could not be unpacked: {_reason(error)}") from None
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
-        raise HeadstartError(
-            f"{archive.name} could not be unpacked: {_reason(error)}; is it a whole zip or tar file?"
-        ) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _checked(name: PurePosixPath) -> PurePosixPath:
-    """The name of an archive's member.
-
-    Raises:
-        HeadstartError: it would be written outside the target folder.
-    """
-    if name.is_absolute() or ".." in name.parts:
-        raise HeadstartError(f"the entry {str(name)!r} would land outside its folder; nothing was unpacked")
-    return name
 
 
 def _options(address: str) -> dict[str, object]:
@@ -155,4 +179,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) and is_address(str(error)):
         error = error.__cause__  # fsspec hides "connection refused" and "404" behind an error with the address only
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FileNotFoundError) and error.errno is None:  # fsspec's own, of which the text is a path
+        text += " is not there"
     return f"{text}, with pip" if isinstance(error, ImportError) else text[:300]

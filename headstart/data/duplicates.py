@@ -17,8 +17,8 @@ THUMBNAIL_DIFFERENCE = 4.0
 BATCH = 1024
 
 
-def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits: int) -> Ints:
-    """All pairs of near-duplicates, each as (i, j) with i < j, in order.
+def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits: int | None) -> Ints:
+    """All pairs of near-duplicates, each as (i, j) with i < j, in order; none where ``bits`` is None.
 
     Two pictures are near-duplicates when their perceptual hashes (Zauner 2010, DCT of the 32×32 grey picture) differ in
     at most ``bits`` of 64 and their thumbnails by less than ``THUMBNAIL_DIFFERENCE`` on average. If two hashes cut into
@@ -33,6 +33,8 @@ def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits: 
     Returns:
         (P, 2) array.
     """
+    if bits is None:
+        return np.empty((0, 2), np.int64)
     confirmed = [np.empty((0, 2), np.int64)]
     for candidates in _pairs_of_close_hashes(hashes, bits):
         for start in range(0, len(candidates), BATCH):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
+import unicodedata
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,8 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
         raise HeadstartError(
             f"data.source {data.source!r} holds no files in class folders; expected one folder per class ({listing.root})"
         )
-    pictures = _hashed(Listing(listing.root, corrected(listing.pictures, data)), data.source)
-    labels = {picture.label for picture in pictures}
+    pictures = _hashed(Listing(listing.root, corrected(list(map(_composed, listing.pictures)), data)), data.source)
+    labels = {picture.label for picture in pictures if picture.sha256}
     if len(labels) < 2:
         classes = f"one class only ({labels.pop()!r})" if labels else "no class"
         after = " after data.exclude and data.relabel" if data.exclude or data.relabel else ""
@@ -67,8 +70,15 @@ def read_manifest(path: Path) -> list[Picture]:
         return [Picture(**(row | {"size": int(row["size"])})) for row in csv.DictReader(stream)]  # type: ignore[arg-type]
 
 
+def _composed(picture: Picture) -> Picture:
+    """A macOS disk writes é as e and an accent: the same class, and the same group, whichever way it is written."""
+    label, group = (unicodedata.normalize("NFC", text) for text in (picture.label, picture.group))
+    return replace(picture, label=label, group=group)
+
+
 def _hashed(listing: Listing, source: str) -> list[Picture]:
-    """The pictures with size and SHA-256. A file whose size and time have not changed is not read again."""
+    """The pictures with size and SHA-256, without digest where a link leads nowhere. A file whose size and times have not
+    changed is not read again."""
     index_file = state_folder("hashes") / f"{hashlib.sha256(f'{source} {listing.root}'.encode()).hexdigest()[:16]}.json"
     try:
         known: dict[str, list[Any]] = read_json(index_file)
@@ -81,12 +91,16 @@ def _hashed(listing: Listing, source: str) -> list[Picture]:
         try:
             stat = path.stat()
             entry = known.get(picture.path)
-            if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-                entry = [stat.st_size, stat.st_mtime_ns, sha256_of(path)]
+            seen = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]  # the last also where cp -p gave it its old time
+            if entry is None or entry[:-1] != seen:
+                entry = [*seen, sha256_of(path)]
         except OSError as error:
+            if path.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                pictures.append(picture)
+                continue
             raise HeadstartError(f"{path} cannot be read: {error.strerror}; mend its permissions or move it away") from None
         current[picture.path] = entry
-        pictures.append(Picture(picture.path, picture.label, picture.split, picture.group, entry[0], entry[2]))
+        pictures.append(Picture(picture.path, picture.label, picture.split, picture.group, entry[0], entry[-1]))
     if current != known:
         write_json(index_file, current)
     return pictures
@@ -99,7 +113,7 @@ def _first_of_each_class(pictures: list[Picture], limit: int) -> list[Picture]:
     for picture in sorted(pictures, key=lambda picture: (picture.sha256, picture.path)):
         key = (picture.label, picture.split)
         if counts[key] < limit:
-            counts[key] += 1
+            counts[key] += bool(picture.sha256)  # a link that leads nowhere takes no picture's place
             chosen.add(picture.path)
     return [picture for picture in pictures if picture.path in chosen]
 

@@ -2,31 +2,64 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import sys
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
 
 from headstart.base.arrays import Ints
+from headstart.base.errors import some
 from headstart.base.params import Split
 from headstart.data import duplicates
 from headstart.data.audit import Audit
 from headstart.data.pack import PackedPicture
 from headstart.data.splits import SPLITS, split_of
 
+CONFLICTS_NAMED = 100  # pairs; of n pictures that look alike there are n² / 2
+
 
 def assign_splits(usable: list[PackedPicture], settings: Split, seed: int, audit: Audit) -> list[PackedPicture]:
     """The pictures with their splits and groups, without those that would leak from one split of the source to another.
 
-    Near-duplicates and pictures with the same group of the user's make one group.
+    Near-duplicates and pictures with the same group of the user's make one group. But near-duplicates that would empty a
+    split, or take a class out of one (one part before a fixed camera, with a scratch or without), are told apart like any
+    other pictures, and the audit says so.
     """
     if not usable:
         return usable
+    labels = np.array([p.picture.label for p in usable])
     pairs = _near_pairs(usable, settings.near_duplicate_bits)
-    for i, j in pairs:
-        a, b = usable[i].picture, usable[j].picture
-        if a.label != b.label:
-            audit.warnings.append(f"near-duplicates with two labels: {a.path} ({a.label}) and {b.path} ({b.label})")
+    conflicts = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+    for a, b in ((usable[i].picture, usable[j].picture) for i, j in conflicts[:CONFLICTS_NAMED]):
+        audit.warnings.append(f"near-duplicates with two labels: {a.path} ({a.label}) and {b.path} ({b.label})")
+    if len(conflicts) > CONFLICTS_NAMED:
+        audit.warnings.append(f"near-duplicates with two labels: {len(conflicts) - CONFLICTS_NAMED} more pairs")
+    apart, _ = _assigned(usable, pairs[:0], settings, seed)
+    told_apart: set[str] = set()
+    while True:
+        together, found = _assigned(usable, pairs, settings, seed)
+        lost = _lost(usable, apart, together, pairs)
+        if not lost:
+            break
+        told_apart |= lost
+        pairs = pairs[~np.isin(labels[pairs], sorted(lost)).any(axis=1)]
+    if told_apart:
+        sentence = (
+            f"near-duplicates of {some(repr(label) for label in sorted(told_apart))} are not kept in one split: so many "
+            "pictures look alike there that too few would be left for another. Test figures may be too good: give pictures "
+            "that belong together a group in a table. split.near_duplicate_bits: null turns the search off"
+        )
+        audit.warnings.append(sentence)
+        print(f"headstart: {sentence}", file=sys.stderr)
+    audit.warnings += found.warnings
+    audit.dropped |= found.dropped
+    return together
+
+
+def _assigned(usable: list[PackedPicture], pairs: Ints, settings: Split, seed: int) -> tuple[list[PackedPicture], Audit]:
+    """The pictures with splits and groups if ``pairs`` are the near-duplicates, and what is dropped and warned of then."""
+    audit = Audit()
     source_has_splits = usable[0].picture.split != ""
     if source_has_splits:
         usable, pairs = _without_leaks(usable, pairs, audit)
@@ -46,15 +79,33 @@ def assign_splits(usable: list[PackedPicture], settings: Split, seed: int, audit
         else:
             split = p.picture.split
         result.append(replace(p, split=split, group=key))
-    return result
+    return result, audit
+
+
+def _lost(usable: list[PackedPicture], apart: list[PackedPicture], together: list[PackedPicture], pairs: Ints) -> set[str]:
+    """The classes whose near-duplicates cannot be kept in one split: all if a split is empty only because of them; else
+    those that have no training picture because of them, and those of which most pictures look alike and a split gets less
+    than a quarter of what it would have."""
+    wanted, got = (Counter((p.picture.label, p.split) for p in pictures) for pictures in (apart, together))
+    labels = {label for label, _ in wanted}
+    if {split for _, split in wanted} - {split for _, split in got}:
+        return labels
+    sizes = Counter(p.picture.label for p in usable)
+    alike = Counter(zip((p.picture.label for p in usable), _components(usable, pairs).tolist(), strict=True))
+    lumped = {label for (label, _), size in alike.items() if size > sizes[label] / 2}
+    return {
+        label
+        for (label, split), n in wanted.items()
+        if (split == "train" and not got[label, split]) or (label in lumped and got[label, split] < n / 4)
+    }
 
 
 def count_leaks(usable: list[PackedPicture], settings: Split) -> int:
     """Pairs of near-duplicates, and pictures of one group, in two splits: counted in the result, not assumed."""
     if not usable:
         return 0
-    crossing = sum(usable[i].split != usable[j].split for i, j in _near_pairs(usable, settings.near_duplicate_bits))
-    return int(crossing) + sum(len(splits) - 1 for splits in _splits_of_groups(usable).values())
+    splits = np.array([p.split for p in usable])[_near_pairs(usable, settings.near_duplicate_bits)]
+    return int((splits[:, 0] != splits[:, 1]).sum()) + sum(len(splits) - 1 for splits in _splits_of_groups(usable).values())
 
 
 def distance_from_train(split: str) -> int:
@@ -62,7 +113,7 @@ def distance_from_train(split: str) -> int:
     return SPLITS.index(split) if split else 0
 
 
-def _near_pairs(usable: list[PackedPicture], bits: int) -> Ints:
+def _near_pairs(usable: list[PackedPicture], bits: int | None) -> Ints:
     hashes = np.array([p.phash for p in usable], np.uint64)
     thumbnails = np.frombuffer(b"".join(p.thumbnail for p in usable), np.uint8).reshape(len(usable), -1)
     return duplicates.near_pairs(hashes, thumbnails, bits)
@@ -97,18 +148,18 @@ def _order(p: PackedPicture) -> tuple[bool, str, int, str]:
 
 def _without_leaks(usable: list[PackedPicture], pairs: Ints, audit: Audit) -> tuple[list[PackedPicture], Ints]:
     """Of near-duplicates in two splits of the source, drop the one nearer to train."""
-    dropped: set[int] = set()
-    for i, j in sorted(map(tuple, pairs.tolist())):
-        a, b = distance_from_train(usable[i].picture.split), distance_from_train(usable[j].picture.split)
-        if a == b or i in dropped or j in dropped:
+    distance = np.array([distance_from_train(p.picture.split) for p in usable])
+    crossing = pairs[distance[pairs[:, 0]] != distance[pairs[:, 1]]]
+    dropped = np.zeros(len(usable), bool)
+    for i, j in crossing.tolist():
+        if dropped[i] or dropped[j]:
             continue
-        drop, keep = (i, j) if a < b else (j, i)
-        dropped.add(drop)
+        drop, keep = (i, j) if distance[i] < distance[j] else (j, i)
+        dropped[drop] = True
         twin = usable[keep].picture
         audit.drop(usable[drop].picture.path, f"near-duplicate of {twin.path}, which is in {twin.split}")
-    new_row = np.cumsum([i not in dropped for i in range(len(usable))]) - 1
-    kept = [(new_row[i], new_row[j]) for i, j in pairs if i not in dropped and j not in dropped]
-    return [p for i, p in enumerate(usable) if i not in dropped], np.array(kept, np.int64).reshape(-1, 2)
+    new_row = np.cumsum(~dropped) - 1
+    return [p for p, gone in zip(usable, dropped, strict=True) if not gone], new_row[pairs[~dropped[pairs].any(axis=1)]]
 
 
 def _splits_of_groups(usable: list[PackedPicture]) -> dict[str, set[str]]:

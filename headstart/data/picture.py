@@ -55,3 +55,8 @@ class Source(ABC):
         Raises:
             HeadstartError: they cannot be reached, or are not arranged as this kind of source has to be.
         """
+
+    def root(self, data: Data) -> Path:
+        """The folder that the paths of the last listing start from. Nothing is fetched anew: between two listings the
+        pictures stay what they were."""
+        return self.listing(data).root

@@ -20,14 +20,14 @@ from headstart.data.groups import assign_splits, count_leaks, distance_from_trai
 from headstart.data.pack import PackedPicture, pack, write_index
 from headstart.data.packed import Pixels
 from headstart.data.picture import Picture
-from headstart.data.sources import locate
+from headstart.data.sources import source_of
 from headstart.data.splits import SPLITS
 
 
 def run(params: Params, data: DataFolder) -> None:
     """Audit every picture, split, decode once, and draw a few pictures of each class on a sheet."""
     pictures, folder = read_manifest(data.fetch.manifest), data.prepare
-    root, threads = locate(params.data).root, params.threads or cores()
+    root, threads = source_of(params.data).root(params.data), params.threads or cores()
     manifest = prepare(pictures, root, params.prepare, params.split, params.seed, threads, folder)
     write_contact_sheet(Pixels(folder), manifest, folder.sheet)
     counts = ", ".join(f"{n} {split}" for split, n in manifest["split"].value_counts().items())
@@ -65,7 +65,10 @@ def _without_exact_duplicates(pictures: list[Picture], audit: Audit) -> list[Pic
     """One of each set of equal files; none where their labels differ, since one of the labels is wrong."""
     by_digest: dict[str, list[Picture]] = defaultdict(list)
     for picture in pictures:
-        by_digest[picture.sha256].append(picture)
+        if picture.sha256:
+            by_digest[picture.sha256].append(picture)
+        else:
+            audit.drop(picture.path, "a link that leads nowhere")
     unique = []
     for copies in by_digest.values():
         if not copies[0].size:  # empty files are equal, but they are dropped later for being empty
@@ -79,7 +82,10 @@ def _without_exact_duplicates(pictures: list[Picture], audit: Audit) -> list[Pic
             unique.append(first)
             for copy in others:
                 leak = f", which is in {first.split}" if first.split != copy.split else ""
-                audit.drop(copy.path, f"exact duplicate of {first.path}{leak}")
+                if copy.path != first.path:
+                    audit.drop(copy.path, f"exact duplicate of {first.path}{leak}")
+                else:  # in two rows of a table
+                    audit.warnings.append(f"{copy.path} is listed twice{leak or ', in two groups'}; it counts once")
     return sorted(unique, key=lambda picture: picture.path)
 
 
@@ -106,14 +112,17 @@ def _without_untrainable_classes(usable: list[PackedPicture], settings: Prepare,
             audit.warnings.append(f"class {label!r} has {total} pictures only; add more or leave it out")
         elif missing:
             audit.warnings.append(f"class {label!r} ({total} pictures) has none in {' and '.join(missing)}")
-    advice = "see data/prepare/audit.json for what was left out and why, and add pictures"
+    left_out = f"; {audit.sentence()}" if audit.dropped else ""
     if len(classes) < 2:
-        raise HeadstartError(f"{len(classes)} class with usable training pictures is left, two are needed; {advice}")
+        left = "1 class with usable training pictures is" if classes else "no class with usable training pictures is"
+        raise HeadstartError(f"{left} left, two are needed; add pictures{left_out}")
     for split in SPLITS:
         if not any(p.split == split for p in usable):
+            groups = len({p.group for p in usable})
+            together = f" in {groups} groups of related pictures" if groups < len(usable) else ""
             raise HeadstartError(
-                f"no picture fell into {split}: {len(usable)} pictures are too few for this split; raise split.val or "
-                f"split.test, or {advice}"
+                f"no picture fell into {split}: {len(usable)} pictures{together} are too few for this split; "
+                f"raise split.val or split.test, or add pictures{left_out}"
             )
     return usable
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from headstart.base.errors import HeadstartError
+from headstart.base.files import read_json, write_json
 from headstart.base.params import Data
 from headstart.base.paths import state_folder, users_path
-from headstart.data.download import download, download_folder, is_address, is_archive, unpack
+from headstart.data.archives import is_archive, unpack
+from headstart.data.download import download, download_folder, is_address, stamp
 from headstart.data.picture import Listing, Source
-from headstart.data.sources_folder import files_below, list_folder
+from headstart.data.sources_folder import files_below, list_folder, unwrapped
 
 
 class Archive(Source):
-    """A folder of classes in a .zip or .tar; unpacked again only when the file has changed."""
+    """A folder of classes in a .zip or .tar; unpacked again when the file has changed."""
 
     form = "an existing .zip or .tar archive"
     needs_unpacking = True
@@ -24,16 +26,21 @@ class Archive(Source):
         return is_archive(path.name) and path.is_file()
 
     def listing(self, data: Data) -> Listing:
-        archive = users_path(data.source)
+        archive, folder = users_path(data.source), _unpacked(data)
         stat = archive.stat()
-        folder = state_folder("downloads") / _key(f"{archive} {stat.st_size} {stat.st_mtime_ns}")
-        if not folder.exists():
+        now = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+        if _known(folder).get("stamp") != now:
             unpack(archive, folder)
+            write_json(_stamps(folder), {"stamp": now})
         return list_folder(folder)
+
+    def root(self, data: Data) -> Path:
+        return unwrapped(_unpacked(data))
 
 
 class Address(Source):
-    """An archive, which is downloaded once, or a folder of classes, which is mirrored in every run."""
+    """An archive or a folder of classes, of which every run fetches what has changed. If the address does not answer, what
+    was fetched before is used."""
 
     form = "an address with ://"
     needs_network = True
@@ -42,23 +49,52 @@ class Address(Source):
         return is_address(source)
 
     def listing(self, data: Data) -> Listing:
-        address, key = data.source, _key(data.source)
-        folder = state_folder("downloads") / key
-        if is_archive(address):
-            if not folder.exists():
-                archive = folder.with_name(f"{key}-{PurePosixPath(address.split('?')[0]).name}")
-                download(address, archive)
-                unpack(archive, folder)
-                archive.unlink()
-        else:
-            try:
+        address, folder = data.source, _unpacked(data)
+        try:
+            if is_archive(address):
+                _fetch_archive(address, folder)
+            else:
                 download_folder(address, folder)
-            except HeadstartError as error:
-                if not folder.exists() or not any(files_below(folder)):
-                    raise
-                print(f"headstart: {error}; going on with what was fetched before")
+        except HeadstartError as error:
+            if not folder.exists() or not any(files_below(folder)):
+                raise
+            print(f"headstart: {error}; going on with what was fetched before")
         return list_folder(folder)
 
+    def root(self, data: Data) -> Path:
+        return unwrapped(_unpacked(data))
 
-def _key(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+def _unpacked(data: Data) -> Path:
+    """The folder for what is unpacked or mirrored."""
+    name = data.source if is_address(data.source) else str(users_path(data.source))
+    return state_folder("downloads") / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _fetch_archive(address: str, folder: Path) -> None:
+    """Download and unpack the archive at ``address``, if it is another than the one that was unpacked last."""
+    known, now = _known(folder), stamp(address)
+    if now and known.get("stamp") == now:
+        return
+    archive = folder.with_name(f"{folder.name}-{PurePosixPath(address.split('?')[0]).name}")
+    try:
+        sha256 = download(address, archive)
+        if known.get("sha256") != sha256:
+            unpack(archive, folder)
+    finally:
+        archive.unlink(missing_ok=True)
+    write_json(_stamps(folder), {"stamp": now, "sha256": sha256})
+
+
+def _stamps(folder: Path) -> Path:
+    """The file that says which archive was unpacked into ``folder``."""
+    return folder.with_name(f"{folder.name}.stamps")
+
+
+def _known(folder: Path) -> dict[str, str]:
+    """What that file says; nothing where ``folder`` is gone."""
+    try:
+        known: dict[str, str] = read_json(_stamps(folder)) if folder.exists() else {}
+    except (OSError, ValueError):
+        return {}
+    return known

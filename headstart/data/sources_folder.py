@@ -44,6 +44,9 @@ def list_folder(root: Path) -> Listing:
     """
     root = unwrapped(root)
     top = _subfolders(root)
+    for entry in _visible(root):
+        if entry.name.lower() in SPLIT_NAMES and _leads_nowhere(entry):
+            raise HeadstartError(f"{entry.path} is a link that leads nowhere; mend or remove it")
     splits = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
     others = [name for name in top if name not in splits]
     splits_hold_classes = any(_subfolders(root / name) for name in splits)
@@ -63,15 +66,12 @@ def list_folder(root: Path) -> Listing:
     else:
         parts = [(root, "")]
     pictures = [
-        Picture(file.relative_to(root).as_posix(), label, split)
-        for part, split in parts
-        for label in _subfolders(part)
-        for file in files_below(part / label)
+        Picture(file.relative_to(root).as_posix(), label, split) for part, split in parts for label, file in _labelled(part)
     ]
     for picture in pictures:
         if NO_TEXT.search(picture.path):
             raise HeadstartError(f"{root} has a file whose name is no proper text, {picture.path!a}; rename it")
-    if not pictures and any(files_below(root)):
+    if not any(map(_subfolders, (part for part, _ in parts))) and any(files_below(root)):
         raise HeadstartError(f"{root} holds files but no class folders; put each class's pictures in a folder of its own")
     return Listing(root, sorted(with_test_split(pictures), key=lambda picture: picture.path))
 
@@ -87,28 +87,47 @@ def with_test_split(pictures: list[Picture]) -> list[Picture]:
 
 
 def unwrapped(root: Path) -> Path:
-    """The first folder from ``root`` downwards that holds more than one folder: archives often wrap everything in one."""
+    """The first folder from ``root`` downwards that holds more than one folder: archives often wrap everything in one, with
+    a README beside it."""
     while True:
         folders = _subfolders(root)
-        if len(folders) != 1 or folders[0].lower() in SPLIT_NAMES or any(e.is_file() for e in _visible(root)):
+        if len(folders) != 1 or folders[0].lower() in SPLIT_NAMES or not _subfolders(root / folders[0]):
             return root
-        if not _subfolders(root / folders[0]):
+        if any(map(_leads_nowhere, _visible(root))):  # to what may be another class
             return root
         root = root / folders[0]
 
 
 def files_below(folder: Path, ancestors: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below ``folder`` in order of their names, without hidden files and what is in hidden folders.
+    """All files below ``folder`` in order of their names, without hidden files and what is in hidden folders. Links that
+    lead nowhere count as files: they may have been pictures.
 
     Links to folders are followed, unless they lead to one of the folders that they are in (``ancestors``).
     """
     ancestors = (*ancestors, folder.resolve())
     for entry in _visible(folder):
-        if entry.is_dir():
+        if _leads_nowhere(entry):
+            yield Path(entry.path)
+        elif entry.is_dir():
             if Path(entry.path).resolve() not in ancestors:
                 yield from files_below(Path(entry.path), ancestors)
         elif entry.is_file():
             yield Path(entry.path)
+
+
+def _labelled(part: Path) -> Iterator[tuple[str, Path]]:
+    """The files in class folders, each with its class. A link that leads nowhere may have led to such a folder."""
+    for entry in _visible(part):
+        if _leads_nowhere(entry):
+            yield entry.name, Path(entry.path)
+        elif entry.is_dir():
+            for file in files_below(Path(entry.path)):
+                yield entry.name, file
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a link to nothing, or to itself."""
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110 - Path's own raises for a circle of links
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -120,4 +139,4 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+    return [entry.name for entry in _visible(folder) if not _leads_nowhere(entry) and entry.is_dir()]

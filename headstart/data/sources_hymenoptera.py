@@ -9,7 +9,8 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import sha256_of
 from headstart.base.params import Data
 from headstart.base.paths import state_folder
-from headstart.data.download import download, unpack
+from headstart.data.archives import unpack
+from headstart.data.download import download
 from headstart.data.picture import Listing, Source
 from headstart.data.sources_folder import files_below, list_folder, unwrapped
 

@@ -26,11 +26,8 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
             columns = list(table.column_names)
             rows = [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
         else:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream)
-                columns = list(reader.fieldnames or [])
-                rows = [(f"line {reader.line_num}", row) for row in reader]
-    except (OSError, ValueError, csv.Error) as error:
+            columns, rows = _read_csv(path)
+    except (OSError, ValueError) as error:
         raise HeadstartError(f"{path} cannot be read as a table: {error}") from None
     for column in needed:
         if column not in columns:
@@ -39,12 +36,40 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
                 f"{path} has no column {column!r} (it has {', '.join(columns) or 'no rows'}); "
                 f"needed: {', '.join(needed)}{more}"
             )
+        if columns.count(column) > 1:
+            raise HeadstartError(f"{path} has {columns.count(column)} columns called {column!r}; keep one of them")
     texts = [(place, {column: _text(row.get(column)) for column in (*needed, *optional)}) for place, row in rows]
     for place, row in texts:
         for column in needed:
             if not row[column]:
                 raise HeadstartError(f"{path}, {place}: empty {column}")
     return texts
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
+    """The columns, and the rows with their lines.
+
+    Raises:
+        HeadstartError: a row has more cells than there are columns, or a quotation mark is not closed.
+        OSError, ValueError: the file cannot be read.
+    """
+    rows: list[tuple[str, dict[str, Any]]] = []
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, strict=True)
+        try:
+            columns = [name.strip() for name in next(reader, [])]
+            for cells in reader:
+                place = f"line {reader.line_num}"
+                if any(map(str.strip, cells[len(columns) :])):
+                    raise HeadstartError(
+                        f"{path}, {place}: {len(cells)} cells, and there are {len(columns)} columns; put a text with a "
+                        f'comma in it between quotation marks ("rock, paper")'
+                    )
+                if cells:  # no empty line
+                    rows.append((place, dict(zip(columns, cells, strict=False))))
+        except csv.Error as error:
+            raise HeadstartError(f"{path}, line {reader.line_num}: {error}; look at its quotation marks") from None
+    return columns, rows
 
 
 def _text(value: Any) -> str:

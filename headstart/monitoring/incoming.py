@@ -149,7 +149,7 @@ def read_incoming(
     )  # fmt: skip
 
 
-def _groups(fingerprints: list[tuple[int, bytes]], bits: int) -> Ints:
+def _groups(fingerprints: list[tuple[int, bytes]], bits: int | None) -> Ints:
     hashes, thumbnails = zip(*fingerprints, strict=True)
     pairs = duplicates.near_pairs(
         np.array(hashes, np.uint64), np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(hashes), -1), bits

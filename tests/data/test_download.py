@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.util
-import io
+import os
 import random
-import stat
-import tarfile
 import threading
-import zipfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from headstart.base.errors import HeadstartError
-from headstart.data.download import download, download_folder, is_archive, unpack
+from headstart.data.download import download, download_folder
 
 CONTENT = random.Random(0).randbytes(6_000_000)  # more than the block that fsspec asks for at once
 
@@ -136,14 +133,116 @@ def test_a_mirrored_folder_loses_what_its_source_lost_and_gains_what_it_gained(t
     assert everything_below(target) == {"a/right.jpg": b"right", "a/new.jpg": b"new"}
 
 
-def test_a_file_already_there_is_not_fetched_again(tmp_path: Path) -> None:
+def test_a_file_that_has_not_changed_is_not_fetched_again(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     (source / "1.jpg").write_bytes(b"source")
-    target.mkdir()
-    (target / "1.jpg").write_bytes(b"SOURCE")  # the same size, so its content shows whether it was fetched
+    download_folder(source.as_uri(), target)
+    (target / "1.jpg").write_bytes(b"SOURCE")  # its content shows whether it was fetched again
     download_folder(source.as_uri(), target)
     assert everything_below(target) == {"1.jpg": b"SOURCE"}
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_a_file_corrected_under_its_old_size_and_time_is_fetched_again(tmp_path: Path, through_link: bool) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    file = tmp_path / "1.jpg" if through_link else source / "1.jpg"
+    file.write_bytes(b"wrong")
+    if through_link:
+        (source / "1.jpg").symlink_to(file)
+    download_folder(source.as_uri(), target)
+    before = file.stat()
+    file.write_bytes(b"right")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    download_folder(source.as_uri(), target)
+    assert everything_below(target) == {"1.jpg": b"right"}
+
+
+class Versioned(Handler):
+    """Says of each file what ``says`` makes of it, and counts what is fetched."""
+
+    says: ClassVar[Callable[[Path], dict[str, str]]]
+    fetched: ClassVar[list[str]]
+    down: ClassVar[str] = ""
+
+    def do_GET(self) -> None:
+        if self.down and self.path.endswith(self.down):
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
+    def end_headers(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if path.is_file():
+            for keyword, value in type(self).says(path).items():
+                super().send_header(keyword, value)
+            if self.command == "GET" and path.name != self.down:
+                self.fetched.append(path.name)
+        super().end_headers()
+
+
+@pytest.mark.parametrize(
+    ("says", "sees_unchanged"),
+    [
+        (lambda path: {"ETag": f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"'}, True),
+        (lambda path: {"Last-Modified": formatdate(path.stat().st_mtime, usegmt=True)}, True),
+        (lambda path: {"Last-Modified": formatdate(time.time(), usegmt=True)}, False),  # it may change again this second
+        (lambda path: {"Last-Modified": "yesterday"}, False),
+        (lambda path: {}, False),
+    ],
+    ids=["ETag", "Last-Modified", "modified just now", "no date", "nothing"],
+)
+def test_a_server_s_word_on_a_file_is_believed_if_it_can_be(
+    tmp_path: Path, says: Callable[[Path], dict[str, str]], sees_unchanged: bool
+) -> None:
+    folder, target = tmp_path / "set", tmp_path / "target"
+    folder.mkdir()
+
+    def write(name: str, content: bytes, mtime: int) -> None:
+        (folder / name).write_bytes(content)
+        os.utime(folder / name, (mtime, mtime))
+
+    kind = type("Kind", (Versioned,), {"says": staticmethod(says), "fetched": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(kind, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/set/"
+        write("1.jpg", b"wrong", 1_000_000_000)
+        write("2.jpg", b"other", 1_000_000_000)
+        download_folder(address, target)
+        kind.fetched.clear()
+        download_folder(address, target)
+        assert kind.fetched == ([] if sees_unchanged else ["1.jpg", "2.jpg"])
+        kind.fetched.clear()
+        write("1.jpg", b"right", 1_000_000_001)
+        download_folder(address, target)
+        assert kind.fetched == (["1.jpg"] if sees_unchanged else ["1.jpg", "2.jpg"])
+        server.shutdown()
+    assert everything_below(target) == {"1.jpg": b"right", "2.jpg": b"other"}
+
+
+def test_what_arrived_before_a_break_is_not_fetched_again(tmp_path: Path) -> None:
+    folder, target = tmp_path / "set", tmp_path / "target"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(b"source")
+    kind = type("Kind", (Versioned,), {"says": staticmethod(lambda _: {"ETag": '"1"'}), "fetched": [], "down": "2.jpg"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(kind, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/set/"
+        with pytest.raises(HeadstartError, match="could not be fetched: 503"):
+            download_folder(address, target)
+        stamps = target.with_name("target.stamps")
+        stamps.write_text(stamps.read_text() + '["cut sho')
+        kind.down = ""
+        download_folder(address, target)
+        server.shutdown()
+    assert kind.fetched == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert everything_below(target) == {f"{number}.jpg": b"source" for number in range(4)}
 
 
 def test_an_address_without_files_asks_for_an_archive_or_a_folder(site: tuple[Path, str], tmp_path: Path) -> None:
@@ -158,153 +257,3 @@ def test_a_folder_that_cannot_be_reached_keeps_what_was_fetched_before(tmp_path:
     with pytest.raises(HeadstartError):
         download_folder("http://127.0.0.1:1/set/", tmp_path / "target")
     assert everything_below(tmp_path / "target") == {"1.jpg": b"1"}
-
-
-# --- archives -----------------------------------------------------------------------------------------------------
-
-FILES = {"set/ants/1.jpg": b"one" * 1000, "set/bees/2.jpg": b"two" * 1000}
-TAR_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
-
-
-def packed(suffix: str) -> bytes:
-    stream = io.BytesIO()
-    if suffix == ".zip":
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:
-            for name, content in FILES.items():
-                zipped.writestr(name, content)
-    else:
-        with tarfile.open(fileobj=stream, mode=TAR_MODES[suffix]) as tar:  # type: ignore[call-overload]
-            for name, content in FILES.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
-
-
-def tar_of(folder: Path, *members: tarfile.TarInfo) -> Path:
-    path = folder / "archive.tar"
-    with tarfile.open(path, "w") as tar:
-        for member in members:
-            tar.addfile(member, io.BytesIO(b"x" * member.size))
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".zip", *TAR_MODES])
-def test_every_kind_of_archive_is_known_and_unpacked(tmp_path: Path, suffix: str) -> None:
-    archive = tmp_path / f"set{suffix}"
-    archive.write_bytes(packed(suffix))
-    assert is_archive(archive.name)
-    assert is_archive(f"https://host/{archive.name.upper()}?token=1")
-    unpack(archive, tmp_path / "out")
-    assert everything_below(tmp_path / "out") == FILES
-
-
-def test_unpacking_again_replaces_what_was_there(tmp_path: Path) -> None:
-    (tmp_path / "set.zip").write_bytes(packed(".zip"))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_bytes(b"old")
-    unpack(tmp_path / "set.zip", tmp_path / "out")
-    assert everything_below(tmp_path / "out") == FILES
-
-
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/headstart-evil", ".."])
-def test_a_zip_member_that_would_land_outside_stops_the_whole_archive(tmp_path: Path, name: str) -> None:
-    archive = tmp_path / "set.zip"
-    with zipfile.ZipFile(archive, "w") as zipped:
-        zipped.writestr("fine.jpg", b"fine")
-        zipped.writestr(name, b"evil")
-    with pytest.raises(HeadstartError, match="would land outside its folder; nothing was unpacked"):
-        unpack(archive, tmp_path / "out")
-    assert list(everything_below(tmp_path)) == ["set.zip"]
-
-
-def test_a_tar_member_that_would_land_outside_stops_the_whole_archive(tmp_path: Path) -> None:
-    fine, evil = tarfile.TarInfo("fine.jpg"), tarfile.TarInfo("../evil")
-    fine.size = evil.size = 4
-    archive = tar_of(tmp_path, fine, evil)
-    with pytest.raises(HeadstartError, match=r"archive\.tar was not unpacked, a member is unsafe"):
-        unpack(archive, tmp_path / "out")
-    assert list(everything_below(tmp_path)) == ["archive.tar"]
-
-
-def test_an_absolute_tar_member_is_unpacked_inside_the_folder(tmp_path: Path) -> None:
-    member = tarfile.TarInfo(f"{tmp_path}/evil")
-    member.size = 1
-    unpack(tar_of(tmp_path, member), tmp_path / "out")
-    assert not (tmp_path / "evil").exists()
-    assert list(everything_below(tmp_path / "out")) == [f"{tmp_path}/evil".lstrip("/")]
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-@pytest.mark.parametrize("target", ["/etc/passwd", "../../secret"])
-def test_a_tar_link_to_the_outside_stops_the_whole_archive(tmp_path: Path, kind: bytes, target: str) -> None:
-    link = tarfile.TarInfo("link")
-    link.type, link.linkname = kind, target
-    with pytest.raises(HeadstartError, match=r"could not be unpacked|a member is unsafe"):
-        unpack(tar_of(tmp_path, link), tmp_path / "out")
-    assert list(everything_below(tmp_path)) == ["archive.tar"]
-
-
-@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_a_tar_with_devices_is_refused(tmp_path: Path, kind: bytes) -> None:
-    device = tarfile.TarInfo("device")
-    device.type = kind
-    with pytest.raises(HeadstartError, match="a member is unsafe"):
-        unpack(tar_of(tmp_path, device), tmp_path / "out")
-
-
-def test_a_zip_s_symbolic_link_becomes_no_link(tmp_path: Path) -> None:
-    link = zipfile.ZipInfo("link")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(tmp_path / "set.zip", "w") as zipped:
-        zipped.writestr(link, "/etc/passwd")
-    unpack(tmp_path / "set.zip", tmp_path / "out")
-    assert not (tmp_path / "out" / "link").is_symlink()
-    assert (tmp_path / "out" / "link").read_text() == "/etc/passwd"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"<html>sign in first</html>", packed(".zip")[:-30], packed(".tar.gz")[:-30], gzip.compress(b"no tar")],
-    ids=["empty", "a web page", "half a zip", "half a tar", "gzip of no tar"],
-)
-def test_a_file_that_is_no_whole_archive_is_told_so(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "set.zip").write_bytes(content)
-    with pytest.raises(HeadstartError, match=r"^set\.zip could not be unpacked: .*is it a whole zip or tar file\?$"):
-        unpack(tmp_path / "set.zip", tmp_path / "out")
-    assert list(everything_below(tmp_path)) == ["set.zip"]
-
-
-def test_a_zip_with_a_password_says_so(tmp_path: Path) -> None:
-    content = bytearray(packed(".zip"))
-    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # set the "encrypted" bit of each header
-        at = content.find(signature)
-        while at >= 0:
-            content[at + flags] |= 1
-            at = content.find(signature, at + 1)
-    (tmp_path / "set.zip").write_bytes(content)
-    with pytest.raises(HeadstartError, match="encrypted, password required"):
-        unpack(tmp_path / "set.zip", tmp_path / "out")
-
-
-@given(
-    suffix=st.sampled_from([".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"]),
-    damage=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4),
-)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_archive_never_ends_in_a_traceback_nor_leaves_half_of_itself(
-    tmp_path: Path, suffix: str, damage: list[tuple[float, int]]
-) -> None:
-    content = bytearray(packed(suffix))
-    for at, value in damage:
-        content[int(at * len(content))] = value
-    archive, out = tmp_path / "here" / "archive", tmp_path / "here" / "out"
-    archive.parent.mkdir(exist_ok=True)
-    archive.write_bytes(content)
-    (out / "set").mkdir(parents=True, exist_ok=True)
-    (out / "mark").write_bytes(b"before")
-    try:
-        unpack(archive, out)
-    except HeadstartError:
-        assert (out / "mark").read_bytes() == b"before"
-    assert sorted(p.name for p in archive.parent.iterdir()) == ["archive", "out"]

@@ -147,8 +147,12 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
     with archive.open("rb") as stream:
         start = stream.read(6)
     decompressed = next((f for magic, f in DECOMPRESSORS.items() if start.startswith(magic)), open)(archive, "rb")
-    sizes: dict[str, int] = {}
-    with closing(decompressed), tarfile.open(fileobj=(plain := _ShortReads(decompressed)), mode="r:") as tar:  # type: ignore[call-overload]
+    plain, sizes = _ShortReads(decompressed), dict[str, int]()
+    with closing(decompressed):
+        try:
+            tar = tarfile.TarFile(fileobj=plain)  # type: ignore[arg-type]
+        except tarfile.TarError:  # the first header
+            raise HeadstartError(f"{archive.name} could not be unpacked: is it a whole zip or tar file?") from None
         while (member := tar.next()) is not None:
             tar.members.clear()  # the list would fill the memory
             path = PurePosixPath(member.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import inspect
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +27,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from headstart.base.errors import HeadstartError
+from headstart.base.files import sha256_of
 from headstart.base.params import Data
+from headstart.data import fetch as fetch_module
 from headstart.data import sources
 from headstart.data.fetch import fetch, read_manifest
 from headstart.data.picture import Listing, Picture, Source
@@ -122,6 +126,12 @@ def test_val_and_test_without_train_are_not_taken_for_classes(tmp_path: Path) ->
     assert "class folders in test, val and no train folder beside" in complaint(write_pictures(tmp_path / "set", names))
 
 
+def test_a_split_folder_that_is_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", {f"train/{label}/1.png": 1 for label in ("ants", "bees")})
+    (folder / "test").symlink_to(tmp_path / "unplugged")
+    assert complaint(folder) == f"{folder / 'test'} is a link that leads nowhere; mend or remove it"
+
+
 def test_classes_may_be_called_test_and_val(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "set", {"test/1.png": 1, "val/2.png": 2, "other/3.png": 3})
     assert [p.label for p in listed(folder)] == ["other", "test", "val"]
@@ -158,6 +168,55 @@ def test_one_folder_around_everything_is_stepped_into_and_hidden_files_passed_ov
     folder = write_pictures(tmp_path / "set" / "inner" / "most", ANTS_AND_BEES)
     write_pictures(folder, {".thumbnails/1.png": 1, "ants/.hidden.png": 2, "__MACOSX/ants/1.png": 3})
     assert [p.path for p in listed(tmp_path / "set")] == sorted(ANTS_AND_BEES)
+
+
+@pytest.mark.parametrize("beside", ["README", "LICENSE.txt", "labels.csv", "preview.png"])
+def test_files_beside_the_one_folder_are_no_reason_not_to_step_in(tmp_path: Path, beside: str) -> None:
+    folder = write_pictures(tmp_path / "set" / "images", ANTS_AND_BEES)
+    (tmp_path / "set" / beside).write_bytes(b"...")
+    assert [p.path for p in listed(tmp_path / "set")] == sorted(ANTS_AND_BEES)
+    split = {f"{split}/{name}": seed for split in ("train", "test") for name, seed in ANTS_AND_BEES.items()}
+    shutil.rmtree(folder)
+    write_pictures(folder, split)
+    assert Counter(p.split for p in listed(tmp_path / "set")) == {"train": 4, "test": 4}
+
+
+def test_the_folders_of_one_class_are_not_taken_for_classes_while_another_is_unplugged(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", {"ants/2019/1.png": 1, "ants/2020/2.png": 2})
+    (folder / "bees").symlink_to(tmp_path / "unplugged")
+    assert "has one class only ('ants')" in complaint(folder)
+
+
+CAFE = {form: unicodedata.normalize(form, "café") for form in ("NFC", "NFD")}
+
+
+def test_a_class_is_one_whether_its_accents_are_composed_or_not(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", {f"{CAFE['NFC']}/1.png": 1, f"{CAFE['NFD']}/2.png": 2, "tea/3.png": 3})
+    assert Counter(p.label for p in listed(folder)) == {CAFE["NFC"]: 2, "tea": 1}
+    assert {p.path for p in listed(folder)} == {f"{name}/{i}.png" for i, name in enumerate((*CAFE.values(), "tea"), 1)}
+
+
+@pytest.mark.parametrize("written", CAFE)
+def test_a_table_may_write_a_path_with_other_accents_than_the_disk(tmp_path: Path, written: str) -> None:
+    on_disk = {**CAFE}["NFD" if written == "NFC" else "NFC"]
+    write_pictures(tmp_path, {f"{on_disk}.png": 1, "2.png": 2})
+    (tmp_path / "set.csv").write_text(f"path,label\n{CAFE[written]}.png,{CAFE[written]}\n2.png,tea\n", encoding="utf-8")
+    assert [(p.path, p.label) for p in listed(tmp_path / "set.csv")] == [("2.png", "tea"), (f"{on_disk}.png", CAFE["NFC"])]
+
+
+def test_a_link_that_leads_nowhere_is_in_the_manifest_without_a_digest(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    for name in ("ants/0.png", "bees/deep/dir", "wasps"):
+        (folder / name).symlink_to("gone")
+    (folder / "ants/circle.png").symlink_to("circle.png")
+    links = {p.path: p for p in listed(folder) if not p.sha256}
+    assert {path: p.label for path, p in links.items()} == {
+        "ants/0.png": "ants", "ants/circle.png": "ants", "bees/deep/dir": "bees", "wasps": "wasps",
+    }  # fmt: skip
+    assert len(listed(folder)) == 4 + 4
+    assert Counter(p.label for p in listed(folder, limit=1) if p.sha256) == {"ants": 1, "bees": 1}
+    shutil.rmtree(folder / "bees")
+    assert "has one class only ('ants')" in complaint(folder)
 
 
 def test_a_limit_takes_so_many_of_each_class_whatever_their_names(tmp_path: Path) -> None:
@@ -236,18 +295,21 @@ def test_the_manifest_is_the_same_bytes_when_only_times_change_and_the_folder_is
     assert str(tmp_path).encode() not in first
 
 
-def test_only_touched_files_are_hashed_again(tmp_path: Path) -> None:
+def test_only_touched_files_are_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
     old = {p.path: p.sha256 for p in listed(folder)}
-    unseen, touched = folder / "ants/1.png", folder / "ants/2.png"
-    for path, same_time in ((unseen, True), (touched, False)):
-        stat, content = path.stat(), bytearray(path.read_bytes())
+    read: list[str] = []
+    monkeypatch.setattr(fetch_module, "sha256_of", lambda path: [read.append(path.name), sha256_of(path)][1])
+    assert {p.path: p.sha256 for p in listed(folder)} == old
+    assert read == []
+    for name, same_time in (("ants/1.png", True), ("ants/2.png", False)):  # the first as cp -p or rsync -t would leave it
+        stat, content = (folder / name).stat(), bytearray((folder / name).read_bytes())
         content[-1] ^= 255
-        path.write_bytes(content)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + (0 if same_time else 1)))
+        (folder / name).write_bytes(content)
+        os.utime(folder / name, ns=(stat.st_atime_ns, stat.st_mtime_ns + (0 if same_time else 1)))
     new = {p.path: p.sha256 for p in listed(folder)}
-    # The first file's size and time are as last seen, so that its new content goes unseen shows it was not read.
-    assert [path for path in old if old[path] != new[path]] == ["ants/2.png"]
+    assert read == ["1.png", "2.png"]
+    assert [path for path in old if old[path] != new[path]] == ["ants/1.png", "ants/2.png"]
 
 
 def test_a_damaged_hash_index_is_made_anew(project: Path, tmp_path: Path) -> None:
@@ -356,6 +418,13 @@ def test_a_number_s_label_is_its_text_and_a_spreadsheet_s_byte_order_mark_is_no_
         ("path,label,split\nants/1.png,a,train\nbees/3.png,b,\n", "some rows have a split and others none"),
         ("path,label,split\nants/1.png,a,val\nbees/3.png,b,test\n", "no 'train' row; there is nothing to learn from"),
         ("path,label\nants/1.png,a\n", "has one class only ('a')"),
+        ("path,label\nants/1.png,a\nbees/3.png,rock, paper\n", ", line 3: 3 cells, and there are 2 columns; put a text"),
+        ("path,label,split\nants/1.png,a,train,x\n", ", line 2: 4 cells, and there are 3 columns"),
+        ("path\nants/1.png,a\n", ", line 2: 2 cells, and there are 1 columns"),
+        ('path,label\nants/1.png,"a\nbees/3.png,b\n', ", line 3: unexpected end of data; look at its quotation marks"),
+        ('path,label\nants/1.png,"a"b\n', ", line 2: ',' expected after"),
+        ("path,label,label\nants/1.png,a,b\n", "has 2 columns called 'label'; keep one of them"),
+        ("path,label\nants/1.png\n", ", line 2: empty label"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_csv_is_told_with_its_line(tmp_path: Path, text: str, sentence: str) -> None:
@@ -364,6 +433,43 @@ def test_what_is_wrong_in_a_csv_is_told_with_its_line(tmp_path: Path, text: str,
     message = complaint(tmp_path / "set.csv")
     assert sentence in message
     assert "set.csv" in message
+
+
+def test_commas_that_hold_nothing_and_those_between_quotation_marks_are_read(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ANTS_AND_BEES)
+    (tmp_path / "set.csv").write_text('path, label,,\nants/1.png,"rock, paper",,\nbees/3.png, 12" nails,,,, \n')
+    assert [p.label for p in listed(tmp_path / "set.csv")] == ["rock, paper", '12" nails']
+
+
+def test_a_row_listed_twice_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path, ANTS_AND_BEES)
+    (tmp_path / "set.csv").write_text("path,label\nants/1.png,a\nbees/3.png,b\n./ants/1.png,a\nants/1.png, a\n")
+    assert [p.path for p in listed(tmp_path / "set.csv")] == ["ants/1.png", "bees/3.png"]
+    assert "set.csv lists 2 rows twice; each counts once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", ["real", "link"])
+@pytest.mark.parametrize("at", ["real", "link"])
+def test_a_table_with_absolute_paths_works_through_links(tmp_path: Path, named: str, at: str) -> None:
+    folders = {"real": tmp_path / "very" / "deep" / "real", "link": tmp_path / "link"}
+    write_pictures(folders["real"], ANTS_AND_BEES)
+    folders["link"].symlink_to(folders["real"])
+    lines = [f"{folders[named] / name},{name[0]}" for name in ANTS_AND_BEES]
+    (folders["real"] / "set.csv").write_text("\n".join(["path,label", *lines]))
+    assert rows(listed(folders[at] / "set.csv")) == [(name, name[0], "") for name in sorted(ANTS_AND_BEES)]
+
+
+def test_a_table_in_a_linked_folder_finds_what_is_outside_of_it(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "very" / "deep" / "pictures", ANTS_AND_BEES)
+    (tmp_path / "very" / "deep" / "tables").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "very" / "deep" / "tables")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "very" / "deep" / "pictures")
+    absolute = [str(tmp_path / path) for path in ("very/deep/pictures/ants/2.png", "elsewhere/bees/3.png")]
+    names = ["../pictures/ants/1.png", *absolute]
+    (tmp_path / "link" / "set.csv").write_text("\n".join(["path,label", *(f"{name},{i}" for i, name in enumerate(names))]))
+    pictures = listed(tmp_path / "link" / "set.csv")
+    assert [p.path for p in pictures] == ["../pictures/ants/1.png", "../pictures/ants/2.png", "../pictures/bees/3.png"]
+    assert all((tmp_path / "link" / p.path).is_file() for p in pictures)
 
 
 def test_what_is_wrong_in_a_parquet_is_told_with_its_row(tmp_path: Path) -> None:
@@ -402,23 +508,87 @@ def test_an_archive_is_the_folder_inside_it(tmp_path: Path, kind: str) -> None:
     assert archive.read_bytes() == before
 
 
-def test_a_changed_archive_is_unpacked_anew(tmp_path: Path) -> None:
+def test_a_changed_archive_is_unpacked_anew(tmp_path: Path, project: Path) -> None:
     folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
     assert len(listed(zipped(folder, tmp_path / "set.zip"))) == 4
     write_pictures(folder, {"ants/5.png": 5})
     assert len(listed(zipped(folder, tmp_path / "set.zip"))) == 5
+    assert len([path for path in (project / ".headstart" / "downloads").iterdir() if path.is_dir()]) == 1
 
 
-def test_an_archive_at_an_address_is_fetched_once(tmp_path: Path, serve: Callable[[Path], str]) -> None:
+def corrected(archive: Path) -> None:
+    """Other pictures under the old names, in an archive of the old size and time, in which all times are the same too."""
+    pictures = {f"set/{name}": encoded(photograph(100 * seed), "BMP") for name, seed in ANTS_AND_BEES.items()}
+    before = archive.stat() if archive.exists() else None
+    with tarfile.open(archive, "w") as tar:
+        contents = list(pictures.values()) if before is None else list(pictures.values())[::-1]
+        for name, content in zip(pictures, contents, strict=True):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    if before is not None:
+        assert archive.stat().st_size == before.st_size
+        os.utime(archive, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def digests(pictures: list[Picture]) -> list[str]:
+    return [p.sha256 for p in pictures]
+
+
+@pytest.mark.parametrize("source", ["{folder}/set.tar", "file://{folder}/set.tar", "{address}/set.tar"])
+def test_pictures_corrected_in_an_archive_of_the_same_size_are_seen(
+    tmp_path: Path, serve: Callable[[Path], str], source: str
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    source = source.format(folder=site, address=serve(site))
+    corrected(site / "set.tar")
+    first = listed(source)
+    assert digests(listed(source)) == digests(first)
+    corrected(site / "set.tar")
+    assert digests(listed(source)) == digests(first)[::-1]
+
+
+def test_an_archive_at_an_address_is_fetched_again_only_when_it_has_changed(
+    tmp_path: Path, serve: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
     site = tmp_path / "site"
     site.mkdir()
-    zipped(folder, site / "set.zip")
+    archive = zipped(folder, site / "set.zip")
+    os.utime(archive, (1_000_000_000, 1_000_000_000))
     address = f"{serve(site)}/set.zip"
     first = listed(address)
     assert first == listed(folder)
-    (site / "set.zip").unlink()
+    capsys.readouterr()
     assert listed(address) == first
+    assert "download" not in capsys.readouterr().err
+    archive.unlink()
+    assert listed(address) == first
+    assert "going on with what was fetched before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["set/", "set.zip"])
+def test_between_fetch_and_prepare_an_address_is_not_asked_again(
+    tmp_path: Path, serve: Callable[[Path], str], name: str
+) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    zipped(folder, tmp_path / "set.zip", "set/")
+    data = Data(source=f"{serve(tmp_path)}/{name}")
+    source = sources.source_of(data)
+    root, pictures = source.listing(data).root, listed(data.source)
+    (folder / "ants" / "1.png").write_bytes(b"other")
+    (tmp_path / "set.zip").unlink()
+    assert source.root(data) == root
+    assert [hashlib.sha256((root / p.path).read_bytes()).hexdigest() for p in pictures] == digests(pictures)
+
+
+def test_an_archive_made_on_windows_has_folders(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as out:
+        for name in ANTS_AND_BEES:
+            out.writestr("set\\" + name.replace("/", "\\"), (folder / name).read_bytes())
+    assert listed(tmp_path / "set.zip") == listed(folder)
 
 
 def test_an_address_of_something_else_than_an_archive_is_named(tmp_path: Path, serve: Callable[[Path], str]) -> None:

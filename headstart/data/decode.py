@@ -25,7 +25,7 @@ THUMBNAIL_SIDE, HASH_SIDE, FINGERPRINT_SIDE = 16, 32, 96  # pixels
 # (8, HASH_SIDE): the eight lowest frequencies of the discrete cosine transform (type II).
 DCT_BASIS = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(HASH_SIDE) + 1) / (2 * HASH_SIDE))
 MAX_ASPECT_RATIO = 100  # a picture of one row, resized to a height of 256 pixels, would fill the memory
-NEARLY_WHITE = 0.03  # of the way from white to black: what is on average no darker is not seen on white
+NEARLY_WHITE = 0.06  # of the way from white to black: what is on average no darker is not seen on white
 RESIZE_ABOVE = 1.25  # times the short side: a smaller reduction takes longer than decoding and saves little
 # The transposition that undoes each value of EXIF's orientation tag. ImageOps.exif_transpose also rewrites the whole EXIF
 # block and fails on a picture when another tag in it is garbled.

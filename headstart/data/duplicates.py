@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
@@ -15,54 +13,86 @@ from headstart.base.arrays import Ints
 # front of the same wall, flags of the same shape). Recompressed or resized copies stay below 3.
 THUMBNAIL_DIFFERENCE = 4.0
 BATCH = 1024
+# Of more pictures that all look alike (a fixed camera, blank pages) not every pair is listed: of n there are n² / 2.
+CROWD = 100
 
 
-def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits: int | None) -> Ints:
+def near_pairs(
+    hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits: int | None, rank: Ints | None = None
+) -> Ints:
     """All pairs of near-duplicates, each as (i, j) with i < j, in order; none where ``bits`` is None.
 
     Two pictures are near-duplicates when their perceptual hashes (Zauner 2010, DCT of the 32×32 grey picture) differ in
-    at most ``bits`` of 64 and their thumbnails by less than ``THUMBNAIL_DIFFERENCE`` on average. If two hashes cut into
-    ``bits + 1`` parts differ in at most ``bits`` bits, at least one part is equal, so only pictures with an equal part are
-    compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). This is exact and takes a second for 100,000
-    pictures.
+    at most ``bits`` of 64 and their thumbnails by less than ``THUMBNAIL_DIFFERENCE`` on average. Of more than ``CROWD``
+    pictures that pairs tie together only the pairs with the one of highest ``rank`` are given, near or not; that ties them
+    together as well.
 
     Args:
         hashes: (N,).
         thumbnails: (N, 768).
+        rank: (N,), by default equal; of equals the first counts.
 
     Returns:
         (P, 2) array.
     """
-    if bits is None:
-        return np.empty((0, 2), np.int64)
-    confirmed = [np.empty((0, 2), np.int64)]
-    for candidates in _pairs_of_close_hashes(hashes, bits):
-        for start in range(0, len(candidates), BATCH):
-            pairs = candidates[start : start + BATCH]
-            difference = np.abs(thumbnails[pairs[:, 0]].astype(np.int16) - thumbnails[pairs[:, 1]]).mean(axis=1)
-            confirmed.append(pairs[difference < THUMBNAIL_DIFFERENCE])
-    pairs = np.concatenate(confirmed)
+    found = [np.empty((0, 2), np.int64)]
+    component = _components(hashes, thumbnails, bits) if bits is not None else np.arange(len(hashes))
+    sizes = np.bincount(component)
+    rows = np.argsort(component, kind="stable")
+    rows = rows[sizes[component[rows]] > 1]
+    for members in np.split(rows, np.flatnonzero(np.diff(component[rows])) + 1):
+        if len(members) <= CROWD:
+            i, j = np.triu_indices(len(members), 1)
+            pairs = np.stack([members[i], members[j]], axis=1)
+            found.append(_alike(pairs[np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]) <= bits], thumbnails))
+        else:
+            hub = members[np.argmax(rank[members])] if rank is not None else members[0]
+            others = members[members != hub]
+            found.append(np.sort(np.stack([np.full(len(others), hub), others], axis=1), axis=1))
+    pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def _pairs_of_close_hashes(hashes: NDArray[np.uint64], bits: int) -> Iterator[Ints]:
-    """The pairs whose hashes differ in at most ``bits`` bits, each once, as arrays (P, 2)."""
+def _components(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits: int) -> Ints:
+    """(N,) numbers, the same for pictures that near-duplicates tie together, directly or through others.
+
+    If two hashes cut into ``bits + 1`` parts differ in at most ``bits`` bits, at least one part is equal, so only pictures
+    with an equal part are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"), and only until they
+    are tied together. This is exact and takes a second for 100,000 pictures.
+    """
+    n = len(hashes)
+    component = np.arange(n)
     parts = [np.uint64(sum(1 << int(bit) for bit in part)) for part in np.array_split(np.arange(64), bits + 1)]
     for number, part in enumerate(parts):
         order = np.argsort(hashes & part, kind="stable")
-        ordered = hashes[order]
-        left = np.arange(len(order))
-        for step in range(1, len(order)):  # compare each hash with the one ``step`` further on, while they share this part
-            left = left[left + step < len(order)]
-            difference = ordered[left] ^ ordered[left + step]
-            share_part = difference & part == 0
-            left, difference = left[share_part], difference[share_part]
-            if not len(left):
-                break
-            close = np.bitwise_count(difference) <= bits
-            for earlier in parts[:number]:  # a pair that shares an earlier part was yielded with that part
+        shared = hashes[order] & part
+        last = np.searchsorted(shared, shared, side="right") - 1  # of those that share this part
+        left, step = np.arange(n), 0
+        while len(left):  # compare each hash with the one ``step`` further on, while they share this part
+            if step & (step - 1) == 0:  # now and then, leave out those of whose rest all are tied together
+                changes = np.concatenate([[0], np.cumsum(np.diff(component[order]) != 0)])
+                left = left[changes[last[left]] > changes[left]]
+            step += 1
+            left = left[left + step <= last[left]]
+            i, j = order[left], order[left + step]
+            difference = hashes[i] ^ hashes[j]
+            close = (np.bitwise_count(difference) <= bits) & (component[i] != component[j])
+            for earlier in parts[:number]:  # a pair that shares an earlier part was compared with that part
                 close &= difference & earlier != 0
-            yield np.stack([order[left[close]], order[left[close] + step]], axis=1)
+            pairs = _alike(np.stack([i[close], j[close]], axis=1), thumbnails)
+            if len(pairs):
+                component = clusters(component[pairs], n)[component]
+    return component
+
+
+def _alike(pairs: Ints, thumbnails: NDArray[np.uint8]) -> Ints:
+    """Those of the pairs (P, 2) whose thumbnails hardly differ."""
+    alike = np.zeros(len(pairs), bool)
+    for start in range(0, len(pairs), BATCH):
+        i, j = pairs[start : start + BATCH].T
+        difference = np.abs(thumbnails[i].astype(np.int16) - thumbnails[j]).mean(axis=1)
+        alike[start : start + BATCH] = difference < THUMBNAIL_DIFFERENCE
+    return pairs[alike]
 
 
 def clusters(pairs: Ints, n: int) -> NDArray[np.int32]:

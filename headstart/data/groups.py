@@ -116,7 +116,8 @@ def distance_from_train(split: str) -> int:
 def _near_pairs(usable: list[PackedPicture], bits: int | None) -> Ints:
     hashes = np.array([p.phash for p in usable], np.uint64)
     thumbnails = np.frombuffer(b"".join(p.thumbnail for p in usable), np.uint8).reshape(len(usable), -1)
-    return duplicates.near_pairs(hashes, thumbnails, bits)
+    rank = np.array([distance_from_train(p.picture.split) for p in usable])
+    return duplicates.near_pairs(hashes, thumbnails, bits, rank)
 
 
 def _components(usable: list[PackedPicture], pairs: Ints) -> Ints:

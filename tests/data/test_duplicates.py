@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headstart.data import duplicates
 from headstart.data.duplicates import THUMBNAIL_DIFFERENCE, clusters, near_pairs
 
 
@@ -37,6 +41,33 @@ def test_pairs_are_found_however_far_apart_they_are() -> None:
     hashes[1024] = hashes[1024 - 1]
     pairs = near_pairs(hashes, np.zeros((n, 768), np.uint8), bits=4)
     assert pairs.tolist() == [[3, n - 1], [1024 - 1, 1024]]
+
+
+@given(flips=st.lists(st.integers(0, 2**12 - 1), min_size=2, max_size=12), bits=st.integers(0, 6), ranks=st.randoms())
+@settings(deadline=None)
+def test_a_crowd_is_tied_together_by_fewer_pairs(flips: list[int], bits: int, ranks: random.Random) -> None:
+    hashes, thumbnails = np.array(flips, np.uint64), np.zeros((len(flips), 768), np.uint8)
+    rank = np.array([ranks.randrange(3) for _ in flips])
+    everyone = clusters(near_pairs(hashes, thumbnails, bits), len(flips))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "CROWD", 3)
+        pairs = near_pairs(hashes, thumbnails, bits, rank)
+    assert (clusters(pairs, len(flips)) == everyone).all()
+    for number in np.flatnonzero(np.bincount(everyone) > 3):
+        members = np.flatnonzero(everyone == number)
+        hub = members[np.argmax(rank[members])]
+        inside = {tuple(pair) for pair in pairs.tolist() if pair[0] in members}
+        assert inside == {(min(hub, row), max(hub, row)) for row in members.tolist() if row != hub}
+
+
+def test_twenty_thousand_pictures_that_look_alike_are_no_reason_to_wait() -> None:
+    n = 20_000
+    hashes = np.array([1 << (row % 7) | 1 << (row % 31) for row in range(n)], np.uint64)
+    assert len(near_pairs(hashes, np.zeros((n, 768), np.uint8), bits=4)) == n - 1
+
+
+def test_switched_off_nothing_is_near() -> None:
+    assert near_pairs(np.zeros(5, np.uint64), np.zeros((5, 768), np.uint8), None).shape == (0, 2)
 
 
 @given(n=st.integers(1, 30), data=st.data())

@@ -85,6 +85,43 @@ def test_every_pixel_format_is_converted_and_the_conversion_noted(
     assert first_pixel(image, kind, **options) == (pixel, (note,) if note else ())
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L key", "RGB key"])
+@pytest.mark.parametrize(("ink", "ground"), [(255, 0), (250, 0), (230, 255), (0, 255)])
+def test_an_icon_lies_on_what_it_is_seen_on(mode: str, ink: int, ground: int) -> None:
+    """White, but black for what is nearly white, in every way to write transparency."""
+    mask = Image.new("L", (16, 16), 0)
+    ImageDraw.Draw(mask).rectangle((4, 4, 11, 11), fill=255)
+    image = Image.merge("LA", (Image.new("L", mask.size, ink), mask))
+    options: dict[str, object] = {}
+    if mode in ("L key", "RGB key"):
+        flat = Image.composite(Image.new("L", mask.size, ink), Image.new("L", mask.size, 7), mask)
+        image = flat.convert(mode.split()[0])
+        options["transparency"] = 7 if mode == "L key" else (7, 7, 7)
+    if mode == "P":
+        image = Image.new("P", mask.size, 0)
+        image.putpalette([7, 7, 7, ink, ink, ink])
+        image.paste(1, mask=mask)
+        options["transparency"] = 0
+    decoded = decode(encoded(image.convert("RGBA") if mode == "RGBA" else image, "PNG", **options))
+    assert decoded.pixels[0, 0].tolist() == [ground] * 3
+    assert decoded.pixels[8, 8].tolist() == [ink] * 3
+    assert decoded.notes[0].startswith(f"transparency laid over {'white' if ground else 'black'}")
+
+
+def test_what_is_transparent_altogether_or_not_at_all_lies_on_white() -> None:
+    assert decode(encoded(Image.new("RGBA", (4, 4), (255, 255, 255, 0)))).pixels.min() == 255
+    opaque = decode(encoded(Image.new("RGBA", (4, 4), (255, 255, 255, 255))))
+    assert (opaque.pixels.min(), opaque.notes) == (255, ())
+
+
+def test_a_white_page_with_text_and_round_corners_stays_on_white() -> None:
+    page = Image.new("RGBA", (100, 140), "white")
+    for line in range(20, 120, 10):
+        ImageDraw.Draw(page).line((15, line, 85, line), fill="black", width=2)
+    page.putpixel((0, 0), (0, 0, 0, 0))
+    assert decode(encoded(page)).pixels[0, 0].tolist() == [255] * 3
+
+
 def test_a_cmyk_jpeg_is_not_inverted() -> None:
     red, notes = first_pixel(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     assert red[0] > 240

@@ -154,7 +154,7 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
         except tarfile.TarError:  # the first header
             raise HeadstartError(f"{archive.name} could not be unpacked: is it a whole zip or tar file?") from None
         while (member := tar.next()) is not None:
-            tar.members.clear()  # the list would fill the memory
+            tar.members.clear()  # type: ignore[attr-defined]  # the list would fill the memory
             path = PurePosixPath(member.name)
             if member.size < 0:
                 raise tarfile.ReadError("a negative size")  # of which older versions find no end (CVE-2025-8194)

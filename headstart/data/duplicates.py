@@ -35,7 +35,7 @@ def near_pairs(
     Returns:
         (P, 2) array.
     """
-    found = [np.empty((0, 2), np.int64)]
+    found: list[Ints] = [np.empty((0, 2), np.int64)]
     component = _components(hashes, thumbnails, bits) if bits is not None else np.arange(len(hashes))
     sizes = np.bincount(component)
     rows = np.argsort(component, kind="stable")
@@ -61,7 +61,7 @@ def _components(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8], bits:
     are tied together. This is exact and takes a second for 100,000 pictures.
     """
     n = len(hashes)
-    component = np.arange(n)
+    component: Ints = np.arange(n)
     parts = [np.uint64(sum(1 << int(bit) for bit in part)) for part in np.array_split(np.arange(64), bits + 1)]
     for number, part in enumerate(parts):
         order = np.argsort(hashes & part, kind="stable")
@@ -95,8 +95,8 @@ def _alike(pairs: Ints, thumbnails: NDArray[np.uint8]) -> Ints:
     return pairs[alike]
 
 
-def clusters(pairs: Ints, n: int) -> NDArray[np.int32]:
+def clusters(pairs: Ints, n: int) -> Ints:
     """The connected components of the pairs: (n,) component numbers. A picture in no pair has a component of its own."""
     graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    labels: NDArray[np.int32] = connected_components(graph, directed=False)[1]
+    labels: Ints = connected_components(graph, directed=False)[1]
     return labels

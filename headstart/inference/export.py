@@ -310,5 +310,6 @@ probabilities = {call}
 print(description["classes"][probabilities.argmax()], float(probabilities.max()))
 ```
 
-headstart also turns pictures upright by their EXIF tag and lays transparency over white (over black where what is there is white itself).
+headstart also turns pictures upright by their EXIF tag and lays transparency over white, or over black where what is there
+is itself white.
 """

@@ -54,6 +54,10 @@ def test_the_shipped_file_holds_the_defaults() -> None:
     assert Params.load(SHIPPED) == Params()
 
 
+def test_near_duplicates_can_be_switched_off(tmp_path: Path) -> None:
+    assert load(tmp_path, "split: {near_duplicate_bits: null}").split.near_duplicate_bits is None
+
+
 def test_the_shipped_file_names_every_key_so_that_each_can_be_swept() -> None:
     named = [
         key for key in keys(yaml.safe_load(SHIPPED.read_text())) if not key.startswith("tune.space.")

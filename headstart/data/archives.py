@@ -129,7 +129,11 @@ def _write(entry: _Entry, folder: Path) -> None:
 
 
 def _zip_entries(archive: Path) -> Iterator[_Entry]:
-    with zipfile.ZipFile(archive) as zipped:
+    try:
+        zipped = zipfile.ZipFile(archive, metadata_encoding="utf-8")  # as macOS writes it, without saying so
+    except UnicodeDecodeError:
+        zipped = zipfile.ZipFile(archive)
+    with zipped:
         for info in zipped.infolist():
             name = info.filename.replace("\\", "/")  # some tools on Windows write them, although the format forbids it
             path, kind = PurePosixPath(name), stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not made on Unix

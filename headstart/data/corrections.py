@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def corrected(pictures: list[Picture], data: Data) -> list[Picture]:
-    """The pictures without those in data.exclude, with the labels of data.relabel.
+    """The pictures without those in data.exclude, with the labels of data.relabel, and all labels and groups composed.
 
     A row without effect is a warning, not an error, because the source may have been corrected in the meantime: it names a
     picture that the source does not have, or the label that the picture has anyway.
@@ -27,6 +27,7 @@ def corrected(pictures: list[Picture], data: Data) -> list[Picture]:
         HeadstartError: a file is missing or is not such a table, or data.relabel contradicts itself or names a class that
             no picture of the source has.
     """
+    pictures = [replace(p, label=composed(p.label), group=composed(p.group)) for p in pictures]
     original = {picture.path: picture.label for picture in pictures}
     excluded = {row["path"] for _, row in _rows("data.exclude", data.exclude, ("path",), original)}
     labels = _new_labels(data.relabel, original)
@@ -42,7 +43,7 @@ def _new_labels(name: str | None, original: dict[str, str]) -> dict[str, str]:
     labels: dict[str, str] = {}
     classes = sorted(set(original.values()))
     for place, row in _rows("data.relabel", name, ("path", "label"), original):
-        path, label = row["path"], unicodedata.normalize("NFC", row["label"])
+        path, label = row["path"], composed(row["label"])
         if label not in classes:
             hint = nearest(label, classes) or f"it has {', '.join(classes)}"
             raise HeadstartError(f"data.relabel {name!r}, {place}: data.source has no class {label!r}, {hint}")
@@ -70,14 +71,19 @@ def _rows(
     if not file.is_file():
         raise HeadstartError(f"{key} {name!r}: there is no file {file}; a relative path is from the project's folder")
     rows = read_table(file, columns)
-    as_written = {unicodedata.normalize("NFC", path): path for path in original}  # macOS writes é as e and an accent
+    as_written = {composed(path): path for path in original}
     for _, row in rows:
         path = PurePosixPath(row["path"]).as_posix()
-        row["path"] = path if path in original else as_written.get(unicodedata.normalize("NFC", path), path)
+        row["path"] = path if path in original else as_written.get(composed(path), path)
     unknown = dict.fromkeys(row["path"] for _, row in rows if row["path"] not in original)
     if unknown:
         _warn(f"{key} names {some(unknown)}, which data.source does not have (any more); ignored")
     return [(place, row) for place, row in rows if row["path"] not in unknown]
+
+
+def composed(text: str) -> str:
+    """The text with é as one letter. macOS and others write it as an e and an accent, which is the same class."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _warn(sentence: str) -> None:

@@ -7,9 +7,7 @@ import errno
 import hashlib
 import io
 import json
-import unicodedata
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,7 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
         raise HeadstartError(
             f"data.source {data.source!r} holds no files in class folders; expected one folder per class ({listing.root})"
         )
-    pictures = _hashed(Listing(listing.root, corrected(list(map(_composed, listing.pictures)), data)), data.source)
+    pictures = _hashed(Listing(listing.root, corrected(listing.pictures, data)), data.source)
     labels = {picture.label for picture in pictures if picture.sha256}
     if len(labels) < 2:
         classes = f"one class only ({labels.pop()!r})" if labels else "no class"
@@ -68,12 +66,6 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
 def read_manifest(path: Path) -> list[Picture]:
     with path.open(encoding="utf-8", newline="") as stream:
         return [Picture(**(row | {"size": int(row["size"])})) for row in csv.DictReader(stream)]  # type: ignore[arg-type]
-
-
-def _composed(picture: Picture) -> Picture:
-    """A macOS disk writes é as e and an accent: the same class, and the same group, whichever way it is written."""
-    label, group = (unicodedata.normalize("NFC", text) for text in (picture.label, picture.group))
-    return replace(picture, label=label, group=group)
 
 
 def _hashed(listing: Listing, source: str) -> list[Picture]:

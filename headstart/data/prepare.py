@@ -119,7 +119,7 @@ def _without_untrainable_classes(usable: list[PackedPicture], settings: Prepare,
     for split in SPLITS:
         if not any(p.split == split for p in usable):
             groups = len({p.group for p in usable})
-            together = f" in {groups} groups of related pictures" if groups < len(usable) else ""
+            together = f" (related ones count as one: {groups})" if groups < len(usable) else ""
             raise HeadstartError(
                 f"no picture fell into {split}: {len(usable)} pictures{together} are too few for this split; "
                 f"raise split.val or split.test, or add pictures{left_out}"

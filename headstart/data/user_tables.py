@@ -27,14 +27,19 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
             rows = [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
         else:
             columns, rows = _read_csv(path)
+    except UnicodeDecodeError:
+        raise HeadstartError(f"{path} cannot be read as a table: it is not UTF-8; save it as CSV in UTF-8") from None
     except (OSError, ValueError) as error:
         raise HeadstartError(f"{path} cannot be read as a table: {error}") from None
     for column in needed:
         if column not in columns:
+            hint = (
+                "; its columns have to be separated by commas" if len(columns) == 1 and set(";\t") & set(columns[0]) else ""
+            )
             more = f"; optional: {', '.join(optional)}" if optional else ""
             raise HeadstartError(
                 f"{path} has no column {column!r} (it has {', '.join(columns) or 'no rows'}); "
-                f"needed: {', '.join(needed)}{more}"
+                f"needed: {', '.join(needed)}{more}{hint}"
             )
         if columns.count(column) > 1:
             raise HeadstartError(f"{path} has {columns.count(column)} columns called {column!r}; keep one of them")

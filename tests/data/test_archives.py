@@ -176,6 +176,18 @@ def test_a_zip_with_backslashes_has_folders(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "set" / "empty").is_dir()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437"])
+def test_a_zip_that_does_not_say_how_its_names_are_written_is_read_as_utf_8_if_it_can_be(
+    tmp_path: Path, encoding: str
+) -> None:
+    name = "café/1.jpg".encode(encoding)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as zipped:
+        zipped.writestr("x" * len(name), b"1")
+    (tmp_path / "set.zip").write_bytes((tmp_path / "set.zip").read_bytes().replace(b"x" * len(name), name))
+    unpack(tmp_path / "set.zip", tmp_path / "out")
+    assert everything_below(tmp_path / "out") == {"café/1.jpg": b"1"}
+
+
 def test_a_name_that_is_a_file_and_a_folder_is_one_sentence(tmp_path: Path) -> None:
     refused(tar_of(tmp_path, plain("a"), plain("a/b")), r"could not be unpacked: .*\(a\)$")
 

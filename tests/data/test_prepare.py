@@ -496,7 +496,7 @@ def test_groups_that_leave_a_split_empty_are_told(tmp_path: Path) -> None:
     source = plain_set(tmp_path / "set")
     paths = sorted(p.relative_to(source).as_posix() for p in source.rglob("*.png"))
     (source / "set.csv").write_text("\n".join(["path,label,group", *(f"{p},{p.split('/')[0]},nest" for p in paths)]))
-    sentence = "24 pictures in 1 groups of related pictures are too few for this split"
+    sentence = "24 pictures \(related ones count as one: 1\) are too few for this split"
     with pytest.raises(HeadstartError, match=f"no picture fell into .*: {sentence}|no class with usable"):
         prepared(source / "set.csv", tmp_path / "out")
 

@@ -425,6 +425,8 @@ def test_a_number_s_label_is_its_text_and_a_spreadsheet_s_byte_order_mark_is_no_
         ('path,label\nants/1.png,"a"b\n', ", line 2: ',' expected after"),
         ("path,label,label\nants/1.png,a,b\n", "has 2 columns called 'label'; keep one of them"),
         ("path,label\nants/1.png\n", ", line 2: empty label"),
+        ("path;label\nants/1.png;a\n", "has no column 'path' (it has path;label); needed: path, label; optional: "),
+        ("path\tlabel\nants/1.png\ta\n", "; its columns have to be separated by commas"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_csv_is_told_with_its_line(tmp_path: Path, text: str, sentence: str) -> None:
@@ -632,6 +634,11 @@ def test_a_folder_or_an_archive_in_s3_is_a_source(tmp_path: Path, bucket: str) -
     client = boto3.client("s3")
     for name in ANTS_AND_BEES:
         client.upload_file(str(folder / name), bucket, f"some/where/{name}")
+    client.upload_file(str(zipped(folder, tmp_path / "set.zip")), bucket, "set.zip")
+    assert listed(f"s3://{bucket}/some/where") == listed(folder) == listed(f"s3://{bucket}/set.zip")
+    corrected = encoded(photograph(5)).ljust(len((folder / "ants/1.png").read_bytes()), b"\0")
+    (folder / "ants/1.png").write_bytes(corrected[: len((folder / "ants/1.png").read_bytes())])  # of the old size
+    client.upload_file(str(folder / "ants/1.png"), bucket, "some/where/ants/1.png")
     client.upload_file(str(zipped(folder, tmp_path / "set.zip")), bucket, "set.zip")
     assert listed(f"s3://{bucket}/some/where") == listed(folder) == listed(f"s3://{bucket}/set.zip")
     assert "s3://pictures/nothing holds no files" in complaint(f"s3://{bucket}/nothing")

@@ -17,11 +17,11 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, write_text
 from headstart.base.progress import progress
 from headstart.data.archives import lands_outside
+from headstart.data.sources_folder import files_below
 
 CHUNK = 1 << 20
-# A web page lists nothing but names, and a folder here gives the times of links and not of what they lead to.
-LISTED_WITHOUT_STAMPS = ("http://", "https://", "file://", "local://")
-REQUESTS_AT_ONCE = 16  # for the stamps of such files
+WEB, HERE = ("http://", "https://"), ("file://", "local://")
+REQUESTS_AT_ONCE = 16  # for the stamps of files
 # By what the file systems of fsspec tell one version of a file from the next, without case and hyphens.
 VALIDATORS = {"etag", "lastmodified", "contentmd5", "digest", "md5hash", "generation", "updated", "mtime", "created", "ino"}
 # A file may change twice in the second that Last-Modified names, which is believed once it is older than this (RFC 9110).
@@ -91,12 +91,11 @@ def download_folder(address: str, target: Path) -> None:
     with _one_sentence(address):
         system, root = fsspec.core.url_to_fs(address, **_options(address))
         system.invalidate_cache()
-        listing: dict[str, dict[str, Any]] = system.find(root, detail=True)
-        listing.pop(root, None)  # a page without links is listed as a file
+        listing = _listed(system, root, address)
         if not listing:
             raise HeadstartError(f"{address} holds no files; give the address of an archive or of a folder of classes")
         wanted = {_relative(name[len(root) :].lstrip("/"), address): name for name in listing}
-        if address.startswith(LISTED_WITHOUT_STAMPS):
+        if address.startswith((*WEB, *HERE)):  # of which nothing but the names is listed
             with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
                 listing = dict(zip(listing, pool.map(system.info, listing), strict=True))
         for stale in [path for path in target.rglob("*") if path.is_file()]:
@@ -116,13 +115,28 @@ def download_folder(address: str, target: Path) -> None:
         write_text(file, "".join(f"{json.dumps([path, current[path]])}\n" for path in current))
 
 
+def _listed(system: Any, root: str, address: str) -> dict[str, dict[str, Any]]:
+    """The files below a folder, with what the listing says of each."""
+    if address.startswith(HERE):  # fsspec does not follow links to folders
+        files = list(files_below(Path(root)))
+        for file in files:
+            if not file.exists():
+                raise HeadstartError(f"{file} is a link that leads nowhere; mend or remove it")
+        return {str(file): {} for file in files}
+    listing: dict[str, dict[str, Any]] = system.find(root, detail=True)
+    listing.pop(root, None)  # a page without links is listed as a file
+    if address.startswith(WEB):  # a server's own links, such as ?C=M;O=A to sort its list
+        return {name: entry for name, entry in listing.items() if "?" not in name[len(root) :]}
+    return listing
+
+
 def _relative(name: str, address: str) -> str:
     """The path below the folder of a file that is listed at an address.
 
     Raises:
         HeadstartError: it would be written outside of the folder.
     """
-    path = PurePosixPath(unquote(name) if address.startswith("http") else name)
+    path = PurePosixPath(unquote(name) if address.startswith(WEB) else name)
     if lands_outside(path):
         raise HeadstartError(f"{address} lists {str(path)!r}, which would land outside its folder; nothing was fetched")
     return path.as_posix()
@@ -167,7 +181,7 @@ def _one_sentence(address: str) -> Iterator[None]:
 
 
 def _options(address: str) -> dict[str, object]:
-    if address.startswith(("http://", "https://")):
+    if address.startswith(WEB):
         import aiohttp
 
         # block_size 0 reads from start to end. fsspec's default asks for ranges, which not every server supports.

@@ -159,6 +159,46 @@ def test_a_file_corrected_under_its_old_size_and_time_is_fetched_again(tmp_path:
     assert everything_below(target) == {"1.jpg": b"right"}
 
 
+def test_a_folder_here_is_mirrored_through_its_links(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "ants").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.jpg").write_bytes(b"1")
+    (source / "bees").symlink_to(tmp_path / "elsewhere")
+    (source / "ants" / "all").symlink_to(source)  # a circle
+    (source / "ants" / "2.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
+    download_folder(source.as_uri(), target)
+    assert everything_below(target) == {"bees/1.jpg": b"1", "ants/2.jpg": b"1"}
+    (tmp_path / "elsewhere" / "1.jpg").unlink()
+    with pytest.raises(HeadstartError, match=r"ants/2\.jpg is a link that leads nowhere; mend or remove it"):
+        download_folder(source.as_uri(), target)
+
+
+class Sorted(Handler):
+    """Lists a folder as Apache does, with links that sort the list."""
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0].endswith("/"):
+            names = sorted(p.name + "/" * p.is_dir() for p in Path(self.translate_path(self.path)).iterdir())
+            links = "".join(f'<a href="{name}">{name}</a>' for name in ("?C=N;O=D", "?C=M;O=A", *names))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(f'<a href="../">up</a>{links}'.encode())
+        else:
+            super().do_GET()
+
+
+def test_a_server_s_links_that_sort_its_list_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "set" / "ants").mkdir(parents=True)
+    (tmp_path / "set" / "ants" / "1.jpg").write_bytes(b"1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Sorted, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        download_folder(f"http://127.0.0.1:{server.server_port}/set/", tmp_path / "target")
+        server.shutdown()
+    assert everything_below(tmp_path / "target") == {"ants/1.jpg": b"1"}
+
+
 class Versioned(Handler):
     """Says of each file what ``says`` makes of it, and counts what is fetched."""
 

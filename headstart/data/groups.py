@@ -43,7 +43,8 @@ def assign_splits(usable: list[PackedPicture], settings: Split, seed: int, audit
         if not lost:
             break
         told_apart |= lost
-        pairs = pairs[~np.isin(labels[pairs], sorted(lost)).any(axis=1)]
+        component = _components(usable, pairs)  # which may tie a lost class to pairs of another through the user's groups
+        pairs = pairs[~np.isin(component[pairs[:, 0]], component[np.isin(labels, sorted(lost))])]
     if told_apart:
         sentence = (
             f"near-duplicates of {some(repr(label) for label in sorted(told_apart))} are not kept in one split: so many "

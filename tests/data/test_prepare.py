@@ -541,6 +541,19 @@ def test_no_split_leaks_and_near_duplicates_and_groups_are_one_side(drawn: list[
         assert all(len(parts) == 1 for parts in sides.values())
 
 
+def test_a_class_may_be_lost_through_the_near_duplicates_of_another() -> None:
+    """The one picture of b is tied to a's near-duplicates by the user's groups alone."""
+    settings = Split(val=0.3, test=0.3)
+    for seed in range(200):
+        many = [usable(i, "a", i, "") for i in range(20)]
+        tied = [usable(30, "b", 30, "m"), usable(31, "a", 31, "m"), usable(32, "a", 31, "k")]
+        alone = assign_splits(many + tied, settings.model_copy(update={"near_duplicate_bits": None}), seed, Audit())
+        result = assign_splits(many + tied, settings, seed, Audit())
+        assert {u.picture.label for u in alone if u.split == "train"} <= {
+            u.picture.label for u in result if u.split == "train"
+        }
+
+
 @given(drawn=pictures_in_sets, seed=st.integers(0, 1000), keep=st.integers(1, 40))
 @settings(deadline=None)
 def test_pictures_added_later_move_none_unless_they_tie_groups_together(

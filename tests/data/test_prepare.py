@@ -335,7 +335,7 @@ def one_part(folder: Path, splits: tuple[str, ...] = ("",), each: int = 30, nois
     [
         (("",), 30, 6, 2),
         (("",), 20, 2, 3),
-        (("",), 30, 14, 2),
+        (("",), 30, 10, 2),
         (("train",), 30, 6, 2),
         (("train", "test"), 30, 6, 2),
         (("train", "val"), 20, 2, 3),

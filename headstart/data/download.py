@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from urllib.parse import unquote
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, write_text
 from headstart.base.progress import progress
-from headstart.data.archives import lands_outside
+from headstart.data.archives import SHARE_OF_DISK, lands_outside
 from headstart.data.sources_folder import files_below
 
 CHUNK = 1 << 20
@@ -42,15 +43,20 @@ def download(address: str, target: Path, sha256_prefix: str | None = None) -> st
         sha256_prefix: the hexadecimal digits that the digest must start with.
 
     Raises:
-        HeadstartError: the address does not answer, or the digest differs.
+        HeadstartError: the address does not answer, the digest differs, or the disk has too little room.
     """
     import fsspec
 
     digest = hashlib.sha256()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    room = SHARE_OF_DISK * shutil.disk_usage(target.parent).free
     with _one_sentence(address), fsspec.open(address, "rb", **_options(address)) as stream, replacing(target) as part:
         total = getattr(stream, "size", None) or 0
         with part.open("wb") as out, progress(f"download {target.name}", total >> 20, "MB") as advance:
             while chunk := stream.read(CHUNK):
+                room -= len(chunk)
+                if room < 0:
+                    raise HeadstartError(f"{address} is larger than {SHARE_OF_DISK:.0%} of what the disk had left")
                 out.write(chunk)
                 digest.update(chunk)
                 advance()

@@ -118,11 +118,13 @@ def _without_untrainable_classes(usable: list[PackedPicture], settings: Prepare,
         raise HeadstartError(f"{left} left, two are needed; add pictures{left_out}")
     for split in SPLITS:
         if not any(p.split == split for p in usable):
+            if split == "test" and usable[0].picture.split:
+                raise HeadstartError(f"no usable picture is in the source's test split; add pictures there{left_out}")
             groups = len({p.group for p in usable})
             together = f" (related ones count as one: {groups})" if groups < len(usable) else ""
             raise HeadstartError(
                 f"no picture fell into {split}: {len(usable)} pictures{together} are too few for this split; "
-                f"raise split.val or split.test, or add pictures{left_out}"
+                f"raise split.{split}, or add pictures{left_out}"
             )
     return usable
 

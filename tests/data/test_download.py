@@ -18,6 +18,7 @@ from typing import ClassVar
 import pytest
 
 from headstart.base.errors import HeadstartError
+from headstart.data import download as download_module
 from headstart.data.download import download, download_folder
 
 CONTENT = random.Random(0).randbytes(6_000_000)  # more than the block that fsspec asks for at once
@@ -66,6 +67,17 @@ def test_a_file_arrives_whole_with_its_digest(site: tuple[Path, str], tmp_path: 
 def test_a_file_url_works_too(tmp_path: Path) -> None:
     (tmp_path / "here").write_bytes(b"abc")
     assert download((tmp_path / "here").as_uri(), tmp_path / "there") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_file_without_end_leaves_room_on_the_disk(
+    site: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address = site
+    (folder / "file.bin").write_bytes(CONTENT)
+    monkeypatch.setattr(download_module, "SHARE_OF_DISK", 1e-12)
+    with pytest.raises(HeadstartError, match=r"file\.bin is larger than .* of what the disk had left"):
+        download(f"{address}/file.bin", tmp_path / "got.bin")
+    assert everything_below(tmp_path) == {}
 
 
 def test_a_file_with_another_digest_is_refused_and_leaves_nothing(site: tuple[Path, str], tmp_path: Path) -> None:

@@ -492,6 +492,20 @@ def test_too_little_to_learn_from_is_told_with_the_reasons_and_their_counts(
     assert files(tmp_path / "out") == before
 
 
+def test_a_test_split_without_a_usable_picture_is_told_with_the_reason(tmp_path: Path) -> None:
+    names = {f"train/{label}/{i}.png": 10 * k + i for k, label in enumerate("ab") for i in range(9)}
+    source = write_pictures(tmp_path / "set", names)
+    for label in "ab":
+        (source / "test" / label).mkdir(parents=True)
+        (source / "test" / label / "1.jpg").write_bytes(heic(ord(label)))
+    with pytest.raises(HeadstartError) as caught:
+        prepared(source, tmp_path / "out")
+    assert str(caught.value) == (
+        "no usable picture is in the source's test split; add pictures there; 2 files were left out: "
+        "2 as test/a/1.jpg (not a picture that Pillow can read)"
+    )
+
+
 def test_groups_that_leave_a_split_empty_are_told(tmp_path: Path) -> None:
     source = plain_set(tmp_path / "set")
     paths = sorted(p.relative_to(source).as_posix() for p in source.rglob("*.png"))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageStat
+from PIL import Image, ImageChops, ImageStat
 
 Image.MAX_IMAGE_PIXELS = None  # checked below against the user's own limit, before any pixel is decoded
 
@@ -159,18 +159,14 @@ def _rgb(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _composited(image: Image.Image, notes: list[str]) -> Image.Image:
-    """A picture with transparency on a background on which something is seen: white, but for white icons."""
-    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    alpha = image.getchannel("A")
-    if alpha.getextrema() == (255, 255):
-        return on_white
-    # The sum of alpha · (255 - luminance) / 255, which is what the picture takes away from white.
-    darkness = 255 * image.width * image.height - ImageStat.Stat(on_white.convert("L")).sum[0]
-    if darkness < NEARLY_WHITE * ImageStat.Stat(alpha).sum[0]:
-        notes.append("transparency laid over black: what is there is white")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-    notes.append("transparency laid over white")
-    return on_white
+    """An RGBA picture on a background on which something is seen: white, but black for white icons."""
+    alpha, background = image.getchannel("A"), "white"
+    if alpha.getextrema() != (255, 255):
+        darkness = ImageChops.multiply(alpha, ImageChops.invert(image.convert("L")))  # what it takes away from white
+        if ImageStat.Stat(darkness).sum[0] < NEARLY_WHITE * ImageStat.Stat(alpha).sum[0]:
+            background = "black"
+        notes.append(f"transparency laid over {background}")
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
 
 
 def fingerprint(image: Image.Image) -> tuple[int, bytes]:

@@ -62,7 +62,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:
-            columns = [name.strip() for name in next(reader, [])]
+            columns = [name.strip() for name in next((row for row in reader if row), [])]
             for cells in reader:
                 place = f"line {reader.line_num}"
                 if any(map(str.strip, cells[len(columns) :])):
@@ -70,7 +70,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
                         f"{path}, {place}: {len(cells)} cells, and there are {len(columns)} columns; put a text with a "
                         f'comma in it between quotation marks ("rock, paper")'
                     )
-                if cells:  # no empty line
+                if any(map(str.strip, cells)):  # no empty line, which spreadsheets write as commas
                     rows.append((place, dict(zip(columns, cells, strict=False))))
         except csv.Error as error:
             raise HeadstartError(f"{path}, line {reader.line_num}: {error}; look at its quotation marks") from None

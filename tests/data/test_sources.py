@@ -439,7 +439,7 @@ def test_what_is_wrong_in_a_csv_is_told_with_its_line(tmp_path: Path, text: str,
 
 def test_commas_that_hold_nothing_and_those_between_quotation_marks_are_read(tmp_path: Path) -> None:
     write_pictures(tmp_path, ANTS_AND_BEES)
-    (tmp_path / "set.csv").write_text('path, label,,\nants/1.png,"rock, paper",,\nbees/3.png, 12" nails,,,, \n')
+    (tmp_path / "set.csv").write_text('\npath, label,,\nants/1.png,"rock, paper",,\n,,,\nbees/3.png, 12" nails,,,, \n , \n')
     assert [p.label for p in listed(tmp_path / "set.csv")] == ["rock, paper", '12" nails']
 
 

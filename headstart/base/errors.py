@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 
 from headstart.base.private_names import end_as_python_does
+from headstart.base.safe_text import masked, sentence
+from headstart.base.terminal import say
+
+# What a full disk answers, a quota that is used up, and a limit on the size of files.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class HeadstartError(Exception):
-    """Something the user can mend; the message says what is wrong, where, and what to do."""
+    """Something the user can mend; the message says what is wrong, where, and what to do. Secrets in it are masked."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A ready hint such as ``did you mean 'resnet18'?``, or an empty string where nothing is near."""
-    near = difflib.get_close_matches(name, list(allowed), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name[:100], dict.fromkeys(allowed), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
 def run_cleanly(main: Callable[[], None]) -> None:
     """Run a stage or a command and end the process. A HeadstartError ends it with its sentence and status 1, and so does
     what the operating system refuses and nobody expected (a full disk, a folder that may not be written); Ctrl-C with 130.
+    A defect ends it with a traceback, whose secrets are masked too.
     """
     try:
         main()
@@ -30,18 +42,29 @@ def run_cleanly(main: Callable[[], None]) -> None:
         if end.code:
             raise
     except HeadstartError as error:
-        print(f"headstart: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except OSError as error:
-        if error.errno is None:  # not the system's
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"headstart: {where}{error.strerror or error}", file=sys.stderr)
+        say(f"headstart: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("headstart: interrupted; finished stages and finished epochs are kept", file=sys.stderr)
+        say("headstart: interrupted; finished stages and finished epochs are kept", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        if refused := refusal(error):
+            say(f"headstart: {refused}", file=sys.stderr)
+        else:  # a defect, which may quote an address all the same
+            sys.stderr.write(masked(traceback.format_exc()))
+        raise SystemExit(1) from None
     leave()
+
+
+def refusal(error: Exception) -> str:
+    """What the operating system refused, in words; empty where ``error`` is none of its own."""
+    if in_words := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors, which is written in Rust, has it
+        error = OSError(number := int(in_words[1]), os.strerror(number))
+    if not isinstance(error, OSError) or error.errno is None:
+        return ""
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    advice = "; free some space there and run it again, what is finished is kept" if error.errno in FULL else ""
+    return f"{where}{error.strerror or error}{advice}"
 
 
 def leave() -> None:

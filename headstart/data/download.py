@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing
 from headstart.base.progress import progress
+from headstart.base.safe_text import shortened
 
 CHUNK = 1 << 20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -154,5 +155,5 @@ def _options(address: str) -> dict[str, object]:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception) and is_address(str(error)):
         error = error.__cause__  # fsspec hides "connection refused" and "404" behind an error with the address only
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{text}, with pip" if isinstance(error, ImportError) else text[:300]
+    text = shortened(str(error), 300) or type(error).__name__
+    return f"{text}, with pip" if isinstance(error, ImportError) else text

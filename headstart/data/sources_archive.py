@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data
 from headstart.base.paths import state_folder, users_path
+from headstart.base.terminal import say
 from headstart.data.download import download, download_folder, is_address, is_archive, unpack
 from headstart.data.picture import Listing, Source
 from headstart.data.sources_folder import files_below, list_folder
@@ -56,7 +57,7 @@ class Address(Source):
             except HeadstartError as error:
                 if not folder.exists() or not any(files_below(folder)):
                     raise
-                print(f"headstart: {error}; going on with what was fetched before")
+                say(f"headstart: {error}; going on with what was fetched before")
         return list_folder(folder)
 
 

@@ -25,6 +25,7 @@ from headstart.base.files import replacing, write_text
 from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.params import Params
 from headstart.base.progress import progress
+from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
@@ -187,4 +188,4 @@ def _page(
 def run(params: Params, data: DataFolder) -> None:
     """The stage evaluate: let validation choose, report on the test split once, draw everything."""
     result = evaluate(data, params, set_up(params.threads), data.evaluate)
-    print(f"{headline(result)}\nThe whole story: {data.evaluate.report}")
+    say(headline(result), f"The whole story: {data.evaluate.report}")

@@ -16,6 +16,7 @@ import yaml
 
 from headstart.base.errors import HeadstartError
 from headstart.base.paths import checkout, state_folder
+from headstart.base.safe_text import shortened
 
 RESULT = ("dvc.lock", "data/evaluate/metrics.json")  # the files of a result that are in git
 
@@ -204,5 +205,5 @@ def _git(*arguments: str, stdin: str = "", **variables: str) -> str:
     except FileNotFoundError:
         raise HeadstartError("git is not installed") from None
     if done.returncode != 0:
-        raise HeadstartError(f"git {arguments[0]} failed: {' '.join(done.stderr.split())[:300] or done.returncode}")
+        raise HeadstartError(f"git {arguments[0]} failed: {shortened(done.stderr, 300) or done.returncode}")
     return done.stdout.rstrip("\n")

@@ -11,6 +11,8 @@ from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.paths import checkout
+from headstart.base.safe_text import masked
+from headstart.base.terminal import say
 from headstart.tracking.store import RESULT, answering, experiment_id, opened, tagged
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def live(data: DataFolder, params: Params) -> Callable[[dict[str, float]], None]
                 step()
         except HeadstartError as error:
             curve.clear()
-            print(f"the curve is not shown live: {error}")
+            say(f"the curve is not shown live: {error}")
 
     tried(lambda: curve.append(ResultRun(params, result_digest(data)).live()))
     return lambda row: tried(lambda: send(row))
@@ -115,7 +117,7 @@ def trained(params: Params) -> str:
 
 def filters(params: Params) -> dict[str, str]:
     """Tags that people look for runs by, from the first moment on: tags.backbone = 'resnet18'."""
-    return {"backbone": params.backbone, "source": params.data.source}
+    return {"backbone": params.backbone, "source": masked(params.data.source)}
 
 
 def revision() -> dict[str, str]:

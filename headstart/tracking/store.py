@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from headstart.base.errors import HeadstartError
 from headstart.base.paths import checkout, state_folder
+from headstart.base.safe_text import shortened
 from headstart.tracking import saved_view
 
 if TYPE_CHECKING:
@@ -24,11 +24,6 @@ RESULT = "headstart.result"  # tag of a run and of a version: the digest of what
 
 def uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{checkout() / 'mlflow.db'}"
-
-
-def shown_uri() -> str:
-    """The address as it may be printed: a database's password is left out."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", uri())
 
 
 def artifacts() -> str | None:
@@ -68,7 +63,7 @@ def answering() -> Iterator[None]:
         raise
     except Exception as error:  # connection, database and REST errors
         raise HeadstartError(
-            f"MLflow at {shown_uri()} does not answer ({short(error)}); start it, or unset MLFLOW_TRACKING_URI to use "
+            f"MLflow at {uri()} does not answer ({short(error)}); start it, or unset MLFLOW_TRACKING_URI to use "
             "the checkout's own store"
         ) from None
 
@@ -108,4 +103,4 @@ def unless(code: str, ask: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return shortened(str(error), 200)

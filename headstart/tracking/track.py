@@ -26,6 +26,8 @@ from headstart.base.artifacts.metrics import Metrics
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
+from headstart.base.safe_text import masked
+from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.evaluation.metrics import ACCURACY
 from headstart.evaluation.summary import headline
@@ -33,7 +35,7 @@ from headstart.tracking import model_card
 from headstart.tracking.registry import Registry
 from headstart.tracking.result import flattened, params_of_the_result, result_digest, stages_of_the_result
 from headstart.tracking.runs import COMPLETE, ResultRun, as_text, revision
-from headstart.tracking.store import short, shown_uri
+from headstart.tracking.store import short, uri
 
 READABLE = (".csv", ".html", ".json", ".parquet", ".png")
 
@@ -126,7 +128,7 @@ class Tracker(ResultRun):
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         manifest = pd.read_parquet(data.prepare.manifest)
-        source = self.params.data.source
+        source = masked(self.params.data.source)
         digest = hashlib.sha256(data.prepare.manifest.read_bytes()).hexdigest()[:16]
         columns = manifest[["path", "label", "split", "sha256"]]
         with warnings.catch_warnings():
@@ -178,7 +180,7 @@ def track(data: DataFolder, params: Params) -> str:
             raise
         except Exception as error:
             raise HeadstartError(
-                f"MLflow at {shown_uri()} did not take the result: {short(error)}; run it again to go on"
+                f"MLflow at {uri()} did not take the result: {short(error)}; run it again to go on"
             ) from None
         sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `make ui`"
     TrackedResult(result=digest, experiment=params.tracking.experiment).write(data.track.details)
@@ -191,7 +193,7 @@ def comparable(params: Params) -> dict[str, str]:
     A parameter that is a number in one run and a word in another is no axis of a plot. So what is null is left out, and a
     list of one number is that number.
     """
-    return {key: as_text(value) for key, value in params_of_the_result(params).items() if value is not None}
+    return {key: masked(as_text(value)) for key, value in params_of_the_result(params).items() if value is not None}
 
 
 def stage_metrics(data: DataFolder) -> dict[str, float]:
@@ -247,4 +249,4 @@ def _host(threads: int | None) -> dict[str, str]:
 
 def run(params: Params, data: DataFolder) -> None:
     """The stage track: log this result to MLflow, once."""
-    print(track(data, params))
+    say(track(data, params))

@@ -154,7 +154,7 @@ def _mistakes(
     targets = test.predicted[positions].tolist()
     stored = [pixels[int(row)] for row in rows]
     heat = explain.grad_cam(model, stored, targets) if stored else None
-    names = [name[:20] for name in model.classes]
+    names = [name[:20] for name in figures.drawable(list(model.classes))]
     captions = [f"{names[test.predicted[p]]} {test.confidence[p]:.2f}\nis {names[test.labels[p]]}" for p in positions]
     views = [model.trunk.view(picture) for picture in stored]
     figures.mistakes(views, heat, captions, folder.figures.mistakes)

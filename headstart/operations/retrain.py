@@ -166,11 +166,12 @@ class _Round:
         return summary
 
     def _version(self, registry: Registry) -> Version:
-        """The registry's version of this result. A result that was pulled and is not in this store is logged first."""
+        """The registry's version of this result. One that was pulled and is not in this store, or no longer, is logged."""
         from headstart.tracking.track import track
 
         result = TrackedResult.read(self.data.track.details).result
-        if (version := registry.by_result(result)) is None:
+        version = registry.by_result(result)
+        if version is None or registry.is_lost(version):
             track(self.data, self.params)
             version = registry.by_result(result)
         if version is None:

@@ -40,13 +40,19 @@ class ResultRun:
         with opened() as client:
             self.client = client
             self.experiment_id = experiment_id(client, params.tracking.experiment)
-            found = self._runs()
+            found = self._runs() or self._restored()
             self.complete = any(run.data.tags.get(COMPLETE) for run in found)
             self.run_id: str = found[0].info.run_id if found else self._create()
 
     def _runs(self) -> list[Run]:
         runs = tagged(self.client, self.experiment_id, RESULT, self.digest)
         return sorted(runs, key=lambda run: (COMPLETE not in run.data.tags, run.info.start_time))
+
+    def _restored(self) -> list[Run]:
+        """The run of this result where somebody has deleted it: it is made again, so it comes out of MLflow's bin."""
+        for run in tagged(self.client, self.experiment_id, RESULT, self.digest, deleted=True)[:1]:
+            self.client.restore_run(run.info.run_id)
+        return self._runs()
 
     def _create(self) -> str:
         experiment = os.environ.get("DVC_EXP_NAME")

@@ -12,7 +12,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headstart.base.artifacts import DataFolder, ModelFolder
@@ -35,7 +35,7 @@ from headstart.tracking import model_card
 from headstart.tracking.registry import Registry
 from headstart.tracking.result import flattened, params_of_the_result, result_digest, stages_of_the_result
 from headstart.tracking.runs import COMPLETE, ResultRun, as_text, revision
-from headstart.tracking.store import short, uri
+from headstart.tracking.store import GONE, short, unless, uri
 
 READABLE = (".csv", ".html", ".json", ".parquet", ".png")
 
@@ -76,15 +76,33 @@ class Tracker(ResultRun):
 
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    def is_whole(self, data: DataFolder) -> bool:
+        """Whether a run that was completed still has its files, and its model: they may have been deleted since."""
+        listed = {file.path for file in self.client.list_artifacts(self.run_id)}
+        if model_card.FILE not in listed or any(True for _ in self._missing(data)):
+            return False
+        model = self._logged_model()
+        return not self.params.tracking.model or (model is not None and self._has_files(model))
+
     def _log_files(self, data: DataFolder) -> None:
-        """What people can read of every stage's files: those of evaluate at the top, others in a folder named after theirs.
-        The package is logged as a model."""
+        for path, target in self._missing(data):
+            self.client.log_artifact(self.run_id, str(path), target)
+
+    def _missing(self, data: DataFolder) -> Iterator[tuple[Path, str | None]]:
+        """What people can read of every stage's files and the run does not have, and the folder there: those of evaluate at
+        the top, others in a folder named after theirs. The package is logged as a model."""
+        listed: dict[str | None, set[str]] = {}
         for stage in stages_of_the_result():
             folder = data / stage
             for path in sorted(folder.rglob("*")) if stage != "package" else []:
                 if path.suffix in READABLE and path != data.prepare.pixels_index:
-                    target = path.parent.relative_to(folder if stage == "evaluate" else data).as_posix()
-                    self.client.log_artifact(self.run_id, str(path), None if target == "." else target)
+                    place = path.parent.relative_to(folder if stage == "evaluate" else data).as_posix()
+                    target = None if place == "." else place
+                    if target not in listed:
+                        files = self.client.list_artifacts(self.run_id, target)
+                        listed[target] = {PurePosixPath(file.path).name for file in files}
+                    if path.name not in listed[target]:
+                        yield path, target
 
     def _log_images(self, folder: Path) -> None:
         """The figures a second time, as MLflow's logged images: its charts put those of several runs side by side, files
@@ -107,7 +125,7 @@ class Tracker(ResultRun):
         if self.params.registry.model is None or model is None:
             return
         registry = Registry(self.params)
-        if card is None and registry.by_result(self.digest):
+        if card is None and (version := registry.by_result(self.digest)) and not registry.is_lost(version):
             return
         registry.register(self.run_id, self.digest, model, card or self._card(data), self._lineage(data))
 
@@ -118,9 +136,13 @@ class Tracker(ResultRun):
         return model_card.lineage(data, self.digest) | revision()
 
     def _logged_model(self) -> str | None:
-        """The id of the run's model, which is linked to the run once it is whole."""
+        """The id of the run's model, which is linked to the run once it is whole; None where it was deleted."""
         outputs = self.client.get_run(self.run_id).outputs
-        return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
+        model = outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
+        return model if model and unless(GONE, self.client.get_logged_model, model) else None
+
+    def _has_files(self, model: str) -> bool:
+        return bool(unless(GONE, self.client.list_logged_model_artifacts, model))
 
     def _log_dataset(self, data: DataFolder) -> None:
         import mlflow
@@ -145,7 +167,9 @@ class Tracker(ResultRun):
     def _log_model(self, folder: ModelFolder, numbers: dict[str, float]) -> None:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-        if self._logged_model():
+        if model_id := self._logged_model():
+            if not self._has_files(model_id):
+                self.client.log_model_artifacts(model_id, str(folder))
             return
         details = ClassifierDetails.read(folder.classifier.details)
         kept = {"backbone": details.backbone, "chosen": details.chosen, "classes": str(len(details.classes))}
@@ -170,7 +194,7 @@ def track(data: DataFolder, params: Params) -> str:
     """
     digest = result_digest(data)
     tracker = Tracker(params, digest)
-    if tracker.complete:
+    if tracker.complete and tracker.is_whole(data):
         tracker.register(data)  # one that was logged before there was a registry
         sentence = f"result {digest[:7]} is already in MLflow (run {tracker.run_id}); nothing logged twice"
     else:

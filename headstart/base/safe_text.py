@@ -26,29 +26,39 @@ LONGEST, READ = 4000, 100_000  # characters of a sentence, and of what is looked
 def masked(text: str) -> str:
     """``text`` without what addresses in it say besides where to go: ``https://***@host/a.zip?token=***``.
 
-    Hidden are the password, the user of a web address, also where the text ends within them, and the values of the query.
+    Hidden are the password, the user of a web address, also where the text ends within them, and the values of the query;
+    and a password's parts wherever else they stand in ``text``: who cannot parse an address quotes some of it.
     """
-    return ADDRESS.sub(_without_secrets, text) if "://" in text else text
+    if "://" not in text:
+        return text
+    secrets: set[str] = set()
+    text = ADDRESS.sub(lambda found: _without_secrets(found[1], found[2], secrets), text)
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
 
 
-def _without_secrets(found: re.Match[str]) -> str:
-    scheme, rest = found.groups()
+def _without_secrets(scheme: str, rest: str, secrets: set[str]) -> str:
+    """An address without its secrets; those that are long enough to be told from words are added to ``secrets``."""
     if NAMED.match(rest):
         before, at, after = rest.rpartition("@")  # the last one: passwords may hold more
         if not at:
             return f"{scheme}{HIDDEN}"
-        user, colon, _ = before.partition(":")
+        user, colon, password = before.partition(":")
+        secrets |= {part for part in re.split(r"[:/?#@]", password if colon else user) if len(part) > 3}
         # Of a web address the user may be the secret: https://TOKEN:x-oauth-basic@host.
         rest = f"{user}:{HIDDEN}@{after}" if colon and not scheme.lower().startswith("http") else f"{HIDDEN}@{after}"
     start = re.search(r"[?#]", rest)
     if start is None:
         return scheme + rest
     query = rest[start.end() :].rstrip(ENDS_A_SENTENCE)
-    parts = (
-        f"{key}={HIDDEN}" if equals else HIDDEN for key, equals, _ in (part.partition("=") for part in query.split("&"))
-    )
-    hidden = "&".join(parts) if query else ""
+    hidden = "&".join(_without_value(part, start[0]) for part in query.split("&"))
     return scheme + rest[: start.end()] + hidden + rest[start.end() + len(query) :]
+
+
+def _without_value(part: str, sign: str) -> str:
+    key, equals, _ = part.partition("=")
+    return f"{key}={HIDDEN}" if equals else HIDDEN if part and sign == "?" else part  # a place in a page is no secret
 
 
 def masked_values(value: Any) -> Any:

@@ -21,14 +21,14 @@ endif
 
 setup: .venv/ready  ## the environment, from requirements.lock
 
-.venv/ready: requirements.lock pyproject.toml ops/environment_first.pth
+.venv/ready: requirements.lock pyproject.toml ops/environment_first.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headstart needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -z "$(STALE)" || { echo "making .venv again: it was moved here, or its Python is gone"; rm -rf .venv; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes -r requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
-	@cp ops/environment_first.pth "$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@cd .venv/lib/python*/site-packages && cp "$(CURDIR)/ops/environment_first.py" . && echo import environment_first > environment_first.pth
 	@touch $@
 
 repro: setup  ## the whole pipeline: dvc repro

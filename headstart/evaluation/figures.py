@@ -54,7 +54,7 @@ def drawable(names: list[str]) -> list[str]:
     wanted = {sign for name in shown for sign in name}
     families = plt.rcParams["font.family"]
     for family in families:
-        wanted -= _characters(font_manager.findfont(family))
+        wanted -= _characters(font_manager.findfont(font_manager.FontProperties(family=[family])))
     others = font_manager.fontManager.ttflist if wanted else []
     for font in sorted(others, key=lambda font: (font.style != "normal", font.weight != 400, font.name, font.fname)):
         if found := wanted & _characters(font.fname):
@@ -75,7 +75,7 @@ def _characters(file: str) -> frozenset[str]:
 
 
 def _escaped(sign: str) -> str:
-    if unicodedata.category(sign) in ("Cf", "Mn"):  # they only change how their neighbours look
+    if unicodedata.category(sign) == "Cf" or "\ufe00" <= sign <= "\ufe0f":  # they only change how their neighbours look
         return ""
     return " " if unicodedata.category(sign) == "Zs" else sign.encode("unicode_escape").decode()
 

@@ -434,7 +434,7 @@ def lose(bench: Bench, version: Version, how: str) -> None:
     else:
         bench.client.delete_run(version.run_id)
     if how == "gc":
-        command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", store.uri()]
+        command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", store.uri(), "--tracking-uri", store.uri()]
         subprocess.run(command, check=True, capture_output=True, cwd=bench.folder)
 
 

@@ -56,15 +56,26 @@ def run_cleanly(main: Callable[[], None]) -> None:
     leave()
 
 
-def refusal(error: Exception) -> str:
-    """What the operating system refused, in words; empty where ``error`` is none of its own."""
+def refusal(error: BaseException) -> str:
+    """What the operating system refused, in words; empty where ``error`` is none of its own, nor due to a full disk."""
+    cause: BaseException | None = error
+    while cause is not None:
+        refused = _of_the_system(cause)
+        if refused and (cause is error or refused.errno in FULL):
+            where = f"{os.fsdecode(refused.filename)}: " if refused.filename else ""
+            advice = "; free some space there and run it again, what is finished is kept" if refused.errno in FULL else ""
+            return f"{where}{refused.strerror or refused}{advice}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def _of_the_system(error: BaseException) -> OSError | None:
+    if isinstance(error, OSError):
+        return error if error.errno is not None else None
     if in_words := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors, which is written in Rust, has it
-        error = OSError(number := int(in_words[1]), os.strerror(number))
-    if not isinstance(error, OSError) or error.errno is None:
-        return ""
-    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-    advice = "; free some space there and run it again, what is finished is kept" if error.errno in FULL else ""
-    return f"{where}{error.strerror or error}{advice}"
+        return OSError(number := int(in_words[1]), os.strerror(number))
+    is_full = "database or disk is full" in str(error)  # as SQLite has it
+    return OSError(errno.ENOSPC, "No space left on device") if is_full else None
 
 
 def leave() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import pandas as pd
@@ -137,7 +138,7 @@ class _Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruner = optuna.pruners.MedianPruner(STARTUP, FIRST_CUT) if search.prunes else optuna.pruners.NopPruner()
         self.study = optuna.create_study(
-            storage=f"sqlite:///{folder / STUDY}", study_name=folder.name, load_if_exists=True, pruner=pruner
+            storage=f"sqlite:///{quote(str(folder / STUDY))}", study_name=folder.name, load_if_exists=True, pruner=pruner
         )
 
     def prepare(self) -> None:

@@ -40,7 +40,9 @@ class ResultRun:
         with opened() as client:
             self.client = client
             self.experiment_id = experiment_id(client, params.tracking.experiment)
-            found = self._runs() or self._restored()
+            found = self._runs()
+            self.was_deleted = not found and self._restore()
+            found = found or self._runs()
             self.complete = any(run.data.tags.get(COMPLETE) for run in found)
             self.run_id: str = found[0].info.run_id if found else self._create()
 
@@ -48,11 +50,12 @@ class ResultRun:
         runs = tagged(self.client, self.experiment_id, RESULT, self.digest)
         return sorted(runs, key=lambda run: (COMPLETE not in run.data.tags, run.info.start_time))
 
-    def _restored(self) -> list[Run]:
-        """The run of this result where somebody has deleted it: it is made again, so it comes out of MLflow's bin."""
+    def _restore(self) -> bool:
+        """Take the run of this result out of MLflow's bin, if it is there: somebody has deleted it, and it is wanted again."""
         for run in tagged(self.client, self.experiment_id, RESULT, self.digest, deleted=True)[:1]:
             self.client.restore_run(run.info.run_id)
-        return self._runs()
+            return True
+        return False
 
     def _create(self) -> str:
         experiment = os.environ.get("DVC_EXP_NAME")

@@ -196,7 +196,8 @@ def track(data: DataFolder, params: Params) -> str:
     tracker = Tracker(params, digest)
     if tracker.complete and tracker.is_whole(data):
         tracker.register(data)  # one that was logged before there was a registry
-        sentence = f"result {digest[:7]} is already in MLflow (run {tracker.run_id}); nothing logged twice"
+        already = "was deleted in MLflow and is back" if tracker.was_deleted else "is already in MLflow"
+        sentence = f"result {digest[:7]} {already} (run {tracker.run_id}); nothing logged twice"
     else:
         try:
             tracker.log_result(data)

@@ -150,7 +150,8 @@ def test_what_was_deleted_in_mlflow_is_logged_again_and_the_gate_goes_on(copy_of
     told = copy_of.run("headstart", "gate", check=False)
     assert (told.returncode, told.stderr.count("\n")) == (1, 1), told.stderr
     assert "were deleted in MLflow; run `headstart track`" in told.stderr
-    assert "logged result" in copy_of.run("headstart", "track").stdout
+    says = "was deleted in MLflow and is back" if how == "run" else "logged result"
+    assert says in copy_of.run("headstart", "track").stdout
     assert "nothing logged twice" in copy_of.run("headstart", "track").stdout
     client, run = run_of(copy_of)
     assert (run.data.tags["headstart.complete"], run.info.status) == ("true", "FINISHED")

@@ -429,7 +429,9 @@ def lose(bench: Bench, version: Version, how: str) -> None:
     if how == "files":
         shutil.rmtree(bench.folder / "mlartifacts")
     elif how == "model":
-        bench.client.delete_logged_model(bench.client.get_model_version("headstart", str(version.number)).model_id)
+        experiment = bench.client.get_experiment_by_name("headstart").experiment_id
+        for model in bench.client.search_logged_models([experiment]):
+            bench.client.delete_logged_model(model.model_id)
         shutil.rmtree(bench.folder / "mlartifacts/models")
     else:
         bench.client.delete_run(version.run_id)

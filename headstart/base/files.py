@@ -38,15 +38,16 @@ def _refused(error: Exception, part: Path, path: Path) -> OSError | None:
 
     Libraries in C++ say only that they could not write, so the disk is asked for one more megabyte.
     """
+    refused = error if isinstance(error, OSError) else None
     if not isinstance(error, OSError | HeadstartError):
         try:
             with part.open("ab") as stream:
                 stream.write(bytes(1 << 20))
-            return None
         except OSError as answer:
-            error = answer
-    is_full = isinstance(error, OSError) and error.errno in FULL
-    return OSError(error.errno, error.strerror, str(path)) if is_full else None  # type: ignore[attr-defined]
+            refused = answer
+    if refused is None or refused.errno not in FULL:
+        return None
+    return OSError(refused.errno, refused.strerror, str(path))
 
 
 def reserve(path: Path, size: int) -> None:

@@ -69,7 +69,7 @@ def _refuse_bombs(path: Path, text: str) -> None:
             sizes[anchor] = size
             around, before = opened.pop()
             opened.append((around, before + size))
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if len(opened) > DEEPEST:
             raise HeadstartError(f"{path}, line {line}: nested more than {DEEPEST} deep; parameters are at most 4")
         if opened[-1][1] > MOST_VALUES:

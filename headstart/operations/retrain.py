@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Required, TextIO, TypedDict
+from typing import TYPE_CHECKING, Required, TextIO, TypedDict, cast
 from urllib.error import HTTPError
 
 import psutil
@@ -108,7 +108,7 @@ def retrain(load: Callable[[], Params]) -> Summary:
                 sys.stderr.write(masked(traceback.format_exc()))
                 summary = {"outcome": "failed", "sentence": sentence(f"{type(error).__name__}: {error}")}
             summary |= {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - start, 1)}
-            summary = masked_values(summary)
+            summary = cast(Summary, masked_values(summary))
             write_json(state_folder("retrain") / "last.json", summary)
             _post(os.environ.get(WEBHOOK) or webhook, summary)
     except BusyError as other:

@@ -51,7 +51,7 @@ class ResultRun:
         return sorted(runs, key=lambda run: (COMPLETE not in run.data.tags, run.info.start_time))
 
     def _restore(self) -> bool:
-        """Take the run of this result out of MLflow's bin, if it is there: somebody has deleted it, and it is wanted again."""
+        """Take the run of this result out of MLflow's bin, if it is there: it is wanted again."""
         for run in tagged(self.client, self.experiment_id, RESULT, self.digest, deleted=True)[:1]:
             self.client.restore_run(run.info.run_id)
             return True

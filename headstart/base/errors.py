@@ -49,7 +49,7 @@ def run_cleanly(main: Callable[[], None]) -> None:
         raise SystemExit(130) from None
     except Exception as error:
         if refused := refusal(error):
-            say(f"headstart: {refused}", file=sys.stderr)
+            say(sentence(f"headstart: {refused}"), file=sys.stderr)
         else:  # a defect, which may quote an address all the same
             sys.stderr.write(masked(traceback.format_exc()))
         raise SystemExit(1) from None

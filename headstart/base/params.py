@@ -31,7 +31,7 @@ Strength = Annotated[float, Field(gt=0, le=1e6)]
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a folder and a DVC stage are named after it
 
@@ -87,6 +87,13 @@ class Head(Section):
         1.0,
     ]
     class_weight: Literal["balanced"] | None = None
+
+    @field_validator("C")
+    @classmethod
+    def large_enough_to_divide_by(cls, strengths: list[float]) -> list[float]:
+        if min(strengths) < 1e-10:
+            raise ValueError(f"head.C holds {min(strengths):g}; the smallest strength is 1e-10")
+        return strengths
 
 
 class Finetune(Section):

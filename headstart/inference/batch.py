@@ -27,6 +27,7 @@ from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing
 from headstart.base.progress import Advance, progress
+from headstart.base.safe_text import visible
 from headstart.base.terminal import say, say_json
 from headstart.data.decode import Array, Unusable, quiet
 from headstart.engines.batching import inference_batch
@@ -280,12 +281,13 @@ def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...]) -> Writ
         say_json(row | by_class, file=stream)
 
     def as_csv(path: Path, label: str, confident: bool, confidence: float, probabilities: Floats) -> None:
-        writer.writerow([path, label if confident else "", confidence, *probabilities.tolist()])
+        writer.writerow([told(str(path)), told(label) if confident else "", confidence, *probabilities.tolist()])
 
     if output_format != "csv":
         return as_json if output_format == "json" else as_text
+    told = visible if stream.isatty() else str  # a table is exact, but for a terminal that would act on names in it
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["image", "label", "probability", *classes])
+    writer.writerow(["image", "label", "probability", *map(told, classes)])
     return as_csv
 
 

@@ -150,6 +150,7 @@ def test_a_file_that_is_no_mapping_is_told_what_was_found(tmp_path: Path, text: 
         ("head: {C: [-.inf]}", "head.C.0 must be a finite number, found -inf"),
         ("split: {val: 0.5, test: 0.5}", "split.val + split.test is 1; leave at least 0.1 for training"),
         ("head: {C: [1e100]}", "head.C.0 must be less than or equal to 1000000, found 1e+100"),
+        ("head: {C: [1, 1e-300]}", "head.C holds 1e-300; the smallest strength is 1e-10"),
         ("threads: 100000", "threads must be less than or equal to 1024 or null, found 100000"),
         ("evaluate: {bootstrap: 1000000000}", "evaluate.bootstrap must be less than or equal to 100000, found 1000000000"),
         ("finetune: {batch_size: 100000}", "finetune.batch_size must be less than or equal to 8192, found 100000"),

@@ -105,9 +105,10 @@ class Registry:
                 source = client.get_logged_model(model_id).artifact_location
                 tags = {**(lost[0].tags if lost else {}), RESULT: result} | lineage
                 self._create(client, source, run_id, model_id, description(card), tags)
-                self._take_over(client, lost, self._of_result(client, result)[-1])
                 found = self._of_result(client, result)
-            first, *twins = found
+            numbers = {version.version for version in lost}
+            first, *twins = (version for version in found if version.version not in numbers)
+            self._take_over(client, lost, first)
             for twin in twins:
                 unless(GONE, client.delete_model_version, self.name, str(twin.version))
             if OUTCOME not in first.tags:
@@ -126,7 +127,8 @@ class Registry:
                     raise
 
     def _take_over(self, client: MlflowClient, lost: list[ModelVersion], new: ModelVersion) -> None:
-        for alias, number in client.get_registered_model(self.name).aliases.items():
+        aliases = client.get_registered_model(self.name).aliases if lost else {}
+        for alias, number in aliases.items():
             if str(number) in {str(version.version) for version in lost}:
                 client.set_registered_model_alias(self.name, alias, str(new.version))
         for version in lost:

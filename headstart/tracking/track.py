@@ -78,31 +78,27 @@ class Tracker(ResultRun):
 
     def is_whole(self, data: DataFolder) -> bool:
         """Whether a run that was completed still has its files, and its model: they may have been deleted since."""
-        listed = {file.path for file in self.client.list_artifacts(self.run_id)}
-        if model_card.FILE not in listed or any(True for _ in self._missing(data)):
+        wanted = [*self._files(data), (Path(model_card.FILE), None)]
+        listed = {place: self.client.list_artifacts(self.run_id, place) for place in dict.fromkeys(p for _, p in wanted)}
+        there = {(PurePosixPath(file.path).name, place) for place, files in listed.items() for file in files}
+        if not {(path.name, place) for path, place in wanted} <= there:
             return False
         model = self._logged_model()
         return not self.params.tracking.model or (model is not None and self._has_files(model))
 
     def _log_files(self, data: DataFolder) -> None:
-        for path, target in self._missing(data):
-            self.client.log_artifact(self.run_id, str(path), target)
+        for path, place in self._files(data):
+            self.client.log_artifact(self.run_id, str(path), place)
 
-    def _missing(self, data: DataFolder) -> Iterator[tuple[Path, str | None]]:
-        """What people can read of every stage's files and the run does not have, and the folder there: those of evaluate at
-        the top, others in a folder named after theirs. The package is logged as a model."""
-        listed: dict[str | None, set[str]] = {}
+    def _files(self, data: DataFolder) -> Iterator[tuple[Path, str | None]]:
+        """What people can read of every stage's files, and its folder in the run: those of evaluate at the top, others in a
+        folder named after theirs. The package is logged as a model."""
         for stage in stages_of_the_result():
             folder = data / stage
             for path in sorted(folder.rglob("*")) if stage != "package" else []:
                 if path.suffix in READABLE and path != data.prepare.pixels_index:
                     place = path.parent.relative_to(folder if stage == "evaluate" else data).as_posix()
-                    target = None if place == "." else place
-                    if target not in listed:
-                        files = self.client.list_artifacts(self.run_id, target)
-                        listed[target] = {PurePosixPath(file.path).name for file in files}
-                    if path.name not in listed[target]:
-                        yield path, target
+                    yield path, None if place == "." else place
 
     def _log_images(self, folder: Path) -> None:
         """The figures a second time, as MLflow's logged images: its charts put those of several runs side by side, files

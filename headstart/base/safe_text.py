@@ -48,7 +48,9 @@ def _without_secrets(scheme: str, rest: str, secrets: set[str]) -> str:
         secrets |= {part for part in re.split(r"[:/?#@]", password if colon else user) if len(part) > 3}
         # Of a web address the user may be the secret: https://TOKEN:x-oauth-basic@host.
         rest = f"{user}:{HIDDEN}@{after}" if colon and not scheme.lower().startswith("http") else f"{HIDDEN}@{after}"
-    start = re.search(r"[?#]", rest)
+    start, inner = re.search(r"[?#]", rest), ADDRESS.search(rest)
+    if inner and (start is None or inner.start() < start.start()):
+        return scheme + rest[: inner.start()] + _without_secrets(inner[1], inner[2], secrets)
     if start is None:
         return scheme + rest
     query = rest[start.end() :].rstrip(ENDS_A_SENTENCE)

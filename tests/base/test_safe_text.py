@@ -71,6 +71,8 @@ def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
         ("postgresql://anna:a@b@db:5432/m", "postgresql://anna:***@db:5432/m"),
         ("https://TOKEN:x-oauth-basic@host/r.git", "https://***@host/r.git"),
         ("https://host/a.zip?TOKEN'; no", "https://host/a.zip?***'; no"),
+        ("http://a/,http://u:pw@h/x,s3://b", "http://a/,http://***@h/x,s3://b"),
+        ("zip://a.zip::https://u:pw@h/a.zip?k=v", "zip://a.zip:***@h/a.zip?k=***"),
         ("http://u:se/cret#1@host is not valid: Port could not be cast: 'cret'", "http://***@host is not valid: Port could "
          "not be cast: '***'"),
     ],

@@ -11,14 +11,24 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONDONTWRITEBYTECODE
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# A .venv that was moved or copied with its checkout names its old place in every script, and one whose Python is gone runs
+# nothing: it is made again.
+STALE := $(shell test ! -e .venv || { made="$$(sed -n 's/^command = .* -m venv [^/]*//p' .venv/pyvenv.cfg)"; \
+	test -x .venv/bin/python && { test -z "$$made" || test "$$made" -ef .venv; }; } || echo .venv)
+ifneq ($(STALE),)
+.PHONY: .venv/ready
+endif
+
 setup: .venv/ready  ## the environment, from requirements.lock
 
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: requirements.lock pyproject.toml ops/environment_first.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headstart needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -z "$(STALE)" || { echo "making .venv again: it was moved here, or its Python is gone"; rm -rf .venv; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes -r requirements.lock
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+	@cd .venv/lib/python*/site-packages && cp "$(CURDIR)/ops/environment_first.py" . && echo import environment_first > environment_first.pth
 	@touch $@
 
 repro: setup  ## the whole pipeline: dvc repro

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from headstart import __version__
 from headstart.base.artifacts import DATA
 from headstart.base.errors import HeadstartError, run_cleanly
+from headstart.base.terminal import say, say_json
 from headstart.base.threads import wait_passively
 
 app = typer.Typer(
@@ -33,7 +33,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -112,7 +112,7 @@ def export(
 
     if to not in export.FORMS:
         raise HeadstartError(f"--to {to!r}; allowed: {', '.join(export.FORMS)}")
-    print(export.export(model, to, DATA, output or DATA / "export" / to, max_cost))
+    say(export.export(model, to, DATA, output or DATA / "export" / to, max_cost))
 
 
 @app.command()
@@ -145,14 +145,14 @@ def track() -> None:
     for needed in (DATA.evaluate.metrics, DATA.package.model.mlmodel):
         if not needed.exists():
             raise HeadstartError(f"{needed} is not there; run `dvc pull` or `dvc repro` first")
-    print(log(DATA, Params.load()))
+    say(log(DATA, Params.load()))
 
 
 def _say_if_made_by_other_code(*stages: str, command: str = "dvc repro") -> None:
     from headstart.base.identity import outdated
 
     if sentence := outdated(DATA, stages):
-        print(f"headstart: {sentence}; `{command}` makes it again", file=sys.stderr)
+        say(f"headstart: {sentence}; `{command}` makes it again", file=sys.stderr)
 
 
 Why = Annotated[str, typer.Option("--why", help="The reason; it is kept with the version.")]
@@ -166,7 +166,7 @@ def gate() -> None:
     from headstart.tracking.result import stages_of_the_result
 
     _say_if_made_by_other_code(*stages_of_the_result())
-    print(run(DATA, Params.load()).sentence)
+    say(run(DATA, Params.load()).sentence)
 
 
 @app.command()
@@ -183,7 +183,7 @@ def promote(
     if chosen is None:
         raise HeadstartError(f"{registry.name} has no challenger; run `headstart track`, or name a version")
     registry.promote(chosen, why)
-    print(f"version {chosen.number} of {registry.name} is the champion")
+    say(f"version {chosen.number} of {registry.name} is the champion")
 
 
 @app.command()
@@ -193,7 +193,7 @@ def rollback(why: Why) -> None:
     from headstart.tracking.registry import Registry
 
     registry = Registry(Params.load())
-    print(f"version {registry.rollback(why).number} of {registry.name} is the champion again")
+    say(f"version {registry.rollback(why).number} of {registry.name} is the champion again")
 
 
 @app.command()
@@ -211,11 +211,11 @@ def retrain(
     summary = rounds.retrain(Params.load)
     unheard = summary["outcome"] in ("failed", "busy")
     if as_json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        say_json(summary, indent=2)
     elif not unheard:
-        print(rounds.summary_text(summary))
+        say(*rounds.summary_lines(summary))
     if unheard:
-        print(f"headstart: {summary['sentence']}", file=sys.stderr)
+        say(f"headstart: {summary['sentence']}", file=sys.stderr)
     raise typer.Exit(rounds.EXIT[summary["outcome"]])
 
 
@@ -232,7 +232,7 @@ def rank(
     _say_if_made_by_other_code("candidate", "rank", command=Ranking.made_by)
     ranking_report.show(ranking, params.weights)
     if apply:
-        print(ranking_report.apply(ranking, Path("params.yaml")))
+        say(ranking_report.apply(ranking, Path("params.yaml")))
 
 
 @app.command()
@@ -247,7 +247,7 @@ def tune(
     _say_if_made_by_other_code("tune", command=Tuning.made_by)
     tuning_report.show(found)
     if apply:
-        print(tuning_report.apply(found, Path("params.yaml")))
+        say(tuning_report.apply(found, Path("params.yaml")))
 
 
 @app.command()
@@ -268,14 +268,14 @@ def why(
     data = DATA
     story = Story.of(data, Params.load())
     _say_if_made_by_other_code("why", command=TransferGain.made_by)
-    print("\n".join(story.lines()))
+    say(*story.lines())
     page = data.why.page
     story.write_page(page, data)
-    print(f"The whole story, with plots: {page}")
+    say(f"The whole story, with plots: {page}")
     if show if show is not None else sys.stdout.isatty():
         webbrowser.open(page.resolve().as_uri())
     if apply:
-        print(story.apply(Path("params.yaml")))
+        say(story.apply(Path("params.yaml")))
 
 
 @app.command()
@@ -312,9 +312,9 @@ def drift(
     else:
         found = detect_drift(data, params, set(), None)
     if found is None:
-        print("No usable picture is new.")
+        say("No usable picture is new.")
     else:
-        print(f"{found.sentence}\nWith the pictures: {data.drift.page}")
+        say(found.sentence, f"With the pictures: {data.drift.page}")
 
 
 @app.command()

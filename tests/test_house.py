@@ -238,6 +238,14 @@ def test_every_stage_has_its_script_and_every_script_its_stage() -> None:
     assert {path.stem for path in STAGES} == of_the_pipelines()
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PROJECT).as_posix())
+def test_only_the_terminal_prints(path: Path) -> None:
+    """What is printed is masked and escaped there."""
+    if module_name(path) != "headstart.base.terminal":
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        assert "print" not in {call.id for call in calls if isinstance(call, ast.Name)}
+
+
 # --- what is in git ---------------------------------------------------------------------------------------------------
 
 

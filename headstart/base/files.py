@@ -6,11 +6,14 @@ import csv
 import hashlib
 import io
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from headstart.base.errors import FULL, HeadstartError
 
 
 @contextmanager
@@ -22,8 +25,42 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+    except Exception as error:
+        if refused := _refused(error, part, path):
+            raise refused from error
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _refused(error: Exception, part: Path, path: Path) -> OSError | None:
+    """That ``error`` is for want of room, as an error of the system's that names ``path``; None where it is not.
+
+    Libraries in C++ say only that they could not write, so the disk is asked for one more megabyte.
+    """
+    refused = error if isinstance(error, OSError) else None
+    if not isinstance(error, OSError | HeadstartError):
+        try:
+            with part.open("ab") as stream:
+                stream.write(bytes(1 << 20))
+        except OSError as answer:
+            refused = answer
+    if refused is None or refused.errno not in FULL:
+        return None
+    return OSError(refused.errno, refused.strerror, str(path))
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of ``size`` bytes that the disk has room for: writing into a mapped one without ends the process.
+
+    Raises:
+        OSError: there is no room.
+    """
+    with path.open("wb") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def remove_cut_short(folder: Path) -> None:

@@ -12,32 +12,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.files import write_text
 from headstart.base.paths import is_own
+from headstart.base.safe_text import quoted, shortened
+from headstart.base.yaml_file import read_yaml
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 Positive = Annotated[float, Field(gt=0)]
 
-Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=100)]  # a step of more overflows
 
-Text = Annotated[str, Field(min_length=1)]
+Strength = Annotated[float, Field(gt=0, le=1e6)]
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a folder and a DVC stage are named after it
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that 1e-05 is a number: so YAML 1.2 has it, and so DVC writes what -S was given."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+MOST_TOLD = 5  # problems in one sentence
 
 
 class Section(BaseModel):
@@ -53,7 +52,7 @@ class Data(Section):
 
 
 class Prepare(Section):
-    short_side: Annotated[int, Field(ge=64)] = 384
+    short_side: Annotated[int, Field(ge=64, le=4096)] = 384
     raw_gb: Annotated[float, Field(ge=0)] = 1.0
     jpeg_quality: Annotated[int, Field(ge=80, le=100)] = 95
     max_megapixels: Positive = 100.0
@@ -78,21 +77,36 @@ class Features(Section):
 
 class Head(Section):
     kind: Literal["linear", "mlp"] = "linear"
-    C: Annotated[list[Positive], Field(min_length=1)] = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0]
+    C: Annotated[list[Strength], Field(min_length=1, max_length=100)] = [
+        0.0003,
+        0.001,
+        0.003,
+        0.01,
+        0.03,
+        0.1,
+        1.0,
+    ]
     class_weight: Literal["balanced"] | None = None
+
+    @field_validator("C")
+    @classmethod
+    def large_enough_to_divide_by(cls, strengths: list[float]) -> list[float]:
+        if min(strengths) < 1e-10:
+            raise ValueError(f"head.C holds {min(strengths):g}; the smallest strength is 1e-10")
+        return strengths
 
 
 class Finetune(Section):
     unfreeze: Literal["none", "last", "half", "all"] = "half"
-    epochs: Count = 4
-    views: Count | None = None
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 4
+    views: Annotated[int, Field(ge=1, le=10_000)] | None = None
     patience: Count = 3
-    batch_size: Annotated[int, Field(ge=2)] = 32
+    batch_size: Annotated[int, Field(ge=2, le=8192)] = 32
     size_ratio: Annotated[float, Field(gt=0.2, le=2)] = 1.0
-    lr: Positive = 1e-3
-    head_lr: Positive = 6e-4
+    lr: Rate = 1e-3
+    head_lr: Rate = 6e-4
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.02
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.02
     warmup: Fraction = 0.1
     label_smoothing: Fraction = 0.1
     ema: Fraction = 0.98
@@ -101,13 +115,13 @@ class Finetune(Section):
     hflip: bool = False
     augment: Literal["none", "light", "trivial"] = "light"
     precision: Literal["fp32", "bf16"] = "fp32"
-    scratch_lr: Positive = 2e-3
-    scratch_epochs: Count = 10
+    scratch_lr: Rate = 2e-3
+    scratch_epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
 
 
 class Evaluate(Section):
-    bootstrap: Annotated[int, Field(ge=100)] = 2000
-    mistakes: Annotated[int, Field(ge=0)] = 12
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    mistakes: Annotated[int, Field(ge=0, le=1000)] = 12
 
 
 class Tracking(Section):
@@ -142,14 +156,15 @@ class Rank(Section):
     @model_validator(mode="after")
     def each_candidate_once_and_with_weights(self) -> Self:
         for name in self.candidates:
-            if self.candidates.count(name) > 1:
-                raise ValueError(f"rank.candidates names {name!r} {self.candidates.count(name)} times; once is enough")
+            told, times = quoted(name), self.candidates.count(name)
+            if times > 1:
+                raise ValueError(f"rank.candidates names {told} {times} times; once is enough")
             if is_own(name):
                 raise ValueError(
-                    f"rank.candidates: {name!r} is a network of your own, which has no published weights to rank"
+                    f"rank.candidates: {told} is a network of your own, which has no published weights to rank"
                 )
             if not NETWORK_NAME.fullmatch(name):
-                raise ValueError(f"rank.candidates: {name!r} is not the name of a network; `headstart models` lists them")
+                raise ValueError(f"rank.candidates: {told} is not the name of a network; `headstart models` lists them")
         if self.first > self.pictures:
             raise ValueError(f"rank.first is {self.first}, more than rank.pictures, {self.pictures}")
         return self
@@ -159,12 +174,12 @@ class Why(Section):
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.1, 0.25, 0.5, 1.0]
     folds: Annotated[int, Field(ge=1, le=5)] = 3
     scratch_passes: Count = 40_000
-    scratch_size: Annotated[int, Field(ge=32)] = 128
+    scratch_size: Annotated[int, Field(ge=32, le=1024)] = 128
 
     @model_validator(mode="after")
     def up_to_all_pictures(self) -> Self:
         if self.fractions != sorted(set(self.fractions)) or self.fractions[-1] != 1:
-            raise ValueError(f"why.fractions must ascend and end with 1.0 (all pictures), found {self.fractions}")
+            raise ValueError(f"why.fractions must ascend and end with 1.0 (all pictures), found {quoted(self.fractions)}")
         return self
 
 
@@ -205,12 +220,12 @@ class Tune(Section):
             problem = dict(error.errors()[0]) | {"loc": ("finetune", key)}
             raise ValueError(f"{here}: {_explain(problem)}") from None
         if len(values) < 2:
-            raise ValueError(f"{here} must hold two numbers, from and to, or two names or more, found {values}")
+            raise ValueError(f"{here} must hold two numbers, from and to, or two names or more, found {quoted(values)}")
         if is_range(values) and values[0] >= values[1]:
-            raise ValueError(f"{here} must go from the smaller to the larger number, found {values}")
+            raise ValueError(f"{here} must go from the smaller to the larger number, found {quoted(values)}")
         for value in values:
             if values.count(value) > 1:
-                raise ValueError(f"{here} names {value!r} {values.count(value)} times; once is enough")
+                raise ValueError(f"{here} names {quoted(value)} {values.count(value)} times; once is enough")
         if key == "unfreeze" and "none" in values:
             raise ValueError(f"{here} names 'none', which is no fine-tuning; last, half and all can be searched")
         return values
@@ -226,7 +241,7 @@ class Retrain(Section):
     @classmethod
     def an_address(cls, webhook: str | None) -> str | None:
         if webhook is not None and not webhook.startswith(("http://", "https://")):
-            raise ValueError(f"retrain.webhook must begin with http:// or https://, found {webhook!r}")
+            raise ValueError(f"retrain.webhook must begin with http:// or https://, found {quoted(webhook)}")
         return webhook
 
 
@@ -243,7 +258,7 @@ class Params(Section):
     weights: Text = "default"
     weights_mirror: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     prepare: Prepare = Prepare()
     split: Split = Split()
     features: Features = Features()
@@ -272,21 +287,12 @@ class Params(Section):
             HeadstartError: the file is missing, is not YAML, or holds a key or value that is not allowed.
         """
         try:
-            raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        except FileNotFoundError:
-            raise HeadstartError(f"{path} is not here; run this from the project's top folder") from None
-        except OSError as error:
-            raise HeadstartError(f"{path} cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2020-13-45
-            raise HeadstartError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-        raw = {} if raw is None else raw
-        if not isinstance(raw, dict):
-            raise HeadstartError(f"{path} must hold keys and values, found {type(raw).__name__}")
-        try:
-            return cls.model_validate(raw)
+            return cls.model_validate(read_yaml(path))
         except ValidationError as error:
-            problems = "; ".join(_explain(problem) for problem in error.errors())
-            raise HeadstartError(f"{path}: {problems}") from None
+            problems = error.errors()
+            told = "; ".join(_explain(problem) for problem in problems[:MOST_TOLD])
+            more = f"; and {len(problems) - MOST_TOLD} more" if len(problems) > MOST_TOLD else ""
+            raise HeadstartError(f"{path}: {told}{more}") from None
 
 
 def set_values(path: Path, wanted: Mapping[str, object]) -> list[str]:
@@ -343,25 +349,24 @@ def _section(location: tuple[Any, ...]) -> type[BaseModel]:
 def _explain(problem: Any) -> str:
     """One pydantic problem as a sentence with the key's full path, what was found and what is allowed."""
     location = tuple(problem["loc"])
-    key = ".".join(str(part) for part in location)
+    key = shortened(".".join(str(part) for part in location), 120)
     if problem["type"] == "value_error":  # ours: it names its keys itself
         return str(problem["ctx"]["error"])
     if problem["type"] in ("extra_forbidden", "invalid_key"):
         allowed = list(_section(location).model_fields)
         hint = nearest(str(location[-1]), allowed) or f"allowed here: {', '.join(allowed)}"
         return f"unknown key {key!r}, {hint}"
-    found = problem["input"]
+    found = quoted(problem["input"])
     if problem["type"] == "model_type":
         inside = ", ".join(_section((*location, "")).model_fields)
-        return f"{key} must hold keys and values ({inside}), found {found!r}"
-    message = re.sub(r"^(Input|List|String|Dictionary) should", "must", problem["msg"]).removesuffix(
-        " after validation, not 0"
-    )
+        return f"{key} must hold keys and values ({inside}), found {found}"
+    message = re.sub(r"^(Input|List|String|Dictionary) should", "must", problem["msg"])
+    message = re.sub(r" after validation, not \d+$", "", message)
     field = _section(location).model_fields.get(str(location[-1]))
     if field is not None and type(None) in get_args(field.annotation):
         message += " or null"
-    hint = nearest(str(found), _literals(field)) if problem["type"] == "literal_error" else ""
-    return f"{key} {message}, found {found!r}" + (f", {hint}" if hint else "")
+    hint = nearest(str(problem["input"]), _literals(field)) if problem["type"] == "literal_error" else ""
+    return f"{key} {message}, found {found}" + (f", {hint}" if hint else "")
 
 
 def _literals(field: FieldInfo | None) -> list[str]:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Protocol
 
+from headstart.base.safe_text import visible
+from headstart.base.terminal import say
+
 PLAIN_LINE_EVERY_S = 15.0
 _hidden = False
 
@@ -49,9 +52,15 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
         def render(self, task: Task) -> Text:
             return Text(_pace(task.speed, f" {unit}") if task.speed else "")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(""), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(""),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(visible(what), total=total)
         yield lambda count=1: bar.advance(task, count)
 
 
@@ -66,11 +75,11 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
         if now - last >= PLAIN_LINE_EVERY_S and done < total:
             last = now
             left = (total - done) * (now - start) / done
-            print(f"{what}: {done}/{total} {unit}, {_pace(done / (now - start))}, {left:.0f} s left", file=sys.stderr)
+            say(f"{what}: {done}/{total} {unit}, {_pace(done / (now - start))}, {left:.0f} s left", file=sys.stderr)
 
     yield advance
     seconds = time.monotonic() - start
-    print(f"{what}: {done} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True)
+    say(f"{what}: {done} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True)
 
 
 def _pace(per_second: float, unit: str = "") -> str:

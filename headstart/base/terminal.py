@@ -1,10 +1,17 @@
-"""Tables for the terminal: an object a row, an empty cell where nothing is known."""
+"""What is printed: lines, and tables with an object a row and an empty cell where nothing is known.
+
+Nothing else in headstart prints, so that secrets and control characters in people's file names, labels and addresses reach
+no terminal and no log.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from headstart.base.safe_text import masked, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,12 +27,28 @@ def cells(row: object, columns: Iterable[Column]) -> list[str]:
     return [written(getattr(row, name)) for _, name, written in columns]
 
 
+def say(*lines: str, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print each of ``lines`` as one line, whatever is in it; by default to standard output."""
+    for line in lines:
+        print(visible(masked(line)), file=file, flush=flush)
+
+
+def say_json(value: Any, indent: int | None = None, file: TextIO | None = None) -> None:
+    """Print ``value`` as JSON that says the same, with what a terminal would act on escaped."""
+    print(visible(json.dumps(value, indent=indent, ensure_ascii=False), keep="\n"), file=file)
+
+
 def console() -> Console:
     """Standard output, as wide as the terminal, and 124 characters where there is none.
 
-    Text is printed as it is: [brackets] and :colons: in people's file names are no markup.
+    [Brackets] and :colons: in people's file names are no markup.
     """
-    from rich.console import Console
+    from rich import console
+    from rich.text import Text
+
+    class Console(console.Console):
+        def render_str(self, text: str, **settings: Any) -> Text:
+            return super().render_str(visible(masked(text)), **settings)
 
     return Console(width=None if sys.stdout.isatty() else 124, highlight=False, markup=False, emoji=False)
 

@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from headstart.base.files import replacing
+from headstart.base.safe_text import visible
 from headstart.data.manifest import class_names
 from headstart.data.packed import Pixels
 from headstart.data.splits import SPLITS
@@ -46,5 +47,5 @@ def write_contact_sheet(
 
 
 def _latin_1(text: str) -> str:
-    """The text with ? for what Pillow's built-in font cannot draw."""
-    return text.encode("latin-1", "replace").decode("latin-1")
+    """The text with an escape, such as \\u732b, for what Pillow's built-in font cannot draw."""
+    return visible(text).encode("latin-1", "backslashreplace").decode("latin-1")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from headstart.base.errors import HeadstartError, nearest, some
 from headstart.base.params import Data
 from headstart.base.paths import users_path
+from headstart.base.terminal import say
 from headstart.data.user_tables import read_table
 
 if TYPE_CHECKING:
@@ -87,4 +88,4 @@ def composed(text: str) -> str:
 
 
 def _warn(sentence: str) -> None:
-    print(f"headstart: {sentence}", file=sys.stderr)
+    say(f"headstart: {sentence}", file=sys.stderr)

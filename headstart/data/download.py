@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, write_text
 from headstart.base.progress import progress
+from headstart.base.safe_text import shortened
 from headstart.data.archives import SHARE_OF_DISK, lands_outside
 from headstart.data.sources_folder import files_below
 
@@ -201,4 +202,4 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FileNotFoundError) and error.errno is None:  # fsspec's own, of which the text is a path
         text += " is not there"
-    return f"{text}, with pip" if isinstance(error, ImportError) else text[:300]
+    return f"{text}, with pip" if isinstance(error, ImportError) else shortened(text, 300)

@@ -17,6 +17,7 @@ from headstart.base.files import read_json, replacing, sha256_of, write_json, wr
 from headstart.base.identity import write_code
 from headstart.base.params import Data, Params
 from headstart.base.paths import network_file, state_folder, weights_file
+from headstart.base.terminal import say
 from headstart.data.corrections import corrected
 from headstart.data.picture import Listing, Picture
 from headstart.data.sources import locate
@@ -120,4 +121,4 @@ def run(params: Params, data: DataFolder) -> None:
     weights = weights_file(params.weights)
     write_text(folder.weights_digest, f"{sha256_of(weights) if weights else 'not a file'}\n")
     write_code(data)
-    print(f"{len(pictures)} pictures in {len({p.label for p in pictures})} classes from {params.data.source}")
+    say(f"{len(pictures)} pictures in {len({p.label for p in pictures})} classes from {params.data.source}")

@@ -11,6 +11,7 @@ import numpy as np
 from headstart.base.arrays import Ints
 from headstart.base.errors import some
 from headstart.base.params import Split
+from headstart.base.terminal import say
 from headstart.data import duplicates
 from headstart.data.audit import Audit
 from headstart.data.pack import PackedPicture
@@ -52,7 +53,7 @@ def assign_splits(usable: list[PackedPicture], settings: Split, seed: int, audit
             "that belong together a group in a table. split.near_duplicate_bits: null turns the search off"
         )
         audit.warnings.append(sentence)
-        print(f"headstart: {sentence}", file=sys.stderr)
+        say(f"headstart: {sentence}", file=sys.stderr)
     audit.warnings += found.warnings
     audit.dropped |= found.dropped
     return together

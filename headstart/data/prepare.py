@@ -11,6 +11,7 @@ from headstart.base.artifacts import DataFolder, PrepareFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.files import remove_cut_short, replacing
 from headstart.base.params import Params, Prepare, Split
+from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.data.audit import Audit
 from headstart.data.contact_sheet import write_contact_sheet
@@ -31,7 +32,7 @@ def run(params: Params, data: DataFolder) -> None:
     manifest = prepare(pictures, root, params.prepare, params.split, params.seed, threads, folder)
     write_contact_sheet(Pixels(folder), manifest, folder.sheet)
     counts = ", ".join(f"{n} {split}" for split, n in manifest["split"].value_counts().items())
-    print(f"{len(manifest)} of {len(pictures)} pictures kept ({counts}); see {folder.audit} and {folder.sheet.name}")
+    say(f"{len(manifest)} of {len(pictures)} pictures kept ({counts}); see {folder.audit} and {folder.sheet.name}")
 
 
 def prepare(

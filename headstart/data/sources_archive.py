@@ -9,6 +9,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json
 from headstart.base.params import Data
 from headstart.base.paths import state_folder, users_path
+from headstart.base.terminal import say
 from headstart.data.archives import is_archive, unpack
 from headstart.data.download import download, download_folder, is_address, stamp
 from headstart.data.picture import Listing, Source
@@ -58,7 +59,7 @@ class Address(Source):
         except HeadstartError as error:
             if not folder.exists() or not any(files_below(folder)):
                 raise
-            print(f"headstart: {error}; going on with what was fetched before")
+            say(f"headstart: {error}; going on with what was fetched before")
         return list_folder(folder)
 
     def root(self, data: Data) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data
 from headstart.base.paths import users_path
+from headstart.base.terminal import say
 from headstart.data.picture import Listing, Picture, Source
 from headstart.data.sources_folder import SPLIT_NAMES, with_test_split
 from headstart.data.user_tables import read_table
@@ -36,7 +37,7 @@ class Table(Source):
             raise HeadstartError(f"{path}: the split column has no 'train' row; there is nothing to learn from")
         once = list(dict.fromkeys(pictures))
         if len(once) < len(pictures):
-            print(f"headstart: {path} lists {len(pictures) - len(once)} rows twice; each counts once", file=sys.stderr)
+            say(f"headstart: {path} lists {len(pictures) - len(once)} rows twice; each counts once", file=sys.stderr)
         return Listing(path.parent, sorted(with_test_split(once), key=lambda picture: picture.path))
 
 

@@ -11,6 +11,7 @@ from headstart.base.errors import HeadstartError, nearest
 from headstart.base.files import read_json, replacing, write_json
 from headstart.base.params import Data
 from headstart.base.paths import state_folder
+from headstart.base.safe_text import shortened
 from headstart.data.picture import Listing, Picture, Source
 
 # The constructor arguments of each split. Left out are sets whose publisher holds back the test labels and sets that do
@@ -105,7 +106,7 @@ def _export(name: str, split: str, arguments: dict[str, Any], root: Path) -> Ite
         dataset = kind(str(root), download=name not in NOT_DOWNLOADABLE, **arguments, **loader)
     except Exception as error:  # download errors, missing extras (scipy, h5py), broken publishers
         raise HeadstartError(
-            f"torchvision could not give {name}: {' '.join(str(error).split())[:300]}. Ways out: a machine with network, "
+            f"torchvision could not give {name}: {shortened(str(error), 300)}. Ways out: a machine with network, "
             f"the set's files placed in {root}, or another data.source"
         ) from None
     attributes = (getattr(dataset, attribute, None) for attribute in ("classes", "categories", "all_categories"))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.base.device import processor
-from headstart.base.files import read_json, write_json
+from headstart.base.files import read_json, reserve, write_json
 from headstart.base.progress import Advance, progress
 from headstart.data.packed import Pixels
 from headstart.engines.base import Forward
@@ -72,7 +72,8 @@ def _write(
         found = forward(pictures).float().cpu().numpy()
         check(at, found)
         if stored is None:
-            stored = np.memmap(part, np.float32, "w+", shape=(count, *found.shape[1:]))
+            reserve(part, count * found[0].nbytes)
+            stored = np.memmap(part, np.float32, "r+", shape=(count, *found.shape[1:]))
         stored[at : at + len(found)] = found
         at += len(found)
         advance(len(found))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from headstart.base.artifacts.engine import EngineChoice
+from headstart.base.safe_text import shortened
+from headstart.base.terminal import say
 from headstart.engines.base import Engine, Forward
 from headstart.engines.eager import Torch
 from headstart.engines.openvino import OpenVINO
@@ -69,7 +71,7 @@ def engine_for(
         except Exception as error:  # whatever a converter says about a network that it cannot take
             objection = f"{engine.name} cannot take this network ({_in_short(error)})"
         if objection:
-            print(f"{objection}; going on with torch")
+            say(f"{objection}; going on with torch")
             return reference("fp32"), EngineChoice(engine="torch", why=objection)
         why = f"within {TOLERANCE:g} of torch on {len(few)} pictures"
     if labels is None or work < engine.bf16_pays_from(device):
@@ -77,7 +79,7 @@ def engine_for(
     rounded = prepared("bf16")
     objection = objection_to(rounded(sample), exact(sample), labels)
     if objection:
-        print(f"bfloat16 is not used: {objection}")
+        say(f"bfloat16 is not used: {objection}")
         return exact, EngineChoice(engine=engine.name, why=f"{why}; bfloat16 was tried and refused: {objection}")
     return rounded, EngineChoice(
         engine=f"{engine.name} bf16", why=f"a probe's answers stay the same on {len(sample)} pictures"
@@ -98,7 +100,7 @@ def _disagreement(name: str, found: Tensor, expected: Tensor) -> str | None:
 
 
 def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return f"{type(error).__name__}: {shortened(str(error), 120)}"
 
 
 def objection_to(found: Tensor, expected: Tensor, labels: Tensor) -> str | None:

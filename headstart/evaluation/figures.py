@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import unicodedata
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -14,9 +17,11 @@ from headstart.base.artifacts.head import Strength
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from headstart.base.files import replacing
+from headstart.base.safe_text import visible
 from headstart.data.decode import Array
 from headstart.evaluation.metrics import LOG_LOSS
 
@@ -40,6 +45,41 @@ def png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
+def drawable(names: list[str]) -> list[str]:
+    """The names with an escape, such as \\u732b, for every character that no font of this machine has.
+
+    Characters that matplotlib's own font has not are drawn with the first other font that has them, from now on.
+    """
+    shown = [visible(name) for name in names]
+    wanted = {sign for name in shown for sign in name}
+    families = plt.rcParams["font.family"]
+    for family in families:
+        wanted -= _characters(font_manager.findfont(font_manager.FontProperties(family=[family])))
+    others = font_manager.fontManager.ttflist if wanted else []
+    for font in sorted(others, key=lambda font: (font.style != "normal", font.weight != 400, font.name, font.fname)):
+        if found := wanted & _characters(font.fname):
+            families = [*families, font.name]
+            wanted -= found
+    plt.rcParams["font.family"] = families
+    return ["".join(_escaped(sign) if sign in wanted else sign for sign in name) for name in shown]
+
+
+@cache
+def _characters(file: str) -> frozenset[str]:
+    """What a font draws; nothing where it is made of pixels, as some with coloured emoji are, or cannot be read."""
+    with suppress(RuntimeError, OSError):
+        font = font_manager.get_font(file)
+        if font.scalable:
+            return frozenset(map(chr, font.get_charmap()))
+    return frozenset()
+
+
+def _escaped(sign: str) -> str:
+    if unicodedata.category(sign) == "Cf" or "\ufe00" <= sign <= "\ufe0f":  # they only change how their neighbours look
+        return ""
+    return " " if unicodedata.category(sign) == "Zs" else sign.encode("unicode_escape").decode()
+
+
 def confusion(labels: Ints, predicted: Ints, classes: list[str], path: Path) -> None:
     """Counts, each row one true class. Of very many classes, those with the most mistakes are shown."""
     n = len(classes)
@@ -56,7 +96,7 @@ def confusion(labels: Ints, predicted: Ints, classes: list[str], path: Path) -> 
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for i, j in zip(*np.nonzero(part), strict=True):
         axes.text(j, i, str(part[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black")
-    names = [classes[c] for c in shown]
+    names = drawable([classes[c] for c in shown])
     axes.set_xticks(range(len(shown)), names, rotation=60, ha="right", parse_math=False)  # there may be dollars in a name
     axes.set_yticks(range(len(shown)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")

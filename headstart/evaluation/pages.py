@@ -6,9 +6,11 @@ import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+
+from headstart.base.safe_text import masked
 
 if TYPE_CHECKING:
     from headstart.data.decode import Array
@@ -20,10 +22,15 @@ SIDE = 160  # pixels of a thumbnail
 def template(name: str, **filters: Callable[..., str]) -> jinja2.Template:
     """A template: what is filled in is escaped, and what is missing is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, finalize=finalize
     )
     environment.filters.update(filters)
     return environment.get_template(name)
+
+
+def finalize(value: Any) -> Any:
+    """What is filled in, without the secrets of addresses; markup and numbers as they are."""
+    return masked(value) if type(value) is str else value
 
 
 def embedded(picture: bytes, kind: str = "png") -> str:

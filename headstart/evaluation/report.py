@@ -25,6 +25,7 @@ from headstart.base.files import replacing, write_text
 from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.params import Params
 from headstart.base.progress import progress
+from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
@@ -153,7 +154,7 @@ def _mistakes(
     targets = test.predicted[positions].tolist()
     stored = [pixels[int(row)] for row in rows]
     heat = explain.grad_cam(model, stored, targets) if stored else None
-    names = [name[:20] for name in model.classes]
+    names = [name[:20] for name in figures.drawable(list(model.classes))]
     captions = [f"{names[test.predicted[p]]} {test.confidence[p]:.2f}\nis {names[test.labels[p]]}" for p in positions]
     views = [model.trunk.view(picture) for picture in stored]
     figures.mistakes(views, heat, captions, folder.figures.mistakes)
@@ -187,4 +188,4 @@ def _page(
 def run(params: Params, data: DataFolder) -> None:
     """The stage evaluate: let validation choose, report on the test split once, draw everything."""
     result = evaluate(data, params, set_up(params.threads), data.evaluate)
-    print(f"{headline(result)}\nThe whole story: {data.evaluate.report}")
+    say(headline(result), f"The whole story: {data.evaluate.report}")

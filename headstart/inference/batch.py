@@ -6,7 +6,6 @@ import contextlib
 import copy
 import csv
 import io
-import json
 import sys
 import threading
 from collections import deque
@@ -28,6 +27,8 @@ from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing
 from headstart.base.progress import Advance, progress
+from headstart.base.safe_text import visible
+from headstart.base.terminal import say, say_json
 from headstart.data.decode import Array, Unusable, quiet
 from headstart.engines.batching import inference_batch
 from headstart.engines.openvino import PICTURES_PER_REQUEST
@@ -205,7 +206,7 @@ def predict(files: Sequence[Path], model: Path, output_format: str, output: Path
             for path, result in predictions:
                 if isinstance(result, Unusable):
                     failed += 1
-                    print(f"headstart: {path}: {result}", file=sys.stderr)
+                    say(f"headstart: {path}: {result}", file=sys.stderr)
                 else:
                     label, confidence = predictor.task.answer(result, predictor.classes)
                     answered += confidence >= threshold
@@ -216,7 +217,7 @@ def predict(files: Sequence[Path], model: Path, output_format: str, output: Path
             raise
         raise HeadstartError(f"{output or 'standard output'} cannot be written: {error.strerror or error}") from None
     if row is not None:
-        print(
+        say(
             f"headstart: {answered} of {len(files) - failed} answered, those of probability {threshold:.3f} and more; on "
             f"validation that was {row.answered:.0%} of the pictures, and {row.error:.1%} of these were wrong",
             file=sys.stderr,
@@ -272,20 +273,21 @@ def _is_special(output: Path) -> bool:
 
 def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...]) -> Write:
     def as_text(path: Path, label: str, confident: bool, confidence: float, _: Floats) -> None:
-        print(f"{confidence:6.1%}  {label if confident else f'no answer ({label}?)'}  {path}", file=stream)
+        say(f"{confidence:6.1%}  {label if confident else f'no answer ({label}?)'}  {path}", file=stream)
 
     def as_json(path: Path, label: str, confident: bool, confidence: float, probabilities: Floats) -> None:
         row = {"image": str(path), "label": label if confident else None, "probability": confidence}
         by_class = {"probabilities": dict(zip(classes, probabilities.tolist(), strict=True))}
-        print(json.dumps(row | by_class, ensure_ascii=False), file=stream)
+        say_json(row | by_class, file=stream)
 
     def as_csv(path: Path, label: str, confident: bool, confidence: float, probabilities: Floats) -> None:
-        writer.writerow([path, label if confident else "", confidence, *probabilities.tolist()])
+        writer.writerow([told(str(path)), told(label) if confident else "", confidence, *probabilities.tolist()])
 
     if output_format != "csv":
         return as_json if output_format == "json" else as_text
+    told = visible if stream.isatty() else str  # a table is exact, but for a terminal that would act on names in it
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["image", "label", "probability", *classes])
+    writer.writerow(["image", "label", "probability", *map(told, classes)])
     return as_csv
 
 

@@ -28,6 +28,7 @@ from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.files import write_json, write_text
 from headstart.base.private_names import fold_openvino_batch_norm
+from headstart.base.safe_text import shortened
 from headstart.data.decode import Array
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
@@ -159,7 +160,7 @@ def _convert(network: WholeClassifier, to: str, pictures: Pictures, folder: Path
                 return _onnx(network, example, file)
             return _openvino(network, example, file, pictures if to == "int8" else None)
     except Exception as error:  # converters raise all kinds of errors for networks that they do not support
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {shortened(str(error), 200)}"
         raise HeadstartError(f"--to {to}: this network cannot be converted ({reason})") from None
 
 

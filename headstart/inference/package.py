@@ -29,6 +29,7 @@ from headstart.base.files import sha256_of_files, write_text
 from headstart.base.identity import PACKAGE, modules_of, without_docstrings
 from headstart.base.params import Params
 from headstart.base.private_names import list_no_packages_in_mlflow
+from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.inference import selective
@@ -161,4 +162,4 @@ def run(params: Params, data: DataFolder) -> None:
     """The stage package: pack the chosen classifier as an MLflow model."""
     package(data, params, data.package)
     model = data.package.model
-    print(f"{model} is ready: headstart predict PICTURE, or mlflow models serve -m {model}")
+    say(f"{model} is ready: headstart predict PICTURE, or mlflow models serve -m {model}")

@@ -33,6 +33,7 @@ from headstart.base.artifacts import DataFolder, ModelFolder
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.metrics import Metrics
 from headstart.base.errors import HeadstartError, nearest
+from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.data.decode import Array, Unusable, quiet
 from headstart.evaluation import pages
@@ -152,7 +153,7 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with decoders, ThreadPoolExecutor(1, "network") as network:
             working = asyncio.create_task(batches.run(network))
-            print(ready, flush=True)
+            say(ready, flush=True)
             yield
             working.cancel()
 

@@ -21,6 +21,7 @@ from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.paths import is_own
 from headstart.base.private_names import without_torch_compiler
+from headstart.base.safe_text import shortened
 from headstart.models.preprocessing import View
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -142,7 +143,7 @@ def feature_width(trunk: Trunk) -> int:
         with torch.inference_mode():
             features = trunk.eval()(torch.zeros(2, 3, size, size))
     except Exception as error:  # whatever the user's own forward raises
-        reason = " ".join(str(error).split())[:200]
+        reason = shortened(str(error), 200)
         raise HeadstartError(
             f"the network fails on two {size}×{size} pictures, (2, 3, {size}, {size}): {type(error).__name__}: {reason}"
         ) from None

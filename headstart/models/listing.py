@@ -21,7 +21,8 @@ from headstart.base.device import memory, set_up
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.measurements import Measurements, machine
 from headstart.base.progress import progress
-from headstart.base.terminal import Column, number
+from headstart.base.safe_text import shortened
+from headstart.base.terminal import Column, number, say, say_json
 from headstart.models.backbones import Architecture, architecture
 from headstart.models.catalogue import LIBRARIES, names, published, with_tag
 from headstart.models.complexity import depth, gmacs, remembered
@@ -277,7 +278,7 @@ def milliseconds(name: str, device: torch.device) -> Found | None:
             forward.append(between - start)
             backward.append(end - between)
     except Exception as error:  # whatever a network may say; the others can be measured all the same
-        print(f"headstart: {name} is not measured: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        say(f"headstart: {name} is not measured: {shortened(str(error), 200)}", file=sys.stderr)
         return None
     each = 1000 / TOGETHER
     return {"forward_ms": round(min(forward[1:]) * each, 3), "backward_ms": round(min(backward[1:]) * each, 3)}
@@ -312,7 +313,7 @@ def _fill(
                         kept[keys[row.backbone]] = found
                     advance()
             except KeyboardInterrupt:
-                print("headstart: interrupted; the networks that are done are kept", file=sys.stderr)
+                say("headstart: interrupted; the networks that are done are kept", file=sys.stderr)
                 raise
     for row in rows:
         for name, value in kept.get(keys[row.backbone], {}).items():
@@ -333,7 +334,7 @@ def show(rows: list[Row], form: str, note: str | None = None) -> None:
     keys = [key for _, key, _ in columns]
     if form == "json":
         for row in rows:
-            print(json.dumps({key: getattr(row, key) for key in keys}))
+            say_json({key: getattr(row, key) for key in keys})
     elif form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(keys)
@@ -343,6 +344,6 @@ def show(rows: list[Row], form: str, note: str | None = None) -> None:
     else:
         terminal.show(rows, columns)
         if note:
-            print(note)
+            say(note)
         if len(rows) > AT_MOST_COUNTED and any(row.depth is None for row in rows):
-            print(f"What nobody has published is counted for {AT_MOST_COUNTED} rows at most, or to sort by it.")
+            say(f"What nobody has published is counted for {AT_MOST_COUNTED} rows at most, or to sort by it.")

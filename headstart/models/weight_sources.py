@@ -18,6 +18,7 @@ import torch
 
 from headstart.base.errors import HeadstartError
 from headstart.base.paths import users_path
+from headstart.base.safe_text import shortened
 from headstart.data.download import download, is_address
 from headstart.models import backbones
 
@@ -210,7 +211,7 @@ def _from_hub(published: Published) -> Path:
         try:
             return Path(huggingface_hub.hf_hub_download(published.address, name))
         except Exception as error:  # the client raises its transport's errors too
-            problems.append(f"{name}: {' '.join(str(error).split())[:160]}")
+            problems.append(f"{name}: {shortened(str(error), 160)}")
             if not isinstance(error, huggingface_hub.errors.EntryNotFoundError):
                 break  # the hub was not reached; asking for another name would only wait once more
     raise HeadstartError("; ".join(problems))

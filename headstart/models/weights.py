@@ -23,6 +23,8 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import remove_cut_short, replacing, sha256_of
 from headstart.base.params import Params
 from headstart.base.paths import is_own, weights_file
+from headstart.base.safe_text import shortened
+from headstart.base.terminal import say
 from headstart.models import backbones
 from headstart.models.backbones import Architecture, Trunk, architecture
 from headstart.models.complexity import gmacs
@@ -124,7 +126,7 @@ def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trun
         except HeadstartError as error:
             tried.append(f"{source.label} ({error})")
             continue
-        print(f"weights of {arch.name} from {source.label}")
+        say(f"weights of {arch.name} from {source.label}")
         return *parts, WeightsSource(origin=origin, digest=digest, licence=licence)
     example = f"{(mirror or 'https://your.mirror').rstrip('/')}/{published.mirrored or 'FILE'}"
     raise HeadstartError(
@@ -143,7 +145,7 @@ def _read(path: Path) -> State:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and header errors of many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        reason = shortened((str(error).splitlines() or [type(error).__name__])[0], 160)
         raise HeadstartError(f"{path.name} cannot be read as weights: {reason}") from None
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -233,4 +235,4 @@ def run(params: Params, data: DataFolder) -> None:
     network = data.fetch.network
     card = store_backbone(params.backbone, params.weights, params.weights_mirror, params.seed, network, data.backbone)
     size = f"{card.parameters / 1e6:.1f} M parameters, {card.features} features"
-    print(f"{card.name}: {card.source.origin}, {size}")
+    say(f"{card.name}: {card.source.origin}, {size}")

@@ -21,7 +21,7 @@ from headstart.base.paths import checkout, network_file, weights_file
 from headstart.base.threads import cores
 from headstart.data.corrections import corrected
 from headstart.data.sources import source_of
-from headstart.operations.git_branch import ask_git
+from headstart.operations.git_branch import ask_git, commit_here
 from headstart.tracking import store
 from headstart.tracking.result import stages_of_the_result
 
@@ -127,7 +127,7 @@ def _disk() -> tuple[str, str]:
 def _git() -> tuple[str, str]:
     if shutil.which("git") is None:
         raise HeadstartError("git is not installed, and DVC needs it")
-    if ask_git("rev-parse", "--verify", "HEAD^{commit}") is None:
+    if commit_here() is None:
         raise HeadstartError("no commit here; `git init`, `git add -A` and `git commit` first")
     changed = (ask_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()
     if changed:
@@ -182,7 +182,7 @@ def _mlflow() -> tuple[str, str]:
         return OK, f"the first run creates {uri}"
     with store.opened() as client:
         client.search_experiments(max_results=1)
-    return OK, f"{store.shown_uri()} answers"
+    return OK, f"{uri} answers"
 
 
 def _dvc() -> tuple[str, str]:

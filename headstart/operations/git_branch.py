@@ -16,6 +16,7 @@ import yaml
 
 from headstart.base.errors import HeadstartError
 from headstart.base.paths import checkout, state_folder
+from headstart.base.safe_text import shortened
 
 RESULT = ("dvc.lock", "data/evaluate/metrics.json")  # the files of a result that are in git
 
@@ -33,12 +34,10 @@ class Branch:
             HeadstartError: this is not a git checkout with a commit, the name is not valid for a branch, no branch is
                 checked out and none is named, or tracked files other than RESULT have uncommitted changes.
         """
-        try:
-            self.head = _git("rev-parse", "--verify", "HEAD^{commit}")
-        except HeadstartError:
-            raise HeadstartError(
-                f"{checkout()} has no git commit; `git init`, `git add -A` and `git commit` first"
-            ) from None
+        commit = commit_here()
+        if commit is None:
+            raise HeadstartError(f"{checkout()} has no git commit; `git init`, `git add -A` and `git commit` first")
+        self.head = commit
         self.checked_out = ask_git("symbolic-ref", "--quiet", "--short", "HEAD")
         if name is not None and not ask_git("check-ref-format", "--branch", name):
             raise HeadstartError(f"retrain.branch {name!r} is not a name that git accepts for a branch")
@@ -157,6 +156,20 @@ class Branch:
             note.unlink()
 
 
+def commit_here() -> str | None:
+    """The commit that is checked out; None where there is none.
+
+    Raises:
+        HeadstartError: git does not want to look, as where the folder is somebody else's: why, in its own words.
+    """
+    try:
+        _git("rev-parse", "--git-dir", LC_ALL="C")
+    except HeadstartError as error:
+        if "not a git repository" not in str(error):
+            raise
+    return ask_git("rev-parse", "--verify", "HEAD^{commit}")
+
+
 def _is_whole(lock: Path) -> bool:
     try:
         stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
@@ -204,5 +217,5 @@ def _git(*arguments: str, stdin: str = "", **variables: str) -> str:
     except FileNotFoundError:
         raise HeadstartError("git is not installed") from None
     if done.returncode != 0:
-        raise HeadstartError(f"git {arguments[0]} failed: {' '.join(done.stderr.split())[:300] or done.returncode}")
+        raise HeadstartError(f"git {arguments[0]} failed: {shortened(done.stderr, 300) or done.returncode}")
     return done.stdout.rstrip("\n")

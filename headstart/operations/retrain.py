@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import urllib.request
@@ -21,7 +22,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Required, TextIO, TypedDict
+from typing import TYPE_CHECKING, Required, TextIO, TypedDict, cast
+from urllib.error import HTTPError
 
 import psutil
 
@@ -31,6 +33,8 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, write_json
 from headstart.base.params import Params
 from headstart.base.paths import checkout, state_folder
+from headstart.base.safe_text import masked, masked_values, sentence, shortened
+from headstart.base.terminal import say
 from headstart.operations.git_branch import Branch
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 
 # Exit statuses of the command. 75 is EX_TEMPFAIL of sysexits.h; Ctrl-C and SIGTERM give 130.
 EXIT = {"promoted": 0, "failed": 1, "skipped": 10, "kept": 11, "refused": 12, "busy": 75}
-WEBHOOK = "HEADSTART_WEBHOOK"
+WEBHOOK, REDIRECTS = "HEADSTART_WEBHOOK", (301, 302, 303, 307, 308)
 PATIENCE = 10  # seconds to wait for the webhook, and for DVC to end after a signal before it gets the next one
 
 
@@ -101,9 +105,10 @@ def retrain(load: Callable[[], Params]) -> Summary:
             except HeadstartError as error:
                 summary = {"outcome": "failed", "sentence": str(error)}
             except Exception as error:  # a defect; the webhook reports it all the same
-                traceback.print_exc()
-                summary = {"outcome": "failed", "sentence": f"{type(error).__name__}: {error}"}
+                sys.stderr.write(masked(traceback.format_exc()))
+                summary = {"outcome": "failed", "sentence": sentence(f"{type(error).__name__}: {error}")}
             summary |= {"started": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - start, 1)}
+            summary = cast(Summary, masked_values(summary))
             write_json(state_folder("retrain") / "last.json", summary)
             _post(os.environ.get(WEBHOOK) or webhook, summary)
     except BusyError as other:
@@ -111,14 +116,14 @@ def retrain(load: Callable[[], Params]) -> Summary:
     return summary
 
 
-def summary_text(summary: Summary) -> str:
+def summary_lines(summary: Summary) -> list[str]:
     """The summary in a few lines for people."""
     lines = [f"{summary['outcome']}: {summary['sentence']}"]
     if drift := summary.get("drift"):
         lines.append(f"drift: {drift['sentence']}")
     if commit := summary.get("commit"):
         lines.append(f"dvc.lock is committed on {summary['branch']} as {commit[:10]}")
-    return "\n".join(lines)
+    return [sentence(line) for line in lines]
 
 
 class _Round:
@@ -161,11 +166,12 @@ class _Round:
         return summary
 
     def _version(self, registry: Registry) -> Version:
-        """The registry's version of this result. A result that was pulled and is not in this store is logged first."""
+        """The registry's version of this result. One that was pulled and is not in this store, or no longer, is logged."""
         from headstart.tracking.track import track
 
         result = TrackedResult.read(self.data.track.details).result
-        if (version := registry.by_result(result)) is None:
+        version = registry.by_result(result)
+        if version is None or registry.is_lost(version):
             track(self.data, self.params)
             version = registry.by_result(result)
         if version is None:
@@ -213,7 +219,7 @@ class _Round:
         reason = ""
         try:
             for line in process.stdout or ():
-                sys.stderr.write(line)
+                say(line.rstrip("\n"), file=sys.stderr, flush=True)
                 if line.startswith("Running stage "):
                     reason = ""  # a message of the stage before was not an error
                 if line.startswith("headstart: ") or (line.startswith("ERROR: ") and not reason.startswith("headstart: ")):
@@ -328,21 +334,48 @@ def _message(summary: Summary) -> str:
     title = f"Retrained: version {summary['version']} {summary['outcome']}"
     if summary["outcome"] == "skipped":
         title = f"Retrained: as version {summary['version']}"
-    parts = [title, summary["sentence"]]
+    parts = [title, sentence(summary["sentence"])]
     if drift := summary.get("drift"):
-        parts.append(f"Drift: {drift['sentence']}")
+        parts.append(sentence(f"Drift: {drift['sentence']}"))
     return "\n\n".join([*parts, f"Result {summary['result'][:12]}, MLflow run {summary['run']}"]) + "\n"
 
 
 def _post(address: str | None, summary: Summary) -> None:
-    """Send the summary, with ``text`` for chat programs. A webhook that does not answer does not fail the round."""
+    """Send the summary, with ``text`` for chat programs. A webhook that does not accept it in time does not fail the round,
+    and neither is the round kept waiting by one that answers byte by byte."""
     if not address:
         return
-    body = json.dumps(summary | {"text": summary_text(summary)}, ensure_ascii=False).encode()
+    body = json.dumps(summary | {"text": "\n".join(summary_lines(summary))}, ensure_ascii=False).encode()
+    problems: list[str] = []
+    sending = threading.Thread(target=lambda: problems.extend(_sent(address, body)), daemon=True)
+    sending.start()
+    sending.join(PATIENCE)
+    if sending.is_alive():
+        problems = [f"no answer within {PATIENCE} seconds"]
+    for problem in problems:
+        say(f"headstart: the webhook did not accept the summary: {problem}", file=sys.stderr)
+
+
+def _sent(address: str, body: bytes) -> list[str]:
+    """Post ``body``; what went wrong, in words that do not quote the address, which may be a secret."""
+    if not address.startswith(("http://", "https://")):
+        return ["its address must begin with http:// or https://"]
     try:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json", "User-Agent": "headstart"})
-        urllib.request.urlopen(request, timeout=PATIENCE).close()
-    except (OSError, ValueError, HTTPException) as error:
-        # Other errors quote the address, which may be a secret.
-        reason = error if isinstance(error, OSError) else "its address is not valid"
-        print(f"headstart: the webhook did not accept the summary: {reason}", file=sys.stderr)
+        urllib.request.build_opener(_NoRedirect).open(request, timeout=PATIENCE).close()
+    except HTTPError as error:
+        if error.code in REDIRECTS:
+            return [f"it has moved (status {error.code}); give the address that it has moved to"]
+        return [f"status {error.code}, {error.reason}"]
+    except OSError as error:
+        return [shortened(str(error).replace(address, "its address"), 200)]
+    except (ValueError, HTTPException):  # which quote the address
+        return ["its address is not valid"]
+    return []
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Lets a redirect be an error. urllib would go on with GET, without the summary."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None

@@ -33,6 +33,7 @@ from headstart.base.files import write_text
 from headstart.base.identity import code_of
 from headstart.base.params import Params
 from headstart.base.progress import progress
+from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.data.splits import unit_hash
@@ -171,7 +172,7 @@ def store_candidate(
     try:
         store_backbone(name, "default", params.weights_mirror, params.seed, NO_OWN_NETWORK, folder)
     except HeadstartError as error:
-        print(f"headstart: {error}", file=sys.stderr)
+        say(f"headstart: {error}", file=sys.stderr)
         for old in (folder.card, folder.weights):
             old.unlink(missing_ok=True)
         write_text(folder.missing, f"{NO_WEIGHTS}\n")

@@ -26,6 +26,7 @@ from headstart.base.artifacts.why import Cut
 from headstart.base.files import read_json, write_json
 from headstart.base.params import Finetune, Params
 from headstart.base.progress import hidden, progress
+from headstart.base.terminal import say
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
 from headstart.models.backbones import Trunk, architecture, load_trunk
@@ -289,7 +290,7 @@ def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -
             with hidden():
                 outcome = laboratory.run(training)
             write_json(files[training], asdict(outcome))
-            print(
+            say(
                 f"why: {training.start}, {training.cut} trained, fold {training.fold + 1}, {outcome.n} pictures: "
                 f"accuracy {np.mean(outcome.correct):.3f} in {outcome.seconds:.0f} s",
                 flush=True,

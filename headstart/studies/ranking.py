@@ -19,6 +19,7 @@ from headstart.base.device import set_up
 from headstart.base.measurements import Measurements, machine
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
+from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.base import Forward
@@ -103,7 +104,7 @@ def rank(
         contender = contenders[name]
         contender.extend(count, wanted, state("rank"))
         found = probe(contender.features[:count], sample.labels[:count], folds[count])
-        print(f"rank: {name} on {count} pictures: log-loss {found.losses.mean():.3f}, accuracy {found.correct.mean():.3f}")
+        say(f"rank: {name} on {count} pictures: log-loss {found.losses.mean():.3f}, accuracy {found.correct.mean():.3f}")
         return found
 
     halve(standings, sizes, look)

@@ -12,6 +12,7 @@ from headstart.base.artifacts.tune import Knobs
 from headstart.base.errors import HeadstartError
 from headstart.base.identity import digest_of
 from headstart.base.params import Finetune, Params, is_range
+from headstart.base.terminal import say
 
 STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
 FACTOR = 10  # a range that spans more is searched by its logarithm
@@ -55,7 +56,7 @@ class Search:
                 f"params.yaml: with {weights} no knob in tune.space has an effect ({', '.join(idle)}); add one that has"
             )
         if idle:
-            print(f"tune: not searched, as they have no effect with {weights}: {', '.join(idle)}")
+            say(f"tune: not searched, as they have no effect with {weights}: {', '.join(idle)}")
         for key, values in space.items():
             present = getattr(params.finetune, key)
             held = values[0] <= present <= values[1] if is_range(values) and present is not None else present in values

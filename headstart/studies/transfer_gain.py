@@ -38,6 +38,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.identity import code_of, digest_of, inputs_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
+from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.evaluation.intervals import Estimate, bootstrap, paired_difference, percentile_interval, wilson
 from headstart.models.backbones import load_classifier, load_trunk
@@ -395,4 +396,4 @@ def run(params: Params, data: DataFolder) -> None:
     """The stage why: is pre-training worth it here, and how much of the network should be trained?"""
     gain = answer(data, params, set_up(params.threads), state_folder)
     gain.write(data.why.details)
-    print("\n".join(gain.sentences))
+    say(*gain.sentences)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import pandas as pd
@@ -34,6 +35,8 @@ from headstart.base.errors import HeadstartError
 from headstart.base.identity import code_of, inputs_of
 from headstart.base.params import Finetune, Params, Tune, is_range
 from headstart.base.paths import state_folder
+from headstart.base.safe_text import shortened
+from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation.intervals import mean
@@ -99,11 +102,11 @@ def tune(
         ):
             if study.try_next():
                 again = 0
-                print(f"tune: {study.minutes_spent:.1f} of {params.tune.minutes:g} minutes", flush=True)
+                say(f"tune: {study.minutes_spent:.1f} of {params.tune.minutes:g} minutes", flush=True)
             else:
                 again += 1
         if again == REPEATS:
-            print(f"tune: the last {REPEATS} draws had been tried before, so there is nothing new to try")
+            say(f"tune: the last {REPEATS} draws had been tried before, so there is nothing new to try")
         study.end(params.tune)
         tuning = study.outcome()
         runs.finish(tuning, study.curves)
@@ -135,7 +138,7 @@ class _Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruner = optuna.pruners.MedianPruner(STARTUP, FIRST_CUT) if search.prunes else optuna.pruners.NopPruner()
         self.study = optuna.create_study(
-            storage=f"sqlite:///{folder / STUDY}", study_name=folder.name, load_if_exists=True, pruner=pruner
+            storage=f"sqlite:///{quote(str(folder / STUDY))}", study_name=folder.name, load_if_exists=True, pruner=pruner
         )
 
     def prepare(self) -> None:
@@ -172,11 +175,11 @@ class _Study:
             trial.set_user_attr("repeats", True)
             self._failed(trial, "tried before")
             return False
-        print(f"tune: trial {len(rows)}: {_told(knobs)}", flush=True)
+        say(f"tune: trial {len(rows)}: {_told(knobs)}", flush=True)
         self._run(trial, knobs, len(rows))
         row = self.rows[-1]
         ended = "" if row.val_log_loss is None else f", log-loss {row.val_log_loss:.3f}"
-        print(f"tune: trial {row.trial}: {row.state}{ended}" + (f"; {row.note}" if row.note else ""))
+        say(f"tune: trial {row.trial}: {row.state}{ended}" + (f"; {row.note}" if row.note else ""))
         self.runs.log(row, self.curves[row.trial])
         return True
 
@@ -208,7 +211,7 @@ class _Study:
         except (HeadstartError, MemoryError, torch.OutOfMemoryError) as error:
             self._forget(home)
             trial.set_user_attr("curve", curve)
-            self._failed(trial, " ".join(str(error).split())[:200] or type(error).__name__)
+            self._failed(trial, shortened(str(error), 200) or type(error).__name__)
         else:
             home.weights.unlink(missing_ok=True)  # the settings give them again
             trial.set_user_attr("curve", curve)

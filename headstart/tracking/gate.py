@@ -109,6 +109,11 @@ def _registered(registry: Registry, data: DataFolder, params: Params) -> Version
     if version is None:
         why = "`headstart track` registers it" if params.tracking.model else "tracking.model is false, so it has no model"
         raise HeadstartError(f"result {result[:7]} is not registered as a version of {registry.name}: {why}")
+    if registry.is_lost(version):
+        raise HeadstartError(
+            f"the run or the files of version {version.number} of {registry.name} were deleted in MLflow; run "
+            "`headstart track`, which logs them again"
+        )
     return version
 
 

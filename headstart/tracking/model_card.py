@@ -26,10 +26,11 @@ from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.measurements import Measurements
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
+from headstart.base.safe_text import masked
 from headstart.base.threads import cores
 from headstart.data.splits import SPLITS
 from headstart.evaluation.metrics import METRICS
-from headstart.evaluation.pages import TEMPLATES
+from headstart.evaluation.pages import TEMPLATES, finalize
 from headstart.evaluation.summary import arithmetic
 from headstart.tracking.result import stages_of_the_result
 from headstart.tracking.store import ARITHMETIC, RESULT
@@ -70,11 +71,12 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=False,  # it is Markdown: what people named themselves goes through the filter `plain`
         undefined=jinja2.StrictUndefined,
+        finalize=finalize,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["plain"] = plain
+    environment.filters |= {"plain": plain, "masked": masked}
     return environment.get_template(TEMPLATE).render(
         params=params,
         chosen=result.chosen,
@@ -151,7 +153,7 @@ def _images_per_s(data: DataFolder, threads: int | None) -> float:
 
 def plain(name: object) -> str:
     """Text as a cell of a Markdown table that shows it as it is."""
-    text = " ".join(str(name).split())
+    text = " ".join(masked(str(name)).split())  # before the signs of an address are taken apart
     for sign in "\\|<>*_`[]#":
         text = text.replace(sign, f"\\{sign}")
     return text

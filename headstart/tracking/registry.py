@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
-from headstart.tracking.store import ARITHMETIC, RESULT, answering, opened, unless, uri
+from headstart.tracking.store import ARITHMETIC, GONE, RESULT, answering, opened, unless, uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,6 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 OUTCOME, DECISION, PROMOTION = "headstart.outcome", "headstart.decision", "headstart.promotion"
 CHANGED, CHANGING = "headstart.champion", "headstart.changing"
 ROLLED_BACK = "rolled back"
-GONE = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
 LONGEST_DESCRIPTION = 5000  # characters that MLflow's tables take; PostgreSQL refuses more
 LONGEST_WHY = 1000
 KEPT = 3  # models on disk
@@ -89,6 +88,9 @@ class Registry:
         Other checkouts may register the same result in the same store at the same moment. The lowest number stays: who
         gets a higher one has the lower one before its eyes, since numbers are given in order.
 
+        A version whose run or files were deleted in MLflow is replaced by a new one, which takes over what was decided
+        about it, and its aliases.
+
         Args:
             model_id: of the model that was logged with the run.
             card: the model card, in Markdown.
@@ -98,11 +100,15 @@ class Registry:
             if self._model(client) is None:
                 unless("RESOURCE_ALREADY_EXISTS", client.create_registered_model, self.name)
             found = self._of_result(client, result)
-            if not found:
+            lost = [version for version in found if _is_lost(client, version)]
+            if len(lost) == len(found):
                 source = client.get_logged_model(model_id).artifact_location
-                self._create(client, source, run_id, model_id, description(card), {RESULT: result} | lineage)
+                tags = {**(lost[0].tags if lost else {}), RESULT: result} | lineage
+                self._create(client, source, run_id, model_id, description(card), tags)
                 found = self._of_result(client, result)
-            first, *twins = found
+            numbers = {version.version for version in lost}
+            first, *twins = (version for version in found if version.version not in numbers)
+            self._take_over(client, lost, first)
             for twin in twins:
                 unless(GONE, client.delete_model_version, self.name, str(twin.version))
             if OUTCOME not in first.tags:
@@ -119,6 +125,14 @@ class Registry:
             except MlflowException as error:  # MLflow tries three times to be the first of all who want the next number
                 if "Giving up" not in str(error) or attempt == 9:
                     raise
+
+    def _take_over(self, client: MlflowClient, lost: list[ModelVersion], new: ModelVersion) -> None:
+        aliases = client.get_registered_model(self.name).aliases if lost else {}
+        for alias, number in aliases.items():
+            if str(number) in {str(version.version) for version in lost}:
+                client.set_registered_model_alias(self.name, alias, str(new.version))
+        for version in lost:
+            unless(GONE, client.delete_model_version, self.name, str(version.version))
 
     def _challenge(self, client: MlflowClient, number: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -143,6 +157,12 @@ class Registry:
         with opened() as client:
             found = self._of_result(client, result) if self._model(client) else []
             return _version(found[0]) if found else None
+
+    def is_lost(self, version: Version) -> bool:
+        """Whether its run or its files were deleted in MLflow since."""
+        with opened() as client:
+            found = unless(GONE, client.get_model_version, self.name, str(version.number))
+            return found is None or _is_lost(client, found)
 
     def version(self, number: int) -> Version:
         """The version with that number.
@@ -188,6 +208,12 @@ class Registry:
             if not target.exists():
                 for left in models.glob(".*"):  # of a download that was killed
                     shutil.rmtree(left, ignore_errors=True)
+                if self.is_lost(version):
+                    raise HeadstartError(
+                        f"the run or the files of version {version.number} of {self.name} were deleted in MLflow; where "
+                        "its result is in data/, `headstart track` logs it again; or let another version be the champion: "
+                        "`headstart promote VERSION --why ...`"
+                    )
                 with opened() as client:
                     source = client.get_model_version_download_uri(self.name, str(version.number))
                 with _downloaded(source, models) as folder:
@@ -225,8 +251,9 @@ class Registry:
     def artifact(self, version: Version, path: str) -> Iterator[Path | None]:
         """A copy of a file of the version's run, for as long as it is looked at; None where the run has none there."""
         with opened() as client:
-            listed = client.list_artifacts(version.run_id, path.rpartition("/")[0]) if version.run_id else []
-            source = client.get_run(version.run_id).info.artifact_uri if version.run_id else ""
+            run = unless(GONE, client.get_run, version.run_id) if version.run_id else None
+            listed = client.list_artifacts(version.run_id, path.rpartition("/")[0]) if run else []
+            source = run.info.artifact_uri if run else ""
         if path not in {entry.path for entry in listed}:
             yield None
             return
@@ -305,6 +332,16 @@ class Registry:
             client.set_registered_model_tag(self.name, CHANGED, text)
             client.set_registered_model_alias(self.name, CHAMPION, str(record["champion"]))
         unless(GONE, client.delete_registered_model_tag, self.name, CHANGING)
+
+
+def _is_lost(client: MlflowClient, version: ModelVersion) -> bool:
+    from mlflow.artifacts import list_artifacts
+
+    run = unless(GONE, client.get_run, version.run_id) if version.run_id else None
+    if version.run_id and (run is None or run.info.lifecycle_stage == "deleted"):
+        return True
+    source = client.get_model_version_download_uri(version.name, str(version.version))
+    return not unless(GONE, lambda: list_artifacts(artifact_uri=source, tracking_uri=uri()))
 
 
 def description(card: str) -> str:

@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from headstart.base import identity
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
+from headstart.base.yaml_file import read_yaml
 
 
 def stages_of_the_result() -> list[str]:
@@ -29,7 +28,7 @@ def result_digest(data: DataFolder, params: Path = Path("params.yaml")) -> str:
         HeadstartError: one of these is not there.
     """
     stages = stages_of_the_result()
-    values = yaml.safe_load(params.read_text(encoding="utf-8"))
+    values = read_yaml(params)
     digest = hashlib.sha256()
     code = [data.fetch.code.of(stage) for stage in stages]
     try:

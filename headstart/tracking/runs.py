@@ -11,6 +11,8 @@ from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.paths import checkout
+from headstart.base.safe_text import masked
+from headstart.base.terminal import say
 from headstart.tracking.store import RESULT, answering, experiment_id, opened, tagged
 
 if TYPE_CHECKING:
@@ -39,12 +41,21 @@ class ResultRun:
             self.client = client
             self.experiment_id = experiment_id(client, params.tracking.experiment)
             found = self._runs()
+            self.was_deleted = not found and self._restore()
+            found = found or self._runs()
             self.complete = any(run.data.tags.get(COMPLETE) for run in found)
             self.run_id: str = found[0].info.run_id if found else self._create()
 
     def _runs(self) -> list[Run]:
         runs = tagged(self.client, self.experiment_id, RESULT, self.digest)
         return sorted(runs, key=lambda run: (COMPLETE not in run.data.tags, run.info.start_time))
+
+    def _restore(self) -> bool:
+        """Take the run of this result out of MLflow's bin, if it is there: it is wanted again."""
+        for run in tagged(self.client, self.experiment_id, RESULT, self.digest, deleted=True)[:1]:
+            self.client.restore_run(run.info.run_id)
+            return True
+        return False
 
     def _create(self) -> str:
         experiment = os.environ.get("DVC_EXP_NAME")
@@ -100,7 +111,7 @@ def live(data: DataFolder, params: Params) -> Callable[[dict[str, float]], None]
                 step()
         except HeadstartError as error:
             curve.clear()
-            print(f"the curve is not shown live: {error}")
+            say(f"the curve is not shown live: {error}")
 
     tried(lambda: curve.append(ResultRun(params, result_digest(data)).live()))
     return lambda row: tried(lambda: send(row))
@@ -115,7 +126,7 @@ def trained(params: Params) -> str:
 
 def filters(params: Params) -> dict[str, str]:
     """Tags that people look for runs by, from the first moment on: tags.backbone = 'resnet18'."""
-    return {"backbone": params.backbone, "source": params.data.source}
+    return {"backbone": params.backbone, "source": masked(params.data.source)}
 
 
 def revision() -> dict[str, str]:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from headstart.base.errors import HeadstartError
-from headstart.base.paths import checkout, state_folder
+from headstart.base.paths import checkout, state_folder, users_path
+from headstart.base.safe_text import shortened
 from headstart.tracking import saved_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+WAIT = 5  # seconds for a store to take a connection
+
+GONE = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
 
 ARITHMETIC = "headstart.arithmetic"  # tag of a version: the kind of processor, threads and engines
 
@@ -23,12 +30,17 @@ RESULT = "headstart.result"  # tag of a run and of a version: the digest of what
 
 
 def uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{checkout() / 'mlflow.db'}"
-
-
-def shown_uri() -> str:
-    """The address as it may be printed: a database's password is left out."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", uri())
+    """The store's address; a relative path starts in the user's checkout, also from DVC's temporary folders."""
+    given = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    file = given.removeprefix("sqlite:///")
+    if file != given and not file.startswith(("/", ":memory:", "file:")) and file:
+        here = str(checkout())
+        # MLflow makes the folder of the path as it stands, and opens the path that it says as an address. Where these are
+        # not the same, a path from here is: below the checkout there are only folders of DVC's.
+        return f"sqlite:///{here if quote(here) == here else os.path.relpath(here)}/{file}"
+    if ":" not in given.removeprefix("file:") and given != "databricks" and not given.startswith("file:/"):
+        return users_path(unquote(given.removeprefix("file:"))).as_uri()  # MLflow decodes what is no address, too
+    return given
 
 
 def artifacts() -> str | None:
@@ -36,7 +48,7 @@ def artifacts() -> str | None:
 
     MLflow's own default is the working folder, which with ``dvc exp run --temp`` is thrown away.
     """
-    return None if uri().startswith(("http", "databricks", "file")) else (checkout() / "mlartifacts").as_uri()
+    return (checkout() / "mlartifacts").as_uri() if _is_database(uri()) else None
 
 
 @contextmanager
@@ -47,6 +59,7 @@ def opened() -> Iterator[MlflowClient]:
     with answering(), FileLock(state_folder("locks") / "mlflow.lock"):
         from mlflow import MlflowClient
 
+        _reach(uri())
         yield MlflowClient(uri())
 
 
@@ -58,6 +71,7 @@ def answering() -> Iterator[None]:
         HeadstartError: the store does not answer.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(WAIT))  # PostgreSQL's own variable
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A new database needs no two lines about it, and a database that is away no traceback.
@@ -68,9 +82,31 @@ def answering() -> Iterator[None]:
         raise
     except Exception as error:  # connection, database and REST errors
         raise HeadstartError(
-            f"MLflow at {shown_uri()} does not answer ({short(error)}); start it, or unset MLFLOW_TRACKING_URI to use "
+            f"MLflow at {uri()} does not answer ({short(error)}); start it, or unset MLFLOW_TRACKING_URI to use "
             "the checkout's own store"
         ) from None
+
+
+@cache
+def _reach(address: str) -> None:
+    """Ask once whether anybody is there: MLflow asks up to ten times, which takes minutes without a word."""
+    if address.startswith("http"):
+        import requests
+
+        with suppress(requests.exceptions.SSLError):  # somebody is there
+            requests.get(f"{address.rstrip('/')}/health", timeout=(WAIT, 4 * WAIT), stream=True).close()
+    elif _is_database(address):
+        from sqlalchemy import create_engine, inspect, make_url
+
+        file = make_url(address).database if address.startswith("sqlite") else None
+        if file is None or Path(file).is_file():
+            engine = create_engine(address)
+            inspect(engine).get_table_names()
+            engine.dispose()
+
+
+def _is_database(address: str) -> bool:
+    return address.startswith(("sqlite", "postgresql", "mysql", "mssql"))
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -90,8 +126,11 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     return str(found.experiment_id)
 
 
-def tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Run]:
-    runs: list[Run] = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'")
+def tagged(client: MlflowClient, experiment_id: str, tag: str, value: str, deleted: bool = False) -> list[Run]:
+    from mlflow.entities import ViewType
+
+    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+    runs: list[Run] = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", view)
     return runs
 
 
@@ -108,4 +147,4 @@ def unless(code: str, ask: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return shortened(str(error), 200)

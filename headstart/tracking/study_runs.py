@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from headstart.base.artifacts.tune import Knobs, Trial, Tuning
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
+from headstart.base.terminal import say
 from headstart.tracking.store import experiment_id, opened, tagged
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class StudyRuns:
             yield
         except HeadstartError as error:
             self.answers = False
-            print(f"headstart: the trials are not shown in MLflow for now: {error}")
+            say(f"headstart: the trials are not shown in MLflow for now: {error}")
 
     def _log(self, client: MlflowClient, trial: Trial, curve: list[dict[str, float]]) -> None:
         from mlflow.entities import Metric

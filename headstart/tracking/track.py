@@ -12,7 +12,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from headstart.base.artifacts import DataFolder, ModelFolder
@@ -26,6 +26,8 @@ from headstart.base.artifacts.metrics import Metrics
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
+from headstart.base.safe_text import masked
+from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.evaluation.metrics import ACCURACY
 from headstart.evaluation.summary import headline
@@ -33,7 +35,7 @@ from headstart.tracking import model_card
 from headstart.tracking.registry import Registry
 from headstart.tracking.result import flattened, params_of_the_result, result_digest, stages_of_the_result
 from headstart.tracking.runs import COMPLETE, ResultRun, as_text, revision
-from headstart.tracking.store import short, shown_uri
+from headstart.tracking.store import GONE, short, unless, uri
 
 READABLE = (".csv", ".html", ".json", ".parquet", ".png")
 
@@ -74,15 +76,29 @@ class Tracker(ResultRun):
 
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    def is_whole(self, data: DataFolder) -> bool:
+        """Whether a run that was completed still has its files, and its model: they may have been deleted since."""
+        wanted = [*self._files(data), (Path(model_card.FILE), None)]
+        listed = {place: self.client.list_artifacts(self.run_id, place) for place in dict.fromkeys(p for _, p in wanted)}
+        there = {(PurePosixPath(file.path).name, place) for place, files in listed.items() for file in files}
+        if not {(path.name, place) for path, place in wanted} <= there:
+            return False
+        model = self._logged_model()
+        return not self.params.tracking.model or (model is not None and self._has_files(model))
+
     def _log_files(self, data: DataFolder) -> None:
-        """What people can read of every stage's files: those of evaluate at the top, others in a folder named after theirs.
-        The package is logged as a model."""
+        for path, place in self._files(data):
+            self.client.log_artifact(self.run_id, str(path), place)
+
+    def _files(self, data: DataFolder) -> Iterator[tuple[Path, str | None]]:
+        """What people can read of every stage's files, and its folder in the run: those of evaluate at the top, others in a
+        folder named after theirs. The package is logged as a model."""
         for stage in stages_of_the_result():
             folder = data / stage
             for path in sorted(folder.rglob("*")) if stage != "package" else []:
                 if path.suffix in READABLE and path != data.prepare.pixels_index:
-                    target = path.parent.relative_to(folder if stage == "evaluate" else data).as_posix()
-                    self.client.log_artifact(self.run_id, str(path), None if target == "." else target)
+                    place = path.parent.relative_to(folder if stage == "evaluate" else data).as_posix()
+                    yield path, None if place == "." else place
 
     def _log_images(self, folder: Path) -> None:
         """The figures a second time, as MLflow's logged images: its charts put those of several runs side by side, files
@@ -105,7 +121,7 @@ class Tracker(ResultRun):
         if self.params.registry.model is None or model is None:
             return
         registry = Registry(self.params)
-        if card is None and registry.by_result(self.digest):
+        if card is None and (version := registry.by_result(self.digest)) and not registry.is_lost(version):
             return
         registry.register(self.run_id, self.digest, model, card or self._card(data), self._lineage(data))
 
@@ -116,9 +132,13 @@ class Tracker(ResultRun):
         return model_card.lineage(data, self.digest) | revision()
 
     def _logged_model(self) -> str | None:
-        """The id of the run's model, which is linked to the run once it is whole."""
+        """The id of the run's model, which is linked to the run once it is whole; None where it was deleted."""
         outputs = self.client.get_run(self.run_id).outputs
-        return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
+        model = outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
+        return model if model and unless(GONE, self.client.get_logged_model, model) else None
+
+    def _has_files(self, model: str) -> bool:
+        return bool(unless(GONE, self.client.list_logged_model_artifacts, model))
 
     def _log_dataset(self, data: DataFolder) -> None:
         import mlflow
@@ -126,7 +146,7 @@ class Tracker(ResultRun):
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         manifest = pd.read_parquet(data.prepare.manifest)
-        source = self.params.data.source
+        source = masked(self.params.data.source)
         digest = hashlib.sha256(data.prepare.manifest.read_bytes()).hexdigest()[:16]
         columns = manifest[["path", "label", "split", "sha256"]]
         with warnings.catch_warnings():
@@ -143,7 +163,9 @@ class Tracker(ResultRun):
     def _log_model(self, folder: ModelFolder, numbers: dict[str, float]) -> None:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-        if self._logged_model():
+        if model_id := self._logged_model():
+            if not self._has_files(model_id):
+                self.client.log_model_artifacts(model_id, str(folder))
             return
         details = ClassifierDetails.read(folder.classifier.details)
         kept = {"backbone": details.backbone, "chosen": details.chosen, "classes": str(len(details.classes))}
@@ -168,9 +190,10 @@ def track(data: DataFolder, params: Params) -> str:
     """
     digest = result_digest(data)
     tracker = Tracker(params, digest)
-    if tracker.complete:
+    if tracker.complete and tracker.is_whole(data):
         tracker.register(data)  # one that was logged before there was a registry
-        sentence = f"result {digest[:7]} is already in MLflow (run {tracker.run_id}); nothing logged twice"
+        already = "was deleted in MLflow and is back" if tracker.was_deleted else "is already in MLflow"
+        sentence = f"result {digest[:7]} {already} (run {tracker.run_id}); nothing logged twice"
     else:
         try:
             tracker.log_result(data)
@@ -178,7 +201,7 @@ def track(data: DataFolder, params: Params) -> str:
             raise
         except Exception as error:
             raise HeadstartError(
-                f"MLflow at {shown_uri()} did not take the result: {short(error)}; run it again to go on"
+                f"MLflow at {uri()} did not take the result: {short(error)}; run it again to go on"
             ) from None
         sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `make ui`"
     TrackedResult(result=digest, experiment=params.tracking.experiment).write(data.track.details)
@@ -191,7 +214,7 @@ def comparable(params: Params) -> dict[str, str]:
     A parameter that is a number in one run and a word in another is no axis of a plot. So what is null is left out, and a
     list of one number is that number.
     """
-    return {key: as_text(value) for key, value in params_of_the_result(params).items() if value is not None}
+    return {key: masked(as_text(value)) for key, value in params_of_the_result(params).items() if value is not None}
 
 
 def stage_metrics(data: DataFolder) -> dict[str, float]:
@@ -247,4 +270,4 @@ def _host(threads: int | None) -> dict[str, str]:
 
 def run(params: Params, data: DataFolder) -> None:
     """The stage track: log this result to MLflow, once."""
-    print(track(data, params))
+    say(track(data, params))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headstart.base.files import replacing
+from headstart.base.terminal import say
 from headstart.training.network import TrainedNetwork
 from headstart.training.recipe import Recipe
 
@@ -54,7 +55,7 @@ class Checkpoint:
             network.average.load_state_dict(state["averaged"])
             optimizer.load_state_dict(state["optimizer"])
             self.curve, self.best = state["curve"], BestEpoch(**state["best"])
-            print(f"finetune: going on after epoch {len(self.curve)}, which an earlier run finished")
+            say(f"finetune: going on after epoch {len(self.curve)}, which an earlier run finished")
 
     def finished(self, recipe: Recipe) -> bool:
         """Whether all epochs are done, or ``finetune.patience`` is at its end."""

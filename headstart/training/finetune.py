@@ -13,6 +13,7 @@ from headstart.base.files import write_text
 from headstart.base.identity import code_of, digest_of, inputs_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
+from headstart.base.terminal import say
 
 Live = Callable[[DataFolder, Params], Callable[[dict[str, float]], None]]
 
@@ -29,7 +30,7 @@ def run(params: Params, data: DataFolder, live: Live) -> None:
         return
     FinetuneDetails(ran=False).write(folder.details)
     write_text(folder.curve, "epoch,train_loss,val_log_loss,val_accuracy\n")
-    print("fine-tuning is off (finetune.unfreeze: none)")
+    say("fine-tuning is off (finetune.unfreeze: none)")
 
 
 def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live) -> None:

@@ -27,6 +27,7 @@ from headstart.base.device import made_on, seed_everything
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, write_rows
 from headstart.base.progress import progress
+from headstart.base.terminal import say
 from headstart.engines.select import SAMPLE
 from headstart.models.calibration import calibrated_losses, fit_temperature
 from headstart.models.preprocessing import batches
@@ -77,7 +78,7 @@ def finetune(
         if epoch % max(1, recipe.epochs // SAVES) == 0:
             checkpoint.save()
         on_epoch(row)
-        print(
+        say(
             f"finetune: epoch {epoch}/{recipe.epochs}, training loss {train_loss:.3f}, validation log-loss "
             f"{row['val_log_loss']:.3f}, accuracy {row['val_accuracy']:.3f}",
             flush=True,

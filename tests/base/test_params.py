@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,66 @@ def test_a_file_that_is_no_mapping_is_told_what_was_found(tmp_path: Path, text: 
         ("finetune: {lr: 1e400}", "finetune.lr must be a finite number, found inf"),
         ("head: {C: [-.inf]}", "head.C.0 must be a finite number, found -inf"),
         ("split: {val: 0.5, test: 0.5}", "split.val + split.test is 1; leave at least 0.1 for training"),
+        ("head: {C: [1e100]}", "head.C.0 must be less than or equal to 1000000, found 1e+100"),
+        ("head: {C: [1, 1e-300]}", "head.C holds 1e-300; the smallest strength is 1e-10"),
+        ("threads: 100000", "threads must be less than or equal to 1024 or null, found 100000"),
+        ("evaluate: {bootstrap: 1000000000}", "evaluate.bootstrap must be less than or equal to 100000, found 1000000000"),
+        ("finetune: {batch_size: 100000}", "finetune.batch_size must be less than or equal to 8192, found 100000"),
+        ("finetune: {lr: 1e300}", "finetune.lr must be less than or equal to 100, found 1e+300"),
+        ("prepare: {short_side: 100000}", "prepare.short_side must be less than or equal to 4096, found 100000"),
     ],
 )
 def test_a_wrong_key_or_value_is_told_with_its_path_what_was_found_and_what_is_allowed(
     tmp_path: Path, text: str, sentence: str
 ) -> None:
     assert complaint(tmp_path, text) == f": {sentence}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"seed: {'x' * 200_000}",
+        f"{'x' * 1000}: 1",
+        f"? {'x' * 1000}\n: 1",
+        f"head: {{C: {['a'] * 90}}}",
+        f"head: {{C: {[1] * 9000}}}",
+        f"rank: {{candidates: ['{'x' * 100_000}', '{'x' * 100_000}']}}",
+        f"tune: {{space: {{lr: {list(range(9000))}}}}}",
+        f"retrain: {{webhook: '{'x' * 10_000}'}}",
+        f"backbone: [{'[' * 40}{']' * 40}]",
+        f"finetune: {{lr: {'9' * 4000}}}",
+    ],
+)
+def test_what_is_refused_is_not_told_whole(tmp_path: Path, text: str) -> None:
+    assert len(complaint(tmp_path, text)) < 800
+
+
+BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 1500 + "]" * 1500, ", line 1: nested more than 50 deep; parameters are at most 4"),
+        ("data: " + "{a: " * 1500 + "1" + "}" * 1500, ", line 1: nested more than 50 deep; parameters are at most 4"),
+        ("- " * 1500, ", line 1: nested more than 50 deep; parameters are at most 4"),
+        ("".join(f"{' ' * n}a:\n" for n in range(500)), ", line 50: nested more than 50 deep; parameters are at most 4"),
+        (BOMB, ", line 4: more than 10,000 values, or an alias that holds itself"),
+        (BOMB.replace("\n", "\n# \n"), ", line 7: more than 10,000 values, or an alias that holds itself"),
+        ("seed: &a [*a]", ", line 1: more than 10,000 values, or an alias that holds itself"),
+        ("seed: &a {b: {c: *a}}", ", line 1: more than 10,000 values, or an alias that holds itself"),
+        ("seed: 1 # " + "x" * 5_000_000, " has 5,000,010 characters; of parameters at most 250,000 are read"),
+    ],
+)
+def test_a_file_that_would_not_end_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    assert complaint(tmp_path, text) == sentence
+
+
+def test_aliases_are_taken_where_they_stand_for_something_small(tmp_path: Path) -> None:
+    params = load(tmp_path, "data: {source: &here pets, exclude: *here}\nrank: {candidates: &c [a, b]}\ntune: {trials: 3}")
+    assert (params.data.source, params.data.exclude) == ("pets", "pets")
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:

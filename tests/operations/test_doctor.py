@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from headstart import cli
+from headstart.base.errors import HeadstartError
 from headstart.operations import doctor
+from headstart.operations.git_branch import Branch
 from tests.inference.test_predictor import plain, png
 from tests.test_house import PROJECT
 
@@ -126,6 +128,18 @@ def test_a_store_that_does_not_answer_and_a_folder_that_is_no_checkout_are_wrong
     assert "wrong git: no commit here" in out
     assert "wrong params.yaml:" in out
     assert "Traceback" not in out
+
+
+@pytest.mark.usefixtures("here")
+def test_a_checkout_that_is_somebody_elses_is_said_in_gits_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own; to own a folder that is not ours takes root
+    state, sentence = found("git")
+    assert state == doctor.WRONG
+    assert "detected dubious ownership in repository at" in sentence
+    assert "git config --global --add safe.directory" in sentence
+    assert "git init" not in sentence
+    with pytest.raises(HeadstartError, match="dubious ownership"):
+        Branch(None)
 
 
 def test_a_remote_is_named(here: Path) -> None:

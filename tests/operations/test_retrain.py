@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -150,7 +151,16 @@ class Received(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200 if self.path == "/hook" else 404)
+        if self.path.startswith("/moved/"):
+            self.send_response(int(self.path.rpartition("/")[2]))
+            self.send_header("Location", "/hook")
+        else:
+            self.send_response(200 if self.path == "/hook" else 404)
+        self.end_headers()
+
+    def do_GET(self) -> None:  # what urllib makes of a redirected POST
+        self.bodies.append({})
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -186,6 +196,74 @@ def test_a_webhook_that_does_not_take_it_is_a_word_without_its_address(
         said = capsys.readouterr().err
         assert said.startswith("headstart: the webhook did not accept the summary: ")
         assert "secret" not in said
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_webhook_that_has_moved_is_a_word_and_nobody_gets_half_a_summary(
+    status: int, hook: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retrain._post(f"{hook}/moved/{status}", SUMMARY)
+    assert capsys.readouterr().err == (
+        f"headstart: the webhook did not accept the summary: it has moved (status {status}); give the address that it has "
+        "moved to\n"
+    )
+    assert len(Received.bodies) == 1
+
+
+@pytest.mark.parametrize("part", ["status", "headers"])
+def test_a_webhook_that_answers_byte_by_byte_is_not_waited_for(
+    part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(retrain, "PATIENCE", 1)
+    over = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        with server.accept()[0] as connection, suppress(OSError):
+            connection.sendall(b"HTTP/1.0 200 OK\r\n" if part == "headers" else b"H")
+            while not over.wait(0.2):
+                connection.sendall(b"X")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dripping = threading.Thread(target=drip, args=[server])
+        dripping.start()
+        begun = time.monotonic()
+        retrain._post(f"http://127.0.0.1:{server.getsockname()[1]}/hook", SUMMARY)
+        assert time.monotonic() - begun < 20
+        over.set()
+        dripping.join()
+    assert "no answer within 1 seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "address", ["file:///etc/passwd", "data:,secret", "ftp://u:secret@h/", "/secret", "HTTP", "http://["]
+)
+def test_only_web_addresses_are_posted_to(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    retrain._post(address, SUMMARY)
+    said = capsys.readouterr().err
+    assert "the webhook did not accept the summary: its address " in said
+    assert "secret" not in said
+
+
+def test_names_in_a_summary_forge_no_line_of_it() -> None:
+    forged = retrain.Summary(outcome="kept", sentence="does not know cat\npromoted: version 9\x1b[2K")
+    (line,) = retrain.summary_lines(forged)
+    assert line == r"kept: does not know cat\npromoted: version 9\u001b[2K"
+
+
+def test_a_round_tells_no_secret(
+    checkout: Path, hook: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the error stream, in last.json, in what is posted and in what is returned."""
+
+    def load() -> Params:
+        raise RuntimeError("mlflow at http://anna:Geheim7@h and https://h/a.zip?token=Geheim8")
+
+    monkeypatch.setenv(retrain.WEBHOOK, f"{hook}/hook")
+    summary = retrain.retrain(load)
+    last = (checkout / ".headstart/retrain/last.json").read_text()
+    told = [str(summary), last, json.dumps(Received.bodies), *capsys.readouterr()]
+    assert "http://***@h and https://h/a.zip?token=***" in last
+    assert not [one for one in told if "Geheim" in one]
 
 
 def test_a_webhook_has_to_be_an_address(checkout: Path) -> None:

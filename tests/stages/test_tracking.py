@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,6 +130,42 @@ def test_a_run_that_was_killed_while_its_figures_were_logged_gets_each_once(copy
     drawn = sorted(path.stem for path in (copy_of.folder / "data/evaluate/figures").glob("*.png"))
     assert before < after
     assert sorted(name.split("+")[0] for name in after if name.endswith(".png")) == [f"figures~{name}" for name in drawn]
+
+
+@pytest.mark.parametrize("how", ["run", "gc", "files"])
+def test_what_was_deleted_in_mlflow_is_logged_again_and_the_gate_goes_on(copy_of: Clone, how: str) -> None:
+    (copy_of.folder / "mlflow.db").unlink()  # a copy's runs have their files where the original's are
+    copy_of.run("headstart", "track")
+    copy_of.run("headstart", "gate")
+    client, run = run_of(copy_of)
+    before = artifacts_of(client, run.info.run_id)
+    if how == "files":
+        shutil.rmtree(copy_of.folder / "mlartifacts")
+    else:
+        client.delete_run(run.info.run_id)
+    if how == "gc":
+        store = f"sqlite:///{copy_of.folder / 'mlflow.db'}"
+        copy_of.run("mlflow", "gc", "--backend-store-uri", store, "--tracking-uri", store)
+    shutil.rmtree(copy_of.folder / ".headstart/models", ignore_errors=True)
+    told = copy_of.run("headstart", "gate", check=False)
+    assert (told.returncode, told.stderr.count("\n")) == (1, 1), told.stderr
+    assert "were deleted in MLflow; run `headstart track`" in told.stderr
+    says = "was deleted in MLflow and is back" if how == "run" else "logged result"
+    assert says in copy_of.run("headstart", "track").stdout
+    assert "nothing logged twice" in copy_of.run("headstart", "track").stdout
+    client, run = run_of(copy_of)
+    assert (run.data.tags["headstart.complete"], run.info.status) == ("true", "FINISHED")
+    assert artifacts_of(client, run.info.run_id) >= {path for path in before if not path.startswith(("images", "gate"))}
+    assert "promoted" in copy_of.run("headstart", "gate").stdout
+    version = client.get_model_version_by_alias("headstart", "champion")
+    assert version.run_id == run.info.run_id
+
+
+def artifacts_of(client: mlflow.MlflowClient, run: str, folder: str | None = None) -> set[str]:
+    found: set[str] = set()
+    for file in client.list_artifacts(run, folder):
+        found |= artifacts_of(client, run, file.path) if file.is_dir else {file.path}
+    return found
 
 
 def test_a_store_that_goes_away_while_it_trains_is_a_word_and_no_more(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +30,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        self.client = mlflow.MlflowClient(store.uri())
         self.registry = Registry(Params())
 
     def logged(self, result: str) -> tuple[str, str]:
@@ -342,13 +347,124 @@ def test_a_store_that_does_not_answer_is_said(bench: Bench, monkeypatch: pytest.
         bench.registry.champion()
 
 
-def test_a_databases_password_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://anna:secret@db.example.org:5432/mlflow")
-    assert store.shown_uri() == "postgresql://anna:***@db.example.org:5432/mlflow"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://anna:a/b@db.example.org:5432/mlflow")
-    assert store.shown_uri() == "postgresql://anna:***@db.example.org:5432/mlflow"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert store.shown_uri() == "http://127.0.0.1:5000"
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg2", "http", "sqlite"])
+def test_a_store_that_is_out_of_reach_is_said_at_once_without_its_password(
+    scheme: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow itself asks a database ten times, for 102 seconds. Here nobody ever takes the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = f"anna:Geheim7@127.0.0.1:{server.getsockname()[1]}"
+        (bench.folder / "junk.db").write_bytes(b"no database" * 1000)
+        address = f"sqlite:///{bench.folder}/junk.db" if scheme == "sqlite" else f"{scheme}://{there}/mlflow"
+        monkeypatch.setattr(store, "WAIT", 2)
+        monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        begun = time.monotonic()
+        with pytest.raises(HeadstartError, match=r"MLflow at .* does not answer") as caught:
+            bench.registry.champion()
+    assert time.monotonic() - begun < 60
+    assert "Geheim7" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("sqlite:///runs.db", "sqlite:///{}/runs.db"),
+        ("sqlite:///sub/runs.db", "sqlite:///{}/sub/runs.db"),
+        ("sqlite:////srv/runs.db", "sqlite:////srv/runs.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("mlruns", "file://{}/mlruns"),
+        ("./mlruns", "file://{}/mlruns"),
+        ("file:mlruns", "file://{}/mlruns"),
+        ("file:///srv/mlruns", "file:///srv/mlruns"),
+        ("/srv/mlruns", "file:///srv/mlruns"),
+        ("http://host:5000", "http://host:5000"),
+        ("databricks", "databricks"),
+        ("databricks://profile", "databricks://profile"),
+        (None, "sqlite:///{}/mlflow.db"),
+    ],
+)
+@pytest.mark.parametrize("below", [".", ".dvc/tmp/exps/tmp1"])
+def test_a_relative_store_is_the_checkouts_also_in_an_experiments_folder(
+    given: str | None, meant: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / below).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path / below)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / below))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given or "")
+    assert store.uri() == meant.format(tmp_path)
+
+
+@pytest.mark.parametrize("below", [".", ".dvc/tmp/exps/tmp1"])
+def test_a_checkout_may_have_any_name(below: str, tmp_path: Path, empty_store: Path) -> None:
+    """In a process of its own: MLflow keeps what it has opened by the address, which is relative here."""
+    folder = tmp_path / "a%20b c#d?e&f=50% (ü) @ 猫;+"
+    (folder / below).mkdir(parents=True)
+    shutil.copy(empty_store, folder / "mlflow.db")
+    variables = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    code = "import sys; from tests.tracking.test_registry import in_any_folder; in_any_folder(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder], cwd=folder / below, capture_output=True, text=True,
+        env=variables | {"DVC_ROOT": str(folder / below), "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]  # nothing was written beside it
+    assert {path.name for path in folder.iterdir()} <= {
+        ".dvc", ".headstart", "manifest.parquet", "mlartifacts", "mlflow.db", "model"
+    }  # fmt: skip
+
+
+def in_any_folder(folder: str) -> None:
+    bench = Bench(Path(folder))
+    version = bench.registered("aaa")
+    assert (bench.registry.download(version) / "MLmodel").read_text() == "of aaa"
+    assert bench.registry.learned(version) == {"aaa-a", "aaa-b"}
+
+
+# --- what was deleted ---------------------------------------------------------------------------------------------------
+
+
+def lose(bench: Bench, version: Version, how: str) -> None:
+    """Delete in MLflow what a version was made from: its run, its run for good, its files, or its model."""
+    if how == "files":
+        shutil.rmtree(bench.folder / "mlartifacts")
+    elif how == "model":
+        experiment = bench.client.get_experiment_by_name("headstart").experiment_id
+        for model in bench.client.search_logged_models([experiment]):
+            bench.client.delete_logged_model(model.model_id)
+        shutil.rmtree(bench.folder / "mlartifacts/models")
+    else:
+        bench.client.delete_run(version.run_id)
+    if how == "gc":
+        command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", store.uri(), "--tracking-uri", store.uri()]
+        subprocess.run(command, check=True, capture_output=True, cwd=bench.folder)
+
+
+@pytest.mark.parametrize("how", ["run", "gc", "files", "model"])
+def test_a_version_that_was_deleted_in_part_is_replaced_and_keeps_its_place(bench: Bench, how: str) -> None:
+    old = bench.registered("aaa")
+    bench.registry.promote(old, "the first")
+    assert not bench.registry.is_lost(old)
+    lose(bench, old, how)
+    assert bench.registry.is_lost(old)
+    with pytest.raises(HeadstartError, match=r"deleted in MLflow; .* `headstart track` logs it again; .*promote VERSION"):
+        bench.registry.download(old)
+    new = bench.registered("aaa")
+    assert bench.registry.champion() == new
+    assert (new.outcome, new.decision, bench.versions()) == ("promoted", "the first", [2])
+    assert not bench.registry.is_lost(new)
+    assert (bench.registry.download(new) / "MLmodel").read_text() == "of aaa"
+    assert bench.registry.pictures(new) == {"aaa-a", "aaa-b", "c"}
+
+
+def test_a_champion_that_was_deleted_in_part_can_be_replaced_by_another(bench: Bench) -> None:
+    bench.registry.promote(bench.registered("aaa"), "the first")
+    lose(bench, bench.registry.version(1), "gc")
+    second = bench.registered("bbb")
+    with bench.registry.artifact(bench.registry.version(1), "data/manifest.parquet") as file:
+        assert file is None
+    bench.registry.promote(second, "the first is gone")
+    assert bench.registry.champion() == bench.registry.version(2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""params.yaml as it stands: read without running what it may hold, and refused where reading it would not end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from headstart.base.errors import HeadstartError
+from headstart.base.safe_text import shortened
+
+MOST_CHARACTERS, MOST_VALUES, DEEPEST = 250_000, 10_000, 50
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that 1e-05 is a number: so YAML 1.2 has it, and so DVC writes what -S was given."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of params.yaml, as they stand there.
+
+    Raises:
+        HeadstartError: the file is missing, is not YAML, is deeper or larger than any such file, or holds no keys.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        _refuse_bombs(path, text)
+        raw = yaml.load(text, _Loader)
+    except FileNotFoundError:
+        raise HeadstartError(f"{path} is not here; run this from the project's top folder") from None
+    except OSError as error:
+        raise HeadstartError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2020-13-45
+        raise HeadstartError(f"{path} is not valid YAML: {shortened(str(error), 500)}") from None
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise HeadstartError(f"{path} must hold keys and values, found {type(raw).__name__}")
+    return raw
+
+
+def _refuse_bombs(path: Path, text: str) -> None:
+    """Whatever is nested so deep, or stands for so many values by its aliases, that reading it would not end.
+
+    Raises:
+        HeadstartError: it does.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise HeadstartError(f"{path} has {len(text):,} characters; of parameters at most {MOST_CHARACTERS:,} are read")
+    sizes: dict[str | None, int] = {}  # of what has an anchor: the values in it, those of its own aliases too
+    opened: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, _Loader):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, 1))
+        elif isinstance(event, yaml.CollectionEndEvent | yaml.ScalarEvent | yaml.AliasEvent):
+            size = 1
+            if isinstance(event, yaml.AliasEvent):
+                within_itself = anchor in {around for around, _ in opened}
+                size = MOST_VALUES + 1 if within_itself else sizes.get(anchor, 1)
+            if isinstance(event, yaml.CollectionEndEvent):
+                anchor, size = opened.pop()
+            sizes[anchor] = size
+            around, before = opened.pop()
+            opened.append((around, before + size))
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if len(opened) > DEEPEST:
+            raise HeadstartError(f"{path}, line {line}: nested more than {DEEPEST} deep; parameters are at most 4")
+        if opened[-1][1] > MOST_VALUES:
+            raise HeadstartError(f"{path}, line {line}: more than {MOST_VALUES:,} values, or an alias that holds itself")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.base.artifacts import DATA, DataFolder
-from headstart.base.errors import HeadstartError
+from headstart.base.errors import HeadstartError, some
 from headstart.base.files import read_json, sha256_of, sha256_of_files, write_json
 from headstart.base.paths import state_folder
 
@@ -136,7 +136,7 @@ def check_code(data: DataFolder, stage: str) -> None:
     """
     if changed := changes(data, stage):
         raise HeadstartError(
-            f"the code of {stage} has changed since fetch recorded it ({_some(changed)}); run `dvc repro`, which records it"
+            f"the code of {stage} has changed since fetch recorded it ({some(changed)}); run `dvc repro`, which records it"
         )
 
 
@@ -148,7 +148,7 @@ def made_by_other_code(data: DataFolder, stages: Iterable[str]) -> str | None:
         return None
     all_changes = sorted({change for found in changed.values() for change in found})
     what = f"{', '.join(changed)} {'was' if len(changed) == 1 else 'were'} made"
-    return f"{what} by other code or libraries than are here now: {_some(all_changes)}"
+    return f"{what} by other code or libraries than are here now: {some(all_changes)}"
 
 
 def outdated(data: DataFolder, stages: Iterable[str]) -> str | None:
@@ -349,9 +349,9 @@ def _parsed(path: Path, content: bytes) -> Source:
         tree = without_docstrings(ast.parse(content))
     except SyntaxError as error:
         raise HeadstartError(f"{path}, line {error.lineno}: {error.msg}") from None
-    text: list[str] = []
-    _write_canonical(tree, text.append)
-    digest = hashlib.sha256("".join(text).encode("utf-8", "surrogatepass"))
+    canonical: list[str] = []
+    _write_canonical(tree, canonical.append)
+    digest = hashlib.sha256("".join(canonical).encode("utf-8", "surrogatepass"))
     imports: set[str] = set()
     strings: set[str] = set()
     for node in _run_nodes(tree):
@@ -406,7 +406,3 @@ def _run_nodes(tree: ast.Module) -> Iterator[ast.AST]:
 
 def _is_for_type_checkers(test: ast.expr) -> bool:
     return any("TYPE_CHECKING" in (getattr(node, "id", ""), getattr(node, "attr", "")) for node in ast.walk(test))
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

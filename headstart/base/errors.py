@@ -69,7 +69,7 @@ def refusal(error: BaseException) -> str:
     """What the operating system refused, in words; empty where ``error`` is none of its own, nor due to a full disk."""
     cause: BaseException | None = error
     while cause is not None:
-        refused = _of_the_system(cause)
+        refused = system_error(cause)
         if refused and (cause is error or refused.errno in FULL):
             where = f"{os.fsdecode(refused.filename)}: " if refused.filename else ""
             advice = "; free some space there and run it again, what is finished is kept" if refused.errno in FULL else ""
@@ -78,7 +78,8 @@ def refusal(error: BaseException) -> str:
     return ""
 
 
-def _of_the_system(error: BaseException) -> OSError | None:
+def system_error(error: BaseException) -> OSError | None:
+    """The operating system's error that ``error`` is, or that a library has put into words; None where it is none."""
     if isinstance(error, OSError):
         return error if error.errno is not None else None
     if in_words := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors, which is written in Rust, has it

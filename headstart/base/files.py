@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from headstart.base.errors import FULL, HeadstartError
+from headstart.base.errors import FULL, HeadstartError, system_error
 
 
 @contextmanager
@@ -38,8 +38,8 @@ def _refused(error: Exception, part: Path, path: Path) -> OSError | None:
 
     Libraries in C++ say only that they could not write, so the disk is asked for one more megabyte.
     """
-    refused = error if isinstance(error, OSError) else None
-    if not isinstance(error, OSError | HeadstartError):
+    refused = system_error(error)
+    if refused is None and not isinstance(error, HeadstartError):
         try:
             with part.open("ab") as stream:
                 stream.write(bytes(1 << 20))

@@ -27,6 +27,7 @@ from typing import Any
 from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, sha256_of, sha256_of_files, write_json
+from headstart.base.kept import read_kept, write_kept
 from headstart.base.paths import state_folder
 
 PACKAGE = Path(__file__).parents[1]
@@ -289,10 +290,7 @@ class _Files:
 
     def __init__(self) -> None:
         self.file = state_folder("identity") / "sources.json"
-        try:
-            self.known: dict[str, Any] = read_json(self.file)
-        except (OSError, ValueError):
-            self.known = {}
+        self.known: dict[str, Any] = read_kept(self.file) or {}
         self.used: dict[str, Any] = {}
         self.versions: dict[str, tuple[str, str] | None] = {}
 
@@ -328,7 +326,7 @@ class _Files:
     def keep(self) -> None:
         """Remember what was used, and forget the rest: called by the one that reads the code of all stages."""
         if self.used.keys() != self.known.keys():
-            write_json(self.file, self.used)
+            write_kept(self.file, self.used)
 
 
 @cache

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from headstart.base.artifacts import ClassifierFolder, ModelFolder
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.errors import HeadstartError
+from headstart.base.tensors import tensors_of
 from headstart.data.decode import Array, Unusable, decode, quiet
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
@@ -48,16 +47,13 @@ class Predictor:
         """
         files = ClassifierFolder(folder)
         details = ClassifierDetails.read(files.details)
-        try:
-            state = load_file(files.weights)
-        except (OSError, SafetensorError) as error:
-            raise HeadstartError(f"{folder} holds no packaged model ({error}); run `dvc repro package`") from None
         trunk = architecture(details.backbone, files.network, details.weights).trunk()
         trunk.view = View.of(details.preprocessing)
-        of_head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
-        module = HEADS[details.head].from_state(of_head)
-        self.model = Classifier(trunk, FittedHead(module, details.temperature, tuple(details.classes)))
-        self.model.load_state_dict(state)
+        with tensors_of(files.weights, details.made_by) as state:
+            of_head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
+            module = HEADS[details.head].from_state(of_head)
+            self.model = Classifier(trunk, FittedHead(module, details.temperature, tuple(details.classes)))
+            self.model.load_state_dict(state)
         self.model.eval().requires_grad_(False)
         self.max_megapixels = details.max_megapixels
         self.short_side = details.short_side

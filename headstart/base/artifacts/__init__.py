@@ -58,6 +58,7 @@ class PrepareFolder(Folder):
     audit = File("audit.json")
     pixels = File("pixels.bin")
     pixels_index = File("pixels.parquet")
+    pixels_digest = File("pixels.sha256")  # of the index, which has those of the pixels
     sheet = File("sheet.png")
 
 

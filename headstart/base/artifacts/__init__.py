@@ -116,6 +116,7 @@ class ModelFolder(Folder):
     """An MLflow model; a packaged one may lie anywhere."""
 
     mlmodel = File("MLmodel")
+    sums = File("SHA256SUMS")  # of all other files
     classifier = Subfolder("artifacts/classifier", ClassifierFolder)
 
 

@@ -323,6 +323,26 @@ def drift(
 
 
 @app.command()
+def verify(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run in MLflow, by its id, its name or its result; otherwise the result in data/."),
+    ] = None,
+) -> None:
+    """Make a tracked result again from its git commit and DVC's cache, and say whether it is identical, or what differs.
+
+    It takes as long as the pipeline took. Your files and MLflow are left alone. The exit status is 1 where it differs.
+    """
+    from headstart.base.params import Params
+    from headstart.operations.verify import verify as make_again
+
+    verdict = make_again(run, Params.load())
+    print("\n".join(verdict.lines()))
+    if verdict.differences:
+        raise typer.Exit(1)
+
+
+@app.command()
 def models(
     patterns: Annotated[
         list[str] | None,

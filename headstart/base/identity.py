@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.base.artifacts import DATA, DataFolder
+from headstart.base.dvc_files import md5_of
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json, sha256_of, sha256_of_files, write_json
 from headstart.base.kept import read_kept, write_kept
@@ -161,7 +162,7 @@ def outdated(data: DataFolder, stages: Iterable[str]) -> str | None:
     stale = [
         stage
         for stage, digest in _locked_code().items()
-        if stage in wanted and (file := data.fetch.code.of(stage)).exists() and _md5(file) != digest
+        if stage in wanted and (file := data.fetch.code.of(stage)).exists() and md5_of(file) != digest
     ]
     return f"{', '.join(stale)} last ran with other code or libraries than are here now" if stale else None
 
@@ -178,10 +179,6 @@ def _locked_code() -> dict[str, str]:
         for dep in entry.get("deps", [])
         if Path(dep["path"]).name == f"{stage}.json" and "md5" in dep
     }
-
-
-def _md5(file: Path) -> str:
-    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def digest_of(value: Any) -> str:

@@ -6,12 +6,11 @@ the backbone is the user's own. So nothing of the kind is run from a folder that
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 from headstart.base.artifacts import DATA, ModelFolder
 from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.dvc_files import locked_outputs, md5_of, md5_of_listing
 from headstart.base.errors import HeadstartError, made_again
 from headstart.base.files import replacing, sha256_of, sha256_of_files, write_text
 from headstart.base.paths import checkout, is_own
@@ -83,22 +82,17 @@ def _remembered(model: ModelFolder) -> bool:
 
 def _locked(model: ModelFolder) -> bool:
     """Whether it is data/package of the current folder's dvc.lock, as after `dvc pull` in a fresh clone."""
-    import yaml
-
-    try:
-        stages = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
-        outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-        locked = {out.get("md5") for out in outs if out["path"] == DATA.package.as_posix()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        return False
-    folder = DATA.package.model.name
-    rows = [
-        {"md5": hashlib.md5((model / name).read_bytes(), usedforsecurity=False).hexdigest(), "relpath": f"{folder}/{name}"}
-        for name in [*_names(model), model.sums.name]
-        if (model / name).exists()
-    ]
-    listing = json.dumps(sorted(rows, key=lambda row: row["relpath"])).encode()  # as DVC writes it
-    return f"{hashlib.md5(listing, usedforsecurity=False).hexdigest()}.dir" in locked
+    lock = Path("dvc.lock")
+    known = (
+        {out.md5 for out in locked_outputs(lock.read_text("utf-8")) if out.path == DATA.package.as_posix()}
+        if lock.exists()
+        else set()
+    )
+    names = [*_names(model), *([model.sums.name] if model.sums.exists() else [])]
+    return (
+        bool(known)
+        and md5_of_listing({f"{DATA.package.model.name}/{name}": md5_of(model / name) for name in names}) in known
+    )
 
 
 def _names(model: ModelFolder) -> list[str]:

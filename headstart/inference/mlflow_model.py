@@ -28,8 +28,8 @@ class PictureClassifier(PythonModel):  # type: ignore[misc]
         # Whoever loads a model with MLflow has it run the code in it, this file first.
         self.predictor, self.refusal = own.load_predictor(model, trust=True), own.HeadstartError
 
-    # MLflow makes a schema of other type hints and warns without one. It passes on whatever it is given, and what its server
-    # makes of a request: a data frame, an array, a list or a dict.
+    # MLflow makes a schema of other type hints and warns without one. It passes on whatever it is given, and what its
+    # server makes of a request: a data frame, an array, a list or a dict.
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:

@@ -82,17 +82,14 @@ def _remembered(model: ModelFolder) -> bool:
 
 def _locked(model: ModelFolder) -> bool:
     """Whether it is data/package of the current folder's dvc.lock, as after `dvc pull` in a fresh clone."""
-    lock = Path("dvc.lock")
-    known = (
-        {out.md5 for out in locked_outputs(lock.read_text("utf-8")) if out.path == DATA.package.as_posix()}
-        if lock.exists()
-        else set()
-    )
+    lock, packages = Path("dvc.lock"), set[str]()
+    if lock.exists():
+        packages = {out.md5 for out in locked_outputs(lock.read_text("utf-8")) if out.path == DATA.package.as_posix()}
+    if not packages:
+        return False
     names = [*_names(model), *([model.sums.name] if model.sums.exists() else [])]
-    return (
-        bool(known)
-        and md5_of_listing({f"{DATA.package.model.name}/{name}": md5_of(model / name) for name in names}) in known
-    )
+    listing = {f"{DATA.package.model.name}/{name}": md5_of(model / name) for name in names}
+    return md5_of_listing(listing) in packages
 
 
 def _names(model: ModelFolder) -> list[str]:

@@ -1,8 +1,8 @@
 """headstart verify: a tracked result is made again from what git and DVC's cache have of it, and compared byte by byte.
 
-The revision is the commit whose dvc.lock holds the result. Its code is written into a temporary folder, where DVC puts those
-of `dvc exp run --temp` too: what was downloaded is found from there, and the user's own files are left alone. Every stage is
-run on the inputs that it had, as far as the cache still has them, so that one difference is not told as many.
+The revision is the commit whose dvc.lock holds the result. Its code is written into a temporary folder, beside those of
+`dvc exp run --temp`: what was downloaded is found from there, and the user's own files are left alone. Every stage is run
+on the inputs that it had, as far as the cache still has them, so that one difference is not told as many.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def _revision(tracked: TrackedResult) -> tuple[str | None, str]:
     if md5 in here:
         return None, here
     raise HeadstartError(
-        f"no commit has a {LOCK} with result {tracked.result[:7]}; commit {LOCK} after `dvc repro`, so that a result can be "
-        "made again"
+        f"no commit has a {LOCK} with result {tracked.result[:7]}; commit {LOCK} after `dvc repro`, so that a result can "
+        "be made again"
     )
 
 
@@ -146,10 +146,8 @@ class _Cache:
         with progress("cache", len(wanted), "files") as advance:
             for md5, name in wanted.items():
                 if not self._is_whole(md5) and in_cache(self.folder, md5).exists():
-                    file = in_cache(self.folder, md5)
-                    found.append(
-                        f"{name} is damaged in the cache; delete {file} and run `dvc pull` or `dvc commit --force`"
-                    )
+                    mend = f"delete {in_cache(self.folder, md5)} and run `dvc pull` or `dvc commit --force`"
+                    found.append(f"{name} is damaged in the cache; {mend}")
                 advance()
         return found
 
@@ -256,9 +254,8 @@ class _Derivation:
         }
         if changed:
             what = ", ".join(sorted(changed)[:NAMED]) + (", ..." if len(changed) > NAMED else "")
-            self.verdict.differences.append(
-                f"it was made by other code or libraries than {self.verdict.revision} has: {what}"
-            )
+            made_by = "made by other code than the commit has, or other libraries than are here"
+            self.verdict.differences.append(f"{made_by}: {what}")
             return False
         then = listing_of(data.fetch)
         for file, stage, what in (
@@ -272,7 +269,8 @@ class _Derivation:
 
     def _take(self, stage: str) -> bool:
         """Put a stage's own outputs into place; False where the cache has not got all of them."""
-        return all([self.cache.take(out, self.folder) for out in self.outputs.get(stage, [])])
+        taken = [self.cache.take(out, self.folder) for out in self.outputs.get(stage, [])]
+        return all(taken)
 
     def _compared(self, out: Output) -> list[str]:
         """The files of an output that differ, in one line; none where it is the same to the byte."""

@@ -225,8 +225,8 @@ class Registry:
         check_whole(model)
         if version.model and digest_of_model(model) != version.model:
             raise HeadstartError(
-                f"version {version.number} of {self.name} is not the model that was registered: the files that MLflow has of "
-                "it have another digest; promote another version"
+                f"version {version.number} of {self.name} is not the model that was registered: the files that MLflow has "
+                "of it have another digest; promote another version"
             )
 
     def pictures(self, version: Version) -> set[str]:

@@ -29,7 +29,7 @@ from headstart.models.backbones import architecture, feature_width
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
 from tests import test_cli
-from tests.inference.test_predictor import CLASSES, plain, png, put_model
+from tests.inference.test_predictor import CLASSES, known, plain, png, put_model
 from tests.test_cli import Run
 
 run = test_cli.run  # a fixture
@@ -69,9 +69,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def colours(tmp_path: Path) -> Path:
-    put_model(tmp_path / "model/artifacts/classifier")
-    return tmp_path / "model"
+def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return known(put_model(tmp_path / "model/artifacts/classifier"))
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])

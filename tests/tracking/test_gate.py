@@ -28,6 +28,7 @@ from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Gate, Params
 from headstart.evaluation.metrics import METRICS, Scores
+from headstart.inference.provenance import digest_of_model, remember, write_sums
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
@@ -273,6 +274,8 @@ class Project:
             backbone="net.py:colours", weights="default", preprocessing=trunk.view.stored(), classes=list(classes),
             temperature=1.0, chosen="head", max_megapixels=1.0,
         ).write(parts.details)  # fmt: skip
+        write_sums(self.data.package.model)
+        remember(self.data.package.model)
         digest = result_digest(self.data)
         TrackedResult(result=digest, experiment="headstart").write(self.data.track.details)
         with store.opened() as client:
@@ -281,7 +284,8 @@ class Project:
         self.client.log_artifact(run, str(self.data / "prepare" / "manifest.parquet"), "data")
         logged = self.client.create_logged_model(experiment, "model", source_run_id=run)
         self.client.log_model_artifacts(logged.model_id, str(self.data / "package" / "model"))
-        return self.registry.register(run, digest, logged.model_id, "card", {})
+        tags = {store.MODEL: digest_of_model(self.data.package.model)}
+        return self.registry.register(run, digest, logged.model_id, "card", tags)
 
     def gate(self) -> Decision:
         return gate.run(self.data, self.params)

@@ -59,8 +59,8 @@ def read_kept(file: Path) -> Any:
     return json.loads(file.read_bytes()[:-SEAL]) if is_whole(file) else None
 
 
-def digest_of_start(file: Path, size: int) -> hashlib._Hash:
-    """SHA-256 of the first ``size`` bytes."""
+def digest_of_start(file: Path, size: int) -> Any:
+    """SHA-256 of the first ``size`` bytes, which can go on: an object of hashlib."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while size > 0 and (chunk := stream.read(min(CHUNK, size))):

@@ -20,8 +20,7 @@ NOT_OURS = ("__pycache__", "registered_model_meta")  # what Python and MLflow pu
 
 def write_sums(model: ModelFolder) -> None:
     """Write the digests of all files, as ``sha256sum`` does: `sha256sum -c SHA256SUMS` checks them without headstart."""
-    rows = [f"{sha256_of(model / name)}  {name}\n" for name in _names(model)]
-    write_text(model.sums, "".join(rows))
+    write_text(model.sums, _as_sha256sum({name: sha256_of(model / name) for name in _names(model)}))
 
 
 def check_whole(model: ModelFolder) -> None:
@@ -31,8 +30,10 @@ def check_whole(model: ModelFolder) -> None:
         HeadstartError: a file was changed, added or taken away since.
     """
     try:
-        rows = [line.split("  ", 1) for line in model.sums.read_text(encoding="utf-8").splitlines()]
-        written = {name: digest for digest, name in rows}
+        text = model.sums.read_text(encoding="utf-8")
+        written = {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
+        if text != _as_sha256sum(written):
+            raise ValueError
     except FileNotFoundError:
         if _says_that_it_has_sums(model):
             raise _changed(model, f"{model.sums.name} is not there") from None
@@ -97,6 +98,10 @@ def _names(model: ModelFolder) -> list[str]:
     paths = (path.relative_to(model) for path in model.rglob("*") if path.is_file())
     left_out = {*NOT_OURS, model.sums.name}
     return sorted(path.as_posix() for path in paths if not left_out & set(path.parts))
+
+
+def _as_sha256sum(digests: dict[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
 
 
 def _sha256(file: Path) -> str:

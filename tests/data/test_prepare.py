@@ -229,9 +229,7 @@ def test_a_picture_that_is_damaged_is_not_learned_from(tmp_path: Path) -> None:
     file.write_bytes(content)
     pixels = Pixels(tmp_path / "out")
     assert pixels[0].shape[2] == 3
-    with pytest.raises(
-        HeadstartError, match=r"pixels\.bin is damaged, at picture 23; run `dvc repro --force --single-item"
-    ):
+    with pytest.raises(HeadstartError, match=r"pixels\.bin is damaged, at picture 23; run `dvc repro --force"):
         pixels[23]
 
 

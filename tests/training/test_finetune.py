@@ -285,7 +285,7 @@ def test_a_saved_epoch_that_is_damaged_is_trained_again(
     class StopError(Exception):
         pass
 
-    def stop(row: dict[str, float]) -> None:
+    def stop(_: dict[str, float]) -> None:
         raise StopError
 
     how, resume = recipe(), tmp_path / "r"

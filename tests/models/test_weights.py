@@ -215,8 +215,9 @@ def test_a_damaged_stored_copy_is_fetched_anew_and_comes_out_the_same(site: Site
 def test_whatever_is_kept_of_a_backbone_is_not_taken_where_it_is_damaged(
     name: str, site: Site, publish: Publish, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    publish(SMALL, network(SMALL).state_dict(), site.folder, site.address)
-    store()
+    backbone = "shufflenet_v2_x0_5"  # small, and its classifier is a linear layer
+    publish(backbone, network(backbone).state_dict(), site.folder, site.address)
+    store(backbone)
     folder = Path("backbone")
     good = {path.name: path.read_bytes() for path in folder.iterdir()}
     if name == "card.json":  # a value that nobody would doubt
@@ -226,9 +227,9 @@ def test_whatever_is_kept_of_a_backbone_is_not_taken_where_it_is_damaged(
     assert bad != good[name]
     (folder / name).write_bytes(bad)
     capsys.readouterr()
-    store()
+    store(backbone)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == good
-    assert capsys.readouterr().err == "headstart: backbone is damaged or of an older version; it is made again\n"
+    assert capsys.readouterr().err.startswith("headstart: backbone is damaged or of an older version; it is made again\n")
 
 
 def test_a_stored_copy_of_another_backbone_or_other_weights_is_not_taken(site: Site, publish: Publish) -> None:

@@ -15,20 +15,25 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes its place in one step, on failure it is removed.
 
     After a power failure ``path`` is the old file or the whole new one: content and name are on the disk before this ends.
+
+    Args:
+        sync: False for one of very many files, after which the caller calls ``os.sync``: it takes milliseconds for each.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     part.touch(exist_ok=False)  # with the rights that the user's umask gives, which tempfile's have not
     try:
         yield part
-        _to_disk(part)
+        if sync:
+            _to_disk(part)
         part.replace(path)
         with suppress(OSError):  # some network file systems cannot do this for a folder
-            _to_disk(path.parent)
+            if sync:
+                _to_disk(path.parent)
     finally:
         part.unlink(missing_ok=True)
 

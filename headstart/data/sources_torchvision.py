@@ -88,6 +88,7 @@ def _listing(name: str) -> Listing:
     if not rows:
         for split, arguments in TORCHVISION_SETS[name].items():
             rows += _export(name, split, arguments, root)
+        os.sync()
         write_kept(index, rows)
     pictures = [Picture(path, label, split) for path, label, split in rows]
     return Listing(root, sorted(pictures, key=lambda picture: picture.path))
@@ -120,6 +121,6 @@ def _export(name: str, split: str, arguments: dict[str, Any], root: Path) -> Ite
         else:
             path = folder / f"{number:07d}.png"
             if not path.exists():
-                with replacing(path) as part:
+                with replacing(path, sync=False) as part:
                     picture.save(part, format="png")
             yield path.relative_to(root).as_posix(), class_name, split

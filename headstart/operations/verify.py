@@ -77,7 +77,12 @@ def verify(run: str | None, params: Params) -> Verdict:
     cache = _Cache(_cache_folder())
     verdict.differences += cache.check(outputs)
     with _temporary_checkout(revision, lock) as folder:
-        _Derivation(folder, outputs, cache, verdict).run()
+        if changed := _changed_params(lock, folder / "params.yaml"):
+            verdict.differences.append(
+                f"params.yaml is not that of the result: {', '.join(changed)}; commit it with {LOCK}"
+            )
+        else:
+            _Derivation(folder, outputs, cache, verdict).run()
     return verdict
 
 
@@ -118,6 +123,19 @@ def _revision(tracked: TrackedResult) -> tuple[str | None, str]:
         f"no commit has a {LOCK} with result {tracked.result[:7]}; commit {LOCK} after `dvc repro`, so that a result can "
         "be made again"
     )
+
+
+def _changed_params(lock: str, file: Path) -> list[str]:
+    """The keys of params.yaml that have other values than those that the stages ran with."""
+    values, found = yaml.safe_load(file.read_text(encoding="utf-8")), set[str]()
+    for stage, entry in yaml.safe_load(lock)["stages"].items():
+        for key, value in entry.get("params", {}).get(file.name, {}).items() if stage != "track" else ():
+            now = values
+            for part in key.split("."):
+                now = now.get(part) if isinstance(now, dict) else None
+            if now != value:
+                found.add(key)
+    return sorted(found)
 
 
 def _cache_folder() -> Path:
@@ -186,8 +204,10 @@ def _temporary_checkout(revision: str | None, lock: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="verify-", dir=beside, ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         if revision is not None:
-            packed = subprocess.run(["git", "archive", revision], capture_output=True, check=True).stdout
-            subprocess.run(["tar", "-x", "-C", scratch], input=packed, check=True)
+            packed = subprocess.run(["git", "archive", revision], capture_output=True, check=False)
+            if packed.returncode:
+                raise HeadstartError(f"git has not got all of {revision}: {' '.join(packed.stderr.decode().split())[:200]}")
+            subprocess.run(["tar", "-x", "-C", scratch], input=packed.stdout, check=True)
         else:
             for name in (ask_git("ls-files", "-z") or "").split("\0"):
                 if name and Path(name).is_file():

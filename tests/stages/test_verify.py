@@ -71,6 +71,10 @@ def test_what_cannot_be_made_again_is_one_sentence(copy_of: Clone) -> None:
     assert "made by other code than the commit has, or other libraries than are here: headstart.evaluation.figures" in (
         other.stdout
     )
+    copy_of.set(finetune={"lr": 0.5})
+    copy_of.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qam", "settings without a run", "--amend")
+    unlike = copy_of.run("headstart", "verify", check=False)
+    assert "params.yaml is not that of the result: finetune; commit it with dvc.lock" in unlike.stdout
     copy_of.run("rm", "-r", "data/track")
     nothing = copy_of.run("headstart", "verify", check=False)
     assert "track.json is not there; run `dvc repro`" in nothing.stderr

@@ -323,6 +323,7 @@ def test_below_the_threshold_there_is_no_label_in_any_form(run: Run, colours: Pa
     row = {"confidence": 0.9, "answered": 0.7, "error": 0.01, "bound": 0.04}
     table = {"pictures": 400, "sure": 0.95, "thresholds": [row | {"confidence": 0.0, "bound": 0.3}, row]}
     write_json(details, read_json(details) | {"answering": table})
+    known(details.parent)
     asked = ("predict", "red.png", "grey.png", "--model", "model", "--max-error", "0.05")
     code, out, err = run(*asked)
     assert code == 0

@@ -203,7 +203,7 @@ def _reusable(folder: Path, packing: dict[bytes, bytes]) -> dict[str, tuple[Pack
     except HeadstartError:
         say_damaged(f"{files.pixels} with its index")
         return {}
-    found = {}
+    found: dict[str, tuple[PackedPicture, Callable[[], Array]]] = {}
     for number, row in enumerate(rows):
         if pixels.is_whole(number):
             packed = PackedPicture(

@@ -68,7 +68,7 @@ class Pixels:
         stored = np.empty(self._length[row], np.uint8)
         os.preadv(self._file, [stored.data], int(self._offset[row]))  # unlike seek and read, safe from several threads
         if self.digests is not None and not self._checked[row]:
-            if hashlib.sha256(stored).digest() != self.digests[row].as_py():
+            if hashlib.sha256(stored.data).digest() != self.digests[row].as_py():
                 raise HeadstartError(f"{self._name} is damaged, at picture {row}; {AGAIN}")
             self._checked[row] = True
         return stored

@@ -81,7 +81,7 @@ def _write(
         if stored is None:
             stored = np.memmap(part, np.float32, "w+", shape=(count, *found.shape[1:]))
         stored[at : at + len(found)] = found
-        digest.update(np.ascontiguousarray(found))
+        digest.update(np.ascontiguousarray(found).data)
         at += len(found)
         advance(len(found))
         if time.monotonic() - last > SAVE_EVERY_S:

@@ -359,7 +359,7 @@ def test_other_paths_and_methods_are_refused(method: str, path: str, status: int
 
 @pytest.fixture
 def in_process(model: Path) -> Iterator[tuple[TestClient, BatchPredictor]]:
-    batched = BatchPredictor(model)
+    batched = BatchPredictor(model, trust=True)
     app = application(batched, model_info(model, batched, Limits()), Limits(), "ready")
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client, batched
@@ -380,7 +380,7 @@ def test_bodies_of_all_clients_together_are_bounded(
 
 def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "MAX_PENDING_BYTES", 0)  # then there is room for one request's pictures
-    batched = BatchPredictor(model)
+    batched = BatchPredictor(model, trust=True)
     taken, go_on, predict_views = threading.Event(), threading.Event(), batched.predict_views
 
     def slowly(pictures: list[np.ndarray]) -> np.ndarray:

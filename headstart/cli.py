@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[Path, typer.Option(help="A packaged model: the folder that holds MLmodel.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run the code in a model that was not made here.")]
 
 
 def main() -> None:
@@ -64,6 +65,7 @@ def predict(
         float | None,
         typer.Option(help="Say nothing where not sure, so that at most this share of the answers is wrong: 0.05 is 5 %."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Say what is on pictures, with the probability.
 
@@ -76,7 +78,7 @@ def predict(
     form = form or batch.SUFFIXES.get(suffix, "text")
     if form not in batch.FORMATS:
         raise HeadstartError(f"--format {form!r}; allowed: {', '.join(batch.FORMATS)}")
-    batch.predict(_files(pictures), model, form, output, max_error)
+    batch.predict(_files(pictures), model, form, output, max_error, trust)
 
 
 def _files(given: list[Path]) -> list[Path]:
@@ -106,13 +108,14 @@ def export(
         float, typer.Option(help="Accuracy on validation pictures that int8 may cost; beyond it is refused.")
     ] = 0.01,
     model: Model = DATA.package.model,
+    trust: Trust = False,
 ) -> None:
     """Write the model in a form that needs neither headstart nor torch, after comparing its answers on real pictures."""
     from headstart.inference import export
 
     if to not in export.FORMS:
         raise HeadstartError(f"--to {to!r}; allowed: {', '.join(export.FORMS)}")
-    say(export.export(model, to, DATA, output or DATA / "export" / to, max_cost))
+    say(export.export(model, to, DATA, output or DATA / "export" / to, max_cost, trust))
 
 
 @app.command()
@@ -126,6 +129,7 @@ def serve(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="So many pictures go through the network at once, at most.")] = 32,
     wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a picture waits for others.")] = 5.0,
+    trust: Trust = False,
 ) -> None:
     """Answer pictures over HTTP, with a page to drop one on; until Ctrl-C or SIGTERM.
 
@@ -133,7 +137,7 @@ def serve(
     """
     from headstart.inference import server
 
-    server.serve(model, host, port, server.Limits(max_megabytes, max_megapixels, batch, wait_ms))
+    server.serve(model, host, port, server.Limits(max_megabytes, max_megapixels, batch, wait_ms), trust)
 
 
 @app.command()
@@ -159,14 +163,14 @@ Why = Annotated[str, typer.Option("--why", help="The reason; it is kept with the
 
 
 @app.command()
-def gate() -> None:
+def gate(trust: Trust = False) -> None:
     """Decide whether the result in data/ becomes the champion, by the rules in params.yaml, and act on it; once."""
     from headstart.base.params import Params
     from headstart.tracking.gate import run
     from headstart.tracking.result import stages_of_the_result
 
     _say_if_made_by_other_code(*stages_of_the_result())
-    say(run(DATA, Params.load()).sentence)
+    say(run(DATA, Params.load(), trust).sentence)
 
 
 @app.command()
@@ -293,6 +297,7 @@ def drift(
     folder: Annotated[
         Path | None, typer.Argument(help="Pictures without labels, in place of drift.incoming of params.yaml.")
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Say whether new pictures differ from those that the champion was made from, which are new in kind, and which of those
     without labels are most worth labelling."""
@@ -306,7 +311,7 @@ def drift(
     registry = Registry(params) if params.registry.model else None
     champion = registry.champion() if registry else None
     if registry and champion:
-        found = detect_drift(data, params, registry.pictures(champion), registry.download(champion))
+        found = detect_drift(data, params, registry.pictures(champion), registry.download(champion, trust))
     elif params.drift.incoming is None:
         raise HeadstartError("there is no champion to compare new pictures with; name a folder of pictures without labels")
     else:
@@ -315,6 +320,26 @@ def drift(
         say("No usable picture is new.")
     else:
         say(found.sentence, f"With the pictures: {data.drift.page}")
+
+
+@app.command()
+def verify(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run in MLflow, by its id, its name or its result; otherwise the result in data/."),
+    ] = None,
+) -> None:
+    """Make a tracked result again from its git commit and DVC's cache, and say whether it is identical, or what differs.
+
+    It takes as long as the pipeline took. Your files and MLflow are left alone. The exit status is 1 where it differs.
+    """
+    from headstart.base.params import Params
+    from headstart.operations.verify import verify as make_again
+
+    verdict = make_again(run, Params.load())
+    say(*verdict.lines())
+    if verdict.differences:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from headstart import __version__, cli
-from tests.inference.test_predictor import plain, png, put_model
+from tests.inference.test_predictor import known, plain, png, put_model
 
 Captured = pytest.CaptureFixture[str]
 
@@ -38,8 +38,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> Ru
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    put_model(tmp_path / "model/artifacts/classifier")
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    known(put_model(tmp_path / "model/artifacts/classifier"))
     for name in ("red", "green", "blue"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         (tmp_path / "pictures" / name / "1.png").write_bytes(png(plain(name)))
@@ -72,6 +73,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         "promote",
         "rollback",
         "doctor",
+        "verify",
     ):
         assert name in done.stdout
 

@@ -265,3 +265,14 @@ def test_no_committed_file_knows_one_machine() -> None:
             continue
         found = strange.search(text)
         assert not found, f"{path.relative_to(PROJECT)}: {found[0] if found else ''}"
+
+
+def test_nothing_is_unpickled() -> None:
+    """Python's pickles are programs. torch's restricted reader, weights_only, is none of them."""
+    readers = {"pickle", "_pickle", "dill", "cloudpickle", "joblib.load", "shelve", "marshal", "pandas.read_pickle"}
+    calls = {"torch.load", "np.load", "pd.read_pickle", "joblib.load"}
+    for path in MODULES:
+        assert not readers & imports(path), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in calls:
+                assert "weights_only=True" in {ast.unparse(keyword) for keyword in node.keywords}, path

@@ -27,6 +27,15 @@ class HeadstartError(Exception):
         super().__init__(sentence(message))
 
 
+def made_again(made_by: str) -> str:
+    """What to do about a damaged file: DVC runs a stage whose output seems unchanged only where it is told to.
+
+    Args:
+        made_by: the command that made the file.
+    """
+    return f"run `{made_by.replace('dvc repro', 'dvc repro --force --single-item')}`"
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A ready hint such as ``did you mean 'resnet18'?``, or an empty string where nothing is near."""
     near = difflib.get_close_matches(name[:100], dict.fromkeys(allowed), n=3, cutoff=0.6)

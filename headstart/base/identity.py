@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from headstart.base.artifacts import DATA, DataFolder
+from headstart.base.dvc_files import md5_of
 from headstart.base.errors import HeadstartError, some
 from headstart.base.files import read_json, sha256_of, sha256_of_files, write_json
+from headstart.base.kept import read_kept, write_kept
 from headstart.base.paths import state_folder
 
 PACKAGE = Path(__file__).parents[1]
@@ -160,7 +162,7 @@ def outdated(data: DataFolder, stages: Iterable[str]) -> str | None:
     stale = [
         stage
         for stage, digest in _locked_code().items()
-        if stage in wanted and (file := data.fetch.code.of(stage)).exists() and _md5(file) != digest
+        if stage in wanted and (file := data.fetch.code.of(stage)).exists() and md5_of(file) != digest
     ]
     return f"{', '.join(stale)} last ran with other code or libraries than are here now" if stale else None
 
@@ -177,10 +179,6 @@ def _locked_code() -> dict[str, str]:
         for dep in entry.get("deps", [])
         if Path(dep["path"]).name == f"{stage}.json" and "md5" in dep
     }
-
-
-def _md5(file: Path) -> str:
-    return hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def digest_of(value: Any) -> str:
@@ -289,10 +287,7 @@ class _Files:
 
     def __init__(self) -> None:
         self.file = state_folder("identity") / "sources.json"
-        try:
-            self.known: dict[str, Any] = read_json(self.file)
-        except (OSError, ValueError):
-            self.known = {}
+        self.known: dict[str, Any] = read_kept(self.file) or {}
         self.used: dict[str, Any] = {}
         self.versions: dict[str, tuple[str, str] | None] = {}
 
@@ -326,7 +321,7 @@ class _Files:
     def keep(self) -> None:
         """Remember what was used, and forget the rest: called by the one that reads the code of all stages."""
         if self.used.keys() != self.known.keys():
-            write_json(self.file, self.used)
+            write_kept(self.file, self.used)
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from headstart.base.files import read_json, write_json
+from headstart.base.kept import read_kept, write_kept
 
 
 def machine() -> tuple[Any, ...]:
@@ -50,7 +50,7 @@ class Measurements:
         self._values |= self._read() | {key: value}
         if self.file is not None:
             with contextlib.suppress(OSError):  # no place to keep it, and no reason to stop
-                write_json(self.file, self._values)
+                write_kept(self.file, self._values)
 
     def known_or(self, key: str, measure: Callable[[], Any]) -> Any:
         """The value of ``key``; it is measured where it is not known."""
@@ -59,9 +59,9 @@ class Measurements:
         return self[key]
 
     def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError):
             if self.file is not None:
-                return dict(read_json(self.file))
+                return read_kept(self.file) or {}
         return {}
 
 

@@ -6,15 +6,15 @@ import csv
 import errno
 import hashlib
 import io
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, replacing, sha256_of, write_json, write_text
+from headstart.base.files import replacing, sha256_of, write_text
 from headstart.base.identity import write_code
+from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Data, Params
 from headstart.base.paths import network_file, state_folder, weights_file
 from headstart.base.terminal import say
@@ -73,10 +73,7 @@ def _hashed(listing: Listing, source: str) -> list[Picture]:
     """The pictures with size and SHA-256, without digest where a link leads nowhere. A file whose size and times have not
     changed is not read again."""
     index_file = state_folder("hashes") / f"{hashlib.sha256(f'{source} {listing.root}'.encode()).hexdigest()[:16]}.json"
-    try:
-        known: dict[str, list[Any]] = read_json(index_file)
-    except (OSError, json.JSONDecodeError):
-        known = {}
+    known: dict[str, list[Any]] = read_kept(index_file) or {}
     current: dict[str, list[Any]] = {}
     pictures = []
     for picture in listing.pictures:
@@ -95,7 +92,7 @@ def _hashed(listing: Listing, source: str) -> list[Picture]:
         current[picture.path] = entry
         pictures.append(Picture(picture.path, picture.label, picture.split, picture.group, entry[0], entry[-1]))
     if current != known:
-        write_json(index_file, current)
+        write_kept(index_file, current)
     return pictures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ from PIL import Image
 
 from headstart.base.artifacts import PrepareFolder
 from headstart.base.errors import HeadstartError
-from headstart.base.files import replacing
+from headstart.base.files import replacing, sha256_of, write_text
 from headstart.base.identity import code_of
+from headstart.base.kept import say_damaged
 from headstart.base.params import Prepare
 from headstart.base.progress import progress
 from headstart.data.audit import Audit
@@ -37,6 +39,7 @@ class PackedPicture:
         height, width: as stored.
         original_height, original_width: of the user's file, upright.
         notes: the conversions that were needed.
+        digest: SHA-256 of the stored pixels.
     """
 
     picture: Picture
@@ -48,6 +51,7 @@ class PackedPicture:
     phash: int
     thumbnail: bytes
     notes: tuple[str, ...]
+    digest: bytes
     split: str = ""
     group: str = ""
 
@@ -66,9 +70,9 @@ def pack(
 ) -> tuple[list[PackedPicture], dict[bytes, bytes]]:
     """Write the pixels of all usable pictures into ``file``, in order, and drop the others in ``audit``.
 
-    A picture that is packed in ``folder`` with the same settings is copied from there. Each picture is written as soon as
-    it is decoded, so that memory does not grow with the number of pictures. The pixels of a picture that is dropped later
-    stay in the file without an entry in the index.
+    A picture that is packed in ``folder`` with the same settings, and is undamaged, is copied from there. Each picture is
+    written as soon as it is decoded, so that memory does not grow with the number of pictures. The pixels of a picture that
+    is dropped later stay in the file without an entry in the index.
 
     Returns:
         The usable pictures, and the settings that ``write_index`` stores beside them.
@@ -116,10 +120,14 @@ def write_index(usable: list[PackedPicture], packing: dict[bytes, bytes], folder
             "phash": pa.array([p.phash for p in usable], pa.uint64()),
             "thumbnail": [p.thumbnail for p in usable],
             "notes": pa.array([list(p.notes) for p in usable], pa.list_(pa.string())),
+            "digest": [p.digest for p in usable],
         }
     ).replace_schema_metadata(packing)
-    with replacing(PrepareFolder(folder).pixels_index) as part:
+    files = PrepareFolder(folder)
+    files.pixels_digest.unlink(missing_ok=True)
+    with replacing(files.pixels_index) as part:
         pq.write_table(index, part)
+    write_text(files.pixels_digest, f"{sha256_of(files.pixels_index)}\n")
 
 
 def _raw_size(job: _Job) -> int:
@@ -141,10 +149,20 @@ def _decode(job: _Job) -> tuple[PackedPicture, bytes] | str:
     except Unusable as reason:
         return str(reason)
     width, height = decoded.image.size
+    pixels = encode(decoded.image, job.jpeg_quality)
+    digest = hashlib.sha256(pixels).digest()
     packed = PackedPicture(
-        job.picture, (0, 0), height, width, decoded.height, decoded.width, *fingerprint(decoded.image), decoded.notes
+        job.picture,
+        (0, 0),
+        height,
+        width,
+        decoded.height,
+        decoded.width,
+        *fingerprint(decoded.image),
+        decoded.notes,
+        digest,
     )
-    return packed, encode(decoded.image, job.jpeg_quality)
+    return packed, pixels
 
 
 def _map(function: Callable[[_Job], Any], jobs: list[_Job], threads: int) -> Iterator[Any]:
@@ -172,21 +190,27 @@ def _packing(settings: Prepare, quality: int | None) -> dict[bytes, bytes]:
 
 
 def _reusable(folder: Path, packing: dict[bytes, bytes]) -> dict[str, tuple[PackedPicture, Callable[[], Array]]]:
-    """The pictures that an earlier run packed in the same way, by SHA-256, and a function that reads their pixels."""
+    """The pictures that an earlier run packed in the same way, by SHA-256, and a function that reads their pixels. What is
+    damaged is not among them, and that is said."""
+    files = PrepareFolder(folder)
+    if not files.pixels_index.exists():
+        return {}
     try:
         pixels = Pixels(folder)
-        if pixels.settings.get(b"headstart") != packing[b"headstart"]:
+        if pixels.settings.get(b"headstart") != packing[b"headstart"] or pixels.digests is None:
             return {}
-        rows = pq.read_table(PrepareFolder(folder).pixels_index).to_pylist()
-        return {
-            row["sha256"]: (
-                PackedPicture(
-                    Picture("", ""), (0, 0), row["height"], row["width"], row["original_height"], row["original_width"],
-                    row["phash"], row["thumbnail"], tuple(row["notes"]),
-                ),
-                partial(pixels.raw, number),
-            )
-            for number, row in enumerate(rows)
-        }  # fmt: skip
-    except (HeadstartError, KeyError):
+        rows = pq.read_table(files.pixels_index).to_pylist()
+    except HeadstartError:
+        say_damaged(f"{files.pixels} with its index")
         return {}
+    found: dict[str, tuple[PackedPicture, Callable[[], Array]]] = {}
+    for number, row in enumerate(rows):
+        if pixels.is_whole(number):
+            packed = PackedPicture(
+                Picture("", ""), (0, 0), row["height"], row["width"], row["original_height"], row["original_width"],
+                row["phash"], row["thumbnail"], tuple(row["notes"]), row["digest"],
+            )  # fmt: skip
+            found[row["sha256"]] = packed, partial(pixels.raw, number)
+    if len(found) < len(rows):
+        say_damaged(f"{files.pixels} ({len(rows) - len(found)} of {len(rows)} pictures)")
+    return found

@@ -14,8 +14,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from headstart.base.artifacts import PrepareFolder
-from headstart.base.errors import HeadstartError
+from headstart.base.errors import HeadstartError, made_again
+from headstart.base.files import sha256_of
 from headstart.data.decode import Array
+
+AGAIN = made_again("dvc repro prepare")
 
 
 class Pixels:
@@ -23,6 +26,7 @@ class Pixels:
 
     Attributes:
         digest: SHA-256 of the index, which names the content of every picture.
+        digests: SHA-256 of the stored bytes of each; None where an older version has packed them.
         settings: how the pictures were packed, as prepare wrote it into the index.
     """
 
@@ -30,12 +34,16 @@ class Pixels:
         files = PrepareFolder(folder)
         try:
             # Without the thumbnails, which are most of the index: loaded, they take 2.8 KB of memory each.
-            index = pq.read_table(files.pixels_index, columns=["offset", "length", "height", "width"])
-            with files.pixels_index.open("rb") as stream:
-                self.digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            self.digest = sha256_of(files.pixels_index)
+            if files.pixels_digest.exists() and files.pixels_digest.read_text() != f"{self.digest}\n":
+                raise ValueError(f"{files.pixels_index.name} is damaged")
+            columns = ["offset", "length", "height", "width", "digest"]
+            index = pq.read_table(
+                files.pixels_index, columns=columns[: 5 if "digest" in pq.read_schema(files.pixels_index).names else 4]
+            )
             self._file = os.open(files.pixels, os.O_RDONLY)
         except (OSError, ValueError) as error:
-            raise HeadstartError(f"{folder} has no packed pictures ({error}); run `dvc repro prepare`") from None
+            raise HeadstartError(f"{folder} has no packed pictures ({error}); run `dvc repro --force prepare`") from None
         weakref.finalize(self, os.close, self._file)
         self.settings: dict[bytes, bytes] = index.schema.metadata or {}
         self._raw = json.loads(self.settings.get(b"headstart", b"{}")).get("jpeg_quality") is None
@@ -43,17 +51,35 @@ class Pixels:
         self._length = index["length"].to_numpy()
         self._height = index["height"].to_numpy()
         self._width = index["width"].to_numpy()
+        self.digests = index["digest"] if "digest" in index.column_names else None
+        self._checked, self._name = np.zeros(len(self), bool), files.pixels  # each is checked once
         if os.fstat(self._file).st_size < (self._offset + self._length).max(initial=0):
-            raise HeadstartError(f"{files.pixels} is cut short; run `dvc repro prepare`")
+            raise HeadstartError(f"{files.pixels} is cut short; {AGAIN}")
 
     def __len__(self) -> int:
         return len(self._offset)
 
     def raw(self, row: int) -> Array:
-        """The stored bytes of picture ``row``."""
+        """The stored bytes of picture ``row``.
+
+        Raises:
+            HeadstartError: they are damaged.
+        """
         stored = np.empty(self._length[row], np.uint8)
         os.preadv(self._file, [stored.data], int(self._offset[row]))  # unlike seek and read, safe from several threads
+        if self.digests is not None and not self._checked[row]:
+            if hashlib.sha256(stored.data).digest() != self.digests[row].as_py():
+                raise HeadstartError(f"{self._name} is damaged, at picture {row}; {AGAIN}")
+            self._checked[row] = True
         return stored
+
+    def is_whole(self, row: int) -> bool:
+        """Whether the stored bytes of picture ``row`` are those that were packed."""
+        try:
+            self.raw(row)
+        except HeadstartError:
+            return False
+        return True
 
     def __getitem__(self, row: int) -> Array:
         """Picture ``row`` as (height, width, 3) uint8."""

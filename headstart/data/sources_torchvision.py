@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from headstart.base.errors import HeadstartError, nearest
-from headstart.base.files import read_json, replacing, write_json
+from headstart.base.files import replacing
+from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Data
 from headstart.base.paths import state_folder
 from headstart.base.safe_text import shortened
@@ -84,12 +85,13 @@ def _listing(name: str) -> Listing:
         )
     root = state_folder("downloads") / f"torchvision-{name}"
     index = root / "index.json"
-    if not index.exists():
-        rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str]] = read_kept(index) or []
+    if not rows:
         for split, arguments in TORCHVISION_SETS[name].items():
             rows += _export(name, split, arguments, root)
-        write_json(index, rows)
-    pictures = [Picture(path, label, split) for path, label, split in read_json(index)]
+        os.sync()
+        write_kept(index, rows)
+    pictures = [Picture(path, label, split) for path, label, split in rows]
     return Listing(root, sorted(pictures, key=lambda picture: picture.path))
 
 
@@ -120,6 +122,6 @@ def _export(name: str, split: str, arguments: dict[str, Any], root: Path) -> Ite
         else:
             path = folder / f"{number:07d}.png"
             if not path.exists():
-                with replacing(path) as part:
+                with replacing(path, sync=False) as part:
                     picture.save(part, format="png")
             yield path.relative_to(root).as_posix(), class_name, split

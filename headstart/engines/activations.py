@@ -1,5 +1,5 @@
 """What frozen layers make of pictures: in files, since it is large, and kept, since it stays the same however the layers
-above them are trained."""
+above them are trained. The files are sealed, as ``base.kept`` has it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headstart.base.device import processor
-from headstart.base.files import read_json, reserve, write_json
+from headstart.base.files import reserve
+from headstart.base.kept import SEAL, digest_of_start, is_whole, read_kept, say_damaged, seal, write_kept
 from headstart.base.progress import Advance, progress
 from headstart.data.packed import Pixels
 from headstart.engines.base import Forward
@@ -36,9 +37,10 @@ def answers_of(
     file: Path,
     advance: Advance,
     check: Callable[[int, NDArray[np.float32]], None] = lambda at, found: None,
-) -> None:
-    """(count, ...) float32 into ``file``: what ``forward`` makes of the pictures, written as it comes, so that memory does
-    not grow with their number. One that was killed is gone on with; of several processes one works and the others wait.
+) -> NDArray[np.float32]:
+    """(count, ...) float32 in ``file``: what ``forward`` makes of the pictures, written as it comes, so that memory does
+    not grow with their number. They are not looked at where that is known; one that was killed is gone on with; of several
+    processes one works and the others wait.
 
     Args:
         batches: the (N, 3, H, W) pictures from a number on, ``count`` in all and at least one, always in the same batches.
@@ -46,11 +48,13 @@ def answers_of(
     """
     part, saved, lock = (file.with_name(f".{file.name}.{suffix}") for suffix in ("part", "json", "lock"))
     with FileLock(lock):
-        if not file.exists():
+        if not is_whole(file):
             _write(forward, batches, count, part, saved, advance, check)
             part.replace(file)
             saved.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)  # whoever comes now finds the file
+    width = (file.stat().st_size - SEAL) // (4 * count)
+    return np.memmap(file, np.float32, "r+", shape=(count, width))
 
 
 def _write(
@@ -63,11 +67,15 @@ def _write(
     check: Callable[[int, NDArray[np.float32]], None],
 ) -> None:
     stored: np.memmap[Any, np.dtype[np.float32]] | None = None
-    at, last = 0, time.monotonic()
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        known = read_json(saved)
-        stored, at = np.memmap(part, np.float32, "r+", shape=tuple(known["shape"])), known["rows"]
-        advance(at)
+    at, last, digest = 0, time.monotonic(), hashlib.sha256()
+    if part.exists() and (known := read_kept(saved)):
+        digest = digest_of_start(part, known["bytes"])
+        if digest.hexdigest() == known["sha256"]:
+            stored, at = np.memmap(part, np.float32, "r+", shape=tuple(known["shape"])), known["rows"]
+            advance(at)
+        else:
+            say_damaged(part)
+            digest = hashlib.sha256()
     for pictures in batches(at):
         found = forward(pictures).float().cpu().numpy()
         check(at, found)
@@ -75,14 +83,18 @@ def _write(
             reserve(part, count * found[0].nbytes)
             stored = np.memmap(part, np.float32, "r+", shape=(count, *found.shape[1:]))
         stored[at : at + len(found)] = found
+        digest.update(np.ascontiguousarray(found).data)
         at += len(found)
         advance(len(found))
         if time.monotonic() - last > SAVE_EVERY_S:
             stored.flush()
-            write_json(saved, {"rows": at, "shape": stored.shape})
+            size = at * stored.nbytes // count
+            write_kept(saved, {"rows": at, "shape": stored.shape, "bytes": size, "sha256": digest.hexdigest()})
             last = time.monotonic()
     assert stored is not None
     stored.flush()
+    os.truncate(part, stored.nbytes)  # one that was killed may have been sealed
+    seal(part, digest.hexdigest())
 
 
 def folder_for(kept: Path, frozen: nn.Module, engine: str, pixels: Pixels, seen: tuple[Any, ...]) -> Path:
@@ -118,7 +130,7 @@ def known_or_made(
     Args:
         batches: as ``answers_of`` takes them.
     """
-    if not file.exists():
-        with progress(file.name, shape[0]) as advance:
-            answers_of(forward, batches, shape[0], file, advance)
-    return np.memmap(file, np.float32, "r+", shape=shape)
+    if is_whole(file):
+        return np.memmap(file, np.float32, "r+", shape=shape)
+    with progress(file.name, shape[0]) as advance:
+        return answers_of(forward, batches, shape[0], file, advance).reshape(shape)

@@ -66,6 +66,7 @@ class BatchPredictor:
         pictures: int = UNLIMITED,
         engine: str = "auto",
         threads: int | None = None,
+        trust: bool = False,
     ) -> None:
         """Load the model and pick the engine.
 
@@ -74,11 +75,12 @@ class BatchPredictor:
             pictures: how many there will be; compiling pays off for many.
             engine: torch, openvino or auto, as for ``engine_for``.
             threads: None for all cores.
+            trust: as for ``load_predictor``.
 
         Raises:
-            HeadstartError: the folder holds no model.
+            HeadstartError: as ``load_predictor``.
         """
-        self.predictor = load_predictor(model)
+        self.predictor = load_predictor(model, trust)
         self.lock = threading.Lock()
         device = set_up(threads)
         network = nn.Sequential(Normalise(self.view), self.predictor.model).eval()
@@ -173,7 +175,14 @@ def _sample_pictures(size: int) -> list[Array]:
     return list(smooth.permute(0, 2, 3, 1).contiguous().numpy())
 
 
-def predict(files: Sequence[Path], model: Path, output_format: str, output: Path | None, max_error: float | None) -> None:
+def predict(
+    files: Sequence[Path],
+    model: Path,
+    output_format: str,
+    output: Path | None,
+    max_error: float | None,
+    trust: bool = False,
+) -> None:
     """Write the predictions for ``files``, in their order, to ``output`` or standard output. Pictures that cannot be used
     are named on the error stream.
 
@@ -182,6 +191,7 @@ def predict(files: Sequence[Path], model: Path, output_format: str, output: Path
         output_format: one of ``FORMATS``; parquet needs an ``output``.
         output: it appears only when it is complete.
         max_error: leave out labels of low confidence, so that at most this share of the labels is wrong.
+        trust: as for ``load_predictor``.
 
     Raises:
         HeadstartError: there is no model, ``max_error`` cannot be promised, ``output`` cannot be written, or, at the end,
@@ -193,8 +203,8 @@ def predict(files: Sequence[Path], model: Path, output_format: str, output: Path
         raise HeadstartError(f"--output {output} is not a regular file, which --format parquet needs")
     if output is not None and output.is_dir():
         raise HeadstartError(f"--output {output} is a folder; name a file")
+    predictor = BatchPredictor(model, len(files), trust=trust)
     row, threshold = _threshold(model, max_error)
-    predictor = BatchPredictor(model, len(files))
     failed = answered = 0
     try:
         with (
@@ -230,11 +240,7 @@ def _threshold(model: Path, max_error: float | None) -> tuple[Threshold | None, 
     """The row of the model's table for ``max_error``, and the least confidence that is answered."""
     if max_error is None:
         return None, 0.0
-    try:
-        details = ClassifierDetails.read(ModelFolder(model).classifier.details)
-    except HeadstartError:
-        return None, 0.0  # loading the model reports it
-    row = threshold_for(max_error, details.answering)
+    row = threshold_for(max_error, ClassifierDetails.read(ModelFolder(model).classifier.details).answering)
     return row, row.confidence
 
 

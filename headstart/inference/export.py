@@ -60,7 +60,7 @@ class WholeClassifier(nn.Module):
         return self.model.probabilities(self.model(self.normalise(pictures.permute(0, 3, 1, 2))))
 
 
-def export(model: Path, to: str, data: DataFolder, folder: Path, max_cost: float) -> str:
+def export(model: Path, to: str, data: DataFolder, folder: Path, max_cost: float, trust: bool = False) -> str:
     """Write the packaged ``model`` into ``folder`` in the form ``to``, with classes, preprocessing and a README.
 
     Args:
@@ -70,6 +70,7 @@ def export(model: Path, to: str, data: DataFolder, folder: Path, max_cost: float
         data: the folder of the stages' folders, of which prepare's pictures are used.
         folder: an earlier export in it is replaced once the new one is complete.
         max_cost: the accuracy on the validation pictures that int8 may cost.
+        trust: as for ``load_predictor``.
 
     Returns:
         A sentence for the user.
@@ -82,7 +83,7 @@ def export(model: Path, to: str, data: DataFolder, folder: Path, max_cost: float
         raise HeadstartError(f"--max-cost {max_cost:g}; give a share between 0 and 1, such as 0.01")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION).exists()):
         raise HeadstartError(f"{folder} holds something that is not an export; name another --output")
-    predictor = load_predictor(model)
+    predictor = load_predictor(model, trust)
     network, view = WholeClassifier(predictor.model).eval(), predictor.model.trunk.view
     pixels, manifest = Pixels(data.prepare), read_manifest(data.prepare)
     pictures = Pictures(pixels, manifest, view)

@@ -32,7 +32,7 @@ from headstart.base.private_names import list_no_packages_in_mlflow
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
-from headstart.inference import selective
+from headstart.inference import provenance, selective
 
 # The module that MLflow loads. It is copied into the model, with every module that it imports.
 MODEL = "headstart.inference.mlflow_model"
@@ -45,7 +45,7 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, Schema
+    from mlflow.types.schema import ColSpec, Schema
 
     chosen = Metrics.read(data.evaluate.metrics).chosen
     card, head = Card.read(data.backbone.card), HeadDetails.read(data.head.details)
@@ -80,11 +80,15 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
                 python_model=str(code.parent.joinpath(*MODEL.split(".")).with_suffix(".py")),
                 artifacts={"classifier": str(parts)},
                 code_paths=[str(code)],
-                signature=ModelSignature(Schema([ColSpec(AnyType(), "image")]), Schema(outputs)),
+                # Without inputs, or MLflow refuses a plain list of pictures before the model is asked.
+                signature=ModelSignature(outputs=Schema(outputs)),
                 pip_requirements=[f"{name}=={_version(name)}" for name in REQUIREMENTS],
+                metadata={"digests of all files": target.sums.name},
             )
         _input_example(data, target)
     _without_times_and_paths(target)
+    provenance.write_sums(target)
+    provenance.remember(target)
 
 
 def _answering(data: DataFolder, classes: list[str]) -> Thresholds:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from headstart.base.artifacts import ClassifierFolder, ModelFolder
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.errors import HeadstartError
+from headstart.base.tensors import tensors_of
 from headstart.data.decode import Array, Unusable, decode, quiet
+from headstart.inference.provenance import check_known, check_whole
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import HEADS
@@ -41,23 +41,27 @@ class Predictor:
     """A packaged classifier, with its preprocessing inside."""
 
     def __init__(self, folder: Path) -> None:
-        """Load from the folder that holds classifier.json and classifier.safetensors.
+        """Load from the folder that holds classifier.json and classifier.safetensors; ``load_predictor`` looks at what it
+        holds before.
 
         Raises:
             HeadstartError: the folder holds no model.
         """
         files = ClassifierFolder(folder)
         details = ClassifierDetails.read(files.details)
-        try:
-            state = load_file(files.weights)
-        except (OSError, SafetensorError) as error:
-            raise HeadstartError(f"{folder} holds no packaged model ({error}); run `dvc repro package`") from None
         trunk = architecture(details.backbone, files.network, details.weights).trunk()
         trunk.view = View.of(details.preprocessing)
-        of_head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
-        module = HEADS[details.head].from_state(of_head)
-        self.model = Classifier(trunk, FittedHead(module, details.temperature, tuple(details.classes)))
-        self.model.load_state_dict(state)
+        with tensors_of(files.weights, details.made_by) as state:
+            if not all(value.isfinite().all() for value in state.values() if value.is_floating_point()):
+                raise ValueError("it holds numbers that are not finite")
+            of_head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
+            module = HEADS[details.head].from_state(of_head)
+            if module.last.out_features != len(details.classes):
+                raise ValueError(
+                    f"it is for {module.last.out_features} classes, {files.details.name} names {len(details.classes)}"
+                )
+            self.model = Classifier(trunk, FittedHead(module, details.temperature, tuple(details.classes)))
+            self.model.load_state_dict(state)
         self.model.eval().requires_grad_(False)
         self.max_megapixels = details.max_megapixels
         self.short_side = details.short_side
@@ -116,16 +120,21 @@ class Predictor:
             raise HeadstartError(f"{name}: {reason}") from None
 
 
-def load_predictor(model: Path) -> Predictor:
+def load_predictor(model: Path, trust: bool = False) -> Predictor:
     """The predictor of a packaged model, loaded without MLflow and without what training needs.
 
     Args:
         model: the folder that holds MLmodel.
+        trust: run the network that is a file in the model, although the model was not made here.
 
     Raises:
-        HeadstartError: the folder holds no model.
+        HeadstartError: the folder holds no model, is not as it was packaged, or holds code that is not trusted.
     """
-    return Predictor(ModelFolder(model).classifier)
+    folder = ModelFolder(model)
+    check_whole(folder)
+    if not trust:
+        check_known(folder)
+    return Predictor(folder.classifier)
 
 
 def _from_base64(text: str) -> bytes | None:

@@ -74,18 +74,19 @@ class Limits:
     wait_ms: float = 5.0
 
 
-def serve(folder: Path, host: str, port: int, limits: Limits) -> None:
+def serve(folder: Path, host: str, port: int, limits: Limits, trust: bool = False) -> None:
     """Answer requests until SIGTERM or Ctrl-C; requests that are running then are still answered.
 
     Args:
         folder: a packaged model, the folder that holds MLmodel.
         port: 0 picks a free one. The address is printed when the server is ready.
+        trust: as for ``load_predictor``.
 
     Raises:
         HeadstartError: the folder holds no model, or the server cannot listen on the address.
     """
     with _listen(host, port) as listener:
-        model = BatchPredictor(folder)
+        model = BatchPredictor(folder, trust=trust)
         max_megapixels = min(limits.max_megapixels or model.max_megapixels, model.max_megapixels)
         model.predictor.max_megapixels = max_megapixels
         Image.MAX_IMAGE_PIXELS = int(max_megapixels * 1e6)  # Pillow's own guard, for pictures inside others (.ico)

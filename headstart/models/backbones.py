@@ -22,6 +22,7 @@ from headstart.base.errors import HeadstartError, nearest
 from headstart.base.paths import is_own
 from headstart.base.private_names import without_torch_compiler
 from headstart.base.safe_text import shortened
+from headstart.base.tensors import tensors_of
 from headstart.models.preprocessing import View
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -108,28 +109,21 @@ def architecture(name: str, network_file: Path | None = None, weights: str = "de
 
 def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, Card]:
     """The trunk that the backbone stage stored in ``folder``, with its card."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     card = Card.read(BackboneFolder(folder).card)
-    try:
-        state = load_file(BackboneFolder(folder).weights)
-    except (OSError, SafetensorError) as error:
-        raise HeadstartError(f"{folder} holds no backbone ({error}); run `dvc repro backbone`") from None
     trunk = architecture(card.name, network_file, card.weights).trunk()
-    trunk.network.load_state_dict(state)
+    with tensors_of(BackboneFolder(folder).weights, card.made_by) as state:
+        trunk.network.load_state_dict(state)
     trunk.view = View.of(card.preprocessing)
     return trunk, card
 
 
 def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:
     """The publisher's ImageNet classifier on the trunk's features, (1000, D) and (1000,); None where it was not stored."""
-    from safetensors.torch import load_file
-
-    if not BackboneFolder(folder).imagenet_classifier.exists():
+    file = BackboneFolder(folder).imagenet_classifier
+    if not file.exists():
         return None
-    stored = load_file(BackboneFolder(folder).imagenet_classifier)
-    return stored["weight"], stored["bias"]
+    with tensors_of(file, Card.made_by) as stored:
+        return stored["weight"], stored["bias"]
 
 
 def feature_width(trunk: Trunk) -> int:

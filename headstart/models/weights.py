@@ -7,6 +7,7 @@ same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -21,6 +22,7 @@ from headstart.base.artifacts import BackboneFolder, DataFolder
 from headstart.base.artifacts.card import Card, WeightsSource
 from headstart.base.errors import HeadstartError
 from headstart.base.files import remove_cut_short, replacing, sha256_of
+from headstart.base.kept import say_damaged
 from headstart.base.params import Params
 from headstart.base.paths import is_own, weights_file
 from headstart.base.safe_text import shortened
@@ -75,8 +77,15 @@ def store_backbone(name: str, weights: str, mirror: str | None, seed: int, netwo
         blocks=len(trunk.blocks()),
         preprocessing=trunk.view.stored(),
     )
+    card = card.model_copy(update={"digest": _digest(card, files)})
     card.write(files.card)
     return card
+
+
+def _digest(card: Card, files: BackboneFolder) -> str:
+    classifier = sha256_of(files.imagenet_classifier) if files.imagenet_classifier.exists() else ""
+    rest = card.model_copy(update={"digest": ""}).model_dump_json()
+    return hashlib.sha256(f"{rest}{classifier}".encode()).hexdigest()
 
 
 def _unshared(state: State) -> State:
@@ -90,18 +99,22 @@ def _unshared(state: State) -> State:
 
 
 def _stored(arch: Architecture, weights: str, folder: Path) -> Card | None:
-    """The copy of an earlier run, where it is of this very backbone and undamaged."""
+    """The copy of an earlier run, where it is of this very backbone and undamaged. One that is damaged is said."""
     if is_own(arch.name) or weights_file(weights) is not None:
         return None  # their file may have changed since
     files = BackboneFolder(folder)
+    if not files.card.exists():
+        return None
     try:
         card = Card.read(files.card)
-        same = (card.name, card.weights) == (arch.name, weights) and card.sha256 == sha256_of(files.weights)
-        if same:
+        if (card.name, card.weights) != (arch.name, weights):
+            return None
+        if card.sha256 == sha256_of(files.weights) and card.digest in ("", _digest(card, files)):
             backbones.load_trunk(folder)
             return card
     except (OSError, ValueError, KeyError, RuntimeError, HeadstartError):
         pass
+    say_damaged(folder)
     return None
 
 

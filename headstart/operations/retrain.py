@@ -30,7 +30,8 @@ import psutil
 from headstart.base.artifacts import DATA
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, write_json
+from headstart.base.files import write_json
+from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Params
 from headstart.base.paths import checkout, state_folder
 from headstart.base.safe_text import masked, masked_values, sentence, shortened
@@ -153,7 +154,7 @@ class _Round:
         elif version.outcome is None or self.params.drift.incoming is not None:
             drift = self._drift(registry)
         if undecided is not None or version.outcome is None:
-            write_json(self.undecided, Undecided(result=version.result, drift=drift))
+            write_kept(self.undecided, Undecided(result=version.result, drift=drift))
             decision = gate.run(self.data, self.params)
         summary = self._summary(version, decision)
         summary |= {"drift": drift, "branch": branch.name}
@@ -180,11 +181,8 @@ class _Round:
 
     def _undecided(self, version: Version) -> Undecided | None:
         """The record of an earlier round that was killed between its decision on this result and the commit."""
-        try:
-            record: Undecided = read_json(self.undecided)
-        except (OSError, ValueError):
-            return None
-        return record if record["result"] == version.result else None
+        record: Undecided | None = read_kept(self.undecided)
+        return record if record is not None and record["result"] == version.result else None
 
     def _drift(self, registry: Registry) -> DriftSummary | None:
         """How new and incoming pictures differ from those that the champion was made from."""

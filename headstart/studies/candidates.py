@@ -18,8 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from headstart.base.arrays import Ints
@@ -33,6 +31,7 @@ from headstart.base.files import write_text
 from headstart.base.identity import code_of
 from headstart.base.params import Params
 from headstart.base.progress import progress
+from headstart.base.tensors import tensors_of
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
@@ -143,10 +142,8 @@ class Candidate:
 
     def first_features(self) -> Tensor:
         """(N, D) of the first N pictures of the sample."""
-        try:
-            return load_file(self.folder.features)["features"]
-        except (OSError, KeyError, SafetensorError) as error:
-            raise HeadstartError(f"{self.folder} holds no features ({error}); run `{Ranking.made_by}`") from None
+        with tensors_of(self.folder.features, Ranking.made_by) as tensors:
+            return tensors["features"]
 
 
 def store_candidate(

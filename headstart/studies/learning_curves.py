@@ -23,7 +23,7 @@ from torch import Tensor
 from headstart.base.arrays import Bools, Floats, Ints
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.why import Cut
-from headstart.base.files import read_json, write_json
+from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Finetune, Params
 from headstart.base.progress import hidden, progress
 from headstart.base.terminal import say
@@ -262,7 +262,7 @@ class Clock:
 
     def __init__(self, resume: Path) -> None:
         self.file, self.state, self.start = resume / "seconds.json", resume / STATE, time.perf_counter()
-        self.before: float = read_json(self.file) if self.file.exists() else 0.0
+        self.before: float = read_kept(self.file) or 0.0
         self.saved = self._saved()
 
     def seconds(self) -> float:
@@ -271,7 +271,7 @@ class Clock:
     def note(self) -> None:
         if (saved := self._saved()) != self.saved:
             self.saved = saved
-            write_json(self.file, self.seconds())
+            write_kept(self.file, self.seconds())
 
     def _saved(self) -> int:
         return self.state.stat().st_mtime_ns if self.state.exists() else 0
@@ -284,19 +284,19 @@ def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -
         kept: a folder for the results of these very pictures, network and settings.
     """
     files = {training: kept / f"{training.name}.json" for training in trainings}
-    missing = [training for training, file in files.items() if not file.exists()]
+    outcomes = {training: Outcome(**kept) for training, file in files.items() if (kept := read_kept(file)) is not None}
+    missing = [training for training in trainings if training not in outcomes]
     with progress("why", len(missing), "trainings") as advance:
         for training in missing:
             with hidden():
-                outcome = laboratory.run(training)
-            write_json(files[training], asdict(outcome))
+                outcome = outcomes[training] = laboratory.run(training)
+            write_kept(files[training], asdict(outcome))
             say(
                 f"why: {training.start}, {training.cut} trained, fold {training.fold + 1}, {outcome.n} pictures: "
                 f"accuracy {np.mean(outcome.correct):.3f} in {outcome.seconds:.0f} s",
                 flush=True,
             )
             advance()
-    outcomes = {training: Outcome(**read_json(file)) for training, file in files.items()}
     return {key: _curve(key, outcomes) for key in dict.fromkeys((t.start, t.cut) for t in trainings)}
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import optuna
 import pandas as pd
 import torch
@@ -32,7 +33,9 @@ from headstart.base.artifacts.card import Card
 from headstart.base.artifacts.tune import Knobs, State, Trial, Tuning, TuningGain
 from headstart.base.device import derived_seed, set_up
 from headstart.base.errors import HeadstartError
+from headstart.base.files import replacing, sha256_of_files
 from headstart.base.identity import code_of, inputs_of
+from headstart.base.kept import SEAL, is_whole, read_kept, say_damaged, seal, write_kept
 from headstart.base.params import Finetune, Params, Tune, is_range
 from headstart.base.paths import state_folder
 from headstart.base.safe_text import shortened
@@ -53,7 +56,9 @@ from headstart.training.trainer import finetune
 
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
 REPEATS = 50  # draws in a row that were tried before: there is nothing new to be found
-STUDY = "study.db"
+STUDY = "study.db"  # Optuna works in it
+KEPT = "study.kept"  # its copy after the last trial that came to an end, sealed
+TRAINED = "trained.json"  # the digest of what a trial that was trained to the end has left behind
 SPENT = "budget"  # an attribute of a study that has ended: the budget that it was given
 Row = dict[str, float]
 # (settings, where the result goes, where a half-finished training is kept, called with each epoch's row of the curve)
@@ -124,10 +129,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 class _Study:
-    """Optuna's study, and what is kept of its trials: validation logits and curve of each that was finished.
+    """Optuna's study. What is known of a trial that came to an end, losses of the validation pictures included, is in it.
 
-    Of Optuna's trials those do not count that were interrupted (failed, without a ``note``) and draws that had been tried
-    before (``repeats``).
+    Of Optuna's trials draws that had been tried before (``repeats``) do not count. One that was interrupted is not on
+    record: the study goes on as it was before that trial, draws the same settings and finds its half-finished training.
     """
 
     def __init__(
@@ -136,16 +141,14 @@ class _Study:
         self.train, self.labels, self.search, self.seed, self.folder, self.runs = train, labels, search, seed, folder, runs
         self.task = task
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._restore()
         pruner = optuna.pruners.MedianPruner(STARTUP, FIRST_CUT) if search.prunes else optuna.pruners.NopPruner()
         self.study = optuna.create_study(
             storage=f"sqlite:///{quote(str(folder / STUDY))}", study_name=folder.name, load_if_exists=True, pruner=pruner
         )
 
     def prepare(self) -> None:
-        """Queue what was being trained when the study was stopped, and the present settings unless they were tried."""
-        for trial in self._trials(TrialState.RUNNING):
-            self.study.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params)
-            self.study.tell(trial.number, state=TrialState.FAIL)
+        """Queue the present settings unless they were tried."""
         if self.search.present not in [row.knobs for row in self.rows]:
             self.study.enqueue_trial(self.search.present, skip_if_exists=bool(self.waiting))
 
@@ -157,13 +160,25 @@ class _Study:
     def end(self, budget: Tune) -> None:
         if not self.has_ended(budget):
             self.study.set_user_attr(SPENT, {"minutes": budget.minutes, "trials": budget.trials})
+            self._keep()
+
+    def _restore(self) -> None:
+        """Put Optuna's database back to where it was after the last trial that came to an end."""
+        for left in self.folder.glob(f"{STUDY}*"):  # SQLite's journal too, which belongs to the database of before
+            left.unlink()
+        if is_whole(kept := self.folder / KEPT):
+            (self.folder / STUDY).write_bytes(kept.read_bytes()[:-SEAL])
+
+    def _keep(self) -> None:
+        with replacing(self.folder / KEPT) as part:
+            shutil.copyfile(self.folder / STUDY, part)
+            seal(part)
 
     def try_next(self) -> bool:
         """Train with the next settings; False where they had been tried before."""
         rows, trials = self.rows, self._trials()
-        interrupted = sum(t.state == TrialState.FAIL and "note" not in t.user_attrs for t in trials)
         # Each draw has a seed of its own, so that a study that goes on does not draw again what it drew at first.
-        seed = derived_seed(self.seed, len(trials) - interrupted) % 2**32
+        seed = derived_seed(self.seed, len(trials)) % 2**32
         if trials and "repeats" in trials[-1].user_attrs:  # the estimator likes few values best; chance finds those it left
             self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
         else:
@@ -198,25 +213,37 @@ class _Study:
                 raise optuna.TrialPruned
 
         try:
-            if home.curve.exists():  # it was trained to the end, and then there was no time to tell
+            if self._was_trained(home):  # to the end, and then there was no time to tell
                 for row in pd.read_csv(home.curve).to_dict("records"):
                     on_epoch({str(name): float(value) for name, value in row.items()})
             else:
                 self.train(settings, home, home / "resume", on_epoch)
+                home.weights.unlink(missing_ok=True)  # the settings give them again
+                write_kept(home / TRAINED, sha256_of_files(home))
         except optuna.TrialPruned:
-            self._forget(home)
             trial.set_user_attr("curve", curve)
             trial.set_user_attr("note", f"stopped after epoch {len(curve)}: above the median of the others")
             self.study.tell(trial, state=TrialState.PRUNED)
         except (HeadstartError, MemoryError, torch.OutOfMemoryError) as error:
-            self._forget(home)
             trial.set_user_attr("curve", curve)
             self._failed(trial, shortened(str(error), 200) or type(error).__name__)
         else:
-            home.weights.unlink(missing_ok=True)  # the settings give them again
             trial.set_user_attr("curve", curve)
             trial.set_user_attr("accuracy", self._accuracy(home))
-            self.study.tell(trial, float(self._losses(knobs).mean()))
+            losses = calibrated_losses(load_val_logits(home).numpy(), self.labels, self.task)
+            trial.set_user_attr("losses", losses.tolist())
+            self.study.tell(trial, float(losses.mean()))
+        self._keep()
+        self._forget(home)
+
+    def _was_trained(self, home: FinetuneFolder) -> bool:
+        """Whether ``home`` holds all that a training leaves behind; what is damaged is removed."""
+        known = read_kept(home / TRAINED)
+        whole = known is not None and known == sha256_of_files(home, leave_out=(TRAINED,))
+        if known is not None and not whole:
+            say_damaged(home)
+            self._forget(home)
+        return whole
 
     def _forget(self, home: Path) -> None:
         shutil.rmtree(home, ignore_errors=True)
@@ -230,7 +257,7 @@ class _Study:
 
     def _losses(self, knobs: Knobs) -> NDArray[Any]:
         """(N,) log-losses of the validation pictures after calibration, of a trial that is complete."""
-        return calibrated_losses(load_val_logits(self._home(knobs)).numpy(), self.labels, self.task)
+        return np.array(next(t for t in self.counted if t.user_attrs["knobs"] == knobs).user_attrs["losses"])
 
     def _accuracy(self, home: Path) -> float:
         predicted = self.task.predict(load_val_logits(home).numpy())

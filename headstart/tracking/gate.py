@@ -71,11 +71,14 @@ class Side:
     arithmetic: str = ""
 
 
-def run(data: DataFolder, params: Params) -> Decision:
+def run(data: DataFolder, params: Params, trust: bool = False) -> Decision:
     """Decide on the result that the stages' folders hold, and act on it: the champion's alias is moved, or is not.
 
     The decision goes to data/gate/decision.json, to the run in MLflow and to the version in the registry, there last. One
     that is there already is handed back and not taken again.
+
+    Args:
+        trust: as for ``Registry.download``, of the champion.
 
     Raises:
         HeadstartError: the result is not whole or not registered, or the store does not answer.
@@ -85,7 +88,7 @@ def run(data: DataFolder, params: Params) -> Decision:
     file = data.gate.decision
     decision = _taken(registry, version)
     if decision is None:
-        decision = _compare(registry, version, data, params)
+        decision = _compare(registry, version, data, params, trust)
         write_json(file, asdict(decision))
         _log(version, decision, file)
         if decision.outcome == "promoted":
@@ -153,12 +156,12 @@ def _log(version: Version, decision: Decision, file: Path) -> None:
 # --- the predictions of both --------------------------------------------------------------------------------------------
 
 
-def _compare(registry: Registry, version: Version, data: DataFolder, params: Params) -> Decision:
+def _compare(registry: Registry, version: Version, data: DataFolder, params: Params, trust: bool) -> Decision:
     champion = registry.champion()
     models = [load_predictor(data.package.model)]
     learned: set[str] = set()
     if champion is not None:
-        models.append(load_predictor(registry.download(champion)))
+        models.append(load_predictor(registry.download(champion, trust)))
         learned = registry.learned(champion)
     manifest, pixels = read_manifest(data.prepare), Pixels(data.prepare)
     on_test = manifest["split"] == "test"

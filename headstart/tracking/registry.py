@@ -19,10 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headstart.base.artifacts import ModelFolder
 from headstart.base.errors import HeadstartError
+from headstart.base.kept import say_damaged
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
-from headstart.tracking.store import ARITHMETIC, GONE, RESULT, answering, opened, unless, uri
+from headstart.inference.provenance import check_whole, digest_of_model, remember
+from headstart.tracking.store import ARITHMETIC, GONE, MODEL, RESULT, answering, opened, unless, uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +57,7 @@ class Version:
         outcome: promoted, kept, refused or rolled back; None where nothing is decided.
         decision: the sentence that says why; empty where nothing is decided.
         arithmetic: as ``evaluation.summary.arithmetic`` has it; empty for a model that was not made here.
+        model: the digest of all its files; empty for one that was not made here, or by an older version.
     """
 
     number: int
@@ -62,6 +66,7 @@ class Version:
     outcome: str | None = None
     decision: str = ""
     arithmetic: str = ""
+    model: str = ""
 
 
 class Registry:
@@ -197,14 +202,27 @@ class Registry:
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def download(self, version: Version) -> Path:
-        """The folder that holds the version's MLmodel. It is kept in the checkout, and is there whole or not at all."""
+    def download(self, version: Version, trust: bool = False) -> Path:
+        """The folder that holds the version's MLmodel. It is kept in the checkout, and is there whole or not at all.
+
+        Args:
+            trust: code in a model whose digest the registry does not have may be run, now and later.
+
+        Raises:
+            HeadstartError: the store holds no model there, or not the one that was registered.
+        """
         from filelock import FileLock
 
         models = state_folder("models")
         # The result stands in the name: another store may have another version of this number.
-        target = models / f"{self.name}-{version.number}-{version.result[:7] or version.run_id[:7]}"
+        target = ModelFolder(models, f"{self.name}-{version.number}-{version.result[:7] or version.run_id[:7]}")
         with FileLock(state_folder("locks") / "models.lock"):
+            if target.exists():
+                try:
+                    self._check(version, target)
+                except HeadstartError:
+                    say_damaged(target)
+                    shutil.rmtree(target)
             if not target.exists():
                 for left in models.glob(".*"):  # of a download that was killed
                     shutil.rmtree(left, ignore_errors=True)
@@ -219,12 +237,23 @@ class Registry:
                 with _downloaded(source, models) as folder:
                     if not (folder / "MLmodel").exists():
                         raise HeadstartError(f"version {version.number} of {self.name} holds no MLmodel ({source})")
+                    self._check(version, ModelFolder(folder))
                     folder.rename(target)
+            if version.model or trust:
+                remember(target)
             os.utime(target)
             folders = [path for path in models.iterdir() if path.is_dir()]  # `headstart models` has files there
             for old in sorted(folders, key=lambda path: -path.stat().st_mtime_ns)[KEPT:]:
                 shutil.rmtree(old, ignore_errors=True)
         return target
+
+    def _check(self, version: Version, model: ModelFolder) -> None:
+        check_whole(model)
+        if version.model and digest_of_model(model) != version.model:
+            raise HeadstartError(
+                f"version {version.number} of {self.name} is not the model that was registered: the files that MLflow has "
+                "of it have another digest; promote another version"
+            )
 
     def pictures(self, version: Version) -> set[str]:
         """SHA-256 of the picture files that the version was made from, those that only tested it too."""
@@ -356,7 +385,7 @@ def _version(found: ModelVersion) -> Version:
     tags = found.tags
     return Version(
         int(found.version), found.run_id or "", tags.get(RESULT, ""), tags.get(OUTCOME), tags.get(DECISION, ""),
-        tags.get(ARITHMETIC, ""),
+        tags.get(ARITHMETIC, ""), tags.get(MODEL, ""),
     )  # fmt: skip
 
 

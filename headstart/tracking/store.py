@@ -26,6 +26,8 @@ GONE = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
 
 ARITHMETIC = "headstart.arithmetic"  # tag of a version: the kind of processor, threads and engines
 
+MODEL = "headstart.model"  # tag of a version: the digest of all files of the model
+
 RESULT = "headstart.result"  # tag of a run and of a version: the digest of what the result was made from
 
 

@@ -31,11 +31,12 @@ from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.evaluation.metrics import ACCURACY
 from headstart.evaluation.summary import headline
+from headstart.inference.provenance import check_whole, digest_of_model
 from headstart.tracking import model_card
 from headstart.tracking.registry import Registry
 from headstart.tracking.result import flattened, params_of_the_result, result_digest, stages_of_the_result
 from headstart.tracking.runs import COMPLETE, ResultRun, as_text, revision
-from headstart.tracking.store import GONE, short, unless, uri
+from headstart.tracking.store import GONE, MODEL, short, unless, uri
 
 READABLE = (".csv", ".html", ".json", ".parquet", ".png")
 
@@ -123,7 +124,8 @@ class Tracker(ResultRun):
         registry = Registry(self.params)
         if card is None and (version := registry.by_result(self.digest)) and not registry.is_lost(version):
             return
-        registry.register(self.run_id, self.digest, model, card or self._card(data), self._lineage(data))
+        tags = {MODEL: digest_of_model(data.package.model)} | self._lineage(data)
+        registry.register(self.run_id, self.digest, model, card or self._card(data), tags)
 
     def _card(self, data: DataFolder) -> str:
         return model_card.card(data, self.params, {"MLflow run": self.run_id} | self._lineage(data))
@@ -188,6 +190,7 @@ def track(data: DataFolder, params: Params) -> str:
     Returns:
         A sentence for the user.
     """
+    check_whole(data.package.model)
     digest = result_digest(data)
     tracker = Tracker(params, digest)
     if tracker.complete and tracker.is_whole(data):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headstart.base.files import replacing
+from headstart.base.kept import is_whole, seal
 from headstart.base.terminal import say
 from headstart.training.network import TrainedNetwork
 from headstart.training.recipe import Recipe
@@ -45,11 +46,11 @@ class Checkpoint:
     """
 
     def __init__(self, file: Path, network: TrainedNetwork, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """Read ``file``, where there is one, into the network and the optimizer."""
+        """Read ``file``, where there is one and it is whole, into the network and the optimizer."""
         self.file, self.network, self.optimizer = file, network, optimizer
         self.curve: list[Row] = []
         self.best: BestEpoch | None = None
-        if file.exists():
+        if is_whole(file):
             state = torch.load(file, weights_only=True, map_location=device)
             network.classifier.load_state_dict(state["model"])
             network.average.load_state_dict(state["averaged"])
@@ -78,3 +79,4 @@ class Checkpoint:
         }
         with replacing(self.file) as part:
             torch.save(state, part)
+            seal(part)

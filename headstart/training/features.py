@@ -148,8 +148,7 @@ def write_features(
 
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as scratch:
         found = (kept or Path(scratch)) / file.stem
-        answers_of(forward, lambda first: extractor.batches(rows[first:]), len(rows), found, advance, check)
-        stored = np.memmap(found, np.float32, "r+").reshape(len(rows), -1)
+        stored = answers_of(forward, lambda first: extractor.batches(rows[first:]), len(rows), found, advance, check)
         with replacing(file) as part:
             save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels)}, part)
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from headstart.base.artifacts import FinetuneFolder
 from headstart.base.artifacts.finetune import FinetuneDetails
-from headstart.base.errors import HeadstartError
+from headstart.base.tensors import tensors_of
 from headstart.models.backbones import Trunk
 from headstart.models.classifier import Classifier, FittedHead
 
@@ -23,10 +21,8 @@ def load_finetuned(folder: Path, trunk: Trunk, head: FittedHead) -> Classifier |
     if not details.ran:
         return None
     model = Classifier(trunk, head)
-    try:
-        model.load_state_dict(load_file(files.weights))
-    except (OSError, SafetensorError) as error:
-        raise HeadstartError(f"{folder} holds no fine-tuned network ({error}); run `dvc repro finetune`") from None
+    with tensors_of(files.weights, details.made_by) as tensors:
+        model.load_state_dict(tensors)
     trunk.view = replace(trunk.view, size=details.size)
     model.temperature = details.temperature
     return model
@@ -34,4 +30,5 @@ def load_finetuned(folder: Path, trunk: Trunk, head: FittedHead) -> Classifier |
 
 def load_val_logits(folder: Path) -> Tensor:
     """(N, classes) validation logits of the best epoch, before temperature."""
-    return load_file(FinetuneFolder(folder).val_logits)["logits"]
+    with tensors_of(FinetuneFolder(folder).val_logits, FinetuneDetails.made_by) as tensors:
+        return tensors["logits"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from headstart.base.artifacts import HeadFolder
 from headstart.base.artifacts.head import HeadDetails
-from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, write_rows
+from headstart.base.tensors import tensors_of
 from headstart.models.classifier import FittedHead
 from headstart.models.heads import HEADS, ClassifierHead
 
@@ -36,14 +35,12 @@ def load_head(folder: Path, refit: bool = False) -> FittedHead:
     """The chosen head, fitted on training pictures alone or (``refit``) on training and validation pictures."""
     files = HeadFolder(folder)
     details = HeadDetails.read(files.details)
-    try:
-        tensors = load_file(files.weights)
-    except (OSError, SafetensorError) as error:
-        raise HeadstartError(f"{folder} holds no head ({error}); run `dvc repro head`") from None
-    state = {name.removeprefix(REFIT): value for name, value in tensors.items() if name.startswith(REFIT) == refit}
+    with tensors_of(files.weights, details.made_by) as tensors:
+        state = {name.removeprefix(REFIT): value for name, value in tensors.items() if name.startswith(REFIT) == refit}
+        head = HEADS[details.kind].from_state(state)
     weights = details.class_weight
     return FittedHead(
-        HEADS[details.kind].from_state(state),
+        head,
         details.temperature,
         tuple(details.classes),
         tuple(weights) if weights else None,

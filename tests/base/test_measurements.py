@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart.base.files import read_json
+from headstart.base.kept import read_kept
 from headstart.base.measurements import Measurements, machine, seconds
 
 
@@ -30,7 +30,7 @@ def test_what_another_process_has_kept_meanwhile_stays(tmp_path: Path) -> None:
     mine, theirs = Measurements(tmp_path / "values.json"), Measurements(tmp_path / "values.json")
     theirs["b"] = 2
     mine["a"] = 1
-    assert read_json(tmp_path / "values.json") == {"a": 1, "b": 2}
+    assert read_kept(tmp_path / "values.json") == {"a": 1, "b": 2}
     assert "b" in mine
 
 
@@ -38,7 +38,7 @@ def test_what_another_process_has_kept_meanwhile_stays(tmp_path: Path) -> None:
 def test_a_damaged_file_is_measured_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "values.json").write_bytes(content)
     assert Measurements(tmp_path / "values.json").known_or("a", lambda: 1) == 1
-    assert read_json(tmp_path / "values.json") == {"a": 1}
+    assert read_kept(tmp_path / "values.json") == {"a": 1}
 
 
 @pytest.mark.usefixtures("tmp_path")

@@ -193,6 +193,46 @@ def test_new_pictures_are_decoded_and_no_others_and_none_moves(tmp_path: Path, c
     assert old.set_index("path")["split"].to_dict().items() <= new.set_index("path")["split"].to_dict().items()
 
 
+DAMAGED = {
+    "a bit of a picture": ("pixels.bin", lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:], 1),
+    "the pixels cut short": ("pixels.bin", lambda content: content[:-10], 24),
+    "no pixels": ("pixels.bin", lambda content: b"", 24),
+    "a bit of the index": ("pixels.parquet", lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:], 24),
+    "the index cut short": ("pixels.parquet", lambda content: content[:-10], 24),
+    "no index": ("pixels.parquet", lambda content: b"", 24),
+    "junk in the index": ("pixels.parquet", lambda content: b"PAR1" + b"junk" * 99 + b"PAR1", 24),
+    "the digest": ("pixels.sha256", lambda content: b"\xff\xfe", 24),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_packed_pictures_that_are_damaged_are_decoded_again_and_that_is_said(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = plain_set(tmp_path / "set")
+    prepared(source, tmp_path / "out")
+    whole, (name, change, decoded) = files(tmp_path / "out"), DAMAGED[damage]
+    (tmp_path / "out" / name).write_bytes(change((tmp_path / "out" / name).read_bytes()))
+    capsys.readouterr()
+    prepared(source, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert files(tmp_path / "out") == whole
+    assert f"headstart: {tmp_path / 'out' / 'pixels.bin'}" in said
+    assert f"prepare: {decoded} pictures in " in said
+
+
+def test_a_picture_that_is_damaged_is_not_learned_from(tmp_path: Path) -> None:
+    prepared(plain_set(tmp_path / "set"), tmp_path / "out")
+    file = PrepareFolder(tmp_path, "out").pixels
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    pixels = Pixels(tmp_path / "out")
+    assert pixels[0].shape[2] == 3
+    with pytest.raises(HeadstartError, match=r"pixels\.bin is damaged, at picture 23; run `dvc repro --force"):
+        pixels[23]
+
+
 def test_another_decoder_decodes_again_and_a_comment_does_not(project: Path, tmp_path: Path) -> None:
     source = plain_set(tmp_path / "set")
     library = shutil.copytree(
@@ -268,7 +308,7 @@ def test_missing_or_cut_files_say_which_stage_makes_them(tmp_path: Path, damage:
     files.pixels.write_bytes(b"123")
     pq.write_table(pa.table({"offset": [0], "length": [3], "height": [1], "width": [1]}), files.pixels_index)
     damage(files.pixels_index)
-    with pytest.raises(HeadstartError, match="run `dvc repro prepare`"):
+    with pytest.raises(HeadstartError, match="run `dvc repro --force prepare`"):
         Pixels(tmp_path)
     with pytest.raises(HeadstartError, match="run `dvc repro prepare`"):
         read_manifest(tmp_path)
@@ -524,7 +564,7 @@ NOISE: Array = RANDOM.integers(0, 256, (64, 768), dtype=np.uint8)
 def usable(number: int, label: str, look: int, group: str, split: str = "") -> PackedPicture:
     """A picture that passed the audit; two with the same ``look`` are near-duplicates, with others never."""
     picture = Picture(f"{label}/{number:03d}.png", label, split, group, 1, f"digest {number}")
-    return PackedPicture(picture, (0, 0), 1, 1, 1, 1, int(PHASHES[look]), NOISE[look].tobytes(), ())
+    return PackedPicture(picture, (0, 0), 1, 1, 1, 1, int(PHASHES[look]), NOISE[look].tobytes(), (), b"")
 
 
 PHASHES = RANDOM.integers(0, 2**64, 64, dtype=np.uint64)

@@ -29,7 +29,7 @@ from headstart.models.backbones import architecture, feature_width
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
 from tests import test_cli
-from tests.inference.test_predictor import CLASSES, plain, png, put_model
+from tests.inference.test_predictor import CLASSES, known, plain, png, put_model
 from tests.test_cli import Run
 
 run = test_cli.run  # a fixture
@@ -69,9 +69,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def colours(tmp_path: Path) -> Path:
-    put_model(tmp_path / "model/artifacts/classifier")
-    return tmp_path / "model"
+def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return known(put_model(tmp_path / "model/artifacts/classifier"))
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
@@ -323,6 +323,7 @@ def test_below_the_threshold_there_is_no_label_in_any_form(run: Run, colours: Pa
     row = {"confidence": 0.9, "answered": 0.7, "error": 0.01, "bound": 0.04}
     table = {"pictures": 400, "sure": 0.95, "thresholds": [row | {"confidence": 0.0, "bound": 0.3}, row]}
     write_json(details, read_json(details) | {"answering": table})
+    known(details.parent)
     asked = ("predict", "red.png", "grey.png", "--model", "model", "--max-error", "0.05")
     code, out, err = run(*asked)
     assert code == 0

@@ -21,7 +21,7 @@ from headstart.inference.export import DESCRIPTION, FORMS, export
 from headstart.inference.predictor import load_predictor
 from tests import test_cli
 from tests.inference.test_batch import picture, put_network
-from tests.inference.test_predictor import CLASSES, put_model
+from tests.inference.test_predictor import CLASSES, known, put_model
 from tests.test_cli import Run
 from tests.training.test_features import packed
 
@@ -121,7 +121,7 @@ def test_a_network_that_a_converter_gets_wrong_is_refused(to: str, project: Path
     with pytest.raises(
         HeadstartError, match=rf"--to {to}( is refused: its probabilities differ|: this network cannot be)"
     ) as no:
-        export(tmp_path / "model", to, DataFolder(project, "data"), tmp_path / "out", 0.01)
+        export(tmp_path / "model", to, DataFolder(project, "data"), tmp_path / "out", 0.01, trust=True)
     assert "\n" not in str(no.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
@@ -172,9 +172,9 @@ def test_int8_that_costs_too_much_is_refused_with_what_it_costs(tmp_path: Path) 
         r"int8 is refused: it costs \+\d+\.\d points of accuracy \(\S+ to \S+\) on \d+ validation pictures, and --max-cost"
     )
     with pytest.raises(HeadstartError, match=sentence):
-        export(tmp_path / "model", "int8", DataFolder(tmp_path, "data"), tmp_path / "out", 0.01)
+        export(tmp_path / "model", "int8", DataFolder(tmp_path, "data"), tmp_path / "out", 0.01, trust=True)
     assert not (tmp_path / "out").exists()
-    export(tmp_path / "model", "int8", DataFolder(tmp_path, "data"), tmp_path / "out", 0.99)
+    export(tmp_path / "model", "int8", DataFolder(tmp_path, "data"), tmp_path / "out", 0.99, trust=True)
     assert read_json(tmp_path / "out" / DESCRIPTION)["checked"]["cost"]["accuracy"] > 0.01
 
 
@@ -200,7 +200,7 @@ def test_classes_that_the_model_does_not_know_count_as_wrong_on_both_sides(proje
     ],
 )
 def test_what_export_cannot_do_is_one_sentence(arguments: list[str], sentence: str, run: Run) -> None:
-    put_model(Path("data/package/model/artifacts/classifier"))
+    known(put_model(Path("data/package/model/artifacts/classifier")))
     code, out, err = run("export", *arguments)
     assert (code, out) == (1, "")
     assert err.startswith(f"headstart: {sentence}")

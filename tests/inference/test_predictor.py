@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from headstart.base.artifacts import ModelFolder
 from headstart.base.errors import HeadstartError
 from headstart.inference.predictor import BATCH, Prediction, Predictor
+from headstart.inference.provenance import remember, write_sums
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
@@ -47,6 +49,15 @@ def put_model(folder: Path, temperature: float = 1.0) -> Path:
     }  # fmt: skip
     (folder / "classifier.json").write_text(json.dumps(details))
     return folder
+
+
+def known(classifier: Path) -> Path:
+    """What the package stage does then, in the current folder's checkout: the packaged model."""
+    model = ModelFolder(classifier.parents[1])
+    model.mlmodel.write_text("metadata: SHA256SUMS")
+    write_sums(model)
+    remember(model)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +168,7 @@ def test_a_folder_without_a_model_is_said(tmp_path: Path) -> None:
 def test_a_damaged_model_is_said(file: str, tmp_path: Path) -> None:
     folder = put_model(tmp_path / "model")
     (folder / file).write_bytes((folder / file).read_bytes()[:20])
-    with pytest.raises(HeadstartError, match="run `dvc repro package`"):
+    with pytest.raises(HeadstartError, match="run `dvc repro --force --single-item package`"):
         Predictor(folder)
 
 

@@ -93,7 +93,7 @@ def served(folder: Path, *options: str) -> Iterator[Server]:
     """The container's own command, on another folder and a free port."""
     given = {"/model": str(folder), "0.0.0.0": "127.0.0.1", "8000": "0"}
     program, *arguments = (given.get(word, word) for word in dockerfile("CMD"))
-    command = [str(Path(sys.executable).parent / program), *arguments, *options]
+    command = [str(Path(sys.executable).parent / program), *arguments, "--trust", *options]
     with (folder.parent / "serve.log").open("w") as log:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
@@ -153,7 +153,7 @@ FORM = "multipart/form-data; boundary=cut-here"
 
 def test_a_picture_gets_the_models_own_answer_in_every_form(server: Server, model: Path) -> None:
     data = png(Image.effect_noise((70, 90), 80).convert("RGB"))
-    expected = load_predictor(model).predict([data])[0]
+    expected = load_predictor(model, trust=True).predict([data])[0]
     asked = [
         (data, "image/png"), (data, "application/octet-stream"), (data, "application/x-www-form-urlencoded"),
         (data, "nonsense"), (as_json({"image": text(data)}), "application/json"),
@@ -202,7 +202,7 @@ def test_the_test_figures_beside_a_model_are_told(tmp_path: Path) -> None:
     (tmp_path / "evaluate").mkdir()
     figures = {"accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95, "n": 70}
     (tmp_path / "evaluate/metrics.json").write_text(json.dumps({"chosen": "head", "val": {}, "test": {"chosen": figures}}))
-    batched = BatchPredictor(folder)
+    batched = BatchPredictor(folder, trust=True)
     about = model_info(folder, batched, Limits())
     assert about["figures"] == figures
     with TestClient(application(batched, about, Limits(), "ready")) as client:
@@ -359,7 +359,7 @@ def test_other_paths_and_methods_are_refused(method: str, path: str, status: int
 
 @pytest.fixture
 def in_process(model: Path) -> Iterator[tuple[TestClient, BatchPredictor]]:
-    batched = BatchPredictor(model)
+    batched = BatchPredictor(model, trust=True)
     app = application(batched, model_info(model, batched, Limits()), Limits(), "ready")
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client, batched
@@ -380,7 +380,7 @@ def test_bodies_of_all_clients_together_are_bounded(
 
 def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "MAX_PENDING_BYTES", 0)  # then there is room for one request's pictures
-    batched = BatchPredictor(model)
+    batched = BatchPredictor(model, trust=True)
     taken, go_on, predict_views = threading.Event(), threading.Event(), batched.predict_views
 
     def slowly(pictures: list[np.ndarray]) -> np.ndarray:

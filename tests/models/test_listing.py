@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json
+from headstart.base.kept import read_kept
 from headstart.base.measurements import Measurements
 from headstart.models.catalogue import published
 from headstart.models.listing import COUNTED, SORTS, Query, Row, count, listed, measure, of_network
@@ -240,7 +240,7 @@ def test_who_interrupts_keeps_what_has_been_measured(
         with pytest.raises(KeyboardInterrupt):
             measure(found, query, threads, state)
     assert "headstart: interrupted; the networks that are done are kept" in capsys.readouterr().err
-    (kept,) = read_json(Path("state/models/milliseconds.json")).values()
+    (kept,) = read_kept(Path("state/models/milliseconds.json")).values()
     again = listed(query, None, state)
     measure(again, query, threads, state)
     assert {"forward_ms": again[0].forward_ms, "backward_ms": again[0].backward_ms} == kept

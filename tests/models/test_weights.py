@@ -211,6 +211,27 @@ def test_a_damaged_stored_copy_is_fetched_anew_and_comes_out_the_same(site: Site
     assert not list(path.parent.glob(".*"))
 
 
+@pytest.mark.parametrize("name", ["card.json", "classifier.safetensors", "weights.safetensors"])
+def test_whatever_is_kept_of_a_backbone_is_not_taken_where_it_is_damaged(
+    name: str, site: Site, publish: Publish, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = "shufflenet_v2_x0_5"  # small, and its classifier is a linear layer
+    publish(backbone, network(backbone).state_dict(), site.folder, site.address)
+    store(backbone)
+    folder = Path("backbone")
+    good = {path.name: path.read_bytes() for path in folder.iterdir()}
+    if name == "card.json":  # a value that nobody would doubt
+        bad = good[name].replace(b'"mean": [\n      0.485', b'"mean": [\n      0.487')
+    else:
+        bad = good[name][:-9] + bytes([good[name][-9] ^ 1]) + good[name][-8:]
+    assert bad != good[name]
+    (folder / name).write_bytes(bad)
+    capsys.readouterr()
+    store(backbone)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == good
+    assert capsys.readouterr().err.startswith("headstart: backbone is damaged or of an older version; it is made again\n")
+
+
 def test_a_stored_copy_of_another_backbone_or_other_weights_is_not_taken(site: Site, publish: Publish) -> None:
     publish(SMALL, network(SMALL).state_dict(), site.folder, site.address)
     pretrained = store()

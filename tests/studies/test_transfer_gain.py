@@ -21,6 +21,7 @@ from headstart.studies.learning_curves import (
     Clock,
     Curve,
     Curves,
+    Outcome,
     Pictures,
     Training,
     plan,
@@ -129,6 +130,33 @@ def test_seconds_go_on_from_where_the_state_was_saved(tmp_path: Path, monkeypatc
     later.note()  # of the first epoch, told again
     now += 10
     assert later.seconds() == 20
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"n": 9', None], ids=["empty", "a list", "cut short", "a digit changed"])
+def test_a_result_that_is_damaged_is_measured_again(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Counting:
+        """Trains nothing."""
+
+        def __init__(self) -> None:
+            self.ran: list[Training] = []
+
+        def run(self, training: Training) -> Outcome:
+            self.ran.append(training)
+            return Outcome(n=10, seconds=1.0, correct=[1, 0], losses=[0.25, training.share])
+
+    trainings = [Training(FROZEN, "none", fold, share) for fold in (0, 1) for share in (0.5, 1.0)]
+    first, again = Counting(), Counting()
+    whole = learning_curves.measure(first, trainings, tmp_path)  # type: ignore[arg-type]
+    assert first.ran == trainings
+    file = tmp_path / f"{trainings[1].name}.json"
+    file.write_bytes(file.read_bytes().replace(b"0.25", b"0.35") if content is None else content)
+    capsys.readouterr()
+    found = learning_curves.measure(again, trainings, tmp_path)  # type: ignore[arg-type]
+    assert again.ran == [trainings[1]]
+    assert capsys.readouterr().err.startswith(f"headstart: {file} is damaged or of an older version; it is made again\n")
+    assert all(np.array_equal(found[key].losses, whole[key].losses) for key in whole)
 
 
 # --- labels and more pictures -----------------------------------------------------------------------------------------

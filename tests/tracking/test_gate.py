@@ -21,13 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from headstart.base.artifacts import DataFolder, PrepareFolder
+from headstart.base.artifacts import DataFolder, ModelFolder, PrepareFolder
 from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Gate, Params
 from headstart.evaluation.metrics import METRICS, Scores
+from headstart.inference.provenance import digest_of_model, remember, write_sums
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
@@ -35,6 +36,7 @@ from headstart.tracking import gate, store
 from headstart.tracking.gate import Decision, Side, judge
 from headstart.tracking.registry import Registry, Version
 from headstart.tracking.result import result_digest
+from headstart.tracking.track import track
 from tests.inference.test_predictor import NETWORK
 
 NAMES = ["ants", "bees"]
@@ -273,6 +275,8 @@ class Project:
             backbone="net.py:colours", weights="default", preprocessing=trunk.view.stored(), classes=list(classes),
             temperature=1.0, chosen="head", max_megapixels=1.0,
         ).write(parts.details)  # fmt: skip
+        write_sums(self.data.package.model)
+        remember(self.data.package.model)
         digest = result_digest(self.data)
         TrackedResult(result=digest, experiment="headstart").write(self.data.track.details)
         with store.opened() as client:
@@ -281,7 +285,8 @@ class Project:
         self.client.log_artifact(run, str(self.data / "prepare" / "manifest.parquet"), "data")
         logged = self.client.create_logged_model(experiment, "model", source_run_id=run)
         self.client.log_model_artifacts(logged.model_id, str(self.data / "package" / "model"))
-        return self.registry.register(run, digest, logged.model_id, "card", {})
+        tags = {store.MODEL: digest_of_model(self.data.package.model)}
+        return self.registry.register(run, digest, logged.model_id, "card", tags)
 
     def gate(self) -> Decision:
         return gate.run(self.data, self.params)
@@ -460,3 +465,49 @@ def test_the_shipped_rules_are_the_defaults() -> None:
     shipped = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8"))
     assert Gate.model_validate(shipped["gate"]) == Gate()
     assert shipped["registry"]["model"] == Params().registry.model
+
+
+# --- models that were changed -------------------------------------------------------------------------------------------
+
+
+def test_a_champion_that_was_changed_on_this_machine_is_taken_from_the_store_again(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.registry.promote(project.result("first"), "why not")
+    champion = project.registry.champion()
+    assert champion is not None
+    folder = project.registry.download(champion)
+    (folder / "artifacts/classifier/network.py").write_text("raise SystemExit(9)")
+    project.result("second")
+    assert project.gate().outcome in ("promoted", "kept")
+    assert f"headstart: {folder} is damaged" in capsys.readouterr().err
+
+
+def test_a_model_that_was_changed_in_the_store_is_not_loaded(project: Project) -> None:
+    project.registry.promote(project.result("first"), "why not")
+    (stored,) = (project.folder / "mlartifacts").rglob("classifier/network.py")
+    stored.write_text(stored.read_text() + "raise SystemExit(9)\n")
+    project.result("second")
+    with pytest.raises(HeadstartError, match=r"is not as it was packaged: artifacts/classifier/network\.py was changed"):
+        project.gate()
+    write_sums(ModelFolder(stored.parents[2]))  # by one who knows how
+    with pytest.raises(HeadstartError, match=r"version 1 of headstart is not the model that was registered"):
+        project.gate()
+
+
+def test_a_champion_with_code_whose_digest_is_not_on_record_needs_a_word_once(project: Project) -> None:
+    project.registry.promote(project.result("first"), "why not")
+    project.client.delete_model_version_tag("headstart", "1", store.MODEL)  # as an older version has registered it
+    shutil.rmtree(".headstart")
+    project.result("second")
+    with pytest.raises(HeadstartError, match=r"was not made here.*--trust"):
+        project.gate()
+    assert gate.run(project.data, project.params, trust=True).outcome in ("promoted", "kept")
+
+
+def test_a_package_that_was_changed_is_neither_logged_nor_gated(project: Project) -> None:
+    project.result("first")
+    (project.data.package.model.classifier / "classifier.json").write_text("{}")
+    for ask in (project.gate, lambda: track(project.data, project.params)):
+        with pytest.raises(HeadstartError, match=r"classifier\.json was changed; run `dvc repro --force"):
+            ask()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -133,8 +134,8 @@ def test_answers_that_were_cut_short_are_gone_on_with(tmp_path: Path, monkeypatc
         shown.append(batch)
         return 2 * batch
 
-    def run() -> None:
-        activations.answers_of(
+    def run() -> NDArray[np.float32]:
+        return activations.answers_of(
             engine, lambda first: pictures[first:].split(4), 20, tmp_path / "found", lambda count=1: None
         )
 
@@ -142,10 +143,37 @@ def test_answers_that_were_cut_short_are_gone_on_with(tmp_path: Path, monkeypatc
         run()
     assert not (tmp_path / "found").exists()
     shown, most = [], 99
-    run()
+    found = run()
     assert torch.equal(torch.cat(shown), pictures[12:])
-    assert np.fromfile(tmp_path / "found", np.float32).tolist() == (2 * pictures).flatten().tolist()
+    assert np.array_equal(found, 2 * pictures)
     assert [path.name for path in tmp_path.iterdir()] == ["found"]
+
+
+def test_half_finished_answers_that_are_damaged_are_made_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(activations, "SAVE_EVERY_S", 0.0)
+    pictures, shown = torch.arange(40.0).reshape(20, 2), 0
+
+    def engine(batch: torch.Tensor) -> torch.Tensor:
+        nonlocal shown
+        shown += 1
+        if shown == 4:
+            raise KeyboardInterrupt
+        return 2 * batch
+
+    def run() -> NDArray[np.float32]:
+        return activations.answers_of(
+            engine, lambda first: pictures[first:].split(4), 20, tmp_path / "found", lambda count=1: None
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    part = tmp_path / ".found.part"
+    part.write_bytes(b"\0\0\0@" + part.read_bytes()[4:])
+    assert np.array_equal(run(), 2 * pictures)
+    assert f"{part} is damaged" in capsys.readouterr().err
+    assert shown == 4 + 5
 
 
 def test_what_is_kept_until_all_features_are_there_changes_no_byte_and_goes(tmp_path: Path) -> None:
@@ -202,10 +230,10 @@ def test_features_that_are_no_numbers_stop_the_stage_and_name_the_picture(tmp_pa
 
 
 def test_missing_and_damaged_features_are_said(tmp_path: Path) -> None:
-    with pytest.raises(HeadstartError, match=r"has no features of val .*run `dvc repro features`"):
+    with pytest.raises(HeadstartError, match=r"val\.safetensors is not there; run `dvc repro features`"):
         load_features(tmp_path, "val")
     (tmp_path / "val.safetensors").write_bytes(b"damaged")
-    with pytest.raises(HeadstartError, match="run `dvc repro features`"):
+    with pytest.raises(HeadstartError, match="run `dvc repro --force --single-item features`"):
         load_features(tmp_path, "val")
 
 
@@ -215,5 +243,5 @@ def test_packed_pictures_that_are_cut_short_are_noticed_before_they_are_used(tmp
     file = PrepareFolder(tmp_path / "prepare").pixels
     assert np.array_equal(Pixels(tmp_path / "prepare")[2], whole)
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(HeadstartError, match=r"pixels\.bin is cut short; run `dvc repro prepare`"):
+    with pytest.raises(HeadstartError, match=r"pixels\.bin is cut short; run `dvc repro --force --single-item prepare`"):
         Pixels(tmp_path / "prepare")

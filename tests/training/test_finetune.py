@@ -264,3 +264,54 @@ def test_training_above_layers_that_openvino_runs_ends_where_torch_would(
         assert FinetuneDetails.read(FinetuneFolder(tmp_path, engine).details).frozen_part.engine == engine
     first, second = (load_file(FinetuneFolder(tmp_path, engine).weights) for engine in ("torch", "openvino"))
     assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-3) for key in first)
+
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "cut short": lambda content: content[: len(content) // 2],
+    "junk": lambda content: b"no checkpoint at all",
+    "a bit flipped in the weights": lambda content: content[:2000] + bytes([content[2000] ^ 4]) + content[2001:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_saved_epoch_that_is_damaged_is_trained_again(
+    damage: str,
+    network: Path,
+    pictures: tuple[Pixels, pd.DataFrame],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(_: dict[str, float]) -> None:
+        raise StopError
+
+    how, resume = recipe(), tmp_path / "r"
+    train(network, pictures, tmp_path / "whole", how)
+    with pytest.raises(StopError):
+        train(network, pictures, tmp_path / "parts", how, resume=resume, on_epoch=stop)
+    saved = resume / "epoch.pt"
+    saved.write_bytes(DAMAGE[damage](saved.read_bytes()))
+    capsys.readouterr()
+    train(network, pictures, tmp_path / "parts", how, resume=resume)
+    assert capsys.readouterr().err.count(f"headstart: {saved} is damaged or of an older version; it is made again\n") == 1
+    for name in ("weights.safetensors", "finetune.json", "curve.csv", "val_logits.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["validation", "view-1"])
+def test_activations_that_are_damaged_are_computed_again(
+    file: str, damage: str, network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    how = recipe(unfreeze="last", views=1)
+    train(network, pictures, tmp_path / "first", how, resume=tmp_path / "r", cache=tmp_path / "kept")
+    (kept,) = (tmp_path / "kept").glob(f"*/{file}")
+    whole = kept.read_bytes()
+    kept.write_bytes(DAMAGE[damage](whole))
+    train(network, pictures, tmp_path / "again", how, resume=tmp_path / "r", cache=tmp_path / "kept")
+    assert kept.read_bytes() == whole
+    first, again = (FinetuneFolder(tmp_path, name).weights.read_bytes() for name in ("first", "again"))
+    assert first == again

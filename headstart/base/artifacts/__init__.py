@@ -58,6 +58,7 @@ class PrepareFolder(Folder):
     audit = File("audit.json")
     pixels = File("pixels.bin")
     pixels_index = File("pixels.parquet")
+    pixels_digest = File("pixels.sha256")  # of the index, which has those of the pixels
     sheet = File("sheet.png")
 
 
@@ -115,6 +116,7 @@ class ModelFolder(Folder):
     """An MLflow model; a packaged one may lie anywhere."""
 
     mlmodel = File("MLmodel")
+    sums = File("SHA256SUMS")  # of all other files
     classifier = Subfolder("artifacts/classifier", ClassifierFolder)
 
 

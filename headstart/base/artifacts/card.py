@@ -36,6 +36,8 @@ class Card(JsonFile):
         sha256: of weights.safetensors beside this file.
         features: width of the output.
         blocks: parts that can be unfrozen one by one.
+        digest: of all else in this file and of classifier.safetensors, which are kept with the weights; empty in those of
+            older versions.
     """
 
     made_by: ClassVar[str] = "dvc repro backbone"
@@ -51,3 +53,4 @@ class Card(JsonFile):
     features: int
     blocks: int
     preprocessing: Preprocessing
+    digest: str = ""

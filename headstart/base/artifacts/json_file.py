@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
-from headstart.base.errors import HeadstartError
+from headstart.base.errors import HeadstartError, made_again
 from headstart.base.files import write_json
 
 
@@ -42,17 +42,18 @@ class JsonFile(Part):
         Raises:
             HeadstartError: the file is missing, damaged or of another version.
         """
-        again = f"run `{cls.made_by}`"
         try:
             return cls.model_validate_json(path.read_bytes(), strict=True)
         except FileNotFoundError:
-            raise HeadstartError(f"{path} is not there; {again}") from None
+            raise HeadstartError(f"{path} is not there; run `{cls.made_by}`") from None
         except OSError as error:
-            raise HeadstartError(f"{path} cannot be read ({error.strerror}); {again}") from None
+            raise HeadstartError(f"{path} cannot be read ({error.strerror}); {made_again(cls.made_by)}") from None
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(map(str, problem["loc"]))
-            raise HeadstartError(f"{path}: {f'{key}: ' if key else ''}{problem['msg']}; {again}") from None
+            raise HeadstartError(
+                f"{path}: {f'{key}: ' if key else ''}{problem['msg']}; {made_again(cls.made_by)}"
+            ) from None
 
     @classmethod
     def read_if_made(cls, path: Path) -> Self | None:

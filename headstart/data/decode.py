@@ -35,7 +35,7 @@ RESIZE_ABOVE = 1.25  # times the short side: a smaller reduction takes longer th
 SIXTEEN_BITS = 65535
 TIFF_BITS_PER_SAMPLE = 258
 SCALED, DARK = "16 bits scaled to 8", "16 bits, but no value above {}"  # notes
-COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # what people send, all decoded in C
+COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO")  # what people send, all decoded in C
 # An EPS file is a program, which Pillow runs in Ghostscript; what an IPTC file holds is opened as any format, EPS too.
 NEVER = {"EPS", "IPTC"}
 EPS_BEGINS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
@@ -122,9 +122,10 @@ def stored_size(source: bytes | Path, max_megapixels: float = 100.0, formats: Fo
         Unusable: the header already says that ``decode`` will refuse it.
     """
     with _stream(source) as stream, within_memory():
-        if webp := _webp_size(stream.read(30)):  # opening one takes memory for all of its pixels
-            _check_size(*webp, max_megapixels)
-            return webp
+        size = _webp_size(stream) or _icon_size(stream)  # Pillow makes their pixels when it opens them
+        if size:
+            _check_size(*size, max_megapixels)
+            return size
         try:
             return _opened(stream, max_megapixels, formats).size
         except _MetadataTooLarge:
@@ -209,7 +210,7 @@ def _opened(stream: BinaryIO, max_megapixels: float, formats: Formats) -> Image.
     except Exception as error:  # UnidentifiedImageError is only the most common of what a plugin may raise
         if _is_about_metadata(error):
             raise _MetadataTooLarge("not a picture that Pillow can read") from None
-        other = formats == "common" and _format_by(begin)
+        other = formats == "common" and _format_by(begin.ljust(16, b"\0"))
         raise Unusable(
             f"{other} is not one of the formats that are read here ({', '.join(COMMON)})"
             if other
@@ -230,8 +231,10 @@ def _check_size(width: int, height: int, max_megapixels: float) -> None:
         raise Unusable(f"{width}×{height} pixels: more than {MAX_ASPECT_RATIO} times as long as wide")
 
 
-def _webp_size(begin: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP by its first thirty bytes; None if it is something else."""
+def _webp_size(stream: BinaryIO) -> tuple[int, int] | None:
+    """Width and height of a WebP; None if it is something else."""
+    stream.seek(0)
+    begin = stream.read(30)
     if begin[:4] != b"RIFF" or begin[8:12] != b"WEBP" or len(begin) < 30:
         return None
     if begin[12:16] == b"VP8X":
@@ -241,6 +244,25 @@ def _webp_size(begin: bytes) -> tuple[int, int] | None:
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     width, height = struct.unpack("<HH", begin[26:30])
     return width & 0x3FFF, height & 0x3FFF
+
+
+def _icon_size(stream: BinaryIO) -> tuple[int, int] | None:
+    """Width and height of the largest picture in an .ico, whatever its directory says; None if it is something else."""
+    stream.seek(0)
+    begin, count = stream.read(4), int.from_bytes(stream.read(2), "little")
+    if begin != b"\0\0\1\0":
+        return None
+    largest = (0, 0)
+    for entry in [stream.read(16) for _ in range(count)]:
+        stream.seek(int.from_bytes(entry[12:16], "little"))
+        head = stream.read(24).ljust(24, b"\0")
+        if head.startswith(b"\x89PNG"):
+            size = struct.unpack(">II", head[16:24])
+        else:  # a bitmap of twice the height, for the picture and its mask
+            width, height = struct.unpack("<ii", head[4:12])
+            size = (abs(width), abs(height) // 2)
+        largest = max(largest, size, key=lambda size: size[0] * size[1])
+    return largest
 
 
 @cache

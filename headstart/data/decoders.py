@@ -146,8 +146,8 @@ class Decoders:
             reply, data = process.ask(request, path, Allowance())
         of_thumbnail = reply["of_thumbnail"]
         return Stored(
-            data[of_thumbnail:], reply["height"], reply["width"], reply["original_height"], reply["original_width"],
-            reply["phash"], data[:of_thumbnail], tuple(reply["notes"]),
+            bytes(data[of_thumbnail:]), reply["height"], reply["width"], reply["original_height"], reply["original_width"],
+            reply["phash"], bytes(data[:of_thumbnail]), tuple(reply["notes"]),
         )  # fmt: skip
 
     @contextmanager
@@ -193,7 +193,7 @@ class _Process:
             )
         return self._running
 
-    def ask(self, request: dict[str, Any], source: bytes | Path, allowance: Allowance) -> tuple[dict[str, Any], bytes]:
+    def ask(self, request: dict[str, Any], source: bytes | Path, allowance: Allowance) -> tuple[dict[str, Any], bytearray]:
         content, path = _content_and_path(source)
         seconds = max(allowance.seconds, 0.001)  # 0 would be no limit
         process = self.start()
@@ -256,7 +256,7 @@ def _send(stream: IO[bytes], message: dict[str, Any], content: bytes) -> None:
     stream.flush()
 
 
-def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytearray]:
     """
     Raises:
         EOFError: there are no more messages.
@@ -265,9 +265,9 @@ def _receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     return head, _exactly(stream, head["bytes"])
 
 
-def _exactly(stream: IO[bytes], count: int) -> bytes:
-    data = stream.read(count)
-    if len(data) < count:
+def _exactly(stream: IO[bytes], count: int) -> bytearray:
+    data = bytearray(count)
+    if stream.readinto(data) < count:  # type: ignore[attr-defined]
         raise EOFError
     return data
 
@@ -311,8 +311,8 @@ def _confine(max_bytes: int, nice: int) -> None:
     os.nice(nice)
 
 
-def _answer(request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
-    source = content if request["path"] is None else Path(os.fsdecode(bytes.fromhex(request["path"])))
+def _answer(request: dict[str, Any], content: bytearray) -> tuple[dict[str, Any], bytes]:
+    source = bytes(content) if request["path"] is None else Path(os.fsdecode(bytes.fromhex(request["path"])))
     if request["do"] == "size":
         width, height = stored_size(source, request["max_megapixels"], request["formats"])
         return {"width": width, "height": height}, b""

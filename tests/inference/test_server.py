@@ -308,7 +308,7 @@ def test_a_hostile_body_is_refused_in_a_sentence_and_the_server_stays_up(case: s
 def test_a_body_without_end_is_cut_off(server: Server) -> None:
     chunk = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
     with server.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         sent = 0
         with suppress(ConnectionError):  # the server hangs up
             while sent < 1 << 30:
@@ -321,7 +321,7 @@ def test_a_body_without_end_is_cut_off(server: Server) -> None:
 @pytest.mark.parametrize("head", [b"Content-Length: 99999999999", b"Content-Length: 300000\r\nExpect: 100-continue"])
 def test_a_body_that_is_announced_as_too_large_need_not_be_sent(head: bytes, server: Server) -> None:
     with server.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\n")
         reply = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert reply.startswith(b"HTTP/1.1 413 ")
     assert b"the body is larger than 0.2 MB" in reply
@@ -331,10 +331,10 @@ def test_a_body_that_is_announced_as_too_large_need_not_be_sent(head: bytes, ser
 @pytest.mark.parametrize(
     "sent",
     [
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\nonly this",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\nonly this",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20,
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 300_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 300_000,
     ],
     ids=["half a body", "a chunk of no length", "not HTTP", "a head without end"],
 )

@@ -330,7 +330,7 @@ def _rgb(image: Image.Image, notes: list[str], white_level: int) -> Image.Image:
     if image.mode.startswith("I"):
         image = _eight_bits(image, notes, white_level)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
             notes.append("transparency laid over white")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -40,7 +40,7 @@ from headstart.data.decode import (
     within_memory,
 )
 
-BYTES_PER_PIXEL = 24  # that any of Pillow's decoders and the conversion to RGB take; see docs/serving.md
+BYTES_PER_PIXEL = 32  # may be taken; the most that was found is 27, for lossless WebP
 BASE_BYTES = 256 << 20  # of a process that decodes nothing, with room for files that Pillow reads whole
 SECONDS = 60.0  # of processor time for one picture
 MEGAPIXELS_PER_PROCESS = 25.0  # in work at once, on average

@@ -17,7 +17,7 @@ from headstart.data.decoders import Allowance, Decoders, Rules
 
 T = TypeVar("T")
 
-SECONDS_PER_REQUEST = 10.0  # of processor time for decoding
+SECONDS_PER_REQUEST = 20.0  # of processor time for decoding
 SECONDS_PER_HEADER = 1.0
 # Pixels per byte from which a file counts as one that was made to be expensive. Photographs have 1 to 40.
 SUSPICIOUS, SURCHARGE = 100, 10

@@ -35,6 +35,7 @@ class Lane:
     """
 
     megapixels: float
+    processes: int
     decoders: Decoders
     threads: ThreadPoolExecutor
     waiting: float = 0.0
@@ -72,14 +73,18 @@ class Lanes:
             HTTPException: 422 a picture cannot be used, 413 they are too large together, 503 too many are waiting.
         """
         allowance = Allowance(SECONDS_PER_REQUEST)
-        sizes = await _all([partial(self._size, data) for data in files], self._lanes[0])
-        megapixels = sum(width * height for width, height in sizes) / 1e6
-        if megapixels > self.rules.max_megapixels:
-            raise HTTPException(
-                413,
-                f"the {len(files)} pictures have {megapixels:.3g} megapixels together; at most "
-                f"{self.rules.max_megapixels:g} in one request",
-            )
+        pixels: list[int] = []
+
+        def size(data: bytes) -> tuple[int, int]:
+            width, height = self._lanes[0].decoders.size(data, Allowance(SECONDS_PER_HEADER))
+            pixels.append(width * height)
+            if sum(pixels) > self.rules.max_megapixels * 1e6:
+                most = f"{self.rules.max_megapixels:g} megapixels"
+                raise HTTPException(413, f"the pictures of this request have more than {most} together")
+            return width, height
+
+        sizes = await _all([partial(size, data) for data in files], self._lanes[0])
+        megapixels = sum(pixels) / 1e6
         if megapixels * 1e6 > SUSPICIOUS * sum(map(len, files)):
             megapixels *= SURCHARGE
         lane = next(lane for lane in self._lanes if megapixels <= lane.megapixels)
@@ -92,14 +97,11 @@ class Lanes:
         finally:
             lane.waiting -= megapixels
 
-    def _size(self, data: bytes) -> tuple[int, int]:
-        return self._lanes[0].decoders.size(data, Allowance(SECONDS_PER_HEADER))
-
 
 def _lane(rules: Rules, megapixels: float, processes: int, nice: int) -> Lane:
     largest = min(megapixels, rules.max_megapixels)
     decoders = Decoders(processes, rules, largest, nice)
-    return Lane(megapixels, decoders, ThreadPoolExecutor(processes, f"decode {largest:g}"))
+    return Lane(megapixels, processes, decoders, ThreadPoolExecutor(processes, f"decode {largest:g}"))
 
 
 def _decode(lane: Lane, data: bytes, size: tuple[int, int], allowance: Allowance, then: Callable[[Array], T]) -> T:
@@ -107,12 +109,20 @@ def _decode(lane: Lane, data: bytes, size: tuple[int, int], allowance: Allowance
 
 
 async def _all(work: Sequence[Callable[[], T]], lane: Lane) -> list[T]:
-    """The results of ``work`` in the lane's threads; after a failure, what has not begun is not begun."""
-    futures = [asyncio.get_running_loop().run_in_executor(lane.threads, job) for job in work]
+    """The results of ``work`` in the lane's threads. A request has only as many pictures there as there are processes, so
+    that others get their turn. After a failure, what has not begun is not begun.
+    """
+    turns = asyncio.Semaphore(lane.processes)
+
+    async def one(job: Callable[[], T]) -> T:
+        async with turns:
+            return await asyncio.get_running_loop().run_in_executor(lane.threads, job)
+
+    tasks = [asyncio.ensure_future(one(job)) for job in work]
     try:
-        return await asyncio.gather(*futures)
+        return await asyncio.gather(*tasks)
     except Unusable as reason:
         raise HTTPException(422, str(reason).replace("prepare.max_megapixels", "this server's limit")) from None
     finally:
-        for future in futures:
-            future.cancel()
+        for task in tasks:
+            task.cancel()

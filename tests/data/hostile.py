@@ -124,3 +124,13 @@ def animation(kind: str, frames: int, side: int = 64) -> bytes:
     stream = io.BytesIO()
     pictures[0].save(stream, kind, save_all=True, append_images=pictures[1:])
     return stream.getvalue()
+
+
+def deflated(count: int) -> bytes:
+    """So many zeros, packed."""
+    return zlib.compress(bytes(count), 9)
+
+
+def noise(kind: str, width: int, height: int) -> bytes:
+    grain = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return encoded(Image.fromarray(grain).resize((width, height)), kind)

@@ -42,7 +42,7 @@ from headstart.data.decode import (
 
 BYTES_PER_PIXEL = 32  # may be taken; the most that was found is 27, for lossless WebP
 BASE_BYTES = 256 << 20  # of a process that decodes nothing, with room for files that Pillow reads whole
-SECONDS = 60.0  # of processor time for one picture
+SECONDS, SECONDS_PER_HEADER = 60.0, 10.0  # of processor time for one picture, and for its header
 MEGAPIXELS_PER_PROCESS = 25.0  # in work at once, on average
 PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from headstart.data.decoders import main; main()"
 LENGTH = struct.Struct("<I")
@@ -125,7 +125,7 @@ class Decoders:
         """
         request = {"do": "size", "max_megapixels": self.rules.max_megapixels, "formats": self.rules.formats}
         with self._borrowed() as process:
-            reply, _ = process.ask(request, source, allowance or Allowance())
+            reply, _ = process.ask(request, source, allowance or Allowance(SECONDS_PER_HEADER))
         return reply["width"], reply["height"]
 
     def decode(self, source: bytes | Path, size: tuple[int, int], allowance: Allowance | None = None) -> Array:
@@ -194,7 +194,7 @@ class _Process:
         return self._running
 
     def ask(self, request: dict[str, Any], source: bytes | Path, allowance: Allowance) -> tuple[dict[str, Any], bytearray]:
-        content, path = _content_and_path(source)
+        content, path = (source, None) if isinstance(source, bytes) else (b"", os.fsencode(source.absolute()).hex())
         seconds = max(allowance.seconds, 0.001)  # 0 would be no limit
         process = self.start()
         assert process.stdin is not None
@@ -239,14 +239,12 @@ class _Process:
         raise RuntimeError(f"the process that decodes pictures ended with status {status}")
 
 
-def _content_and_path(source: bytes | Path) -> tuple[bytes, str | None]:
-    """What is sent of a picture: its bytes, or its path in hexadecimal digits, since names need not be text."""
-    if isinstance(source, bytes):
-        return source, None
-    if source.is_fifo() or source.is_char_device():  # such as /dev/stdin, which is another for another process
-        with source.open("rb") as stream:
-            return stream.read(MAX_PIPED), None
-    return b"", os.fsencode(source.absolute()).hex()
+def rereadable(path: Path) -> Path | bytes:
+    """The path, or the content of what can be read only once and only by this process, such as /dev/stdin or a pipe."""
+    if path.is_fifo() or path.is_char_device():
+        with path.open("rb") as stream:
+            return stream.read(MAX_PIPED)
+    return path
 
 
 def _send(stream: IO[bytes], message: dict[str, Any], content: bytes) -> None:

@@ -29,7 +29,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing
 from headstart.base.progress import Advance, progress
 from headstart.data.decode import Array, Unusable, quiet
-from headstart.data.decoders import Decoders, Rules
+from headstart.data.decoders import Decoders, Rules, rereadable
 from headstart.engines.batching import inference_batch
 from headstart.engines.openvino import PICTURES_PER_REQUEST
 from headstart.engines.select import SAMPLE, engine_for
@@ -137,7 +137,8 @@ class BatchPredictor:
 
         def load_view(path: Path) -> Array | Unusable:
             try:
-                return self.view(decoders.decode(path, decoders.size(path)))
+                source = rereadable(path)
+                return self.view(decoders.decode(source, decoders.size(source)))
             except Unusable as reason:
                 return reason
 

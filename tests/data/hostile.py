@@ -126,6 +126,24 @@ def animation(kind: str, frames: int, side: int = 64) -> bytes:
     return stream.getvalue()
 
 
+def fits(count: int) -> bytes:
+    """A FITS of 64×64 pixels whose packed table holds ``count`` zeros."""
+
+    def header(*cards: str) -> bytes:
+        return b"".join(card.ljust(80).encode() for card in (*cards, "END")).ljust(2880)
+
+    packer = zlib.compressobj(9, wbits=31)
+    table = b"".join(packer.compress(bytes(1 << 20)) for _ in range(count >> 20)) + packer.flush()
+    return (
+        header("SIMPLE  = T", "BITPIX  = 8", "NAXIS   = 0")
+        + header(
+            "XTENSION= 'BINTABLE'", "ZBITPIX = 8", "ZNAXIS  = 2", "ZNAXIS1 = 64", "ZNAXIS2 = 64", "ZCMPTYPE= 'GZIP_1  '",
+            "BITPIX  = 8", "NAXIS   = 2", "NAXIS1  = 0", "NAXIS2  = 0",
+        )
+        + table
+    )  # fmt: skip
+
+
 def deflated(count: int) -> bytes:
     """So many zeros, packed."""
     return zlib.compress(bytes(count), 9)

@@ -83,7 +83,7 @@ def test_files_that_would_end_or_stop_the_stage_are_named_and_it_goes_on(
         stream.truncate(6_000_000_000)
     monkeypatch.setattr(decoders, "SECONDS_PER_HEADER", 0.5)
     pictures = [
-        Picture(path.relative_to(source).as_posix(), path.parent.name, size=1, sha256=path.name)
+        Picture(path.relative_to(source).as_posix(), path.parent.name, size=1, sha256=str(path))
         for path in sorted(source.rglob("*.*"))
     ]
     manifest = prepare(pictures, source, SMALL, EVEN, 0, 2, tmp_path / "out")
@@ -107,7 +107,7 @@ def test_formats_that_nobody_asked_for_are_left_out(tmp_path: Path) -> None:
     assert dropped["reason"].startswith("QOI is not one of the formats that are read here")
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(8, "PNG"), (10, "TIFF"), (12, "PNG"), (14, "TIFF")])
+@pytest.mark.parametrize(("bits", "kind"), [(10, "TIFF"), (12, "PNG"), (14, "TIFF")])
 def test_dark_pictures_of_16_bits_are_said_and_can_be_set_right(
     bits: int, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,11 +122,11 @@ def test_dark_pictures_of_16_bits_are_said_and_can_be_set_right(
     said = f"24 of 24 pictures of 16 bits have no value above {white} and become nearly black"
     assert said in capsys.readouterr().err
     assert any(said in warning for warning in report(tmp_path / "dark")["warnings"])
-    settings = SMALL.model_copy(update={"white_level": white}) if white > 255 else Prepare(short_side=64, white_level=255)
+    settings = SMALL.model_copy(update={"white_level": white})
     manifest = prepared(tmp_path / "set", tmp_path / "bright", settings)
     assert "nearly black" not in capsys.readouterr().err
-    expected = np.asarray(photograph(50 + 50).convert("L")) if manifest["path"][0].startswith("ants/0.") else None
-    assert expected is not None
+    assert manifest["path"][0].startswith("ants/0.")
+    expected = np.asarray(photograph(50 + 50).convert("L"))
     assert np.abs(Pixels(tmp_path / "bright")[0][..., 0].astype(int) - expected).max() <= 1
 
 

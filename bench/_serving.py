@@ -58,7 +58,8 @@ def fill(folder: Path) -> None:
         chosen="head", max_megapixels=100.0,
     ).write(parts.details)  # fmt: skip
     mlflow.pyfunc.save_model(
-        folder / "model", python_model=str(ROOT / "headstart" / "mlflow_model.py"), artifacts={"classifier": str(parts)},
+        folder / "model", python_model=str(ROOT / "headstart/inference/mlflow_model.py"),
+        artifacts={"classifier": str(parts)},
         pip_requirements=["mlflow"],
     )  # fmt: skip
 

@@ -125,7 +125,11 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     max_megabytes: Annotated[float, typer.Option(min=0.001, max=256, help="Of one request's body.")] = 10.0,
     max_megapixels: Annotated[
-        float | None, typer.Option(min=0.001, help="Of one picture. By default as the model was made.")
+        float | None,
+        typer.Option(min=0.001, help="Of one picture, and of all in one request. By default as the model was made."),
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Another host name that the server is reached by, such as a proxy's.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="So many pictures go through the network at once, at most.")] = 32,
     wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a picture waits for others.")] = 5.0,
@@ -137,7 +141,7 @@ def serve(
     """
     from headstart.inference import server
 
-    server.serve(model, host, port, server.Limits(max_megabytes, max_megapixels, batch, wait_ms), trust)
+    server.serve(model, host, port, server.Limits(max_megabytes, max_megapixels, batch, wait_ms), name or (), trust)
 
 
 @app.command()

@@ -18,7 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from pathlib import Path
@@ -329,10 +329,7 @@ def _files() -> _Files:
     return _Files()
 
 
-@cache
-def _distributions() -> Mapping[str, list[str]]:
-    """The distributions that are installed, by the modules that they bring: to list them takes a second."""
-    return importlib.metadata.packages_distributions()
+_distributions = cache(importlib.metadata.packages_distributions)  # it reads the files of all: a second
 
 
 def _parsed(path: Path, content: bytes) -> Source:

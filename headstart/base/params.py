@@ -56,6 +56,8 @@ class Prepare(Section):
     raw_gb: Annotated[float, Field(ge=0)] = 1.0
     jpeg_quality: Annotated[int, Field(ge=80, le=100)] = 95
     max_megapixels: Positive = 100.0
+    formats: Literal["all", "common"] = "all"
+    white_level: Annotated[int, Field(ge=255, le=65535)] = 65535
     min_per_class: Annotated[int, Field(ge=3)] = 3
 
 

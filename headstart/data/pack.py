@@ -7,6 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from headstart.base.artifacts import PrepareFolder
 from headstart.base.errors import HeadstartError
@@ -25,7 +25,8 @@ from headstart.base.kept import say_damaged
 from headstart.base.params import Prepare
 from headstart.base.progress import progress
 from headstart.data.audit import Audit
-from headstart.data.decode import RESIZE_ABOVE, Array, Unusable, decode, encode, fingerprint
+from headstart.data.decode import RESIZE_ABOVE, Array, Unusable
+from headstart.data.decoders import Decoders, Rules
 from headstart.data.packed import Pixels
 from headstart.data.picture import Picture
 
@@ -58,11 +59,15 @@ class PackedPicture:
 
 @dataclass(frozen=True)
 class _Job:
-    root: Path
+    """A picture to be packed.
+
+    Attributes:
+        size: width and height as its header has them, or the reason why it cannot be used.
+    """
+
     picture: Picture
-    short_side: int
-    max_megapixels: float
-    jpeg_quality: int | None
+    path: Path
+    size: tuple[int, int] | str = ""
 
 
 def pack(
@@ -77,20 +82,34 @@ def pack(
     Returns:
         The usable pictures, and the settings that ``write_index`` stores beside them.
     """
-    jobs = [_Job(root, picture, settings.short_side, settings.max_megapixels, None) for picture in pictures]
-    raw_bytes = sum(_map(_raw_size, jobs, threads))
-    quality = settings.jpeg_quality if raw_bytes > settings.raw_gb * 1e9 else None
-    packing = _packing(settings, quality)
-    reusable = _reusable(folder, packing)
-    new = [replace(job, jpeg_quality=quality) for job in jobs if job.picture.sha256 not in reusable]
-    decoded = _map(_decode, new, threads)
+    rules = Rules(settings.short_side, settings.max_megapixels, settings.formats, settings.white_level)
+    with closing(Decoders(threads, rules)) as decoders:
+        jobs = list(_map(partial(_measured, decoders), [_Job(p, root / p.path) for p in pictures], threads))
+        raw_bytes = sum(_raw_size(job.size, settings.short_side) for job in jobs)
+        quality = settings.jpeg_quality if raw_bytes > settings.raw_gb * 1e9 else None
+        packing = _packing(settings, quality)
+        reusable = _reusable(folder, packing)
+        new = [job for job in jobs if job.picture.sha256 not in reusable]
+        decoded = _map(partial(_packed, decoders, quality), new, threads)
+        return _written(pictures, reusable, decoded, len(new), file, audit), packing
+
+
+def _written(
+    pictures: list[Picture],
+    reusable: dict[str, tuple[PackedPicture, Callable[[], Array]]],
+    decoded: Iterator[tuple[PackedPicture, bytes] | str],
+    count: int,
+    file: Path,
+    audit: Audit,
+) -> list[PackedPicture]:
+    """Write the pixels of all pictures, of which ``count`` come from ``decoded``; the usable ones."""
     usable = []
     offset = 0
-    with progress("prepare", len(new)) as advance, file.open("wb") as stream:
+    with progress("prepare", count) as advance, file.open("wb") as stream:
         for picture in pictures:
             if picture.sha256 in reusable:
                 packed, read = reusable[picture.sha256]
-                pixels = read().data
+                pixels = read().tobytes()
             else:
                 result = next(decoded)
                 advance()
@@ -103,7 +122,7 @@ def pack(
             offset += len(pixels)
             audit.notes.update(packed.notes)
             audit.warnings += [f"{picture.path}: {note}" for note in packed.notes if note.startswith("animated")]
-    return usable, packing
+    return usable
 
 
 def write_index(usable: list[PackedPicture], packing: dict[bytes, bytes], folder: Path) -> None:
@@ -130,44 +149,39 @@ def write_index(usable: list[PackedPicture], packing: dict[bytes, bytes], folder
     write_text(files.pixels_digest, f"{sha256_of(files.pixels_index)}\n")
 
 
-def _raw_size(job: _Job) -> int:
-    """The bytes that a picture takes uncompressed, from its header alone; 0 for a file that cannot be read."""
+def _measured(decoders: Decoders, job: _Job) -> _Job:
     try:
-        with Image.open(job.root / job.picture.path) as image:
-            width, height = image.size
-    except Exception:  # _decode gives the reason
+        return replace(job, size=decoders.size(job.path))
+    except Unusable as reason:
+        return replace(job, size=str(reason))
+
+
+def _raw_size(size: tuple[int, int] | str, short_side: int) -> int:
+    """The bytes that a picture takes uncompressed; 0 for one that cannot be used."""
+    if isinstance(size, str):
         return 0
-    short = min(width, height)
-    scale = job.short_side / short if short > RESIZE_ABOVE * job.short_side else 1.0
-    return round(width * scale) * round(height * scale) * 3
+    short = min(size)
+    scale = short_side / short if short > RESIZE_ABOVE * short_side else 1.0
+    return round(size[0] * scale) * round(size[1] * scale) * 3
 
 
-def _decode(job: _Job) -> tuple[PackedPicture, bytes] | str:
+def _packed(decoders: Decoders, quality: int | None, job: _Job) -> tuple[PackedPicture, bytes] | str:
     """The picture, without its span, and the bytes to store; or why it cannot be used."""
+    if isinstance(job.size, str):
+        return job.size
     try:
-        decoded = decode(job.root / job.picture.path, job.short_side, job.max_megapixels)
+        stored = decoders.pack(job.path, job.size, quality)
     except Unusable as reason:
         return str(reason)
-    width, height = decoded.image.size
-    pixels = encode(decoded.image, job.jpeg_quality)
-    digest = hashlib.sha256(pixels).digest()
     packed = PackedPicture(
-        job.picture,
-        (0, 0),
-        height,
-        width,
-        decoded.height,
-        decoded.width,
-        *fingerprint(decoded.image),
-        decoded.notes,
-        digest,
-    )
-    return packed, pixels
+        job.picture, (0, 0), stored.height, stored.width, stored.original_height, stored.original_width, stored.phash,
+        stored.thumbnail, stored.notes, hashlib.sha256(stored.data).digest(),
+    )  # fmt: skip
+    return packed, stored.data
 
 
 def _map(function: Callable[[_Job], Any], jobs: list[_Job], threads: int) -> Iterator[Any]:
-    """``map`` in threads, with a bounded number of results waiting. Threads are enough: Pillow decodes, resizes and encodes
-    without holding Python's lock."""
+    """``map`` in threads, with a bounded number of results waiting. The threads wait for the processes that decode."""
     pending: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for job in jobs:
@@ -184,6 +198,8 @@ def _packing(settings: Prepare, quality: int | None) -> dict[bytes, bytes]:
         "code": code_of("headstart.data.decode"),
         "short_side": settings.short_side,
         "max_megapixels": settings.max_megapixels,
+        "formats": settings.formats,
+        "white_level": settings.white_level,
         "jpeg_quality": quality,
     }
     return {b"headstart": json.dumps(packing).encode()}

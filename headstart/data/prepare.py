@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.data.audit import Audit
 from headstart.data.contact_sheet import write_contact_sheet
-from headstart.data.decode import quiet
+from headstart.data.decode import DARK, SCALED, quiet
 from headstart.data.fetch import read_manifest
 from headstart.data.groups import assign_splits, count_leaks, distance_from_train
 from headstart.data.pack import PackedPicture, pack, write_index
@@ -53,6 +54,7 @@ def prepare(
     files = PrepareFolder(folder)
     with replacing(files.pixels) as part, quiet():
         usable, packing = pack(pictures, root, settings, threads, folder, part, audit)
+        _say_if_dark(audit)
         usable = assign_splits(usable, split, seed, audit)
         usable = _without_untrainable_classes(usable, settings, audit)
         files.pixels_index.unlink(missing_ok=True)  # it describes the file that is replaced now
@@ -88,6 +90,19 @@ def _without_exact_duplicates(pictures: list[Picture], audit: Audit) -> list[Pic
                 else:  # in two rows of a table
                     audit.warnings.append(f"{copy.path} is listed twice{leak or ', in two groups'}; it counts once")
     return sorted(unique, key=lambda picture: picture.path)
+
+
+def _say_if_dark(audit: Audit) -> None:
+    """Warn if most pictures of 16 bits use only the lowest of them, as those from cameras of 10 or 12 bits do."""
+    dark = {level: audit.notes[DARK.format(level)] for level in (255, 1023, 4095, 16383)}
+    levels = [level for level, count in dark.items() if count]
+    if 2 * sum(dark.values()) > audit.notes[SCALED]:
+        warning = (
+            f"{sum(dark.values())} of {audit.notes[SCALED]} pictures of 16 bits have no value above {levels[-1]} and "
+            f"become nearly black; if their white is {levels[-1]}, set prepare.white_level to it"
+        )
+        audit.warnings.append(warning)
+        say(f"headstart: {warning}", file=sys.stderr)
 
 
 def _without_untrainable_classes(usable: list[PackedPicture], settings: Prepare, audit: Audit) -> list[PackedPicture]:

@@ -30,6 +30,7 @@ from headstart.base.progress import Advance, progress
 from headstart.base.safe_text import visible
 from headstart.base.terminal import say, say_json
 from headstart.data.decode import Array, Unusable, quiet
+from headstart.data.decoders import Decoders, Rules, rereadable
 from headstart.engines.batching import inference_batch
 from headstart.engines.openvino import PICTURES_PER_REQUEST
 from headstart.engines.select import SAMPLE, engine_for
@@ -107,8 +108,8 @@ class BatchPredictor:
         return view
 
     @property
-    def max_megapixels(self) -> float:
-        return self.predictor.max_megapixels
+    def rules(self) -> Rules:
+        return self.predictor.rules
 
     def decode(self, source: bytes | Path) -> Array:
         """A picture file, or its bytes, as (height, width, 3) uint8.
@@ -131,15 +132,22 @@ class BatchPredictor:
     def predict_files(self, files: Iterable[Path]) -> Generator[tuple[Path, Floats | Unusable], None, None]:
         """Each file with its (classes,) probabilities, or with the reason why it cannot be used, in the order given.
 
-        One thread per core decodes the next batch while the network runs on this one: Pillow decodes and torch resizes
-        without holding Python's lock. Memory does not grow with the number of files.
+        One process per core decodes the next batch while the network runs on this one. Memory does not grow with the number
+        of files.
         """
         remaining, pending = iter(files), deque[tuple[Path, Future[Array | Unusable]]]()
-        pool = ThreadPoolExecutor(torch.get_num_threads())
+        pool, decoders = ThreadPoolExecutor(torch.get_num_threads()), Decoders(torch.get_num_threads(), self.rules)
+
+        def load_view(path: Path) -> Array | Unusable:
+            try:
+                source = rereadable(path)
+                return self.view(decoders.decode(source, decoders.size(source)))
+            except Unusable as reason:
+                return reason
 
         def decode_ahead() -> None:
             for path in islice(remaining, 2 * self.batch - len(pending)):
-                pending.append((path, pool.submit(self._load_view, path)))
+                pending.append((path, pool.submit(load_view, path)))
 
         try:
             decode_ahead()
@@ -153,12 +161,7 @@ class BatchPredictor:
                     yield path, view if isinstance(view, Unusable) else next(rows)
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _load_view(self, path: Path) -> Array | Unusable:
-        try:
-            return self.view(self.decode(path))
-        except Unusable as reason:
-            return reason
+            decoders.close()
 
     def _forward(self, pictures: Tensor) -> Floats:
         """(N, 3, size, size) uint8 → (N, classes)."""

@@ -114,7 +114,7 @@ def export(model: Path, to: str, data: DataFolder, folder: Path, max_cost: float
             "checked": checked,
         }
         write_json(part / DESCRIPTION, description)
-        write_text(part / "README.md", _readme(to, description))
+        write_text(part / "README.md", _readme(to, description, predictor.rules.white_level))
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
@@ -287,7 +287,7 @@ RUNNERS = {
 }
 
 
-def _readme(to: str, description: dict[str, Any]) -> str:
+def _readme(to: str, description: dict[str, Any], white_level: int) -> str:
     package, load, call = RUNNERS["onnx" if to == "onnx" else "openvino"]
     return f"""# A classifier of pictures in {len(description["classes"])} classes
 
@@ -299,11 +299,13 @@ After `pip install {package} numpy pillow`:
 ```python
 import json
 import numpy as np, {package}
-from PIL import Image
-
+from PIL import Image, ImageOps
 description = json.load(open("classifier.json", encoding="utf-8"))
 {load}
-image = Image.open("picture.jpg").convert("RGB")
+image = ImageOps.exif_transpose(Image.open("picture.jpg"))
+if image.mode.startswith("I"):  # 16 bits
+    image = Image.fromarray(np.minimum(np.asarray(image, "uint32") * 255 // {white_level}, 255).astype("uint8"))
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
 wide, high = (description["short_side"] * side // min(image.size) for side in image.size)
 left, top = round((wide - description["size"]) / 2), round((high - description["size"]) / 2)
 image = image.resize((wide, high), Image.Resampling.{description["interpolation"].upper()})
@@ -311,7 +313,4 @@ pixels = np.asarray(image.crop((left, top, left + description["size"], top + des
 probabilities = {call}
 print(description["classes"][probabilities.argmax()], float(probabilities.max()))
 ```
-
-headstart also turns pictures upright by their EXIF tag and lays transparency over white, or over black where what is there
-is itself white.
 """

@@ -64,6 +64,8 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
             chosen=chosen,
             max_megapixels=params.prepare.max_megapixels,
             short_side=params.prepare.short_side,
+            formats=params.prepare.formats,
+            white_level=params.prepare.white_level,
             answering=_answering(data, head.classes),
         ).write(parts.details)
         shutil.copyfile(data.fetch.network, parts.network)

@@ -7,7 +7,7 @@ import base64
 import binascii
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.errors import HeadstartError
 from headstart.base.tensors import tensors_of
 from headstart.data.decode import Array, Unusable, decode, quiet
+from headstart.data.decoders import Rules
 from headstart.inference.provenance import check_known, check_whole
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
@@ -63,8 +64,7 @@ class Predictor:
             self.model = Classifier(trunk, FittedHead(module, details.temperature, tuple(details.classes)))
             self.model.load_state_dict(state)
         self.model.eval().requires_grad_(False)
-        self.max_megapixels = details.max_megapixels
-        self.short_side = details.short_side
+        self.rules = Rules(details.short_side, details.max_megapixels, details.formats, details.white_level)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -83,10 +83,12 @@ class Predictor:
     def decode(self, source: bytes | Path) -> Array:
         """A picture file, or its bytes, as (height, width, 3) uint8, decoded in the same way as the training pictures.
 
+        It is decoded in this process, which a hostile picture can slow down or end. ``Decoders`` is for those.
+
         Raises:
             Unusable: it is not a picture, damaged or too large.
         """
-        return decode(source, self.short_side, self.max_megapixels).pixels
+        return decode(source, **asdict(self.rules)).pixels
 
     def _decoded_batches(self, pictures: Sequence[Any]) -> Iterator[list[Array]]:
         for start in range(0, len(pictures), BATCH):

@@ -7,16 +7,14 @@ MLflow's own server; docs/serving.md has the results and describes requests and 
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
-import json
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from email.message import Message
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +33,13 @@ from headstart.base.artifacts.metrics import Metrics
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.terminal import say
 from headstart.base.threads import cores
-from headstart.data.decode import Array, Unusable, quiet
+from headstart.data.decode import Array
 from headstart.evaluation import pages
 from headstart.inference.batch import BatchPredictor
+from headstart.inference.lanes import OVERLOADED, Lanes
+from headstart.inference.own_pages import OwnPagesOnly
+from headstart.inference.request_body import MAX_PICTURES, picture_files
 
-MAX_PICTURES, MAX_PARTS = 64, 100  # per request, and per form
-MAX_CONTENT_TYPE = 500  # characters: Python takes seconds to parse a hostile content type of 60,000
 MAX_PENDING_BYTES = 256 << 20  # of bodies not decoded yet, and again of pictures that wait for the network
 MAX_CONNECTIONS = 512
 BODY_TIMEOUT_S = 60.0  # for a body to arrive completely
@@ -48,7 +47,6 @@ DRAIN_FACTOR = (
     4  # times the limit is read and discarded before a refusal: many clients read only after they have sent everything
 )
 SHUTDOWN_TIMEOUT_S = 10  # for requests that are running when the server is stopped
-OVERLOADED = 503, "the server is overloaded; try again in a moment", {"Retry-After": "1"}
 HEAT_COLOUR = (255, 84, 0)
 PAGE_HEADERS = {  # the page loads nothing from elsewhere and runs only its own script
     "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
@@ -63,7 +61,8 @@ class Limits:
 
     Attributes:
         max_megabytes: of one request's body.
-        max_megapixels: of one picture; None for the limit that the model was made with (prepare.max_megapixels).
+        max_megapixels: of one picture, and of all pictures in one request; None for the limit that the model was made with
+            (prepare.max_megapixels).
         batch: the most pictures to pass through the network at once.
         wait_ms: how long a picture waits for others to form a batch, in milliseconds.
     """
@@ -73,13 +72,18 @@ class Limits:
     batch: int = 32
     wait_ms: float = 5.0
 
+    def megapixels(self, model: BatchPredictor) -> float:
+        """The limit on one picture's size; never more than the model was made with."""
+        return min(self.max_megapixels or model.rules.max_megapixels, model.rules.max_megapixels)
 
-def serve(folder: Path, host: str, port: int, limits: Limits, trust: bool = False) -> None:
+
+def serve(folder: Path, host: str, port: int, limits: Limits, names: Sequence[str] = (), trust: bool = False) -> None:
     """Answer requests until SIGTERM or Ctrl-C; requests that are running then are still answered.
 
     Args:
         folder: a packaged model, the folder that holds MLmodel.
         port: 0 picks a free one. The address is printed when the server is ready.
+        names: of the hosts that the server is also reached by, for instance of a proxy on this machine.
         trust: as for ``load_predictor``.
 
     Raises:
@@ -87,14 +91,11 @@ def serve(folder: Path, host: str, port: int, limits: Limits, trust: bool = Fals
     """
     with _listen(host, port) as listener:
         model = BatchPredictor(folder, trust=trust)
-        max_megapixels = min(limits.max_megapixels or model.max_megapixels, model.max_megapixels)
-        model.predictor.max_megapixels = max_megapixels
-        Image.MAX_IMAGE_PIXELS = int(max_megapixels * 1e6)  # Pillow's own guard, for pictures inside others (.ico)
-        Image.init()
-        Image.ID.remove("EPS")  # an EPS file is a program, which Pillow would run in Ghostscript
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         app = application(model, model_info(folder, model, limits), limits, f"{folder} is served on {address}")
+        if names or ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+            app.add_middleware(OwnPagesOnly, names=(*names, host))
         # h11 limits the size of a request's headers, which httptools does not.
         server = uvicorn.Server(
             uvicorn.Config(
@@ -105,8 +106,7 @@ def serve(folder: Path, host: str, port: int, limits: Limits, trust: bool = Fals
         for number in (signal.SIGINT, signal.SIGTERM):
             # uvicorn has handlers of its own while it runs, and re-raises a caught signal at the end.
             signal.signal(number, server.handle_exit)
-        with quiet():
-            server.run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -133,7 +133,7 @@ def model_info(folder: Path, model: BatchPredictor, limits: Limits) -> dict[str,
         "figures": figures,
         "engine": model.engine.engine,
         "max_megabytes": limits.max_megabytes,
-        "max_megapixels": model.max_megapixels,
+        "max_megapixels": limits.megapixels(model),
         "max_pictures": MAX_PICTURES,
     }
 
@@ -147,12 +147,13 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
     """
     batches = Batches(model, limits.batch, limits.wait_ms / 1000)
     bodies = Bodies(int(limits.max_megabytes * 1e6))
-    decoders = ThreadPoolExecutor(cores(), "decode")
+    lanes = Lanes(replace(model.rules, max_megapixels=limits.megapixels(model), formats="common"), cores())
     page = pages.template("serve.html.j2").render(about=info)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with decoders, ThreadPoolExecutor(1, "network") as network:
+        with closing(lanes), ThreadPoolExecutor(1, "network") as network:
+            lanes.start()
             working = asyncio.create_task(batches.run(network))
             say(ready, flush=True)
             yield
@@ -160,8 +161,8 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
 
     app = FastAPI(title="headstart", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
 
-    async def in_thread(work: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(decoders, work, *arguments)
+    async def files_in(body: bytes, request: Request) -> tuple[list[bytes], bool]:
+        return await asyncio.to_thread(picture_files, body, request.headers.get("content-type", ""))
 
     @app.exception_handler(Exception)
     async def failed(_request: Request, _error: Exception) -> JSONResponse:
@@ -178,8 +179,8 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
         async with bodies.read(request) as body:
-            files, is_list = await in_thread(_files, body, request.headers.get("content-type", ""))
-            pictures = await asyncio.gather(*(in_thread(_view, model, data) for data in files))
+            files, is_list = await files_in(body, request)
+            pictures = await lanes.decode(files, model.view)
         rows = await asyncio.gather(*(batches.predict(picture) for picture in pictures))
         predictions = [_prediction(row, model) for row in rows]
         return JSONResponse(predictions if is_list else predictions[0])
@@ -190,10 +191,11 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
             hint = nearest(label, model.classes) or "GET /model lists them"
             raise HTTPException(400, f"there is no class {label!r}; {hint}")
         async with bodies.read(request) as body:
-            files, is_list = await in_thread(_files, body, request.headers.get("content-type", ""))
+            files, is_list = await files_in(body, request)
             if is_list:
                 raise HTTPException(400, "one picture is explained at a time")
-            return JSONResponse(await in_thread(_explain, model, files[0], label))
+            (picture,) = await lanes.decode(files, lambda picture: picture)
+        return JSONResponse(await asyncio.to_thread(_explain, model, picture, label))
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -294,72 +296,8 @@ def _closing(status: int, sentence: str, headers: dict[str, str] | None = None) 
     return HTTPException(status, sentence, {"Connection": "close"} | (headers or {}))
 
 
-def _files(body: bytes, content_type: str) -> tuple[list[bytes], bool]:
-    """The picture files in a request's body, and whether they came as a list, which gets a list as its response.
-
-    Raises:
-        HTTPException: 400 the body does not match its content type, or that is too long; 413 it holds too many pictures.
-    """
-    if len(content_type) > MAX_CONTENT_TYPE:
-        raise HTTPException(400, f"the content type is longer than {MAX_CONTENT_TYPE} characters")
-    header = Message()
-    header["content-type"] = content_type or "application/octet-stream"
-    kind = header.get_content_type()
-    if kind == "application/json":
-        files, is_list = _from_json(body)
-    elif kind == "multipart/form-data":
-        files = _from_form(body, str(header.get_param("boundary", "")))
-        is_list = len(files) > 1
-    else:
-        return [body], False
-    if not files:
-        raise HTTPException(400, "there is no picture in the request")
-    if len(files) > MAX_PICTURES:
-        raise HTTPException(413, f"{len(files)} pictures in one request; at most {MAX_PICTURES}")
-    return files, is_list
-
-
-def _from_json(body: bytes) -> tuple[list[bytes], bool]:
-    try:
-        image = json.loads(body)["image"]
-        texts: list[str] = image if isinstance(image, list) else [image]
-        plain = [text.partition("base64,")[2] or text for text in texts]  # a data: URL is accepted too
-        files = [base64.b64decode(text, validate=True) for text in plain[: MAX_PICTURES + 1]]
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise HTTPException(400, 'JSON has to be {"image": "base64 of a picture file"}, or hold a list of them') from None
-    return files, isinstance(image, list)
-
-
-def _from_form(body: bytes, boundary: str) -> list[bytes]:
-    """The files in a multipart body (RFC 7578). The standard library's parser reads line by line, which is slow for a body
-    of nothing but line ends."""
-    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1", "replace"), MAX_PARTS)
-    if not boundary or len(parts) < 3:
-        raise HTTPException(400, "the form has no parts, or its boundary is not the one in its content type")
-    if len(parts) > MAX_PARTS:
-        raise HTTPException(413, f"more than {MAX_PARTS - 2} parts in one form")
-    split = [part.partition(b"\r\n\r\n") for part in parts[1:]]
-    return [content for headers, _, content in split if b"filename" in headers.lower()]
-
-
-def _decode(model: BatchPredictor, data: bytes) -> Array:
-    try:
-        return model.decode(data)
-    except Unusable as reason:
-        raise HTTPException(422, str(reason).replace("prepare.max_megapixels", "this server's limit")) from None
-    except Image.DecompressionBombError:
-        raise HTTPException(422, f"more pixels than this server's limit ({model.max_megapixels:g} million)") from None
-
-
-def _view(model: BatchPredictor, data: bytes) -> Array:
-    """The part of a picture that the network sees. It is cut out in the thread that decodes, so that large ones never pile
-    up."""
-    return model.view(_decode(model, data))
-
-
-def _explain(model: BatchPredictor, data: bytes, label: str | None) -> dict[str, Any]:
+def _explain(model: BatchPredictor, picture: Array, label: str | None) -> dict[str, Any]:
     """The response of POST /explain, for ``label`` or for the most probable class."""
-    picture = _decode(model, data)
     row = model.probabilities([picture])[0]
     prediction = _prediction(row, model)
     label = label or prediction["label"]

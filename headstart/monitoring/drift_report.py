@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,17 +92,19 @@ def write_page(drift: Drift, manifest: pd.DataFrame, pixels: Pixels, incoming: I
     from headstart.monitoring.incoming import Reader
 
     rows = dict(zip(manifest["path"], range(len(manifest)), strict=True))
-    read = Reader(pixels)
+    read = Reader(pixels, threads=1)
 
     def unlabelled(name: str) -> str:
         assert incoming is not None
         picture = read(incoming.folder / name)
         return "" if isinstance(picture, str) else pages.thumbnail(picture.pixels)
 
-    text = pages.template(
+    template = pages.template(
         "drift.html.j2",
         thumbnail=lambda name: pages.thumbnail(pixels[rows[name]]),
         unlabelled=unlabelled,
         percent=percent,
-    ).render(sentence=drift.sentence, new=drift.new, incoming=drift.incoming, shown=MAX_SHOWN)
+    )
+    with closing(read.decoders):
+        text = template.render(sentence=drift.sentence, new=drift.new, incoming=drift.incoming, shown=MAX_SHOWN)
     write_text(path, text)

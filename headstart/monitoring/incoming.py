@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from PIL import Image
 from headstart.base.arrays import Floats, Ints
 from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
+from headstart.base.files import sha256_of
 from headstart.base.params import Params
 from headstart.base.progress import progress
 from headstart.base.threads import cores
 from headstart.data import duplicates
-from headstart.data.decode import Array, Unusable, decode, encode, fingerprint, quiet
+from headstart.data.decode import Array, Unusable
+from headstart.data.decoders import Decoders, Rules
 from headstart.data.packed import Pixels
 from headstart.data.sources_folder import NO_TEXT, files_below
 from headstart.inference.predictor import load_predictor
@@ -70,25 +72,26 @@ class _Picture:
 class Reader:
     """Decodes and encodes as prepare did, so that nothing but the pictures themselves can differ from the stored ones."""
 
-    def __init__(self, pixels: Pixels) -> None:
+    def __init__(self, pixels: Pixels, threads: int = 1) -> None:
         packing = json.loads(pixels.settings.get(b"headstart", b"{}"))
-        self.short_side: int | None = packing.get("short_side")
-        self.max_megapixels: float = packing.get("max_megapixels", Params().prepare.max_megapixels)
+        known = {name: packing[name] for name in Rules.__dataclass_fields__ if name in packing}
+        self.decoders = Decoders(threads, Rules(**known))
         self.jpeg_quality: int | None = packing.get("jpeg_quality")
 
     def __call__(self, path: Path) -> _Picture | str:
         """The picture, or the reason why it cannot be used."""
         try:
-            data = path.read_bytes()
-            image = decode(data, self.short_side, self.max_megapixels).image
+            digest = sha256_of(path)
+            stored = self.decoders.pack(path, self.decoders.size(path), self.jpeg_quality)
         except OSError as error:
             return f"cannot be read: {error.strerror}"
         except Unusable as reason:
             return str(reason)
-        phash, thumbnail = fingerprint(image)
         if self.jpeg_quality is not None:
-            image = Image.open(io.BytesIO(encode(image, self.jpeg_quality))).convert("RGB")
-        return _Picture(np.array(image), hashlib.sha256(data).hexdigest(), phash, thumbnail)
+            pixels = np.array(Image.open(io.BytesIO(stored.data)).convert("RGB"))
+        else:
+            pixels = np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3)
+        return _Picture(pixels, digest, stored.phash, stored.thumbnail)
 
 
 def read_incoming(
@@ -117,9 +120,14 @@ def read_incoming(
     fingerprints: list[tuple[int, bytes]] = []
     features: list[Any] = []
     probabilities: list[Any] = []
-    read = Reader(pixels)
+    threads = params.threads or cores()
+    read = Reader(pixels, threads)
     chosen = [files[row] for row in sorted(drawn)]
-    with progress("drift", len(chosen)) as advance, ThreadPoolExecutor(params.threads or cores()) as pool, quiet():
+    with (
+        progress("drift", len(chosen)) as advance,
+        closing(read.decoders),
+        ThreadPoolExecutor(threads) as pool,
+    ):
         for start in range(0, len(chosen), BATCH_SIZE):
             batch = chosen[start : start + BATCH_SIZE]
             new: list[Array] = []

@@ -47,7 +47,7 @@ from headstart.models.backbones import load_trunk
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
 from headstart.studies import tuning_report
-from headstart.studies.search_space import STARTUP, Search, written
+from headstart.studies.search_space import STARTUP, Search
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training.finetuned import load_val_logits
 from headstart.training.head_files import load_head
@@ -190,7 +190,7 @@ class _Study:
             trial.set_user_attr("repeats", True)
             self._failed(trial, "tried before")
             return False
-        say(f"tune: trial {len(rows)}: {_told(knobs)}", flush=True)
+        say(f"tune: trial {len(rows)}: {tuning_report.in_words(knobs)}", flush=True)
         self._run(trial, knobs, len(rows))
         row = self.rows[-1]
         ended = "" if row.val_log_loss is None else f", log-loss {row.val_log_loss:.3f}"
@@ -316,8 +316,8 @@ class _Study:
         best = _changed(complete[0].knobs, self.search.present) if complete else None
         return Tuning(
             best=best,
-            sentence=sentence(rows, present, gain),
-            command=command(best) if best else None,
+            sentence=tuning_report.sentence(rows, present, gain),
+            command=tuning_report.command(best) if best else None,
             gain=gain,
             present=self.search.present,
             choices={key: values for key, values in self.search.space.items() if not is_range(values)},
@@ -329,50 +329,8 @@ class _Study:
 STATES: dict[TrialState, State] = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
-def sentence(rows: list[Trial], present: Trial, gain: TuningGain | None) -> str:
-    """The outcome in words.
-
-    Args:
-        rows: of tune.json, best first.
-        present: the row of the present settings.
-        gain: by how much the best one's log-loss is lower than the present one's, with the interval of that.
-    """
-    best, count = rows[0], len(rows)
-    if best.state != "complete":
-        return f"No trial was trained to the end. The present settings: {present.note}."
-    if best is present:
-        others = f"of {count} trials none" if count > 1 else "nothing else was tried, and nothing"
-        return f"No better than what you have: {others} is below the present settings' log-loss, {best.val_log_loss:.3f}."
-    which = f"trial {best.trial} ({_told(best.knobs)})"
-    if gain is None:
-        return (
-            f"The lowest validation log-loss is {best.val_log_loss:.3f}, of {which}. The present settings cannot be "
-            f"compared: {present.note}."
-        )
-    by = f"{gain.value:.3f} ({gain.low:+.3f} to {gain.high:+.3f}) on {gain.pictures} validation pictures"
-    if gain.low <= 0:
-        return (
-            f"No better than what you have: the lowest log-loss of {count} trials, {best.val_log_loss:.3f} of {which}, "
-            f"is below the present settings' {present.val_log_loss:.3f} by {by}, which includes zero."
-        )
-    return (
-        f"Better than what you have: {which} has log-loss {best.val_log_loss:.3f}, the present settings "
-        f"{present.val_log_loss:.3f}: lower by {by}. The best of {count} looks somewhat better than it is; the test "
-        "pictures, which tuning never saw, tell."
-    )
-
-
-def command(changed: Knobs) -> str:
-    """The command that runs the pipeline with these settings."""
-    return " ".join(["dvc exp run", *(f"-S finetune.{key}={written(value)}" for key, value in changed.items())])
-
-
 def _changed(knobs: Knobs, present: Knobs) -> Knobs:
     return {key: value for key, value in knobs.items() if value != present[key]}
-
-
-def _told(knobs: Knobs) -> str:
-    return ", ".join(f"{key} {written(value)}" for key, value in knobs.items())
 
 
 def _most(trials: int | None) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from headstart.base.artifacts.tune import Trial, Tuning
+from headstart.base.artifacts.tune import Knobs, Trial, Tuning, TuningGain
 from headstart.base.errors import HeadstartError
 from headstart.base.files import write_text
 from headstart.base.params import set_values
 from headstart.base.terminal import console
 from headstart.evaluation.metrics import ACCURACY, LOG_LOSS
+from headstart.studies.search_space import written
 
 
 def show(tuning: Tuning) -> None:
@@ -77,3 +78,45 @@ def apply(tuning: Tuning, params: Path) -> str:
         raise HeadstartError(f"there is nothing to apply. {tuning.sentence}")
     told = set_values(params, {f"finetune.{key}": value for key, value in best.knobs.items()})
     return f"{params}: {', '.join(told)}" if told else f"{params} has the best settings already"
+
+
+def sentence(rows: list[Trial], present: Trial, gain: TuningGain | None) -> str:
+    """The outcome in words.
+
+    Args:
+        rows: of tune.json, best first.
+        present: the row of the present settings.
+        gain: by how much the best one's log-loss is lower than the present one's, with the interval of that.
+    """
+    best, count = rows[0], len(rows)
+    if best.state != "complete":
+        return f"No trial was trained to the end. The present settings: {present.note}."
+    if best is present:
+        others = f"of {count} trials none" if count > 1 else "nothing else was tried, and nothing"
+        return f"No better than what you have: {others} is below the present settings' log-loss, {best.val_log_loss:.3f}."
+    which = f"trial {best.trial} ({in_words(best.knobs)})"
+    if gain is None:
+        return (
+            f"The lowest validation log-loss is {best.val_log_loss:.3f}, of {which}. The present settings cannot be "
+            f"compared: {present.note}."
+        )
+    by = f"{gain.value:.3f} ({gain.low:+.3f} to {gain.high:+.3f}) on {gain.pictures} validation pictures"
+    if gain.low <= 0:
+        return (
+            f"No better than what you have: the lowest log-loss of {count} trials, {best.val_log_loss:.3f} of {which}, "
+            f"is below the present settings' {present.val_log_loss:.3f} by {by}, which includes zero."
+        )
+    return (
+        f"Better than what you have: {which} has log-loss {best.val_log_loss:.3f}, the present settings "
+        f"{present.val_log_loss:.3f}: lower by {by}. The best of {count} looks somewhat better than it is; the test "
+        "pictures, which tuning never saw, tell."
+    )
+
+
+def command(changed: Knobs) -> str:
+    """The command that runs the pipeline with these settings."""
+    return " ".join(["dvc exp run", *(f"-S finetune.{key}={written(value)}" for key, value in changed.items())])
+
+
+def in_words(knobs: Knobs) -> str:
+    return ", ".join(f"{key} {written(value)}" for key, value in knobs.items())

@@ -35,6 +35,8 @@ from headstart.evaluation.summary import arithmetic
 from headstart.tracking.result import stages_of_the_result
 from headstart.tracking.store import ARITHMETIC, RESULT
 
+LONGEST_DESCRIPTION = 5000  # characters that MLflow's tables take; PostgreSQL refuses more
+
 FILE, TEMPLATE = "MODEL_CARD.md", "model_card.md.j2"
 WEAKEST = 8  # classes and confusions shown
 # Licences of the pictures that a name stands for.
@@ -157,3 +159,11 @@ def plain(name: object) -> str:
     for sign in "\\|<>*_`[]#":
         text = text.replace(sign, f"\\{sign}")
     return text
+
+
+def description(card: str) -> str:
+    """As much of a model card as fits into the description of a version, in whole lines."""
+    if len(card) <= LONGEST_DESCRIPTION:
+        return card
+    rest = "\n\n(The whole card is MODEL_CARD.md of the run.)\n"
+    return card[: card.rindex("\n", 0, LONGEST_DESCRIPTION - len(rest))] + rest

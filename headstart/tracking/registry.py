@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from headstart.base.kept import say_damaged
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.inference.provenance import check_whole, digest_of_model, remember
-from headstart.tracking.store import ARITHMETIC, GONE, MODEL, RESULT, answering, opened, unless, uri
+from headstart.tracking.model_card import description
+from headstart.tracking.store import ARITHMETIC, GONE, MODEL, RESULT, downloaded, opened, unless, uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,9 +38,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 OUTCOME, DECISION, PROMOTION = "headstart.outcome", "headstart.decision", "headstart.promotion"
 CHANGED, CHANGING = "headstart.champion", "headstart.changing"
 ROLLED_BACK = "rolled back"
-LONGEST_DESCRIPTION = 5000  # characters that MLflow's tables take; PostgreSQL refuses more
-LONGEST_WHY = 1000
-KEPT = 3  # models on disk
+LONGEST_WHY, KEPT = 1000, 3  # characters of a reason; models on disk
 MANIFEST = "prepare/manifest.parquet"  # among a run's artifacts
 OLD_MANIFEST = "data/manifest.parquet"  # where runs of headstart before the rooms have it
 
@@ -234,7 +232,7 @@ class Registry:
                     )
                 with opened() as client:
                     source = client.get_model_version_download_uri(self.name, str(version.number))
-                with _downloaded(source, models) as folder:
+                with downloaded(source, models) as folder:
                     if not (folder / "MLmodel").exists():
                         raise HeadstartError(f"version {version.number} of {self.name} holds no MLmodel ({source})")
                     self._check(version, ModelFolder(folder))
@@ -286,7 +284,7 @@ class Registry:
         if path not in {entry.path for entry in listed}:
             yield None
             return
-        with _downloaded(f"{source}/{path}") as file:
+        with downloaded(f"{source}/{path}") as file:
             yield file
 
     # --- the champion -------------------------------------------------------------------------------------------------
@@ -373,14 +371,6 @@ def _is_lost(client: MlflowClient, version: ModelVersion) -> bool:
     return not unless(GONE, lambda: list_artifacts(artifact_uri=source, tracking_uri=uri()))
 
 
-def description(card: str) -> str:
-    """As much of a model card as fits into the description of a version, in whole lines."""
-    if len(card) <= LONGEST_DESCRIPTION:
-        return card
-    rest = "\n\n(The whole card is MODEL_CARD.md of the run.)\n"
-    return card[: card.rindex("\n", 0, LONGEST_DESCRIPTION - len(rest))] + rest
-
-
 def _version(found: ModelVersion) -> Version:
     tags = found.tags
     return Version(
@@ -392,21 +382,6 @@ def _version(found: ModelVersion) -> Version:
 def _number(model: RegisteredModel | None, alias: str) -> int | None:
     number = None if model is None else model.aliases.get(alias)
     return None if number is None else int(number)
-
-
-@contextmanager
-def _downloaded(source: str, beside: Path | None = None) -> Iterator[Path]:
-    """What MLflow keeps at ``source``, in a folder of its own that goes away again unless it was moved.
-
-    Args:
-        beside: the folder on whose disk it is wanted.
-    """
-    with tempfile.TemporaryDirectory(prefix=".", dir=beside, ignore_cleanup_errors=True) as scratch:
-        with answering():
-            from mlflow.artifacts import download_artifacts
-
-            found = Path(download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=uri()))
-        yield found
 
 
 def _reason(why: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -150,3 +151,18 @@ def unless(code: str, ask: Callable[..., Any], *arguments: Any) -> Any:
 
 def short(error: Exception) -> str:
     return shortened(str(error), 200)
+
+
+@contextmanager
+def downloaded(source: str, beside: Path | None = None) -> Iterator[Path]:
+    """What MLflow keeps at ``source``, in a folder of its own that goes away again unless it was moved.
+
+    Args:
+        beside: the folder on whose disk it is wanted.
+    """
+    with tempfile.TemporaryDirectory(prefix=".", dir=beside, ignore_cleanup_errors=True) as scratch:
+        with answering():
+            from mlflow.artifacts import download_artifacts
+
+            found = Path(download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=uri()))
+        yield found

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, TiffImagePlugin
 from scipy.fft import dctn
 
 from headstart.data.decode import Unusable, decode, fingerprint
+from tests.data import hostile
 from tests.data.pictures import encoded, photograph
 
 PHOTO = photograph(0)
@@ -210,6 +211,29 @@ def test_a_rotated_photograph_reports_its_upright_size_although_it_is_decoded_sm
     exif[0x0112] = 6
     decoded = decode(encoded(photograph(1, (640, 480)), "JPEG", exif=exif), short_side=64)
     assert (decoded.pixels.shape, decoded.width, decoded.height) == ((85, 64, 3), 480, 640)
+
+
+# --- more than 8 bits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("brightest", [255, 1023, 4095, 16383])
+def test_what_is_white_in_16_bits_can_be_said(brightest: int) -> None:
+    data = hostile.sixteen_bits(brightest)
+    dark = decode(data)
+    assert dark.notes == ("16 bits scaled to 8", f"16 bits, but no value above {brightest}")
+    assert dark.pixels.max() == brightest // 257
+    right = decode(data, white_level=brightest)
+    assert right.notes == ("16 bits scaled to 8",)
+    assert (right.pixels.min(), right.pixels.max()) == (0, 255)
+    assert decode(hostile.sixteen_bits(65535), white_level=brightest).pixels.max() == 255  # more than white is white
+
+
+def test_a_tiff_of_12_bits_says_itself_what_is_white() -> None:
+    packed = hostile.tiff(8, 8, 8, 1, bits=12)
+    data = packed[:300] + bytes([0xFF] * 96)  # two values in three bytes, all of them white
+    decoded = decode(data)
+    assert decoded.pixels.min() == 255
+    assert decoded.notes == ("16 bits scaled to 8",)
 
 
 # --- what is left out ---------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from PIL import Image, ImageDraw
 from headstart.base.artifacts import PrepareFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Data, Prepare, Split
+from headstart.data import decoders
 from headstart.data.audit import Audit
 from headstart.data.decode import Array
 from headstart.data.fetch import fetch
@@ -36,6 +37,7 @@ from headstart.data.pack import PackedPicture
 from headstart.data.packed import Pixels
 from headstart.data.picture import Picture
 from headstart.data.prepare import prepare
+from tests.data import hostile
 from tests.data.pictures import encoded, everything_below, photograph, write_pictures
 
 PROJECT = Path(__file__).parents[2]
@@ -61,6 +63,71 @@ def files(folder: Path) -> dict[str, bytes]:
 def plain_set(folder: Path, each: int = 12) -> Path:
     names = {f"{label}/{i:02d}.png": 100 * k + i for k, label in enumerate(("ants", "bees")) for i in range(each)}
     return write_pictures(folder, names)
+
+
+# --- hostile files and dark ones -----------------------------------------------------------------------------------
+
+
+def test_files_that_would_end_or_stop_the_stage_are_named_and_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = plain_set(tmp_path / "set")
+    for name, data in {
+        "icon.ico": hostile.icon_with(hostile.png(60_000, 60_000)),
+        "scans.jpg": hostile.jpeg_of_scans(500, 500, 3000),
+        "program.jpg": hostile.eps("{} loop"),
+        "slow.gif": hostile.gif_of_comments(2_000_000),
+    }.items():
+        (source / "ants" / name).write_bytes(data)
+    with (source / "bees/film.mp4").open("wb") as stream:
+        stream.truncate(6_000_000_000)
+    monkeypatch.setattr(decoders, "SECONDS_PER_HEADER", 0.5)
+    pictures = [
+        Picture(path.relative_to(source).as_posix(), path.parent.name, size=1, sha256=str(path))
+        for path in sorted(source.rglob("*.*"))
+    ]
+    manifest = prepare(pictures, source, SMALL, EVEN, 0, 2, tmp_path / "out")
+    dropped = {entry["path"]: entry["reason"] for entry in report(tmp_path / "out")["dropped"]}
+    assert dropped.pop("ants/icon.ico").startswith("60000×60000 pixels is above prepare.max_megapixels")
+    assert dropped.pop("ants/scans.jpg").startswith("a JPEG of more than 100 scans")
+    assert dropped.pop("ants/program.jpg").startswith("not a picture: EPS is a program")
+    assert "takes more than 0.5 s of processor time" in dropped.pop("ants/slow.gif")
+    assert dropped.pop("bees/film.mp4") in ("not a picture that Pillow can read", dropped.get("ants/slow.gif"))
+    assert not dropped
+    assert len(manifest) == 24
+
+
+def test_formats_that_nobody_asked_for_are_left_out(tmp_path: Path) -> None:
+    source = plain_set(tmp_path / "set")
+    (source / "ants/rare.qoi").write_bytes(hostile.flat_qoi(20, 20))
+    assert "ants/rare.qoi" in set(prepared(source, tmp_path / "all")["path"])
+    prepared(source, tmp_path / "common", SMALL.model_copy(update={"formats": "common"}))
+    (dropped,) = report(tmp_path / "common")["dropped"]
+    assert dropped["path"] == "ants/rare.qoi"
+    assert dropped["reason"].startswith("QOI is not one of the formats that are read here")
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(10, "TIFF"), (12, "PNG"), (14, "TIFF")])
+def test_dark_pictures_of_16_bits_are_said_and_can_be_set_right(
+    bits: int, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    white = 2**bits - 1
+    for label, flip in (("ants", 1), ("bees", -1)):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for number in range(12):
+            grey = np.asarray(photograph(number + 50 * flip + 50).convert("L"))[:, ::flip]
+            data = encoded(Image.fromarray((grey.astype(np.uint32) * white // 255).astype(np.uint16)), kind)
+            (tmp_path / "set" / label / f"{number}.{kind.lower()}").write_bytes(data)
+    prepared(tmp_path / "set", tmp_path / "dark")
+    said = f"24 of 24 pictures of 16 bits have no value above {white} and become nearly black"
+    assert said in capsys.readouterr().err
+    assert any(said in warning for warning in report(tmp_path / "dark")["warnings"])
+    settings = SMALL.model_copy(update={"white_level": white})
+    manifest = prepared(tmp_path / "set", tmp_path / "bright", settings)
+    assert "nearly black" not in capsys.readouterr().err
+    assert manifest["path"][0].startswith("ants/0.")
+    expected = np.asarray(photograph(50 + 50).convert("L"))
+    assert np.abs(Pixels(tmp_path / "bright")[0][..., 0].astype(int) - expected).max() <= 1
 
 
 # --- the audit, on one folder with everything that goes wrong ------------------------------------------------------

@@ -29,6 +29,7 @@ from headstart.models.backbones import architecture, feature_width
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
 from tests import test_cli
+from tests.data import hostile
 from tests.inference.test_predictor import CLASSES, known, plain, png, put_model
 from tests.test_cli import Run
 
@@ -113,6 +114,19 @@ def test_files_are_answered_in_their_order_and_the_bad_in_their_place(model: Pat
     usable = [file for n, file in enumerate(files) if n % 7 != 3]
     expected = [list(answer.probabilities.values()) for answer in load_predictor(model).predict(usable)]
     np.testing.assert_allclose([a for _, a in found if not isinstance(a, Unusable)], expected, atol=1e-4)
+
+
+def test_hostile_files_are_named_and_the_others_answered(model: Path, tmp_path: Path) -> None:
+    batched = BatchPredictor(model, 10, threads=2)
+    picture(1).save(tmp_path / "0.jpg")
+    (tmp_path / "1.ico").write_bytes(hostile.icon_with(hostile.png(60_000, 60_000)))
+    (tmp_path / "2.jpg").write_bytes(hostile.jpeg_of_scans(60_000, 1500, 5000))
+    (tmp_path / "3.jpg").write_bytes(hostile.eps("{} loop"))
+    with (tmp_path / "4.mp4").open("wb") as stream:
+        stream.truncate(12_000_000_000)
+    picture(2).save(tmp_path / "5.jpg")
+    found = list(batched.predict_files(sorted(tmp_path.iterdir())))
+    assert [isinstance(answer, Unusable) for _, answer in found] == [False, True, True, True, True, False]
 
 
 def test_pictures_are_not_read_far_ahead_of_who_takes_the_answers(model: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from headstart.base.artifacts import DataFolder, PrepareFolder
@@ -20,6 +21,7 @@ from headstart.base.files import read_json
 from headstart.inference.export import DESCRIPTION, FORMS, export
 from headstart.inference.predictor import load_predictor
 from tests import test_cli
+from tests.data.pictures import encoded
 from tests.inference.test_batch import picture, put_network
 from tests.inference.test_predictor import CLASSES, known, put_model
 from tests.test_cli import Run
@@ -46,6 +48,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_readme(folder: Path) -> subprocess.CompletedProcess[str]:
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("to", FORMS)
 def test_what_a_stranger_needs_is_in_the_folder_and_the_readme_runs(to: str, project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / to
@@ -60,8 +68,7 @@ def test_what_a_stranger_needs_is_in_the_folder_and_the_readme_runs(to: str, pro
     picture(3, 200, 300).save(folder / "picture.jpg", quality=95)
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 15
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    done = run_readme(folder)
     assert done.returncode == 0, done.stderr
     label, probability = done.stdout.split()
     (answer,) = load_predictor(project / "model").predict([folder / "picture.jpg"])
@@ -72,6 +79,35 @@ def test_what_a_stranger_needs_is_in_the_folder_and_the_readme_runs(to: str, pro
     else:
         assert set(about["checked"]["cost"]) == {"accuracy", "low", "high"}
         assert abs(about["checked"]["cost"]["accuracy"]) <= 1 - about["checked"]["same_answer"] < 1
+
+
+def odd_pictures() -> dict[str, bytes]:
+    """One content in the pixel formats that Pillow's own conversion to RGB gets wrong."""
+    seen = picture(3, 200, 300)
+    alpha, exif = Image.linear_gradient("L").resize(seen.size), Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "16 bits": encoded(Image.fromarray(np.asarray(seen.convert("L")).astype(np.uint16) * 257), "PNG"),
+        "16 bits in a TIFF": encoded(Image.fromarray(np.asarray(seen.convert("L")).astype(np.uint16) * 257), "TIFF"),
+        "transparent": encoded(Image.merge("RGBA", (*seen.split(), alpha)), "PNG"),
+        "a transparent colour": encoded(seen.quantize(16), "PNG", transparency=0),
+        "turned": encoded(seen.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95),
+        "CMYK": encoded(seen.convert("CMYK"), "TIFF"),
+        "grey": encoded(seen.convert("L"), "PNG"),
+    }
+
+
+def test_the_readme_answers_as_headstart_does_for_every_kind_of_pixels(project: Path, tmp_path: Path) -> None:
+    export(project / "model", "onnx", DataFolder(project, "data"), tmp_path / "out", 0.9)
+    predictor = load_predictor(project / "model")
+    for name, data in odd_pictures().items():
+        (tmp_path / "out" / "picture.jpg").write_bytes(data)
+        done = run_readme(tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+        label, probability = done.stdout.split()
+        (answer,) = predictor.predict([data])
+        assert label == answer.label, name
+        assert float(probability) == pytest.approx(answer.probability, abs=0.02), name
 
 
 def test_int8_weights_are_a_quarter_of_the_size(project: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -27,14 +26,20 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import HTTPException
+from fastapi.responses import PlainTextResponse
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from headstart.base.errors import HeadstartError
+from headstart.data.decoders import Rules
+from headstart.inference import lanes as lanes_module
 from headstart.inference import server as serving
 from headstart.inference.batch import BatchPredictor
+from headstart.inference.lanes import Lanes
+from headstart.inference.own_pages import OwnPagesOnly
 from headstart.inference.predictor import load_predictor
 from headstart.inference.server import Limits, application, model_info
+from tests.data import hostile
 from tests.inference import test_predictor as test_served
 from tests.inference.test_predictor import CLASSES, plain, png, put_model
 from tests.stages.test_ui import BROWSERS, browser_page
@@ -258,21 +263,19 @@ def test_what_cannot_be_explained_is_said(path: str, body: bytes, kind: str, sen
 # --- hostile bodies ---------------------------------------------------------------------------------------------------
 
 
-def icon_with(inside: bytes) -> bytes:
-    """An .ico whose head says 16×16 and whose picture is ``inside``."""
-    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
-
-
-PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 HOSTILE: dict[str, tuple[int, bytes, str, str]] = {
     "nothing": (422, b"", "image/png", r"empty file \(0 bytes\)"),
     "a page": (422, b"<html>hello</html>" * 9, "text/html", "not a picture"),
     "half a picture": (422, png(Image.effect_noise((90, 90), 90))[:3000], "image/png", "truncated or damaged"),
     "a bomb": (422, png(Image.new("L", (4000, 4000))), "image/png", r"this server's limit"),
     "a smaller bomb": (422, png(Image.new("L", (800, 800))), "image/png", r"800×800 pixels is above this server's limit"),
-    "a bomb in an icon": (422, icon_with(png(Image.new("RGBA", (2000, 2000)))), "image/x-icon", "this server's limit"),
+    "a bomb in an icon": (422, hostile.icon_with(hostile.png(2000, 2000)), "image/x-icon", "this server's limit"),
     "a line": (422, png(Image.new("L", (100_000, 1))), "image/png", "more than 100 times as long as wide"),
-    "a program": (422, PROGRAM, "image/png", "not a picture"),
+    "a program": (422, hostile.eps("{} loop"), "image/png", "not a picture"),
+    "a format that nobody sends": (422, hostile.flat_qoi(9, 9), "image/png", "QOI is not one of the formats that are read"),
+    "a JPEG of many scans": (422, hostile.jpeg_of_scans(700, 700, 2000), "image/jpeg", "more than 100 scans"),
+    "many flat pictures": (413, as_json({"image": [text(hostile.flat_webp(700, 700))] * 32}), "application/json",
+                           "the pictures of this request have more than 0.5 megapixels together"),
     "no JSON": (400, b"{'image': ", "application/json", "JSON has to be"),
     "deep JSON": (400, b"[" * 100_000, "application/json", "JSON has to be"),
     "a number": (400, as_json({"image": 7}), "application/json", "JSON has to be"),
@@ -305,10 +308,114 @@ def test_a_hostile_body_is_refused_in_a_sentence_and_the_server_stays_up(case: s
     assert server.is_well()
 
 
+def test_cheap_requests_do_not_wait_for_expensive_ones() -> None:
+    """One client's 40 bytes of 100 megapixels are decoded while others get their answers."""
+    rules = Rules(short_side=384, max_megapixels=100, formats="common")
+    lanes, small, large = Lanes(rules, 1), png(plain("red")), hostile.flat_webp(10_000, 10_000)
+
+    async def crowd() -> list[str]:
+        order: list[str] = []
+
+        async def ask(name: str, data: bytes) -> None:
+            await lanes.decode([data], lambda picture: picture.shape)
+            order.append(name)
+
+        await ask("first", small)
+        expensive = asyncio.create_task(ask("expensive", large))
+        await asyncio.sleep(0.1)
+        for _ in range(5):
+            await ask("cheap", small)
+        await expensive
+        return order
+
+    try:
+        assert asyncio.run(crowd()) == ["first", *["cheap"] * 5, "expensive"]
+    finally:
+        lanes.close()
+
+
+def test_a_request_with_many_pictures_leaves_others_their_turn() -> None:
+    lanes, small = Lanes(Rules(formats="common"), 1), png(plain("red"))
+
+    async def crowd() -> list[str]:
+        order: list[str] = []
+
+        async def ask(name: str, count: int) -> None:
+            await lanes.decode([small] * count, lambda picture: picture.shape)
+            order.append(name)
+
+        await ask("first", 1)
+        await asyncio.gather(ask("many", 60), ask("one", 1))
+        return order
+
+    try:
+        assert asyncio.run(crowd()) == ["first", "one", "many"]
+    finally:
+        lanes.close()
+
+
+def test_what_waits_for_decoding_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes_module, "MAX_WAITING", 30)
+    lanes, picture = Lanes(Rules(max_megapixels=100, formats="common"), 1), hostile.flat_webp(1500, 1500)
+
+    async def crowd() -> list[Any]:
+        asked = [lanes.decode([picture], lambda picture: picture.shape) for _ in range(3)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    try:
+        found = asyncio.run(crowd())
+    finally:
+        lanes.close()
+    refused = [answer for answer in found if isinstance(answer, HTTPException)]
+    assert [answer.status_code for answer in refused] == [503] * 2  # each counts as 22.5 megapixels
+    assert sum(isinstance(answer, list) for answer in found) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "127.0.0.1:8000"}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "LOCALHOST.:80"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
+        ({"Host": "cats.example"}, 200),
+        ({"Host": "127.0.0.1:8000", "Origin": "https://cats.example"}, 200),  # a proxy that names the server it asks
+        ({"Host": "evil.example:8000"}, 403),
+        ({"Host": "evil.example:8000", "Origin": "http://evil.example:8000"}, 403),  # DNS rebinding
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example:8000"}, 403),
+        ({"Host": "127.0.0.1@evil.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": "localhost:8000", "Origin": "http://evil.example"}, 403),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:3000"}, 403),
+        ({"Host": "localhost:8000", "Origin": "null"}, 403),
+        ({"Host": "localhost:8000", "Origin": ""}, 403),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000.evil.example"}, 403),
+    ],
+)
+def test_pages_of_other_sites_may_not_use_a_server_on_this_machine(headers: dict[str, str], status: int) -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("an answer")(scope, receive, send)
+
+    guarded = TestClient(OwnPagesOnly(answer, ["cats.example"]))
+    for method, path in (("GET", "/model"), ("POST", "/predict")):
+        reply = guarded.request(method, path, content=b"x" if method == "POST" else None, headers=headers)
+        assert reply.status_code == status, reply.text
+        assert status == 200 or list(reply.json()) == ["detail"]
+
+
+def test_the_guard_stands_on_loopback(server: Server) -> None:
+    for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+        assert CLIENT.get(f"{server.address}/health", headers=headers).status_code == 403
+    own = {"Origin": server.address}
+    assert CLIENT.post(f"{server.address}/predict", content=png(plain("red")), headers=own).json()["label"] == "red"
+
+
 def test_a_body_without_end_is_cut_off(server: Server) -> None:
     chunk = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
     with server.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         sent = 0
         with suppress(ConnectionError):  # the server hangs up
             while sent < 1 << 30:
@@ -321,7 +428,7 @@ def test_a_body_without_end_is_cut_off(server: Server) -> None:
 @pytest.mark.parametrize("head", [b"Content-Length: 99999999999", b"Content-Length: 300000\r\nExpect: 100-continue"])
 def test_a_body_that_is_announced_as_too_large_need_not_be_sent(head: bytes, server: Server) -> None:
     with server.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\n")
         reply = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert reply.startswith(b"HTTP/1.1 413 ")
     assert b"the body is larger than 0.2 MB" in reply
@@ -331,10 +438,10 @@ def test_a_body_that_is_announced_as_too_large_need_not_be_sent(head: bytes, ser
 @pytest.mark.parametrize(
     "sent",
     [
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\nonly this",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\nonly this",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20,
-        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 300_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 300_000,
     ],
     ids=["half a body", "a chunk of no length", "not HTTP", "a head without end"],
 )
@@ -513,7 +620,7 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
             page.get_by_role("button", name=label).click()
             page.locator("#explained").filter(has_text=label).wait_for()
             assert page.get_by_role("button", name=label).get_attribute("aria-pressed") == "true"
-        page.wait_for_function("document.getElementById('heat').naturalWidth === 64")
+        page.wait_for_function("document.getElementById('heatmap').naturalWidth === 64")
         assert page.locator("#heatmap").is_visible()
         assert page.locator("#input-picture").is_visible()
         page.get_by_role("checkbox").uncheck()

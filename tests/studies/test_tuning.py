@@ -376,7 +376,7 @@ def test_the_words_fit_the_numbers(rows: list[Trial], low: float | None, expecte
 def found_of(*rows: Trial) -> Tuning:
     best = {"lr": rows[0].knobs["lr"]}
     return Tuning(
-        best=best, sentence="It is so.", command=tuning.command(best), gain=None, by_logarithm=["lr"],
+        best=best, sentence="It is so.", command=tuning_report.command(best), gain=None, by_logarithm=["lr"],
         choices={"unfreeze": ["last", "half"], "hflip": [False, True]}, present=row_of(0, 0.7).knobs, trials=list(rows),
     )  # fmt: skip
 

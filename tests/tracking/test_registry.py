@@ -22,7 +22,8 @@ from headstart.base.files import write_json
 from headstart.base.params import Params
 from headstart.tracking import registry as registry_module
 from headstart.tracking import store
-from headstart.tracking.registry import KEPT, LONGEST_DESCRIPTION, Registry, Version, description
+from headstart.tracking.model_card import LONGEST_DESCRIPTION, description
+from headstart.tracking.registry import KEPT, Registry, Version
 
 
 class Bench:

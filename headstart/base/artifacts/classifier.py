@@ -41,7 +41,7 @@ class ClassifierDetails(JsonFile):
 
     Attributes:
         head: its kind, as ``head.kind`` in params.yaml.
-        short_side: pixels that large pictures are reduced to before anything else.
+        max_megapixels, short_side, formats, white_level: how pictures are decoded, as prepare's parameters.
         answering: what a least confidence means.
     """
 
@@ -56,4 +56,6 @@ class ClassifierDetails(JsonFile):
     chosen: Literal["head", "finetune"] | None = None
     max_megapixels: float
     short_side: int | None = None
+    formats: Literal["all", "common"] = "all"
+    white_level: int = 65535
     answering: Thresholds | None = None

@@ -24,7 +24,8 @@ from headstart.models.backbones import architecture
 from headstart.models.calibration import calibrated_losses
 from headstart.studies import tuning, tuning_report
 from headstart.studies.search_space import Search
-from headstart.studies.tuning import sentence, tune
+from headstart.studies.tuning import tune
+from headstart.studies.tuning_report import sentence
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training import finetuned, trainer
 from headstart.training.recipe import Recipe, TrainingSetup

@@ -42,6 +42,7 @@ from headstart.inference.request_body import MAX_PICTURES, picture_files
 
 MAX_PENDING_BYTES = 256 << 20  # of bodies not decoded yet, and again of pictures that wait for the network
 MAX_CONNECTIONS = 512
+TURN = 8  # pictures
 BODY_TIMEOUT_S = 60.0  # for a body to arrive completely
 DRAIN_FACTOR = (
     4  # times the limit is read and discarded before a refusal: many clients read only after they have sent everything
@@ -181,7 +182,7 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
         async with bodies.read(request) as body:
             files, is_list = await files_in(body, request)
             pictures = await lanes.decode(files, model.view)
-        rows = await asyncio.gather(*(batches.predict(picture) for picture in pictures))
+        rows = await asyncio.gather(*(batches.predict(picture, place) for place, picture in enumerate(pictures)))
         predictions = [_prediction(row, model) for row in rows]
         return JSONResponse(predictions if is_list else predictions[0])
 
@@ -205,22 +206,34 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
 
 
 class Batches:
-    """Predicts the pictures of all requests in batches."""
+    """Predicts the pictures of all requests in batches.
+
+    Each further picture of a request lets ``TURN`` others go first, so that a request for many pictures does not keep those
+    that come later waiting for all of them.
+    """
 
     def __init__(self, model: BatchPredictor, max_batch: int, wait_s: float) -> None:
         self.model, self.max_batch, self.wait_s = model, max_batch, wait_s
         capacity = max(MAX_PICTURES, MAX_PENDING_BYTES // (3 * model.view.size**2))
-        self._waiting: asyncio.Queue[tuple[Array, asyncio.Future[Floats]]] = asyncio.Queue(capacity)
+        # The number to be served after, the number in order of arrival, the picture, its answer.
+        self._waiting: asyncio.PriorityQueue[tuple[int, int, Array, asyncio.Future[Floats]]] = asyncio.PriorityQueue(
+            capacity
+        )
+        self._arrived = self._served = 0
 
-    async def predict(self, picture: Array) -> Floats:
+    async def predict(self, picture: Array, place: int = 0) -> Floats:
         """(size, size, 3) uint8, as the model's view returns it → (classes,) probabilities.
+
+        Args:
+            place: of the picture in its request.
 
         Raises:
             HTTPException: 503 too many are waiting already.
         """
         probabilities: asyncio.Future[Floats] = asyncio.get_running_loop().create_future()
         try:
-            self._waiting.put_nowait((picture, probabilities))
+            self._arrived += 1
+            self._waiting.put_nowait((self._served + TURN * place, self._arrived, picture, probabilities))
         except asyncio.QueueFull:
             raise HTTPException(*OVERLOADED) from None
         return await probabilities
@@ -233,15 +246,16 @@ class Batches:
                 async with asyncio.timeout(self.wait_s):
                     while len(batch) < self.max_batch:
                         batch.append(await self._waiting.get())
-            pictures = [picture for picture, _ in batch]
+            self._served += len(batch)
+            pictures = [picture for _, _, picture, _ in batch]
             try:
                 rows = await asyncio.get_running_loop().run_in_executor(network, self.model.predict_views, pictures)
             except Exception as error:  # raised in the requests, which log it
-                for _, probabilities in batch:
+                for *_, probabilities in batch:
                     if not probabilities.done():
                         probabilities.set_exception(error)
             else:
-                for (_, probabilities), row in zip(batch, rows, strict=True):
+                for (*_, probabilities), row in zip(batch, rows, strict=True):
                     if not probabilities.done():
                         probabilities.set_result(row)
 

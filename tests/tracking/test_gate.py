@@ -20,7 +20,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from scipy.stats import binom
+from scipy.stats import binom, permutation_test
 
 from bench.gate import false_promotions
 from headstart.base.artifacts import DataFolder, ModelFolder, PrepareFolder
@@ -209,6 +209,25 @@ def test_the_log_loss_is_compared_on_the_classes_that_both_know() -> None:
     decision = decided(champion, with_wrong(4, {0: 9}), Gate(metric="log_loss", class_margin=1))
     assert decision.numbers["gain"]["pictures"] == 50
     assert decision.outcome == "refused"  # better by far on bees alone, and worse on ants
+
+
+@pytest.mark.parametrize("better", [0.0, 0.15])
+def test_the_p_value_of_the_log_loss_is_scipys(better: float) -> None:
+    chance = np.random.default_rng(0)
+    labels = chance.integers(0, 2, 60)
+    right = np.clip([chance.normal(0.6 + gain, 0.15, 60) for gain in (0.0, better)], 0.05, 0.95)
+    sides = []
+    for number, of_label in enumerate(right):
+        probabilities = np.where(np.arange(2) == labels[:, None], of_label[:, None], 1 - of_label[:, None])
+        sides.append(Side(number, Scores(probabilities, labels), frozenset({0, 1}), 1.0))
+    losses = -np.log(right)
+    theirs = permutation_test(
+        tuple(losses), lambda x, y, axis: (x - y).mean(axis=axis), permutation_type="samples", alternative="greater", rng=0
+    )
+    gain = decided(sides[0], sides[1], Gate(metric="log_loss")).numbers["gain"]
+    assert gain["value"] == pytest.approx(theirs.statistic)
+    assert gain["p"] == pytest.approx(theirs.pvalue, abs=0.03)
+    assert (gain["p"] < 0.01) == (better > 0)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40), st.integers(0, 9))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headstart.base.arrays import Bools, Floats, Ints
+from headstart.base.arrays import Floats, Ints
 from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.device import set_up
@@ -305,14 +305,11 @@ def _gain(champion: Side, challenger: Side, metric: Metric, resamples: int, seed
         difference = sign * (metric.measure(both, after) - metric.measure(both, before))
         return round(difference, 12)  # sums of the same addends in another order are equal
 
-    def swapped(pairs: Bools) -> float:
-        return gain(rows + n * pairs, rows + n * ~pairs)
-
     low, high = percentile_interval(bootstrap(lambda drawn: gain(rows[drawn], rows[drawn] + n), len(rows), seed, resamples))
     if metric.is_proportion:
         p = paired_difference(champion.scores.correct, challenger.scores.correct).p_value("greater")
     else:
-        p = permutation_p_value(swapped, len(rows), seed)
+        p = permutation_p_value(lambda swap: gain(rows + n * swap, rows + n * ~swap), len(rows), seed)
     return {
         "value": gain(rows, rows + n),
         "low": float(low),

@@ -1,4 +1,4 @@
-.PHONY: help setup repro rank why labels tune test lint format schemas ui docs bench clean lock
+.PHONY: help setup repro rank why labels tune test lint format schemas ui docs bench sbom clean lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -70,6 +70,9 @@ docs: setup  ## the documentation as a site: site/index.html
 bench: setup  ## side-by-side measurements, as ratios
 	@for script in bench/[a-z]*.py; do echo "== $$script"; python $$script || exit 1; done
 	@python bench/_sides.py
+
+sbom: setup  ## sbom.cdx.json: what headstart is built on; fails if a licence is not allowed
+	python ops/sbom.py sbom.cdx.json
 
 lock: .venv/bin/uv  ## requirements.lock again, from pyproject.toml
 	env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock

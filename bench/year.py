@@ -198,7 +198,7 @@ def main() -> None:
             threads=asked.threads,
             split={"val": 0.2, "test": 0.3},
             finetune={"unfreeze": asked.unfreeze, "epochs": asked.epochs},
-            gate={"margin": 0.03},  # so few test pictures that one of them is more than the default
+            gate={"margin": 0.03, "max_p": 1.0},  # so few test pictures that hardly a month would pass the defaults
             retrain={"remote": "storage"},
         )
         remote = place / "remote"

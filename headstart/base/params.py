@@ -137,6 +137,7 @@ class Registry(Section):
 
 class Gate(Section):
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "matthews_corrcoef", "log_loss"] = "accuracy"
+    max_p: Annotated[float, Field(gt=0, le=1)] = 0.05
     margin: Annotated[float, Field(ge=0)] = 0.01
     class_margin: Annotated[float, Field(ge=0, le=1)] = 0.1
     min_pictures: Count = 10

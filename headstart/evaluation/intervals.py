@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from headstart.base.arrays import Bools, Floats, Ints
 
 RESAMPLES = 2000
+PERMUTATIONS = 999
 DIGITS = 4
 QUANTILES = (0.025, 0.975)
 Z = NormalDist().inv_cdf(QUANTILES[1])
@@ -52,6 +53,22 @@ def bootstrap(
     """
     draws: Floats = np.array([statistic(rows) for rows in resample(n, resamples, np.random.default_rng(rng))])
     return draws
+
+
+def permutation_p_value(
+    statistic: Callable[[Bools], float], n: int, rng: np.random.Generator | int = 0, permutations: int = PERMUTATIONS
+) -> float:
+    """Of n pairs: how often a difference as large as the measured one comes about where either of a pair could as well be
+    the other (Fisher 1935, "The design of experiments", paired; the measured one counts as a draw, so that no more than a
+    share p of such data has a value of at most p: Phipson and Smyth 2010, "Permutation p-values should never be zero").
+
+    Args:
+        statistic: (n,) whether each pair is swapped → the difference.
+        rng: a generator, or the seed of one.
+    """
+    measured, chance = statistic(np.zeros(n, bool)), np.random.default_rng(rng)
+    as_large = sum(statistic(chance.random(n) < 0.5) >= measured for _ in range(permutations))
+    return (1 + as_large) / (1 + permutations)
 
 
 def percentile_interval(draws: Floats) -> tuple[Any, Any]:

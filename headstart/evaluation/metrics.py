@@ -65,6 +65,11 @@ class Scores:
         """(N,) log-losses."""
         return self.task.losses_of_probabilities(self.probabilities, self.labels)
 
+    def joined(self, other: Scores) -> Scores:
+        """These, and those of ``other`` below them."""
+        probabilities = np.concatenate([self.probabilities, other.probabilities])
+        return Scores(probabilities, np.concatenate([self.labels, other.labels]), self.task)
+
 
 # --- the metrics ------------------------------------------------------------------------------------------------------
 

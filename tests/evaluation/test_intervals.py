@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from headstart.base.arrays import Bools
 from headstart.evaluation.intervals import (
     bootstrap,
     mean,
     paired_difference,
     percentile_interval,
+    permutation_p_value,
     proportion,
     resample,
     unpaired_difference,
@@ -107,3 +109,24 @@ def test_mcnemars_test_is_the_binomial_test_of_what_only_one_has_right(answers: 
     assert difference.p_value("greater") == (
         stats.binomtest(gained, gained + lost, alternative="greater").pvalue if gained + lost else 1
     )
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30), st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_of_right_and_wrong_the_permutation_test_is_mcnemars(answers: list[tuple[bool, bool]], seed: int) -> None:
+    before, after = np.array(answers).T
+
+    def gained(swapped: Bools) -> float:
+        return float((np.where(swapped, before, after).astype(int) - np.where(swapped, after, before)).sum())
+
+    exact = paired_difference(before, after).p_value("greater")
+    drawn = permutation_p_value(gained, len(answers), seed)
+    assert drawn == pytest.approx(exact, abs=0.08)  # five standard errors of 999 draws
+    assert 0 < drawn <= 1
+    assert permutation_p_value(gained, len(answers), seed) == drawn
+
+
+def test_what_no_draw_reaches_has_the_smallest_p_value_and_no_zero() -> None:
+    value = np.full(40, 1.0)
+    assert permutation_p_value(lambda swapped: value[~swapped].sum() - value[swapped].sum(), 40) == 1 / 1000
+    assert permutation_p_value(lambda swapped: 0.0, 40) == 1

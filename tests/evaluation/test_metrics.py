@@ -183,6 +183,8 @@ def test_on_few_pictures_two_lucky_answers_do_not_take_the_head_away() -> None:
     assert choose({"head": right_on(37), "finetune": right_on(39)}) == "head"
     assert choose({"head": sure(0.7, 40), "finetune": sure(0.9, 40)}) == "head"  # surer, and right on the same pictures
     assert choose({"head": right_on(32), "finetune": right_on(39)}) == "finetune"
+    assert choose({"head": sure(0.7, 99), "finetune": sure(0.9, 99)}) == "head"
+    assert choose({"head": sure(0.7, 100), "finetune": sure(0.9, 100)}) == "finetune"  # no longer few
     assert choose({"head": right_on(39), "finetune": right_on(32)}) == "head"
 
 

@@ -72,7 +72,7 @@ def test_results_pass_the_gate_are_promoted_and_rolled_back_from_the_command_lin
     assert aliases_of(client) == {"challenger": 1, "champion": 1}
     assert copy_of.run("git", "status", "--porcelain").stdout == ""
     # Another result with the same model. So little was learned of so few pictures that it is badly calibrated.
-    copy_of.set(evaluate={"mistakes": 3}, gate={"max_ece": 1.0, "max_slowdown": 100.0})
+    copy_of.set(evaluate={"mistakes": 3}, gate={"max_p": 1.0, "max_ece": 1.0, "max_slowdown": 100.0})
     assert set(copy_of.stages_run()) == {"evaluate", "track"}
     assert aliases_of(client) == {"challenger": 2, "champion": 1}
     sentence = copy_of.measured.run("headstart", "gate").stdout

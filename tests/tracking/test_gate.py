@@ -20,7 +20,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from scipy.stats import binom, permutation_test
 
+from bench.gate import false_promotions
 from headstart.base.artifacts import DataFolder, ModelFolder, PrepareFolder
 from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
 from headstart.base.artifacts.classifier import ClassifierDetails
@@ -80,22 +82,36 @@ def test_the_first_result_is_promoted_whatever_it_is() -> None:
 
 
 def test_one_that_is_better_takes_over() -> None:
-    decision = decided(with_wrong(3, {0: 6, 1: 6}), with_wrong(4, {0: 5, 1: 5}))
+    decision = decided(with_wrong(3, {0: 6, 1: 6}), with_wrong(4, {0: 3, 1: 4}))
     assert decision.outcome == "promoted"
     assert "Version 4 takes over from version 3" in decision.sentence
-    assert "0.900 (version 4) against 0.880 (version 3) on the same 100 test pictures" in decision.sentence
-    assert decision.numbers["gain"]["value"] == pytest.approx(0.02)
+    assert "0.930 (version 4) against 0.880 (version 3) on the same 100 test pictures" in decision.sentence
+    assert decision.sentence.endswith(", p 0.031.")  # five pictures, all of them gained
+    assert decision.numbers["gain"]["value"] == pytest.approx(0.05)
+    assert decision.numbers["gain"]["p"] == 0.5**5
 
 
-def test_one_that_is_equally_good_takes_over() -> None:
-    assert decided(with_wrong(3, {0: 5, 1: 5}), with_wrong(4, {0: 6, 1: 4})).outcome == "promoted"
-
-
-def test_one_that_is_a_little_worse_is_kept_out_without_a_complaint() -> None:
-    decision = decided(with_wrong(3, {0: 5, 1: 5}), with_wrong(4, {0: 6, 1: 5}))
+@pytest.mark.parametrize("after", [{0: 6, 1: 4}, {0: 3, 1: 5}, {0: 6, 1: 5}], ids=["equal", "hardly better", "worse"])
+def test_one_that_is_not_clearly_better_is_kept_out_without_a_complaint(after: dict[int, int]) -> None:
+    decision = decided(with_wrong(3, {0: 5, 1: 5}), with_wrong(4, after))
     assert decision.outcome == "kept"
-    assert decision.sentence.startswith("Version 3 stays: nothing speaks for a change.")
+    assert decision.sentence.startswith("Version 3 stays: version 4 is not clearly better (gate.max_p 0.05).")
     assert decision.numbers["broken"] == []
+    measured_alone = decided(with_wrong(3, {0: 5, 1: 5}), with_wrong(4, after), Gate(max_p=1)).outcome
+    assert measured_alone == ("kept" if decision.numbers["gain"]["value"] < 0 else "promoted")
+
+
+def test_a_p_value_of_exactly_the_limit_is_within_it() -> None:
+    champion, challenger = with_wrong(3, {0: 5}), with_wrong(4, {})
+    assert decided(champion, challenger, Gate(max_p=0.5**5)).outcome == "promoted"
+    assert decided(champion, challenger, Gate(max_p=0.5**5 - 1e-9)).outcome == "kept"
+
+
+@pytest.mark.parametrize(("metric", "draws"), [("accuracy", 300), ("log_loss", 100), ("matthews_corrcoef", 40)])
+def test_one_that_is_no_better_is_promoted_no_more_often_than_the_gate_says(metric: str, draws: int) -> None:
+    """`python bench/gate.py` draws 2,000 for each metric and case."""
+    by_chance = binom.ppf(0.99, draws, Gate().max_p)
+    assert 0 < false_promotions("alike", metric, draws) <= by_chance
 
 
 def test_one_that_is_worse_by_exactly_the_margin_is_within_it() -> None:
@@ -135,7 +151,7 @@ def test_a_calibration_error_that_so_few_pictures_show_by_chance_is_no_reason() 
     """Of ten pictures with confidence 0.8, seven right is an error of 0.1, and nothing to wonder at."""
     few = [with_wrong(number, {0: 2, 1: 1}, pictures=10, confidence=0.8) for number in (3, 4)]
     decision = decided(few[0], few[1], Gate(max_ece=0.05))
-    assert decision.outcome == "promoted"
+    assert decision.outcome == "kept"
     assert decision.numbers["challenger"]["ece"] == pytest.approx(0.1)
     assert decision.numbers["ece_by_chance"] > 0.1
     many = [with_wrong(number, {0: 200, 1: 100}, pictures=1000, confidence=0.8) for number in (3, 4)]
@@ -143,7 +159,7 @@ def test_a_calibration_error_that_so_few_pictures_show_by_chance_is_no_reason() 
 
 
 def test_one_that_is_much_slower_is_refused() -> None:
-    champion, challenger = with_wrong(3, {0: 5}, seconds=0.01), with_wrong(4, {0: 1}, seconds=0.02)
+    champion, challenger = with_wrong(3, {0: 6}, seconds=0.01), with_wrong(4, {}, seconds=0.02)
     decision = decided(champion, challenger)
     assert decision.outcome == "refused"
     assert "it takes 2.00 times as long per picture, above gate.max_slowdown 1.5" in decision.sentence
@@ -155,7 +171,7 @@ def test_other_arithmetic_is_said_and_decides_nothing() -> None:
     same = decided(before, with_wrong(2, {0: 2}, arithmetic=before.arithmetic))
     assert "arithmetic" not in same.sentence
     other = decided(before, with_wrong(2, {0: 2}, arithmetic="x86_64 AVX512, 2 threads; features by torch"))
-    assert other.outcome == same.outcome == "promoted"
+    assert other.outcome == same.outcome == "kept"
     assert other.sentence.endswith(
         "Their arithmetic differs, which alone can change a few answers: x86_64 AVX2, 2 threads; features by torch; now "
         "x86_64 AVX512, 2 threads; features by torch."
@@ -171,7 +187,7 @@ def test_every_broken_rule_is_named() -> None:
 @pytest.mark.parametrize("metric", [metric.name for metric in METRICS.values() if metric.is_goal])
 def test_every_metric_can_be_the_one_that_counts(metric: str) -> None:
     rules = Gate.model_validate({"metric": metric})
-    worse, better = with_wrong(3, {0: 8, 1: 8}), with_wrong(4, {0: 6, 1: 6})
+    worse, better = with_wrong(3, {0: 8, 1: 8}), with_wrong(4, {0: 4, 1: 4})
     assert decided(worse, better, rules).outcome == "promoted"
     decision = decided(better, worse, rules)
     assert decision.outcome == "refused"
@@ -193,6 +209,25 @@ def test_the_log_loss_is_compared_on_the_classes_that_both_know() -> None:
     decision = decided(champion, with_wrong(4, {0: 9}), Gate(metric="log_loss", class_margin=1))
     assert decision.numbers["gain"]["pictures"] == 50
     assert decision.outcome == "refused"  # better by far on bees alone, and worse on ants
+
+
+@pytest.mark.parametrize("better", [0.0, 0.15])
+def test_the_p_value_of_the_log_loss_is_scipys(better: float) -> None:
+    chance = np.random.default_rng(0)
+    labels = chance.integers(0, 2, 60)
+    right = np.clip([chance.normal(0.6 + gain, 0.15, 60) for gain in (0.0, better)], 0.05, 0.95)
+    sides = []
+    for number, of_label in enumerate(right):
+        probabilities = np.where(np.arange(2) == labels[:, None], of_label[:, None], 1 - of_label[:, None])
+        sides.append(Side(number, Scores(probabilities, labels), frozenset({0, 1}), 1.0))
+    losses = -np.log(right)
+    theirs = permutation_test(
+        tuple(losses), lambda x, y, axis: (x - y).mean(axis=axis), permutation_type="samples", alternative="greater", rng=0
+    )
+    gain = decided(sides[0], sides[1], Gate(metric="log_loss")).numbers["gain"]
+    assert gain["value"] == pytest.approx(theirs.statistic)
+    assert gain["p"] == pytest.approx(theirs.pvalue, abs=0.03)
+    assert (gain["p"] < 0.01) == (better > 0)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40), st.integers(0, 9))

@@ -378,7 +378,7 @@ def test_no_weights_is_recorded_in_one_sentence_and_told_in_full(
     assert "Tried: " in capsys.readouterr().err
     assert [file.name for file in candidate.folder.iterdir()] == [candidate.folder.missing.name]
     file = tmp_path / "torch/hub/checkpoints" / torchvision.models.SqueezeNet1_0_Weights.DEFAULT.url.rsplit("/", 1)[1]
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(torchvision.models.squeezenet1_0().state_dict(), file)  # another digest than is published
     assert stored("squeezenet1_0", pictures, None, tmp_path).missing is not None
     assert "is published" in capsys.readouterr().err

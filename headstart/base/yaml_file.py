@@ -70,6 +70,9 @@ def _refuse_bombs(path: Path, text: str) -> None:
             around, before = opened.pop()
             opened.append((around, before + size))
         line = event.start_mark.line + 1 if event.start_mark else 0
+        if tag := getattr(event, "tag", None):  # with which PyYAML fails in many ways where the value does not fit it
+            shown = shortened(tag.replace("tag:yaml.org,2002:", "!!"), 80)
+            raise HeadstartError(f"{path}, line {line}: {shown!r} is a tag; write the value without it")
         if len(opened) > DEEPEST:
             raise HeadstartError(f"{path}, line {line}: nested more than {DEEPEST} deep; parameters are at most 4")
         if opened[-1][1] > MOST_VALUES:

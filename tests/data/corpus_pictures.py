@@ -24,13 +24,19 @@ WRITTEN = [
     "BLP", "DDS", "DIB", "ICNS", "IM", "MSP", "PCX", "PPM", "QOI", "SGI", "SPIDER", "TGA", "XBM",
 ]  # fmt: skip
 BEGINNINGS = [
-    b"8BPS\0\1\0\0\0\0\0\0\0\3\0\0\0\x20\0\0\0\x20\0\x08\0\3", b"\0\0\2\0\1\0\x20\x20\0\0\1\0\1\0", b"\xb1\x68\xde\x3a\1\0\0\0",
+    b"8BPS\0\1\0\0\0\0\0\0\0\3\0\0\0\x20\0\0\0\x20\0\x08\0\3", b"\0\0\2\0\1\0\x20\x20\0\0\1\0\1\0",
+    b"\xb1\x68\xde\x3a\1\0\0\0",
     b"SIMPLE  =                    T", b"\0\0\0\0\x11\xaf\1\0\x20\0\x20\0", b"FTC\0\0\0\0\1\0\0\0\x20\0\0\0\x20\0\0\0\1",
-    b"\0\0\0\x1c\0\0\0\2\0\0\0\x20\0\0\0\x20\0\0\0\4GIMP", b"\x1c\x03\x14\0\2\0\1", b"\x80\xe8\0\0\0\0\0\x20", b"P7 332\n32 32\n",
-    b"\0\0\1\xb3\2\0\x20\x14", b"\x59\xa6\x6a\x95\0\0\0\x20\0\0\0\x20\0\0\0\x08\0\0\4\0\0\0\0\1", b"/* XPM */\n", b"%!PS-Adobe",
-    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\0\0\0\x18ftypavif", b"\0\0\0\x0cJXL \r\n\x87\n", b"<svg xmlns='http://www.w3.org/2000/svg'>",
-    b"BUFR", b"GRIB\0\0\0\1", b"\x89HDF\r\n\x1a\n", b"\xd7\xcd\xc6\x9a\0\0", b"%PDF-1.7", b"PK\3\4", b"\x80\4\x95", b"<html>", b"P6\n",
-    b"P4\n", b"Pf\n32 32\n-1.0\n", b"Py\n", b"\1\xda\1\1\0\3", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0", b"BLP2\1\0\0\0",
+    b"\0\0\0\x1c\0\0\0\2\0\0\0\x20\0\0\0\x20\0\0\0\4GIMP", b"\x1c\x03\x14\0\2\0\1", b"\x80\xe8\0\0\0\0\0\x20",
+    b"P7 332\n32 32\n",
+    b"\0\0\1\xb3\2\0\x20\x14", b"\x59\xa6\x6a\x95\0\0\0\x20\0\0\0\x20\0\0\0\x08\0\0\4\0\0\0\0\1", b"/* XPM */\n",
+    b"%!PS-Adobe",
+    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\0\0\0\x18ftypavif", b"\0\0\0\x0cJXL \r\n\x87\n",
+    b"<svg xmlns='http://www.w3.org/2000/svg'>",
+    b"BUFR", b"GRIB\0\0\0\1", b"\x89HDF\r\n\x1a\n", b"\xd7\xcd\xc6\x9a\0\0", b"%PDF-1.7", b"PK\3\4", b"\x80\4\x95",
+    b"<html>", b"P6\n",
+    b"P4\n", b"Pf\n32 32\n-1.0\n", b"Py\n", b"\1\xda\1\1\0\3", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0",
+    b"BLP2\1\0\0\0",
     b"DDS \x7c\0\0\0", b"icns\0\0\1\0", b"qoif\0\0\0\x20\0\0\0\x20\3\0", b"\0\0\2\0", b"\0\0\3\0", b"\0\0\x0a\0\0\0",
 ]  # fmt: skip
 SUFFIXES = ("jpg", "JPEG", "png", "webp", "gif", "bmp", "tif", "avif", "heic", "ico", "eps", "svg", "txt", "exe", "")
@@ -38,8 +44,8 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 # Where the parts of a file begin: segments, chunks, boxes, blocks.
 PARTS = re.compile(
-    rb"\xff[\xc0-\xfe]|IHDR|PLTE|tRNS|[ait]?IDAT|fcTL|fdAT|IEND|[tizT]{2}Xt|eXIf|iCCP|RIFF|WEBP|VP8[ LX]|ALPH|ANIM|ANMF|EXIF|"
-    rb"ftyp|meta|mdat|iloc|iprp|ispe|av1C|ihdr|jp2c|colr|Exif|\x21[\xf9\xfe\xff]|\x2c\0\0|II\*\0|MM\0\*|acsp"
+    rb"\xff[\xc0-\xfe]|IHDR|PLTE|tRNS|[ait]?IDAT|fcTL|fdAT|IEND|[tizT]{2}Xt|eXIf|iCCP|RIFF|WEBP|VP8[ LX]|ALPH|ANIM|ANMF|"
+    rb"EXIF|ftyp|meta|mdat|iloc|iprp|ispe|av1C|ihdr|jp2c|colr|Exif|\x21[\xf9\xfe\xff]|\x2c\0\0|II\*\0|MM\0\*|acsp"
 )  # fmt: skip
 
 
@@ -60,9 +66,12 @@ def drawn(rng: Random) -> bytes:
     options: dict[str, Any] = {}
     for key, values in {
         "exif": exif, "icc_profile": _profile, "quality": lambda rng: rng.randrange(101), "progressive": lambda _: True,
-        "optimize": lambda _: True, "lossless": lambda _: True, "comment": lambda rng: rng.randbytes(rng.choice((9, 60_000))),
-        "dpi": lambda rng: (rng.choice((0, 1, 72, 65_535)),) * 2, "pnginfo": _text, "transparency": lambda rng: rng.randrange(256),
-        "compression": lambda rng: rng.choice(("tiff_lzw", "tiff_deflate", "packbits", "group4", "jpeg", "zstd", "tga_rle")),
+        "optimize": lambda _: True, "lossless": lambda _: True, "comment": lambda rng: rng.randbytes(rng.choice((9,
+        60_000))),
+        "dpi": lambda rng: (rng.choice((0, 1, 72, 65_535)),) * 2, "pnginfo": _text,
+        "transparency": lambda rng: rng.randrange(256),
+        "compression": lambda rng: rng.choice(("tiff_lzw", "tiff_deflate", "packbits", "group4", "jpeg", "zstd",
+        "tga_rle")),
         "big_tiff": lambda _: True, "xmp": lambda rng: rng.randbytes(99), "bits": lambda _: 4,
     }.items():  # fmt: skip
         if rng.random() < 0.15:
@@ -121,7 +130,9 @@ def _text(rng: Random) -> PngImagePlugin.PngInfo:
 
 def begun(rng: Random) -> bytes:
     """The beginning of a format, and then something else."""
-    return rng.choice(BEGINNINGS) + rng.choice((b"", b"\0" * 600, b" " * 90, b"\xff" * 300, rng.randbytes(rng.randrange(900))))
+    return rng.choice(BEGINNINGS) + rng.choice(
+        (b"", b"\0" * 600, b" " * 90, b"\xff" * 300, rng.randbytes(rng.randrange(900)))
+    )
 
 
 def bomb(rng: Random) -> bytes:
@@ -130,7 +141,8 @@ def bomb(rng: Random) -> bytes:
     small = min(side, 2100)
     makers: list[Callable[[], bytes]] = [
         lambda: hostile.png(side, side),
-        lambda: hostile.png(rng.choice(EXTREMES), rng.choice(EXTREMES), depth=rng.choice((0, 1, 3, 8, 16)), kind=rng.randrange(8)),
+        lambda: hostile.png(rng.choice(EXTREMES), rng.choice(EXTREMES), depth=rng.choice((0, 1, 3, 8, 16)),
+        kind=rng.randrange(8)),
         lambda: hostile.flat_png(small, small),
         lambda: hostile.flat_webp(min(side, 16_000), min(side, 16_000)),
         lambda: hostile.icon_with(hostile.png(side, side), rng.choice((0, 16, 255))),
@@ -139,12 +151,14 @@ def bomb(rng: Random) -> bytes:
         lambda: hostile.jpeg_of_scans(small, small, rng.choice((2, 20, 99, 101, 4000))),
         lambda: hostile.flat_qoi(rng.choice((100, 700)), 300),
         lambda: hostile.gif_of_comments(rng.choice((10, 20_000))),
-        lambda: hostile.tiff(side, side, rng.choice((1, 8, side)), rng.choice((1, 9, 5000)), rng.choice((1, 5, 7, 8)), rng.choice((1, 8, 16, 32))),
+        lambda: hostile.tiff(side, side, rng.choice((1, 8, side)), rng.choice((1, 9, 5000)), rng.choice((1, 5, 7, 8)),
+        rng.choice((1, 8, 16, 32))),
         lambda: hostile.animation(rng.choice(("GIF", "WEBP", "PNG", "TIFF")), rng.choice((2, 60)), 16),
         lambda: hostile.fits(rng.choice((1 << 20, 40 << 20))),
         lambda: hostile.eps(rng.choice(("{} loop", "(%pipe%id) (r) file"))),
         lambda: hostile.news_photo_with(rng.choice((hostile.eps("{} loop"), encoded(photograph(1)), b""))),
-        lambda: hostile.with_chunks(encoded(photograph(1)), (b"zTXt", b"a\0\0" + hostile.deflated(1 << 22)), last=rng.random() < 0.5),
+        lambda: hostile.with_chunks(encoded(photograph(1)), (b"zTXt", b"a\0\0" + hostile.deflated(1 << 22)),
+        last=rng.random() < 0.5),
         lambda: hostile.with_chunks(encoded(photograph(1)), (b"iCCP", b"a\0\0" + hostile.deflated(1 << 22))),
         lambda: encoded(Image.new("1", rng.choice(((9000, 1), (1, 9000), (4000, 30), (101, 1), (100, 1))))),
         lambda: b"P5 %d %d 255\n" % (side, side),

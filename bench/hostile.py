@@ -6,9 +6,9 @@
 
 Each input is made from the seed, its kind and its number alone (tests/data/corpus.py), and given to what the stages use:
 the decoders of prepare and serve, fetch, archives, params.yaml; every thirtieth folder goes through prepare too. It fails
-if there is a traceback, a sentence that is none or that names nothing, a hang, much memory, a change outside of the place of
-results, or if a refusal has changed what an earlier run left there. Prints the counts, the slowest and the largest, and each
-failure; ends with status 1 if there is one.
+if there is a traceback, a sentence that is none or that names nothing, a hang, much memory, a change of anything but the
+results, or if a refusal has changed what an earlier run left. Prints the counts, the slowest and the largest, and each
+failure; ends with status 1 if there is one. Ctrl-C ends it with what has been found so far.
 """
 
 from __future__ import annotations
@@ -331,10 +331,11 @@ def main() -> None:
     signal.signal(signal.SIGALRM, interrupted)
     tallies = {kind: Tally() for kind in KINDS}
     decoders = Decoders(1, RULES)
-    for kind, number in chosen:
-        with folder_for(kind, arguments.folder.absolute() if arguments.folder else None) as folder:
-            case = Case(kind, number, folder, Random(f"{arguments.seed} {kind} {number}"), decoders)
-            judge(case, KINDS[kind][1], tallies[kind])
+    with suppress(KeyboardInterrupt):
+        for kind, number in chosen:
+            with folder_for(kind, arguments.folder.absolute() if arguments.folder else None) as folder:
+                case = Case(kind, number, folder, Random(f"{arguments.seed} {kind} {number}"), decoders)
+                judge(case, KINDS[kind][1], tallies[kind])
     decoders.close()
     for kind, tally in tallies.items():
         refused, failed = tally.sentences.total(), len(tally.failures)
@@ -348,7 +349,8 @@ def main() -> None:
         for failure in tally.failures:
             print(f"  FAILURE (--seed {arguments.seed} --only {failure}", flush=True)
     failures = sum(len(tally.failures) for tally in tallies.values())
-    print(f"{len(chosen)} inputs, {failures} failures")
+    done = failures + sum(tally.results + tally.sentences.total() for tally in tallies.values())
+    print(f"{done} inputs, {failures} failures")
     raise SystemExit(1 if failures else 0)
 
 

@@ -99,6 +99,8 @@ def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
         (b"seed: \xff\xfe", "can't decode byte 0xff"),
         ("seed: 2020-13-45", "month must be in 1..12"),
         ("? {a: b}\n: c", "unhashable key"),
+        ("finetune:\n  precision: 0x" + "f" * 5000, "a number of more than 300 digits in"),
+        ("? 0b" + "1" * 20_000 + "\n: 1", "line 1, column 3"),
     ],
 )
 def test_a_file_that_is_not_yaml_is_told_with_the_place(tmp_path: Path, text: str | bytes, where: str) -> None:

@@ -173,7 +173,7 @@ def _special(rng: Random, root: Path) -> None:
 
 
 def _unreadable(rng: Random, root: Path) -> None:
-    for path in rng.sample(sorted(root.glob("*/*")), 1):
+    for path in rng.sample(sorted(root.glob("*/*")) or [root], 1):
         path.chmod(rng.choice((0, 0o111, 0o222)))
 
 

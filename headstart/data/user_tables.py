@@ -66,7 +66,8 @@ def _read_parquet(path: Path, wanted: set[str]) -> tuple[list[str], list[tuple[s
     except (HeadstartError, OSError):
         raise
     except Exception as error:  # of a damaged file, and of dates and time zones that Python does not have
-        raise ValueError(shortened(str(error), 300)) from None
+        reason = shortened(str(error), 300).replace("Python int too large", "number too large")
+        raise ValueError(f"{reason}; is it a whole Parquet file, with text in the columns?") from None
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:

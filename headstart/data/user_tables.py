@@ -66,7 +66,7 @@ def _read_parquet(path: Path, wanted: set[str]) -> tuple[list[str], list[tuple[s
     except (HeadstartError, OSError):
         raise
     except Exception as error:  # of a damaged file, and of dates and time zones that Python does not have
-        reason = shortened(str(error), 300).replace("Python int too large", "number too large")
+        reason = shortened(str(error), 300)
         raise ValueError(f"{reason}; is it a whole Parquet file, with text in the columns?") from None
 
 

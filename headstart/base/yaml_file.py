@@ -11,7 +11,7 @@ import yaml
 from headstart.base.errors import HeadstartError
 from headstart.base.safe_text import shortened
 
-MOST_CHARACTERS, MOST_VALUES, DEEPEST = 250_000, 10_000, 50
+MOST_CHARACTERS, MOST_VALUES, DEEPEST, LONGEST_NUMBER = 250_000, 10_000, 50, 300
 
 
 class _Loader(yaml.SafeLoader):
@@ -21,6 +21,15 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    if len(node.value) > LONGEST_NUMBER:  # of more than 4300 digits Python makes no text, so that no message could name it
+        raise yaml.MarkedYAMLError(problem=f"a number of more than {LONGEST_NUMBER} digits", problem_mark=node.start_mark)
+    return int(loader.construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -70,6 +79,9 @@ def _refuse_bombs(path: Path, text: str) -> None:
             around, before = opened.pop()
             opened.append((around, before + size))
         line = event.start_mark.line + 1 if event.start_mark else 0
+        if tag := getattr(event, "tag", None):  # with which PyYAML fails in many ways where the value does not fit it
+            shown = shortened(tag.replace("tag:yaml.org,2002:", "!!"), 80)
+            raise HeadstartError(f"{path}, line {line}: {shown!r} is a tag; write the value without it")
         if len(opened) > DEEPEST:
             raise HeadstartError(f"{path}, line {line}: nested more than {DEEPEST} deep; parameters are at most 4")
         if opened[-1][1] > MOST_VALUES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ SPLIT_NAMES = {
 }  # fmt: skip
 
 HIDDEN = (".", "__MACOSX", "Icon\r")  # the last is where macOS keeps a folder's icon
+
+MOST_WAYS, DEEPEST = 100, 100
 
 NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 
@@ -98,19 +101,31 @@ def unwrapped(root: Path) -> Path:
         root = root / folders[0]
 
 
-def files_below(folder: Path, ancestors: tuple[Path, ...] = ()) -> Iterator[Path]:
+def files_below(folder: Path, ancestors: tuple[Path, ...] = (), ways: Counter[Path] | None = None) -> Iterator[Path]:
     """All files below ``folder`` in order of their names, without hidden files and what is in hidden folders. Links that
     lead nowhere count as files: they may have been pictures.
 
     Links to folders are followed, unless they lead to one of the folders that they are in (``ancestors``).
+
+    Args:
+        ways: how often each folder has been come to; there are n! ways through n folders with links to all others.
+
+    Raises:
+        HeadstartError: a folder cannot be read, is too deep, or links lead to it in too many ways.
     """
+    ways = Counter() if ways is None else ways
     ancestors = (*ancestors, folder.resolve())
+    ways[ancestors[-1]] += 1
+    if ways[ancestors[-1]] > MOST_WAYS:
+        raise HeadstartError(f"links lead to {ancestors[-1]} in more than {MOST_WAYS} ways; remove links between folders")
+    if len(ancestors) > DEEPEST:
+        raise HeadstartError(f"folders are more than {DEEPEST} deep in each other at {folder}; move the pictures up")
     for entry in _visible(folder):
         if _leads_nowhere(entry):
             yield Path(entry.path)
         elif entry.is_dir():
             if Path(entry.path).resolve() not in ancestors:
-                yield from files_below(Path(entry.path), ancestors)
+                yield from files_below(Path(entry.path), ancestors, ways)
         elif entry.is_file():
             yield Path(entry.path)
 

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from headstart.base.errors import HeadstartError
+from headstart.base.safe_text import shortened
+
+MOST_ROWS = 10_000_000  # a Parquet file of a few bytes may say that it has more than there is memory for
 
 
 def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[str, dict[str, str]]]:
@@ -19,14 +22,7 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
     """
     rows: list[tuple[str, dict[str, Any]]]
     try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet
-
-            table = pyarrow.parquet.read_table(path)
-            columns = list(table.column_names)
-            rows = [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
-        else:
-            columns, rows = _read_csv(path)
+        columns, rows = _read_parquet(path, {*needed, *optional}) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except UnicodeDecodeError:
         raise HeadstartError(f"{path} cannot be read as a table: it is not UTF-8; save it as CSV in UTF-8") from None
     except (OSError, ValueError) as error:
@@ -49,6 +45,29 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
             if not row[column]:
                 raise HeadstartError(f"{path}, {place}: empty {column}")
     return texts
+
+
+def _read_parquet(path: Path, wanted: set[str]) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
+    """All columns' names, and the rows of those that are wanted.
+
+    Raises:
+        HeadstartError: it has too many rows, or a wanted column holds what Python cannot.
+        ValueError: the file cannot be read.
+    """
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns, count = list(file.schema_arrow.names), file.metadata.num_rows
+            if count > MOST_ROWS:
+                raise HeadstartError(f"{path} has {count:,} rows; at most {MOST_ROWS:,} are read")
+            table = file.read([name for name in columns if name in wanted])
+        return columns, [(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
+    except (HeadstartError, OSError):
+        raise
+    except Exception as error:  # of a damaged file, and of dates and time zones that Python does not have
+        reason = shortened(str(error), 300)
+        raise ValueError(f"{reason}; is it a whole Parquet file, with text in the columns?") from None
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:

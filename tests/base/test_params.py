@@ -99,13 +99,29 @@ def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
         (b"seed: \xff\xfe", "can't decode byte 0xff"),
         ("seed: 2020-13-45", "month must be in 1..12"),
         ("? {a: b}\n: c", "unhashable key"),
-        ("seed: !!python/object:os.system x", "could not determine a constructor"),
+        ("finetune:\n  precision: 0x" + "f" * 5000, "a number of more than 300 digits in"),
+        ("? 0b" + "1" * 20_000 + "\n: 1", "line 1, column 3"),
     ],
 )
 def test_a_file_that_is_not_yaml_is_told_with_the_place(tmp_path: Path, text: str | bytes, where: str) -> None:
     message = complaint(tmp_path, text)
     assert message.startswith(" is not valid YAML: ")
     assert where in message
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("seed: !!python/object/apply:os.system [id]", "!!python/object/apply:os.system"),
+        ("seed: !!bool x", "!!bool"),  # on which PyYAML raises a KeyError
+        ("seed: !!timestamp x", "!!timestamp"),  # and here an AttributeError
+        ("seed: !!int ''", "!!int"),
+        ("!!set {a: b}", "!!set"),
+        ("seed: !own 1", "!own"),
+    ],
+)
+def test_a_tag_is_told_with_its_line(tmp_path: Path, text: str, tag: str) -> None:
+    assert complaint(tmp_path, f"\n{text}") == f", line 2: {tag!r} is a tag; write the value without it"
 
 
 @pytest.mark.parametrize(("text", "kind"), [("[1, 2]", "list"), ("hello", "str"), ("3", "int"), ("false", "bool")])

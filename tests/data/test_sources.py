@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -23,6 +24,8 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -217,6 +220,31 @@ def test_a_link_that_leads_nowhere_is_in_the_manifest_without_a_digest(tmp_path:
     assert Counter(p.label for p in listed(folder, limit=1) if p.sha256) == {"ants": 1, "bees": 1}
     shutil.rmtree(folder / "bees")
     assert "has one class only ('ants')" in complaint(folder)
+
+
+def test_folders_that_all_link_to_each_other_end_in_a_sentence(tmp_path: Path) -> None:
+    """There are 12! ways through them."""
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    rooms = [folder / "ants" / f"room{n}" for n in range(12)]
+    for room in rooms:
+        room.mkdir()
+        for number, other in enumerate(rooms):
+            (room / f"to{number}").symlink_to(other)
+    assert re.search(r"links lead to .*/ants/room\d+ in more than 100 ways; remove links", complaint(folder))
+    for room in rooms[3:]:
+        shutil.rmtree(room)  # the links to it lead nowhere now
+    assert {p.label for p in listed(folder)} == {"ants", "bees"}
+
+
+def test_folders_deeper_than_python_recurses_end_in_a_sentence(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "set", ANTS_AND_BEES)
+    subprocess.run(["mkdir", "-p", f"ants/{'d/' * 1200}"], cwd=folder, check=True)
+    try:
+        assert "folders are more than 100 deep in each other at " in complaint(folder)
+    finally:
+        subprocess.run(["rm", "-r", folder], check=True)  # on which shutil fails
+    pictures = write_pictures(tmp_path / "set", ANTS_AND_BEES | {f"ants/{'d/' * 90}5.png": 5})
+    assert len(listed(pictures)) == 5
 
 
 def test_a_limit_takes_so_many_of_each_class_whatever_their_names(tmp_path: Path) -> None:
@@ -478,6 +506,32 @@ def test_what_is_wrong_in_a_parquet_is_told_with_its_row(tmp_path: Path) -> None
     write_pictures(tmp_path, ANTS_AND_BEES)
     path = table(tmp_path, "parquet", {"path": ["ants/1.png", "ants/2.png"], "label": [1.0, float("nan")]})
     assert ", row 2: empty label" in complaint(path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([2**31 - 1] * 2, pa.date32()),  # a date of the year 5,881,580: OverflowError
+        pa.array([0] * 2, pa.timestamp("us", tz="Nowhere/Land")),
+        pa.array([2**62] * 2, pa.timestamp("us", tz="UTC")),
+        pa.array([b"\xff"] * 2),
+    ],
+    ids=["date", "zone", "time", "bytes"],
+)
+def test_columns_of_a_parquet_that_python_has_no_values_for(tmp_path: Path, labels: pa.Array) -> None:
+    write_pictures(tmp_path, ANTS_AND_BEES)
+    paths = pa.array(["ants/1.png", "bees/3.png"])
+    pq.write_table(pa.table({"path": paths, "label": labels}), tmp_path / "set.parquet")
+    assert "set.parquet" in complaint(tmp_path / "set.parquet")
+    pq.write_table(pa.table({"path": paths, "label": ["ants", "bees"], "else": labels}), tmp_path / "set.parquet")
+    assert [p.label for p in listed(tmp_path / "set.parquet")] == ["ants", "bees"]
+
+
+def test_a_small_parquet_of_very_many_rows_is_refused(tmp_path: Path) -> None:
+    nothing = pa.nulls(10_000_001)
+    pq.write_table(pa.table({"path": nothing, "label": nothing}), tmp_path / "set.parquet")
+    assert (tmp_path / "set.parquet").stat().st_size < 100_000
+    assert "set.parquet has 10,000,001 rows; at most 10,000,000 are read" in complaint(tmp_path / "set.parquet")
 
 
 @pytest.mark.parametrize(("name", "content"), [("set.csv", b"path,label\n\xff\xfe,a\n"), ("set.parquet", b"no parquet")])

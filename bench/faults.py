@@ -83,14 +83,11 @@ TASKS = {
 
 @dataclass
 class Bench:
-    """Where the copies are made."""
+    """Where the copies of ``base``, a finished project, are made."""
 
     folder: Path
+    base: Path
     undisturbed: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict)
-
-    @property
-    def base(self) -> Path:
-        return self.folder / "base"
 
     def make(self) -> None:
         """The project whose copies are broken: finished, with a champion."""
@@ -515,7 +512,8 @@ def main() -> int:
     kinds = options.kinds.split(",")
     if unknown := set(kinds) - KINDS.keys():
         parser.error(f"--kinds: {', '.join(sorted(unknown))}")
-    bench = Bench(Path(options.folder or tempfile.mkdtemp(prefix="faults-")))
+    folder = Path(options.folder or tempfile.mkdtemp(prefix="faults-"))
+    bench = Bench(folder, folder / "base")
     bench.make()
     held, harmed = Counter[str](), Counter[str]()
     for number in range(options.count) if options.only is None else [options.only]:

@@ -4,12 +4,12 @@
     python bench/faults.py --count 20 --kinds kill,flip     # fewer, and of some kinds only
     python bench/faults.py --only 17                        # the 17th alone, as --seed has it
 
-Each fault happens to a copy of a small project: kill -9 of `dvc repro`, of a study or of `headstart retrain`; a full disk;
-rights taken away; an MLflow server that drops connections, answers 500 or is gone; a `dvc push` cut short; a byte changed
-in DVC's cache, in data/ or in .headstart; a clock that jumps; two pipelines in one checkout. Then the cause is taken away and
-the same command is run again. It must succeed, or say in a sentence with a command in it what to do, which is then done. No
-run may print a traceback, what comes out must be what an undisturbed run gives, byte by byte, and MLflow must have each
-result once.
+Each fault happens to a copy of a small project: kill -9 of `dvc repro`, of a study or of `headstart retrain`; a full
+disk; rights taken away; an MLflow server that drops connections, answers 500 or is gone; a `dvc push` cut short; a byte
+changed in DVC's cache, in data/ or in .headstart; a clock that jumps; two pipelines in one checkout. Then the cause is
+taken away and the same command is run again. It must succeed, or say in a sentence with a command in it what to do, which
+is then done. No run may print a traceback, what comes out must be what an undisturbed run gives, byte by byte, and MLflow
+must have each result once.
 
 Prints a line for each fault, and what was counted. The exit status is 1 if one did harm; its folder is kept and named.
 """
@@ -439,7 +439,8 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         Proxy.server_port = free.getsockname()[1]
     server = subprocess.Popen(
         [Path(sys.executable).parent / "mlflow", "server", "--host", "127.0.0.1", "--port", str(Proxy.server_port),
-         "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--artifacts-destination", folder / "artifacts"],
+         "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+         "--artifacts-destination", folder / "artifacts"],
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)

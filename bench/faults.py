@@ -1,6 +1,6 @@
 """Break a running project as machines break one, and see that nothing is lost and nothing comes out different.
 
-    python bench/faults.py                                  # 300 faults: about four hours on two cores
+    python bench/faults.py                                  # 300 faults: some hours on two cores
     python bench/faults.py --count 20 --kinds kill,flip     # fewer, and of some kinds only
     python bench/faults.py --only 17                        # the 17th alone, as --seed has it
 

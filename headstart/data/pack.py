@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +26,14 @@ from headstart.base.identity import code_of
 from headstart.base.kept import say_damaged
 from headstart.base.params import Prepare
 from headstart.base.progress import progress
+from headstart.base.terminal import say
 from headstart.data.audit import Audit
 from headstart.data.decode import RESIZE_ABOVE, Array, Unusable
 from headstart.data.decoders import Decoders, Rules
 from headstart.data.packed import Pixels
 from headstart.data.picture import Picture
+
+PAUSE = 5.0  # seconds between two records of what is decoded so far; more where writing one takes long
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,23 @@ class _Job:
 
 
 def pack(
-    pictures: list[Picture], root: Path, settings: Prepare, threads: int, folder: Path, file: Path, audit: Audit
+    pictures: list[Picture],
+    root: Path,
+    settings: Prepare,
+    threads: int,
+    folder: Path,
+    unfinished: Path,
+    file: Path,
+    audit: Audit,
 ) -> tuple[list[PackedPicture], dict[bytes, bytes]]:
     """Write the pixels of all usable pictures into ``file``, in order, and drop the others in ``audit``.
 
     A picture that is packed in ``folder`` with the same settings, and is undamaged, is copied from there. Each picture is
     written as soon as it is decoded, so that memory does not grow with the number of pictures. The pixels of a picture that
     is dropped later stay in the file without an entry in the index.
+
+    If this is killed, the next one goes on: ``file`` has a second name in a folder below ``unfinished``, with an index of
+    what is in it so far. The caller removes ``unfinished`` when all is written.
 
     Returns:
         The usable pictures, and the settings that ``write_index`` stores beside them.
@@ -88,10 +103,35 @@ def pack(
         raw_bytes = sum(_raw_size(job.size, settings.short_side) for job in jobs)
         quality = settings.jpeg_quality if raw_bytes > settings.raw_gb * 1e9 else None
         packing = _packing(settings, quality)
-        reusable = _reusable(folder, packing)
+        earlier = [_reusable(started, packing) for started in sorted(unfinished.glob("*"))]
+        if found := {sha256: picture for one in earlier for sha256, picture in one.items()}:
+            say(f"prepare: going on after {len(found)} pictures of a run that was stopped")
+        reusable = found | _reusable(folder, packing)
         new = [job for job in jobs if job.picture.sha256 not in reusable]
         decoded = _map(partial(_packed, decoders, quality), new, threads)
-        return _written(pictures, reusable, decoded, len(new), file, audit), packing
+        so_far = _SoFar(unfinished / file.suffix[1:], file, packing)
+        return _written(pictures, reusable, decoded, len(new), so_far, audit), packing
+
+
+class _SoFar:
+    """What is packed so far, in ``folder``, for the next run if this one is killed."""
+
+    def __init__(self, folder: Path, file: Path, packing: dict[bytes, bytes]) -> None:
+        self.folder, self.file, self.packing = folder, file, packing
+        self.last, self.pause = time.monotonic(), PAUSE
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # where .headstart is on another disk, or links are not known, there is no going on
+            os.link(file, PrepareFolder(folder).pixels)
+
+    def keep(self, usable: list[PackedPicture], stream: BinaryIO) -> None:
+        """Record ``usable`` now and then: at most a twentieth of the time goes into it."""
+        start = time.monotonic()
+        if start - self.last >= self.pause and PrepareFolder(self.folder).pixels.exists():
+            stream.flush()
+            with suppress(OSError):  # another experiment that has finished has removed it; or the disk is full
+                write_index(usable, self.packing, self.folder)
+            self.last = time.monotonic()
+            self.pause = max(PAUSE, 20 * (self.last - start))
 
 
 def _written(
@@ -99,13 +139,13 @@ def _written(
     reusable: dict[str, tuple[PackedPicture, Callable[[], Array]]],
     decoded: Iterator[tuple[PackedPicture, bytes] | str],
     count: int,
-    file: Path,
+    so_far: _SoFar,
     audit: Audit,
 ) -> list[PackedPicture]:
     """Write the pixels of all pictures, of which ``count`` come from ``decoded``; the usable ones."""
     usable = []
     offset = 0
-    with progress("prepare", count) as advance, file.open("wb") as stream:
+    with progress("prepare", count) as advance, so_far.file.open("wb") as stream:
         for picture in pictures:
             if picture.sha256 in reusable:
                 packed, read = reusable[picture.sha256]
@@ -120,6 +160,7 @@ def _written(
             stream.write(pixels)
             usable.append(replace(packed, picture=picture, span=(offset, len(pixels))))
             offset += len(pixels)
+            so_far.keep(usable, stream)
             audit.notes.update(packed.notes)
             audit.warnings += [f"{picture.path}: {note}" for note in packed.notes if note.startswith("animated")]
     return usable

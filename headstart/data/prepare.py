@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from headstart.base.artifacts import DataFolder, PrepareFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.files import remove_cut_short, replacing
 from headstart.base.params import Params, Prepare, Split
+from headstart.base.paths import state_folder
 from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.data.audit import Audit
@@ -41,8 +43,8 @@ def prepare(
 ) -> pd.DataFrame:
     """Write manifest, packed pixels and audit into ``folder`` and return the manifest.
 
-    Pictures already packed there with the same settings are copied, not decoded again; the bytes written are the same
-    either way.
+    Pictures already packed there with the same settings, or by a run that was killed, are copied, not decoded again; the
+    bytes written are the same either way.
 
     Raises:
         HeadstartError: too few pictures or classes are left to learn from.
@@ -51,14 +53,15 @@ def prepare(
     pictures = _without_exact_duplicates(pictures, audit)
     folder.mkdir(parents=True, exist_ok=True)
     remove_cut_short(folder)
-    files = PrepareFolder(folder)
+    files, unfinished = PrepareFolder(folder), state_folder("prepare")
     with replacing(files.pixels) as part, quiet():
-        usable, packing = pack(pictures, root, settings, threads, folder, part, audit)
+        usable, packing = pack(pictures, root, settings, threads, folder, unfinished, part, audit)
         _say_if_dark(audit)
         usable = assign_splits(usable, split, seed, audit)
         usable = _without_untrainable_classes(usable, settings, audit)
         files.pixels_index.unlink(missing_ok=True)  # it describes the file that is replaced now
     write_index(usable, packing, folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
     manifest = _write_manifest(usable, folder)
     audit.report(manifest, count_leaks(usable, split)).write(files.audit)
     return manifest

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -258,6 +259,50 @@ def test_new_pictures_are_decoded_and_no_others_and_none_moves(tmp_path: Path, c
     assert files(tmp_path / "out") == files(tmp_path / "fresh")
     assert len(new) == len(old) + 2
     assert old.set_index("path")["split"].to_dict().items() <= new.set_index("path")["split"].to_dict().items()
+
+
+# Decodes until it is killed.
+HALF = """
+import os, signal, sys
+from pathlib import Path
+from headstart.base.params import Data, Prepare, Split
+from headstart.data import pack
+from headstart.data.fetch import fetch
+from headstart.data.prepare import prepare
+
+keep = pack._SoFar.keep
+
+def keep_and_die(self, usable, stream):
+    self.pause = 0
+    keep(self, usable, stream)
+    if len(usable) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pack._SoFar.keep, (source, out) = keep_and_die, map(Path, sys.argv[1:3])
+settings = Prepare(short_side=64, max_megapixels=1), Split(val=0.3, test=0.3)
+prepare(fetch(Data(source=str(source)), Path("fetched.csv")), source, *settings, 0, 1, out)
+"""
+
+
+def test_killed_it_goes_on_after_the_pictures_that_were_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, kept = plain_set(tmp_path / "set"), Path(".headstart/prepare")
+    prepared(source, tmp_path / "undisturbed")
+    for killed_after in (9, 16):
+        command = [sys.executable, "-c", HALF, str(source), str(tmp_path / "out"), str(killed_after)]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        newest = max(kept.glob("*/pixels.bin"), key=lambda file: file.stat().st_mtime_ns)
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)  # of picture 16
+    capsys.readouterr()
+    prepared(source, tmp_path / "out")
+    said = capsys.readouterr()
+    assert "going on after 15 pictures of a run that was stopped" in said.out
+    assert f"{newest} (1 of 16 pictures) is damaged" in said.err
+    assert "prepare: 9 pictures in " in said.err
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+    assert not kept.exists()
 
 
 DAMAGED = {

@@ -195,9 +195,7 @@ def check(holds: bool, otherwise: str) -> None:
 
 def check_sentence(text: str) -> None:
     check(12 <= len(text) <= 4000 and text == visible(text), f"no sentence: {text!r}")
-    check(
-        not re.search(r"Traceback|\b[A-Z]\w+Error\b|object at 0x", text), f"says what only Python says: {text}"
-    )
+    check(not re.search(r"Traceback|\b[A-Z]\w+Error\b|object at 0x", text), f"says what only Python says: {text}")
 
 
 def state(case: Case) -> bytes:

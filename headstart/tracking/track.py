@@ -46,10 +46,10 @@ class Tracker(ResultRun):
 
     def log_result(self, data: DataFolder) -> None:
         """Log everything from the stages' files and mark the run complete."""
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric
 
         client, run = self.client, self.run_id
-        client.log_batch(run, params=[Param(key, value) for key, value in comparable(self.params).items()])
+        self._log_params()
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
         self.live().catch_up(data)
@@ -70,6 +70,19 @@ class Tracker(ResultRun):
         self.register(data, card)
         client.set_terminated(run)
         self._tag({COMPLETE: "true"})  # last: what has it is not looked at again
+
+    def _log_params(self) -> None:
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        params = [Param(key, value) for key, value in comparable(self.params).items()]
+        try:
+            self.client.log_batch(self.run_id, params=params)
+        except MlflowException as error:
+            if "unique constraint" not in str(error).lower():
+                raise
+            # Another checkout that logs the same result was first by a moment; now MLflow sees that they are the same.
+            self.client.log_batch(self.run_id, params=params)
 
     def _tag(self, tags: dict[str, str]) -> None:
         """As a batch, which MLflow tries again where another checkout that logs the same result has set one just now."""

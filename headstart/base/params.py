@@ -25,7 +25,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 Positive = Annotated[float, Field(gt=0)]
 
-Rate = Annotated[float, Field(gt=0, le=1e30)]  # beyond it a step overflows; before, a training that diverges says so
+Rate = Annotated[float, Field(gt=0, le=1e9)]  # beyond it a step overflows; before, a training that diverges says so
 
 Strength = Annotated[float, Field(gt=0, le=1e6)]
 

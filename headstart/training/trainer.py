@@ -74,6 +74,7 @@ def finetune(
         train_loss = trainer.train_epoch(epoch, next(epochs))
         logits = trainer.validation_logits(network.averaged)
         row = {"epoch": epoch, "train_loss": train_loss} | _validation(logits.numpy(), data.val_labels, setup.head.task)
+        _check_finite(row["val_log_loss"], epoch)
         checkpoint.add(row, logits)
         if epoch % max(1, recipe.epochs // SAVES) == 0:
             checkpoint.save()
@@ -114,10 +115,7 @@ class Trainer:
                 losses.append(self._step(activations, labels.to(self.setup.device), factor))
                 advance(len(labels))
         mean = float(torch.stack(losses).mean())
-        if not math.isfinite(mean):
-            raise HeadstartError(
-                f"training diverged in epoch {epoch} (loss {mean}); lower finetune.lr or finetune.scratch_lr"
-            )
+        _check_finite(mean, epoch)
         return mean
 
     def _step(self, activations: Tensor, labels: Tensor, factor: float) -> Tensor:
@@ -188,6 +186,11 @@ def mix(start: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> d
     return {
         key: torch.lerp(start[key], value, share) if value.is_floating_point() else value for key, value in trained.items()
     }
+
+
+def _check_finite(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise HeadstartError(f"training diverged in epoch {epoch} (loss {loss}); lower finetune.lr or finetune.scratch_lr")
 
 
 def _validation(logits: Floats, labels: Ints, task: Task) -> dict[str, float]:

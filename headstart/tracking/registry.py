@@ -25,7 +25,7 @@ from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.inference.provenance import check_whole, digest_of_model, remember
 from headstart.tracking.model_card import description
-from headstart.tracking.store import ARITHMETIC, GONE, MODEL, RESULT, downloaded, opened, unless, uri
+from headstart.tracking.store import ARITHMETIC, GONE, MODEL, RESULT, downloaded, opened, twice, unless, uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,12 +138,7 @@ class Registry:
             unless(GONE, client.delete_model_version, self.name, str(version.version))
 
     def _challenge(self, client: MlflowClient, number: str) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            client.set_registered_model_alias(self.name, CHALLENGER, number)
-        except MlflowException:  # the first alias, and another made it at the same moment: now it is there to be moved
-            client.set_registered_model_alias(self.name, CHALLENGER, number)
+        twice(client.set_registered_model_alias, self.name, CHALLENGER, number)  # another may set the first alias meanwhile
 
     def champion(self) -> Version | None:
         return self._under(CHAMPION)

@@ -149,6 +149,17 @@ def unless(code: str, ask: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
+def twice(ask: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What MLflow answers; after an error it is asked once more. Another checkout may have entered the same at the moment
+    between its looking and its writing: when it looks again, it finds that."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask(*arguments, **named)
+    except MlflowException:
+        return ask(*arguments, **named)
+
+
 def short(error: Exception) -> str:
     return shortened(str(error), 200)
 

@@ -36,7 +36,7 @@ from headstart.tracking import model_card
 from headstart.tracking.registry import Registry
 from headstart.tracking.result import flattened, params_of_the_result, result_digest, stages_of_the_result
 from headstart.tracking.runs import COMPLETE, ResultRun, as_text, revision
-from headstart.tracking.store import GONE, MODEL, short, unless, uri
+from headstart.tracking.store import GONE, MODEL, short, twice, unless, uri
 
 READABLE = (".csv", ".html", ".json", ".parquet", ".png")
 
@@ -46,10 +46,10 @@ class Tracker(ResultRun):
 
     def log_result(self, data: DataFolder) -> None:
         """Log everything from the stages' files and mark the run complete."""
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, Param
 
         client, run = self.client, self.run_id
-        self._log_params()
+        twice(client.log_batch, run, params=[Param(key, value) for key, value in comparable(self.params).items()])
         numbers = stage_metrics(data)
         client.log_batch(run, metrics=[Metric(key, value, 0, 0) for key, value in numbers.items()])
         self.live().catch_up(data)
@@ -70,19 +70,6 @@ class Tracker(ResultRun):
         self.register(data, card)
         client.set_terminated(run)
         self._tag({COMPLETE: "true"})  # last: what has it is not looked at again
-
-    def _log_params(self) -> None:
-        from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
-
-        params = [Param(key, value) for key, value in comparable(self.params).items()]
-        try:
-            self.client.log_batch(self.run_id, params=params)
-        except MlflowException as error:
-            if "unique constraint" not in str(error).lower():
-                raise
-            # Another checkout that logs the same result was first by a moment; now MLflow sees that they are the same.
-            self.client.log_batch(self.run_id, params=params)
 
     def _tag(self, tags: dict[str, str]) -> None:
         """As a batch, which MLflow tries again where another checkout that logs the same result has set one just now."""
@@ -170,10 +157,7 @@ class Tracker(ResultRun):
                 columns, source=source, name=source.rsplit("/", 1)[-1], targets="label", digest=digest
             )
         inputs = [DatasetInput(Dataset(**dataset.to_dict()), [InputTag("mlflow.data.context", "training")])]
-        try:
-            self.client.log_inputs(self.run_id, datasets=inputs)
-        except mlflow.exceptions.MlflowException:  # another checkout has entered the same pictures just now: they are found
-            self.client.log_inputs(self.run_id, datasets=inputs)
+        twice(self.client.log_inputs, self.run_id, datasets=inputs)
 
     def _log_model(self, folder: ModelFolder, numbers: dict[str, float]) -> None:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import mlflow
 import pytest
@@ -227,6 +228,19 @@ def test_pictures_that_another_checkout_enters_at_the_same_moment_are_the_runs_t
     assert used.dataset.name == "emoji"
     with sqlite3.connect(tmp_path / "mlflow.db") as other:
         assert other.execute("SELECT dataset_uuid FROM datasets").fetchall() == [("theirs",)]
+
+
+def test_parameters_that_another_checkout_enters_at_the_same_moment_are_no_error(
+    finished: Clone, tracker: track.Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(track, "stage_metrics", stop)  # what is logged next
+    with another_enters_first(tmp_path / "mlflow.db", "params"), pytest.raises(KeyboardInterrupt):
+        tracker.log_result(DataFolder(finished.folder, "data"))
+    assert tracker.client.get_run(tracker.run_id).data.params == track.comparable(Params())
+
+
+def stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def test_a_tag_that_another_checkout_sets_at_the_same_moment_is_no_error(tracker: track.Tracker, tmp_path: Path) -> None:

@@ -63,14 +63,12 @@ class Stored:
     """A picture as prepare stores it.
 
     Attributes:
-        data: raw RGB, or a JPEG where a quality was asked for.
         height, width: as stored.
         original_height, original_width: of the file, upright.
         phash, thumbnail: as ``headstart.data.decode.fingerprint`` returns them.
         notes: the conversions that were needed.
     """
 
-    data: bytes
     height: int
     width: int
     original_height: int
@@ -139,16 +137,17 @@ class Decoders:
             reply, data = process.ask(request, source, allowance or Allowance())
         return np.frombuffer(data, np.uint8).reshape(reply["height"], reply["width"], 3)
 
-    def pack(self, path: Path, size: tuple[int, int], jpeg_quality: int | None) -> Stored:
-        """The same, with all that prepare stores of a picture; as a JPEG if there is a quality."""
+    def pack(self, path: Path, size: tuple[int, int], jpeg_quality: int | None) -> tuple[Stored, bytes]:
+        """All that prepare stores of a picture, and its pixels: raw RGB, or a JPEG if there is a quality."""
         request = {"do": "pack", "jpeg_quality": jpeg_quality} | asdict(self.rules)
         with self._room_for(size), self._borrowed() as process:
             reply, data = process.ask(request, path, Allowance())
         of_thumbnail = reply["of_thumbnail"]
-        return Stored(
-            bytes(data[of_thumbnail:]), reply["height"], reply["width"], reply["original_height"], reply["original_width"],
-            reply["phash"], bytes(data[:of_thumbnail]), tuple(reply["notes"]),
+        stored = Stored(
+            reply["height"], reply["width"], reply["original_height"], reply["original_width"], reply["phash"],
+            bytes(data[:of_thumbnail]), tuple(reply["notes"]),
         )  # fmt: skip
+        return stored, bytes(data[of_thumbnail:])
 
     @contextmanager
     def _borrowed(self) -> Iterator[_Process]:

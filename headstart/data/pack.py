@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +29,7 @@ from headstart.base.progress import progress
 from headstart.base.terminal import say
 from headstart.data.audit import Audit
 from headstart.data.decode import RESIZE_ABOVE, Array, Unusable
-from headstart.data.decoders import Decoders, Rules
+from headstart.data.decoders import Decoders, Rules, Stored
 from headstart.data.packed import Pixels
 from headstart.data.picture import Picture
 
@@ -37,26 +37,16 @@ PAUSE = 5.0  # seconds between two records of what is decoded so far; more where
 
 
 @dataclass(frozen=True)
-class PackedPicture:
+class PackedPicture(Stored):
     """A usable picture, where its pixels are stored, and the split and group that it gets.
 
     Attributes:
         span: offset and length of the stored pixels, in bytes.
-        height, width: as stored.
-        original_height, original_width: of the user's file, upright.
-        notes: the conversions that were needed.
         digest: SHA-256 of the stored pixels.
     """
 
     picture: Picture
     span: tuple[int, int]
-    height: int
-    width: int
-    original_height: int
-    original_width: int
-    phash: int
-    thumbnail: bytes
-    notes: tuple[str, ...]
     digest: bytes
     split: str = ""
     group: str = ""
@@ -211,14 +201,11 @@ def _packed(decoders: Decoders, quality: int | None, job: _Job) -> tuple[PackedP
     if isinstance(job.size, str):
         return job.size
     try:
-        stored = decoders.pack(job.path, job.size, quality)
+        stored, pixels = decoders.pack(job.path, job.size, quality)
     except Unusable as reason:
         return str(reason)
-    packed = PackedPicture(
-        job.picture, (0, 0), stored.height, stored.width, stored.original_height, stored.original_width, stored.phash,
-        stored.thumbnail, stored.notes, hashlib.sha256(stored.data).digest(),
-    )  # fmt: skip
-    return packed, stored.data
+    digest = hashlib.sha256(pixels).digest()
+    return PackedPicture(**vars(stored), picture=job.picture, span=(0, 0), digest=digest), pixels
 
 
 def _map(function: Callable[[_Job], Any], jobs: list[_Job], threads: int) -> Iterator[Any]:
@@ -263,10 +250,8 @@ def _reusable(folder: Path, packing: dict[bytes, bytes]) -> dict[str, tuple[Pack
     found: dict[str, tuple[PackedPicture, Callable[[], Array]]] = {}
     for number, row in enumerate(rows):
         if pixels.is_whole(number):
-            packed = PackedPicture(
-                Picture("", ""), (0, 0), row["height"], row["width"], row["original_height"], row["original_width"],
-                row["phash"], row["thumbnail"], tuple(row["notes"]), row["digest"],
-            )  # fmt: skip
+            stored = {field.name: row[field.name] for field in fields(Stored)} | {"notes": tuple(row["notes"])}
+            packed = PackedPicture(**stored, picture=Picture("", ""), span=(0, 0), digest=row["digest"])
             found[row["sha256"]] = packed, partial(pixels.raw, number)
     if len(found) < len(rows):
         say_damaged(f"{files.pixels} ({len(rows) - len(found)} of {len(rows)} pictures)")

@@ -82,15 +82,15 @@ class Reader:
         """The picture, or the reason why it cannot be used."""
         try:
             digest = sha256_of(path)
-            stored = self.decoders.pack(path, self.decoders.size(path), self.jpeg_quality)
+            stored, data = self.decoders.pack(path, self.decoders.size(path), self.jpeg_quality)
         except OSError as error:
             return f"cannot be read: {error.strerror}"
         except Unusable as reason:
             return str(reason)
         if self.jpeg_quality is not None:
-            pixels = np.array(Image.open(io.BytesIO(stored.data)).convert("RGB"))
+            pixels = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
         else:
-            pixels = np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3)
+            pixels = np.frombuffer(data, np.uint8).reshape(stored.height, stored.width, 3)
         return _Picture(pixels, digest, stored.phash, stored.thumbnail)
 
 

@@ -31,6 +31,7 @@ from headstart.base.params import Data, Prepare, Split
 from headstart.data import decoders
 from headstart.data.audit import Audit
 from headstart.data.decode import Array
+from headstart.data.decoders import Stored
 from headstart.data.fetch import fetch
 from headstart.data.groups import assign_splits, count_leaks
 from headstart.data.manifest import class_names, read_manifest
@@ -676,7 +677,8 @@ NOISE: Array = RANDOM.integers(0, 256, (64, 768), dtype=np.uint8)
 def usable(number: int, label: str, look: int, group: str, split: str = "") -> PackedPicture:
     """A picture that passed the audit; two with the same ``look`` are near-duplicates, with others never."""
     picture = Picture(f"{label}/{number:03d}.png", label, split, group, 1, f"digest {number}")
-    return PackedPicture(picture, (0, 0), 1, 1, 1, 1, int(PHASHES[look]), NOISE[look].tobytes(), (), b"")
+    stored = Stored(1, 1, 1, 1, int(PHASHES[look]), NOISE[look].tobytes(), ())
+    return PackedPicture(**vars(stored), picture=picture, span=(0, 0), digest=b"")
 
 
 PHASHES = RANDOM.integers(0, 2**64, 64, dtype=np.uint64)

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path, PurePosixPath
 
 from headstart.base.errors import HeadstartError
-from headstart.base.files import read_json, write_json
+from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Data
 from headstart.base.paths import state_folder, users_path
 from headstart.base.terminal import say
@@ -32,7 +32,7 @@ class Archive(Source):
         now = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
         if _known(folder).get("stamp") != now:
             unpack(archive, folder)
-            write_json(_stamps(folder), {"stamp": now})
+            write_kept(_stamps(folder), {"stamp": now})
         return list_folder(folder)
 
     def root(self, data: Data) -> Path:
@@ -84,7 +84,7 @@ def _fetch_archive(address: str, folder: Path) -> None:
             unpack(archive, folder)
     finally:
         archive.unlink(missing_ok=True)
-    write_json(_stamps(folder), {"stamp": now, "sha256": sha256})
+    write_kept(_stamps(folder), {"stamp": now, "sha256": sha256})
 
 
 def _stamps(folder: Path) -> Path:
@@ -94,8 +94,4 @@ def _stamps(folder: Path) -> Path:
 
 def _known(folder: Path) -> dict[str, str]:
     """What that file says; nothing where ``folder`` is gone."""
-    try:
-        known: dict[str, str] = read_json(_stamps(folder)) if folder.exists() else {}
-    except (OSError, ValueError):
-        return {}
-    return known
+    return (read_kept(_stamps(folder)) if folder.exists() else None) or {}

@@ -42,11 +42,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
-def some(names: Iterable[str]) -> str:
+def some(names: Iterable[str], most: int = NAMED) -> str:
     """The first few of the names, and how many more there are."""
     listed = list(names)
-    more = len(listed) - NAMED
-    return ", ".join(listed[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def run_cleanly(main: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ import yaml
 from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.dvc_files import Output, in_cache, listing_in, listing_of, locked_outputs, md5_of, md5_of_listing
-from headstart.base.errors import HeadstartError
+from headstart.base.errors import HeadstartError, some
 from headstart.base.identity import recorded_code
 from headstart.base.params import Params
 from headstart.base.paths import EXPERIMENT_FOLDER, checkout
@@ -274,9 +274,8 @@ class _Derivation:
             for change in found.changes_since(recorded)
         }
         if changed:
-            what = ", ".join(sorted(changed)[:NAMED]) + (", ..." if len(changed) > NAMED else "")
             made_by = "made by other code than the commit has, or other libraries than are here"
-            self.verdict.differences.append(f"{made_by}: {what}")
+            self.verdict.differences.append(f"{made_by}: {some(sorted(changed), NAMED)}")
             return False
         then = listing_of(data.fetch)
         for file, stage, what in (
@@ -306,5 +305,4 @@ class _Derivation:
         names = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name)) if then else []
         if not then or path.is_file():
             return [f"{out.path} differs"]
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        return [f"{out.path} differs in {', '.join(names[:NAMED])}{more}"]
+        return [f"{out.path} differs in {some(names, NAMED)}"]

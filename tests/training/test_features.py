@@ -33,6 +33,7 @@ from headstart.training.feature_files import load_features
 from headstart.training.features import extract
 
 CPU = torch.device("cpu")
+TWENTY = torch.arange(40.0).reshape(20, 2)
 
 
 def packed(folder: Path, count: int, quality: int | None) -> tuple[Pixels, pd.DataFrame]:
@@ -124,9 +125,16 @@ def test_an_engine_is_added_as_one_class_and_one_entry(tmp_path: Path, monkeypat
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+def answers_of_twenty(engine: Callable[[torch.Tensor], torch.Tensor], folder: Path) -> NDArray[np.float32]:
+    """What ``engine`` makes of TWENTY, four at a time, in folder/found."""
+    return activations.answers_of(
+        engine, lambda first: TWENTY[first:].split(4), len(TWENTY), folder / "found", lambda count=1: None
+    )
+
+
 def test_answers_that_were_cut_short_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "SAVE_EVERY_S", 0.0)
-    pictures, shown, most = torch.arange(40.0).reshape(20, 2), [], 3
+    shown, most = list[torch.Tensor](), 3
 
     def engine(batch: torch.Tensor) -> torch.Tensor:
         if len(shown) == most:
@@ -134,18 +142,13 @@ def test_answers_that_were_cut_short_are_gone_on_with(tmp_path: Path, monkeypatc
         shown.append(batch)
         return 2 * batch
 
-    def run() -> NDArray[np.float32]:
-        return activations.answers_of(
-            engine, lambda first: pictures[first:].split(4), 20, tmp_path / "found", lambda count=1: None
-        )
-
     with pytest.raises(KeyboardInterrupt):
-        run()
+        answers_of_twenty(engine, tmp_path)
     assert not (tmp_path / "found").exists()
     shown, most = [], 99
-    found = run()
-    assert torch.equal(torch.cat(shown), pictures[12:])
-    assert np.array_equal(found, 2 * pictures)
+    found = answers_of_twenty(engine, tmp_path)
+    assert torch.equal(torch.cat(shown), TWENTY[12:])
+    assert np.array_equal(found, 2 * TWENTY)
     assert [path.name for path in tmp_path.iterdir()] == ["found"]
 
 
@@ -153,7 +156,7 @@ def test_half_finished_answers_that_are_damaged_are_made_from_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(activations, "SAVE_EVERY_S", 0.0)
-    pictures, shown = torch.arange(40.0).reshape(20, 2), 0
+    shown = 0
 
     def engine(batch: torch.Tensor) -> torch.Tensor:
         nonlocal shown
@@ -162,16 +165,11 @@ def test_half_finished_answers_that_are_damaged_are_made_from_the_start(
             raise KeyboardInterrupt
         return 2 * batch
 
-    def run() -> NDArray[np.float32]:
-        return activations.answers_of(
-            engine, lambda first: pictures[first:].split(4), 20, tmp_path / "found", lambda count=1: None
-        )
-
     with pytest.raises(KeyboardInterrupt):
-        run()
+        answers_of_twenty(engine, tmp_path)
     part = tmp_path / ".found.part"
     part.write_bytes(b"\0\0\0@" + part.read_bytes()[4:])
-    assert np.array_equal(run(), 2 * pictures)
+    assert np.array_equal(answers_of_twenty(engine, tmp_path), 2 * TWENTY)
     assert f"{part} is damaged" in capsys.readouterr().err
     assert shown == 4 + 5
 

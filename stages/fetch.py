@@ -8,7 +8,7 @@ from headstart.models.names import check_names
 
 
 def run(params: Params, data: DataFolder) -> None:
-    check_names(params, data)
+    check_names(params, data)  # here, since data imports nothing of models
     fetch.run(params, data)
 
 

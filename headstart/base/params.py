@@ -79,15 +79,7 @@ class Features(Section):
 
 class Head(Section):
     kind: Literal["linear", "mlp"] = "linear"
-    C: Annotated[list[Strength], Field(min_length=1, max_length=100)] = [
-        0.0003,
-        0.001,
-        0.003,
-        0.01,
-        0.03,
-        0.1,
-        1.0,
-    ]
+    C: Annotated[list[Strength], Field(min_length=1, max_length=100)] = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0]
     class_weight: Literal["balanced"] | None = None
 
     @field_validator("C")

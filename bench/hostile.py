@@ -104,9 +104,9 @@ def run_picture(case: Case) -> None:
     try:
         if case.rng.random() < 0.7:
             quality = case.rng.choice((None, 95))
-            stored = case.decoders.pack(path, case.decoders.size(path), quality)
-            shape, right = (stored.height, stored.width), len(stored.data) == 3 * stored.height * stored.width
-            check(right or quality is not None, f"{len(stored.data)} bytes for {shape}")
+            stored, pixels = case.decoders.pack(path, case.decoders.size(path), quality)
+            shape, right = (stored.height, stored.width), len(pixels) == 3 * stored.height * stored.width
+            check(right or quality is not None, f"{len(pixels)} bytes for {shape}")
         else:
             shape = case.decoders.decode(data, case.decoders.size(data)).shape[:2]
     except Unusable as reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,18 @@ def test_each_fault_of_ones_own_network_is_one_sentence(code: str) -> None:
         stored(code)
     assert FAULTS[code] in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_bytecode_beside_a_file_of_ones_own_is_neither_run_nor_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = Path("net.py").absolute()
+    file.write_text("raise SystemExit('the bytecode was run')")
+    bytecode = Path(py_compile.compile(str(file), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH))
+    file.write_text(GOOD)
+    architecture("net.py:small")
+    bytecode.unlink()
+    architecture("net.py:small")
+    assert not list(bytecode.parent.iterdir())
 
 
 def test_a_file_of_ones_own_that_is_not_there_is_said() -> None:

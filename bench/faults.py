@@ -136,7 +136,7 @@ def outputs(clone: Clone) -> dict[str, Any]:
     data = clone.folder / "data"
     found: dict[str, Any] = {
         str(file.relative_to(data)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for name in (*STAGES, "candidates", "labels")
+        for name in (*STAGES, "labels")
         for file in sorted((data / name).rglob("*"))
         if file.is_file()
     }

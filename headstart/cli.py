@@ -237,8 +237,8 @@ def rank(
     from headstart.studies import ranking_report
 
     ranking, params = Ranking.read(DATA.rank.details), Params.load()
-    _say_if_made_by_other_code("candidate", "rank", command=Ranking.made_by)
-    ranking_report.show(ranking, params.weights)
+    _say_if_made_by_other_code("rank", command=Ranking.made_by)
+    ranking_report.show(ranking, params)
     if apply:
         say(ranking_report.apply(ranking, Path("params.yaml")))
 

@@ -5,18 +5,15 @@ This is the only module that validates the file. Stages take the typed objects f
 
 from __future__ import annotations
 
-import io
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from headstart.base.artifacts.card import Frame
 from headstart.base.errors import HeadstartError, nearest
-from headstart.base.files import write_text
 from headstart.base.paths import is_own
 from headstart.base.safe_text import quoted, shortened
 from headstart.base.yaml_file import read_yaml
@@ -33,7 +30,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
-NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a folder and a DVC stage are named after it
+NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # folders and DVC stages are named after it
 
 
 MOST_TOLD = 5  # problems in one sentence
@@ -59,6 +56,16 @@ class Prepare(Section):
     formats: Literal["all", "common"] = "all"
     white_level: Annotated[int, Field(ge=255, le=65535)] = 65535
     min_per_class: Annotated[int, Field(ge=3)] = 3
+
+
+class View(Section):
+    """
+    Attributes:
+        size: of what the network is shown, in pixels; None: as its publisher has it.
+    """
+
+    size: Annotated[int, Field(ge=16, le=2048)] | None = None
+    frame: Frame = "centre"
 
 
 class Split(Section):
@@ -158,8 +165,7 @@ class Rank(Section):
                 raise ValueError(
                     f"rank.candidates: {told} is a network of your own, which has no published weights to rank"
                 )
-            if not NETWORK_NAME.fullmatch(name):
-                raise ValueError(f"rank.candidates: {told} is not the name of a network; `headstart models` lists them")
+            network_and_view(name)
         if self.first > self.pictures:
             raise ValueError(f"rank.first is {self.first}, more than rank.pictures, {self.pictures}")
         return self
@@ -240,6 +246,29 @@ class Retrain(Section):
         return webhook
 
 
+def network_and_view(candidate: str) -> tuple[str, View]:
+    """NAME, NAME@SIZE, NAME/FRAME or NAME@SIZE/FRAME, as ``rank.candidates`` has them, taken apart.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    rest, slash, frame = candidate.partition("/")
+    name, at, size = rest.partition("@")
+    if not NETWORK_NAME.fullmatch(name):
+        raise ValueError(
+            f"rank.candidates: {quoted(candidate)} is not the name of a network; `headstart models` lists them"
+        )
+    given: dict[str, Any] = ({"size": int(size) if size.isdecimal() else size} if at else {}) | (
+        {"frame": frame} if slash else {}
+    )
+    try:
+        return name, View.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        told = _explain(dict(problem) | {"loc": ("view", *problem["loc"])}).removeprefix("view.").replace(" or null", "")
+        raise ValueError(f"rank.candidates: in {quoted(candidate)}, {told}") from None
+
+
 def is_range(values: list[Any]) -> bool:
     """Whether values of ``tune.space`` are the ends of a range; they are a choice otherwise."""
     return len(values) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
@@ -252,6 +281,7 @@ class Params(Section):
     backbone: Text = "tf_efficientnet_lite0"
     weights: Text = "default"
     weights_mirror: str | None = None
+    view: View = View()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     prepare: Prepare = Prepare()
@@ -269,6 +299,17 @@ class Params(Section):
     tune: Tune = Tune()
     drift: Drift = Drift()
     retrain: Retrain = Retrain()
+
+    @model_validator(mode="after")
+    def stored_as_large_as_shown(self) -> Self:
+        shown = [("view.size", self.view)] + [(quoted(name), network_and_view(name)[1]) for name in self.rank.candidates]
+        for what, view in shown:
+            if view.size is not None and view.size > self.prepare.short_side:
+                raise ValueError(
+                    f"{what} shows the network {view.size} pixels, and pictures are stored with {self.prepare.short_side} "
+                    f"on their short side; set prepare.short_side: {view.size}"
+                )
+        return self
 
     @property
     def finetune_is_on(self) -> bool:
@@ -288,47 +329,6 @@ class Params(Section):
             told = "; ".join(_explain(problem) for problem in problems[:MOST_TOLD])
             more = f"; and {len(problems) - MOST_TOLD} more" if len(problems) > MOST_TOLD else ""
             raise HeadstartError(f"{path}: {told}{more}") from None
-
-
-def set_values(path: Path, wanted: Mapping[str, object]) -> list[str]:
-    """Write values into the file, whose comments and order stay; "key: value" of those that it did not hold yet.
-
-    Args:
-        wanted: by dotted key, such as ``finetune.lr``. A key that the file leaves out is put first into its section.
-    """
-    from ruamel.yaml import YAML  # a tenth of a second, which those who only read need not wait for
-    from ruamel.yaml.comments import CommentedMap
-    from ruamel.yaml.util import load_yaml_guess_indent
-
-    text = path.read_text(encoding="utf-8")
-    editor = YAML()
-    editor.preserve_quotes = True
-    editor.width = 10_000  # lines that people wrote are not broken
-    editor.representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
-    root, editor.sequence_indent, editor.sequence_dash_offset = load_yaml_guess_indent(text, yaml=editor)
-    comments = text.rstrip("\n") + "\n" if root is None and text.strip() else ""
-    root = CommentedMap() if root is None else root
-    told = []
-    for key, value in wanted.items():
-        *sections, name = key.split(".")
-        node = root
-        for section in sections:
-            if not isinstance(node.get(section), CommentedMap):
-                node.insert(0, section, CommentedMap())
-                node[section].fa.set_flow_style()
-            node = node[section]
-        if name not in node:
-            node.insert(0, name, value)
-        elif node[name] != value:
-            node[name] = value
-        else:
-            continue
-        told.append(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
-    if told:
-        stream = io.StringIO()
-        editor.dump(root, stream)
-        write_text(path, comments + stream.getvalue())
-    return told
 
 
 def _section(location: tuple[Any, ...]) -> type[BaseModel]:

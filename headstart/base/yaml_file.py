@@ -1,14 +1,19 @@
-"""params.yaml as it stands: read without running what it may hold, and refused where reading it would not end."""
+"""params.yaml as it stands: read without running what it may hold, refused where reading it would not end, and edited with
+its comments kept."""
 
 from __future__ import annotations
 
+import io
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from headstart.base.errors import HeadstartError
+from headstart.base.files import write_text
 from headstart.base.safe_text import shortened
 
 MOST_CHARACTERS, MOST_VALUES, DEEPEST, LONGEST_NUMBER = 250_000, 10_000, 50, 300
@@ -86,3 +91,44 @@ def _refuse_bombs(path: Path, text: str) -> None:
             raise HeadstartError(f"{path}, line {line}: nested more than {DEEPEST} deep; parameters are at most 4")
         if opened[-1][1] > MOST_VALUES:
             raise HeadstartError(f"{path}, line {line}: more than {MOST_VALUES:,} values, or an alias that holds itself")
+
+
+def set_values(path: Path, wanted: Mapping[str, object]) -> list[str]:
+    """Write values into the file, whose comments and order stay; "key: value" of those that it did not hold yet.
+
+    Args:
+        wanted: by dotted key, such as ``finetune.lr``. A key that the file leaves out is put first into its section.
+    """
+    from ruamel.yaml import YAML  # a tenth of a second, which those who only read need not wait for
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.util import load_yaml_guess_indent
+
+    text = path.read_text(encoding="utf-8")
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 10_000  # lines that people wrote are not broken
+    editor.representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
+    root, editor.sequence_indent, editor.sequence_dash_offset = load_yaml_guess_indent(text, yaml=editor)
+    comments = text.rstrip("\n") + "\n" if root is None and text.strip() else ""
+    root = CommentedMap() if root is None else root
+    told = []
+    for key, value in wanted.items():
+        *sections, name = key.split(".")
+        node = root
+        for section in sections:
+            if not isinstance(node.get(section), CommentedMap):
+                node.insert(0, section, CommentedMap())
+                node[section].fa.set_flow_style()
+            node = node[section]
+        if name not in node:
+            node.insert(0, name, value)
+        elif node[name] != value:
+            node[name] = value
+        else:
+            continue
+        told.append(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+    if told:
+        stream = io.StringIO()
+        editor.dump(root, stream)
+        write_text(path, comments + stream.getvalue())
+    return told

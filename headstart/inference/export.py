@@ -108,6 +108,7 @@ def export(model: Path, to: str, data: DataFolder, folder: Path, max_cost: float
             "input": f"pictures (N, {view.size}, {view.size}, 3) uint8, red green blue",
             "output": "probabilities (N, classes) float32",
             "size": view.size,
+            "frame": view.frame,
             "short_side": view.short_side,
             "interpolation": view.interpolation,
             "inside": {"mean": view.mean, "std": view.std, "temperature": predictor.model.temperature},
@@ -287,6 +288,23 @@ RUNNERS = {
 }
 
 
+def _framing(description: dict[str, Any]) -> str:
+    """Lines of Python that do to ``image`` what the view does to a picture."""
+    how = f"Image.Resampling.{description['interpolation'].upper()}"
+    if description["frame"] == "squeeze":
+        return f'image = image.resize((description["size"], description["size"]), {how})'
+    if description["frame"] == "pad":
+        return f"""size = description["size"]
+wide, high = (max(1, round(size * side / max(image.size))) for side in image.size)
+whole = Image.new("RGB", (size, size), tuple(round(255 * value) for value in description["inside"]["mean"]))
+whole.paste(image.resize((wide, high), {how}), ((size - wide) // 2, (size - high) // 2))
+image = whole"""
+    return f"""wide, high = (description["short_side"] * side // min(image.size) for side in image.size)
+left, top = round((wide - description["size"]) / 2), round((high - description["size"]) / 2)
+image = image.resize((wide, high), {how})
+image = image.crop((left, top, left + description["size"], top + description["size"]))"""
+
+
 def _readme(to: str, description: dict[str, Any], white_level: int) -> str:
     package, load, call = RUNNERS["onnx" if to == "onnx" else "openvino"]
     return f"""# A classifier of pictures in {len(description["classes"])} classes
@@ -306,10 +324,8 @@ image = ImageOps.exif_transpose(Image.open("picture.jpg"))
 if image.mode.startswith("I"):  # 16 bits
     image = Image.fromarray(np.minimum(np.asarray(image, "uint32") * 255 // {white_level}, 255).astype("uint8"))
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-wide, high = (description["short_side"] * side // min(image.size) for side in image.size)
-left, top = round((wide - description["size"]) / 2), round((high - description["size"]) / 2)
-image = image.resize((wide, high), Image.Resampling.{description["interpolation"].upper()})
-pixels = np.asarray(image.crop((left, top, left + description["size"], top + description["size"])))[None]
+{_framing(description)}
+pixels = np.asarray(image)[None]
 probabilities = {call}
 print(description["classes"][probabilities.argmax()], float(probabilities.max()))
 ```

@@ -21,10 +21,9 @@ from headstart.base.tensors import tensors_of
 from headstart.data.decode import Array, Unusable, decode, quiet
 from headstart.data.decoders import Rules
 from headstart.inference.provenance import check_known, check_whole
-from headstart.models.backbones import architecture
+from headstart.models.backbones import stored_architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import HEADS
-from headstart.models.preprocessing import View
 
 BATCH = 32
 
@@ -50,8 +49,7 @@ class Predictor:
         """
         files = ClassifierFolder(folder)
         details = ClassifierDetails.read(files.details)
-        trunk = architecture(details.backbone, files.network, details.weights).trunk()
-        trunk.view = View.of(details.preprocessing)
+        trunk = stored_architecture(details.backbone, details.weights, details.preprocessing, files.network).trunk()
         with tensors_of(files.weights, details.made_by) as state:
             if not all(value.isfinite().all() for value in state.values() if value.is_floating_point()):
                 raise ValueError("it holds numbers that are not finite")

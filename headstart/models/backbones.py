@@ -8,7 +8,7 @@ Three families answer to a name: torchvision's classification models, timm's mod
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.base.artifacts import BackboneFolder
-from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.card import Card, Preprocessing
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.paths import is_own
 from headstart.base.private_names import without_torch_compiler
@@ -82,16 +82,31 @@ class Trunk(nn.Module):
         return [block for block in _blocks(self.network, total) if block]
 
 
-def architecture(name: str, network_file: Path | None = None, weights: str = "default") -> Architecture:
+def architecture(
+    name: str, network_file: Path | None = None, weights: str = "default", size: int | None = None
+) -> Architecture:
     """The network called ``name``.
 
     Args:
         network_file: where the user's own factory stands, for ``file.py:factory`` names.
         weights: torchvision's models have preprocessing of their own for each of their weights.
+        size: of the pictures it is shown, in pixels; None: as its publisher has it. Some transformers are built for it.
 
     Raises:
-        HeadstartError: nobody knows the name, or the user's file is at fault.
+        HeadstartError: nobody knows the name, the network takes no pictures of this size, or the user's file is at fault.
     """
+    found = _architecture(name, network_file, weights, size)
+    return found if size is None else replace(found, view=replace(found.view, size=size))
+
+
+def stored_architecture(
+    name: str, weights: str, preprocessing: Preprocessing, network_file: Path | None = None
+) -> Architecture:
+    """The network called ``name`` as a card or a packaged model describes it."""
+    return replace(architecture(name, network_file, weights, preprocessing.size), view=View.of(preprocessing))
+
+
+def _architecture(name: str, network_file: Path | None, weights: str, size: int | None) -> Architecture:
     if is_own(name):
         return _own(name, network_file)
     with without_torch_compiler():
@@ -100,9 +115,9 @@ def architecture(name: str, network_file: Path | None = None, weights: str = "de
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
-        return _torchvision(name, weights)
+        return _torchvision(name, weights, size)
     if timm.is_model(name.split(".")[0]) and (name in timm.list_models() or timm.is_model_pretrained(name)):
-        return _timm(name)
+        return _timm(name, size)
     hint = nearest(name, [*known, *timm.list_models()]) or "`headstart models PATTERN` lists what there is"
     raise HeadstartError(f"backbone {name!r} is neither a torchvision nor a timm model, nor a file.py:factory; {hint}")
 
@@ -110,10 +125,9 @@ def architecture(name: str, network_file: Path | None = None, weights: str = "de
 def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, Card]:
     """The trunk that the backbone stage stored in ``folder``, with its card."""
     card = Card.read(BackboneFolder(folder).card)
-    trunk = architecture(card.name, network_file, card.weights).trunk()
+    trunk = stored_architecture(card.name, card.weights, card.preprocessing, network_file).trunk()
     with tensors_of(BackboneFolder(folder).weights, card.made_by) as state:
         trunk.network.load_state_dict(state)
-    trunk.view = View.of(card.preprocessing)
     return trunk, card
 
 
@@ -124,6 +138,11 @@ def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:
         return None
     with tensors_of(file, Card.made_by) as stored:
         return stored["weight"], stored["bias"]
+
+
+def _not_of_this_size(name: str, size: int | None, published: int, error: Exception) -> HeadstartError:
+    reason = f"{type(error).__name__}: {shortened(str(error), 200)}"
+    return HeadstartError(f"backbone {name!r} takes no pictures of {size} pixels, its own size is {published} ({reason})")
 
 
 def feature_width(trunk: Trunk) -> int:
@@ -164,7 +183,7 @@ def find_classifier(network: nn.Module, classes: int | None = None) -> str:
 # --- the three families -------------------------------------------------------------------------------------------
 
 
-def _torchvision(name: str, weights: str) -> Architecture:
+def _torchvision(name: str, weights: str, wanted: int | None) -> Architecture:
     import torchvision
 
     # Random weights and the user's own file are looked at as the publisher's default is.
@@ -177,7 +196,7 @@ def _torchvision(name: str, weights: str) -> Architecture:
         options["init_weights"] = True
         mean = std = (0.5, 0.5, 0.5)
     if name.startswith("vit_"):  # one position embedding per patch: the input size is part of the architecture
-        options["image_size"] = size
+        options["image_size"] = wanted or size
 
     def create() -> nn.Module:
         network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
@@ -208,7 +227,7 @@ def torchvision_weights(name: str, weights: str) -> Any | None:
     return None
 
 
-def _timm(name: str) -> Architecture:
+def _timm(name: str, size: int | None) -> Architecture:
     import timm
     import timm.data
 
@@ -220,8 +239,15 @@ def _timm(name: str) -> Architecture:
     settings = cfg if isinstance(cfg, dict) else cfg.to_dict()
     data = timm.data.resolve_data_config({}, pretrained_cfg=settings)  # type: ignore[attr-defined, no-untyped-call]
 
+    options: dict[str, Any] = {"img_size": size} if size is not None and settings.get("fixed_input_size") else {}
+
     def create() -> nn.Module:
-        network: nn.Module = timm.create_model(name, pretrained=False)
+        try:
+            network: nn.Module = timm.create_model(name, pretrained=False, **options)
+        except Exception as error:  # each family says in its own way which sizes it can be built for
+            if not options:
+                raise
+            raise _not_of_this_size(name, size, height, error) from None
         return network
 
     channels, height, width = data["input_size"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headstart.base.artifacts.card import Preprocessing
+from headstart.base.artifacts.card import Frame, Preprocessing
 
 STRIP = 16  # times its own height, or width: what the centre crop shows of a longer strip is far from its ends
 INTERPOLATIONS = ("bilinear", "bicubic")  # what torchvision's and timm's networks were trained with, all of them
@@ -21,13 +21,15 @@ INTERPOLATIONS = ("bilinear", "bicubic")  # what torchvision's and timm's networ
 
 @dataclass(frozen=True)
 class View:
-    """The evaluation view of a backbone: the centre of the picture, resized and normalised as its publisher did.
+    """What a backbone is shown of a picture: resized and normalised as its publisher did, unless the user chose otherwise.
 
     Attributes:
         size: height and width of the network's input, in pixels.
         crop: the fraction of the resized picture's short side that the centre crop takes, at most 1.
         interpolation: one of ``INTERPOLATIONS``.
         mean, std: per channel, of pixel values in [0, 1].
+        frame: ``centre`` cuts the centre out. The others show all of the picture: ``squeeze`` changes its proportions,
+            ``pad`` fills the space beside it with the mean colour.
     """
 
     size: int
@@ -35,6 +37,7 @@ class View:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    frame: Frame = "centre"
 
     @classmethod
     def of(cls, stored: Preprocessing) -> Self:
@@ -54,21 +57,33 @@ class View:
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(height, width, 3) uint8 of any size → (size, size, 3) uint8.
 
-        The short side is resized to ``short_side`` and the centre is cut out, as torchvision's and timm's presets do. torch
-        resizes uint8 as Pillow does, to a level or two, in half the time.
+        For the centre, the short side is resized to ``short_side`` and the centre is cut out, as torchvision's and timm's
+        presets do. torch resizes uint8 as Pillow does, to a level or two, in half the time.
         """
         height, width = pixels.shape[:2]
+        if self.frame == "squeeze":
+            return self._resized(pixels, self.size, self.size)
+        if self.frame == "pad":
+            rows, columns = (max(1, round(self.size * side / max(height, width))) for side in (height, width))
+            whole = np.empty((self.size, self.size, 3), np.uint8)
+            whole[:] = [round(255 * value) for value in self.mean]
+            top, left = (self.size - rows) // 2, (self.size - columns) // 2
+            whole[top : top + rows, left : left + columns] = self._resized(pixels, rows, columns)
+            return whole
         reach = STRIP * min(height, width)
         if max(height, width) > reach:  # resized whole, a line of a hundred thousand pixels would fill the memory
             top, left = (max(0, (side - reach) // 2) for side in (height, width))
             pixels = pixels[top : top + reach, left : left + reach]
             height, width = pixels.shape[:2]
         rows, columns = (int(self.short_side * side / min(height, width)) for side in (height, width))
+        top, left = (round((side - self.size) / 2) for side in (rows, columns))
+        return self._resized(pixels, rows, columns)[top : top + self.size, left : left + self.size]
+
+    def _resized(self, pixels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
         picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         resized = functional.interpolate(picture, (rows, columns), mode=self.interpolation, antialias=True)
-        top, left = (round((side - self.size) / 2) for side in (rows, columns))
-        seen: NDArray[np.uint8] = resized[0, :, top : top + self.size, left : left + self.size].permute(1, 2, 0).numpy()
-        return seen
+        whole: NDArray[np.uint8] = resized[0].permute(1, 2, 0).numpy()
+        return whole
 
     def stacked(self, pictures: Iterable[NDArray[np.uint8]]) -> Tensor:
         """Pictures of any sizes → (N, 3, size, size) uint8, channels last in memory."""

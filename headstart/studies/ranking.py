@@ -17,7 +17,7 @@ from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.rank import RankedBackbone, Ranking
 from headstart.base.device import set_up
 from headstart.base.measurements import Measurements, machine
-from headstart.base.params import Params
+from headstart.base.params import Params, network_and_view
 from headstart.base.paths import state_folder
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
@@ -27,7 +27,7 @@ from headstart.engines.select import SAMPLE, engine_for
 from headstart.evaluation.intervals import mean
 from headstart.models.catalogue import published
 from headstart.studies import ranking_report
-from headstart.studies.candidates import Candidate, Sample, more_features
+from headstart.studies.candidates import Candidate, Sample, features_of, stored_candidates
 from headstart.studies.halving import Standing, choose, halve, over_budget
 from headstart.studies.speed import MANY, images_per_s, training_seconds
 from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
@@ -42,7 +42,7 @@ class _Contender:
     def __init__(self, candidate: Candidate, sample: Sample, pixels: Pixels, device: torch.device) -> None:
         self.candidate, self.sample, self.device = candidate, sample, device
         self.extractor = FeatureExtractor(candidate.trunk(), pixels, device)
-        self.features = candidate.first_features().to(device)
+        self.features = torch.empty(0, candidate.card.features, device=device)
 
     def forward(self, wanted: str) -> Forward:
         few = self.extractor.at_once(self.sample.rows[:SAMPLE])
@@ -53,7 +53,8 @@ class _Contender:
         rows = self.sample.rows[len(self.features) : count]
         if len(rows):
             width = self.features.shape[1]
-            more = more_features(self.extractor, wanted, lambda: self.forward(wanted), rows, width, kept)
+            name = self.candidate.name
+            more = features_of(name, self.extractor, wanted, lambda: self.forward(wanted), rows, width, kept)
             self.features = torch.cat([self.features, more.to(self.device)])
 
 
@@ -112,9 +113,15 @@ def rank(
     by_name = {standing.name: standing for standing in standings}
     table = []
     for candidate in candidates:
-        figures = published(candidate.name)
+        network, view = network_and_view(candidate.name)
+        figures = published(network)
         row = RankedBackbone(
-            backbone=candidate.name, imagenet_top1=figures.top1, imagenet_top5=figures.top5, note=candidate.missing
+            backbone=candidate.name,
+            size=view.size,
+            frame=view.frame,
+            imagenet_top1=figures.top1,
+            imagenet_top5=figures.top5,
+            note=candidate.missing,
         )
         if candidate.missing is None:
             standing = by_name[candidate.name]
@@ -124,6 +131,8 @@ def rank(
             log_loss, loss_low, loss_high = mean(standing.last.losses)
             row = RankedBackbone(
                 backbone=candidate.name,
+                size=candidate.card.preprocessing.size,
+                frame=view.frame,
                 probe_accuracy=accuracy,
                 low=low,
                 high=high,
@@ -159,10 +168,10 @@ def run(params: Params, data: DataFolder) -> None:
     """The stage rank: compare the candidates and choose the best one for these pictures."""
     device = set_up(params.threads)
     manifest = read_manifest(data.prepare)
-    candidates = [Candidate.of(name, data.candidates.of(name)) for name in params.rank.candidates]
     to_train = int((manifest["split"] == "train").sum())
     sample = Sample.of(manifest, params.seed)
+    candidates = stored_candidates(params, state_folder("candidates"))
     ranking = rank(candidates, sample, Pixels(data.prepare), to_train, params, device, state_folder)
     ranking_report.write_page(ranking, data.rank.page)
     ranking.write(data.rank.details)
-    ranking_report.show(ranking, params.weights)
+    ranking_report.show(ranking, params)

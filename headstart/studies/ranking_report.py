@@ -8,16 +8,13 @@ from headstart.base import terminal
 from headstart.base.artifacts.rank import Ranking
 from headstart.base.errors import HeadstartError
 from headstart.base.files import write_text
-from headstart.base.params import set_values
+from headstart.base.params import Params, View, network_and_view
 from headstart.base.terminal import Column, cells, number
+from headstart.base.yaml_file import set_values
 
 
-def show(ranking: Ranking, weights: str = "default") -> None:
-    """Print the table, the reason, and the command that tries the choice.
-
-    Args:
-        weights: as params.yaml has it; candidates were compared with their default ones.
-    """
+def show(ranking: Ranking, params: Params) -> None:
+    """Print the table, the reason, and the command that tries the choice."""
     terminal.show(ranking.table, COLUMNS, bold=ranking.choice)
     out = terminal.console()
     for row in ranking.table:
@@ -25,15 +22,31 @@ def show(ranking: Ranking, weights: str = "default") -> None:
             out.print(f"{row.backbone}: {row.note}")
     out.print(ranking.reason)
     if ranking.choice:
-        out.print(f"{try_it(ranking.choice, weights)}")
+        out.print(try_it(ranking.choice, params))
 
 
-def try_it(choice: str, weights: str) -> str:
-    return f"dvc exp run -S backbone={choice}" + ("" if weights == "default" else " -S weights=default")
+def try_it(choice: str, params: Params) -> str:
+    """The command that runs the pipeline with the choice and leaves params.yaml as it is."""
+    now = {"backbone": params.backbone, "weights": params.weights} | _view(params.view)
+    wanted = _settings(choice)
+    changed = {key: value for key, value in wanted.items() if key == "backbone" or value != now[key]}
+    return " ".join(["dvc exp run", *(f"-S {key}={'null' if value is None else value}" for key, value in changed.items())])
+
+
+def _settings(choice: str) -> dict[str, object]:
+    """What params.yaml has to hold for it, by dotted key. A file of weights would belong to another network."""
+    name, view = network_and_view(choice)
+    return {"backbone": name, "weights": "default"} | _view(view)
+
+
+def _view(view: View) -> dict[str, object]:
+    return {f"view.{key}": value for key, value in view.model_dump().items()}
 
 
 COLUMNS: tuple[Column, ...] = (
     ("backbone", "backbone", str),
+    ("size", "size", number("d")),
+    ("frame", "frame", number("s")),
     ("accuracy", "probe_accuracy", number(".3f")),
     ("from", "low", number(".3f")),
     ("to", "high", number(".3f")),
@@ -73,7 +86,6 @@ def apply(ranking: Ranking, params: Path) -> str:
     choice = ranking.choice
     if choice is None:
         raise HeadstartError(f"there is no choice to apply. {ranking.reason}")
-    told = set_values(
-        params, {"backbone": choice, "weights": "default"}
-    )  # a file of weights would belong to another network
+    now = _view(Params.load(params).view)
+    told = set_values(params, {key: value for key, value in _settings(choice).items() if now.get(key, ...) != value})
     return f"{params}: {', '.join(told)}" if told else f"{params} has backbone: {choice} already"

@@ -14,7 +14,8 @@ from headstart.base.artifacts.rank import Ranking
 from headstart.base.artifacts.tune import Tuning
 from headstart.base.artifacts.why import TransferGain
 from headstart.base.files import write_text
-from headstart.base.params import Params, set_values
+from headstart.base.params import Params
+from headstart.base.yaml_file import set_values
 from headstart.evaluation.summary import headline
 from headstart.studies.ranking_report import try_it
 
@@ -83,7 +84,7 @@ class Story:
         if self.rank is None:
             steps.append("`dvc repro studies/dvc.yaml:rank` compares networks")
         elif self.rank.choice not in (None, self.params.backbone):
-            steps.append(f"`{try_it(self.rank.choice, self.params.weights)}` tries the network that was ranked first")
+            steps.append(f"`{try_it(self.rank.choice, self.params)}` tries the network that was ranked first")
         if self.why.freeze.measured != self.params.finetune.unfreeze:
             steps.append(f"`headstart why --apply` sets finetune.unfreeze: {self.why.freeze.measured}")
         if self.tune is None and self.why.freeze.measured != "none":

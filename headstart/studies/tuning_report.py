@@ -8,8 +8,8 @@ from pathlib import Path
 from headstart.base.artifacts.tune import Knobs, Trial, Tuning, TuningGain
 from headstart.base.errors import HeadstartError
 from headstart.base.files import write_text
-from headstart.base.params import set_values
 from headstart.base.terminal import console
+from headstart.base.yaml_file import set_values
 from headstart.evaluation.metrics import ACCURACY, LOG_LOSS
 from headstart.studies.search_space import written
 

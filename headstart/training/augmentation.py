@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from headstart.base.device import derived_seed
 from headstart.base.params import Finetune
 from headstart.data.packed import Pixels
 from headstart.models.backbones import Trunk
+from headstart.models.preprocessing import View
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 
+LARGER = 1.25  # than the network sees it is a picture before it is cropped, where the view is of all of it
 SIZE_STEP = 32  # most networks halve the picture five times
 
 
@@ -60,15 +63,31 @@ class TrainingViews(Dataset[tuple[Tensor, Any]]):
         yield from (p for p, _ in DataLoader(self, batch, sampler=order, num_workers=1, multiprocessing_context="fork"))
 
 
-def augmentation(settings: Finetune, size: int) -> v2.Transform:
+class _Framed(nn.Module):
+    """(3, H, W) uint8 → all of the picture in a square, as the view has it and somewhat larger, to be cropped from."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__()
+        self.view = replace(view, size=round(LARGER * view.size))
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return torch.from_numpy(self.view(picture.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+
+    def extra_repr(self) -> str:
+        return str(self.view)
+
+
+def augmentation(settings: Finetune, view: View) -> v2.Transform:
     """(3, H, W) uint8 → (3, size, size) uint8."""
     from torchvision.transforms import v2
 
-    steps: list[nn.Module] = [
+    size = view.size
+    steps: list[nn.Module] = [] if view.frame == "centre" else [_Framed(view)]
+    steps.append(
         v2.RandomResizedCrop(size, scale=(settings.crop_min, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
         if settings.augment != "none"
         else v2.Resize((size, size), antialias=True)
-    ]
+    )
     if settings.hflip:
         steps.append(v2.RandomHorizontalFlip())
     if settings.augment == "light":

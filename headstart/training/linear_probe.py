@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 from torch import Tensor
 
 from headstart.base.arrays import Floats, Ints
@@ -18,7 +20,7 @@ from headstart.base.params import Head, Params
 from headstart.base.progress import progress
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.splits import FEW_PICTURES
-from headstart.models.calibration import calibrated_losses, fit_temperature
+from headstart.models.calibration import TEMPERATURE_PRIOR, calibrated_losses, fit_temperature
 from headstart.models.classifier import FittedHead
 from headstart.models.heads import HEADS, ClassifierHead
 from headstart.models.task import SINGLE_LABEL
@@ -58,7 +60,7 @@ def train_head(
     kind = HEADS[settings.kind]
     strengths = sorted(settings.C)  # from strong to weak: each solution may be a start for the next
     weights = _class_weights(train[1], len(classes), settings)
-    x, mean, scale = _standardised(train[0])
+    x, mean, scale = standardised(train[0])
     v, v_labels = (val[0] - mean) / scale, val[1].cpu().numpy()
     rows: list[Strength] = []
     heads: list[ClassifierHead] = []
@@ -93,7 +95,7 @@ def train_head(
         losses = [calibrated_losses(logits, truth) for logits in held_out]
     best = within_one_standard_error(losses)
     chosen, temperature = rows[best].C, rows[best].temperature
-    x, mean, scale = _standardised(both)
+    x, mean, scale = standardised(both)
     ((head, _),) = kind.fit_path(x, labels, len(classes), [chosen], _class_weights(labels, len(classes), settings))
     refit = head.unstandardised(mean, scale)
     details = HeadDetails(
@@ -132,7 +134,7 @@ def cross_validated(
     """
     logits = np.zeros((len(strengths), len(y), classes), np.float32)
     for fitted, held_out in folds:
-        features, mean, scale = _standardised(x[fitted])
+        features, mean, scale = standardised(x[fitted])
         weights = _class_weights(y[fitted], classes, settings)
         path = HEADS[settings.kind].fit_path(features, y[fitted], classes, strengths, weights)
         for number, (head, _) in enumerate(path):
@@ -155,6 +157,36 @@ def held_out_logits(features: Tensor, labels: Ints, folds: Folds) -> Floats:
     return min(calibrated, key=lambda logits: float(SINGLE_LABEL.losses(logits, labels).mean()))
 
 
+def stacked(logits: Floats, labels: Ints) -> Floats:
+    """Weights of several models, (S,) and none negative, whose weighted sum of logits has the least log-loss.
+
+    Averaging what several models say, with weights from answers on pictures that they were not fitted on, is stacking
+    (Wolpert 1992, "Stacked generalization"; Breiman 1996, "Stacked regressions", for weights that are not negative). The
+    weights need not add up to one: one over their sum is the temperature, and has the prior of ``fit_temperature``.
+
+    Args:
+        logits: (S, N, classes) of N pictures by S models.
+        labels: (N,) numbers of the classes.
+    """
+    logits = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    own = logits[:, np.arange(len(labels)), labels]
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        log_sum = np.log(weights.sum())
+        weighted = np.tensordot(weights, logits, 1)
+        weighted -= logsumexp(weighted, axis=1, keepdims=True)
+        value = -weighted[np.arange(len(labels)), labels].sum() + log_sum**2 / (2 * TEMPERATURE_PRIOR**2)
+        expected = np.einsum("nc,snc->s", np.exp(weighted), logits)
+        gradient = expected - own.sum(1) + log_sum / (TEMPERATURE_PRIOR**2 * weights.sum())
+        return value / len(labels), gradient / len(labels)
+
+    # The sum has the bounds of a temperature: at zero there is no logarithm.
+    start = np.full(len(logits), 1 / len(logits))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(1e-3, 20)] * len(logits))
+    weights: Floats = found.x
+    return weights
+
+
 def within_one_standard_error(losses: list[Floats]) -> int:
     """Which of several models to take, the most regularised first: the first that is not clearly worse than the best.
 
@@ -173,7 +205,7 @@ def within_one_standard_error(losses: list[Floats]) -> int:
     raise AssertionError("the best is not worse than itself")
 
 
-def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features with mean 0 and deviation 1, and the mean and deviation they had.
 
     On pictures that are unlike those of its training, many of a network's features hardly vary. Blown up to the deviation

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Params, set_values
+from headstart.base.params import Params, View, network_and_view
+from headstart.base.yaml_file import set_values
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
 
@@ -291,6 +292,13 @@ def test_params_cannot_be_changed_after_the_door(section: BaseModel) -> None:
         ("candidates: ['my_net.py:small']", "rank.candidates: 'my_net.py:small' is a network of your own"),
         ("candidates: ['../resnet18']", "rank.candidates: '../resnet18' is not the name of a network"),
         ("candidates: ['a; rm b']", "rank.candidates: 'a; rm b' is not the name of a network"),
+        ("candidates: ['resnet18@/pad']", "rank.candidates: in 'resnet18@/pad', size must be a valid integer, found ''"),
+        ("candidates: ['resnet18@9']", "in 'resnet18@9', size must be greater than or equal to 16, found 9"),
+        ("candidates: ['resnet18@224/stretch']", "frame must be 'centre', 'squeeze' or 'pad', found 'stretch'"),
+        ("candidates: ['resnet18/']", "frame must be 'centre', 'squeeze' or 'pad', found ''"),
+        ("candidates: ['resnet18/pad/pad']", "frame must be 'centre', 'squeeze' or 'pad', found 'pad/pad'"),
+        ("candidates: ['@224']", "rank.candidates: '@224' is not the name of a network"),
+        ("candidates: ['resnet18@512']", "'resnet18@512' shows the network 512 pixels, and pictures are stored with 384"),
         ("{first: 500, pictures: 100}", "rank.first is 500, more than rank.pictures, 100"),
         ("budget: {image_per_s: 3}", "unknown key 'rank.budget.image_per_s', did you mean 'images_per_s'?"),
         ("budget: {megabytes: -1.0}", "rank.budget.megabytes must be greater than 0 or null, found -1.0"),
@@ -299,6 +307,29 @@ def test_params_cannot_be_changed_after_the_door(section: BaseModel) -> None:
 def test_what_is_wrong_with_the_candidates_is_said(tmp_path: Path, section: str, expected: str) -> None:
     text = f"rank: {section}" if section.startswith("{") else f"rank:\n  {section}"
     assert expected in complaint(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "expected"),
+    [
+        ("resnet18", ("resnet18", View())),
+        ("resnet18@288", ("resnet18", View(size=288))),
+        ("resnet18/pad", ("resnet18", View(frame="pad"))),
+        (
+            "vit_tiny_patch16_224.augreg_in21k@160/squeeze",
+            ("vit_tiny_patch16_224.augreg_in21k", View(size=160, frame="squeeze")),
+        ),
+    ],
+)
+def test_a_candidate_is_a_network_and_its_view(candidate: str, expected: tuple[str, View]) -> None:
+    assert network_and_view(candidate) == expected
+
+
+def test_what_is_shown_is_not_larger_than_what_is_stored(tmp_path: Path) -> None:
+    text = "view: {size: 512}"
+    assert "view.size shows the network 512 pixels" in complaint(tmp_path, text)
+    assert "set prepare.short_side: 512" in complaint(tmp_path, text)
+    assert load(tmp_path, "view: {size: 512}\nprepare: {short_side: 512}").view.size == 512
 
 
 # --- what tuning searches -----------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +110,27 @@ def test_the_readme_answers_as_headstart_does_for_every_kind_of_pixels(project: 
         (answer,) = predictor.predict([data])
         assert label == answer.label, name
         assert float(probability) == pytest.approx(answer.probability, abs=0.02), name
+
+
+@pytest.mark.parametrize("frame", ["squeeze", "pad"])
+@pytest.mark.parametrize("shape", [(100, 260), (260, 100)])
+def test_the_readme_frames_pictures_as_the_model_does(
+    frame: str, shape: tuple[int, int], project: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(project, tmp_path / "project")
+    classifier = tmp_path / "project/model/artifacts/classifier"
+    details = read_json(classifier / "classifier.json")
+    details["preprocessing"]["frame"] = frame
+    (classifier / "classifier.json").write_text(json.dumps(details))
+    known(classifier)
+    export(tmp_path / "project/model", "onnx", DataFolder(project, "data"), tmp_path / "out", 0.9)
+    picture(3, *shape).save(tmp_path / "out/picture.jpg", quality=95)
+    done = run_readme(tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    label, probability = done.stdout.split()
+    (answer,) = load_predictor(tmp_path / "project/model").predict([tmp_path / "out/picture.jpg"])
+    assert label == answer.label
+    assert float(probability) == pytest.approx(answer.probability, abs=0.02)
 
 
 def test_int8_weights_are_a_quarter_of_the_size(project: Path, tmp_path: Path) -> None:

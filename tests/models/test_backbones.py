@@ -5,6 +5,7 @@ from __future__ import annotations
 import py_compile
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,24 @@ def test_weights_for_larger_pictures_bring_a_network_for_larger_pictures() -> No
     with torch.device("meta"):
         network = arch.create()
     assert network.get_parameter("encoder.pos_embedding").shape[1] == 1 + (384 // 16) ** 2
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "tf_efficientnet_lite0", "resnet18", "vit_b_16", "my_net"])
+def test_a_network_is_built_for_the_size_it_is_shown(name: str) -> None:
+    if name == "my_net":
+        Path("net.py").write_text(GOOD)
+        name = "net.py:small"
+    published = architecture(name).view
+    arch = architecture(name, size=96)
+    assert arch.view == replace(published, size=96)
+    assert feature_width(arch.trunk()) == feature_width(architecture(name).trunk())
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p8_224", "maxvit_tiny_tf_224"])
+def test_a_size_that_a_transformer_cannot_be_built_for_is_said(name: str) -> None:
+    with pytest.raises(HeadstartError, match=r"takes no pictures of 101|fails on two 101×101") as refusal:
+        feature_width(architecture(name, size=101).trunk())
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_timm_models_preprocessing_can_be_made_or_is_refused_in_a_sentence() -> None:

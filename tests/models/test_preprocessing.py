@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from headstart.base.artifacts.card import Preprocessing
+from headstart.base.artifacts.card import Frame, Preprocessing
 from headstart.models.backbones import architecture
 from headstart.models.preprocessing import INTERPOLATIONS, Normalise, View, batches
 
@@ -58,8 +59,44 @@ def test_any_picture_becomes_the_size_asked_for_and_a_plain_one_stays_plain(
     assert (seen == 77).all()
 
 
-def test_the_view_survives_its_card() -> None:
-    view = View(299, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+@pytest.mark.parametrize("frame", ["squeeze", "pad"])
+@pytest.mark.parametrize(("height", "width"), [(40, 200), (200, 40), (30, 30), (1, 900), (900, 1)])
+def test_squeezed_and_padded_views_show_both_ends_of_a_picture_and_the_centre_does_not(
+    frame: Frame, height: int, width: int
+) -> None:
+    picture = np.zeros((height, width, 3), np.uint8)
+    end = max(1, max(height, width) // 10)
+    along = (slice(None), slice(0, end)) if width > height else (slice(0, end), slice(None))
+    picture[along], picture[tuple(slice(-s.stop, None) if s.stop else s for s in along)] = (255, 0, 0), (0, 0, 255)
+    view = replace(View(60, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)), frame=frame)
+    seen = view(picture)
+    assert seen.shape == (60, 60, 3)
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        assert (np.abs(seen.astype(int) - colour).max(axis=2) < 60).any()
+    if height != width:
+        assert not replace(view, frame="centre")(picture).any()
+    filled = (seen == 128).all(axis=2)
+    assert filled.mean() == pytest.approx(
+        0 if frame == "squeeze" else 1 - min(height, width) / max(height, width), abs=0.03
+    )
+
+
+def test_a_padded_view_is_pillows_of_the_whole_picture_in_the_middle() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (90, 180, 3), dtype=np.uint8)
+    view = View(64, 0.875, "bicubic", (0.2, 0.4, 0.6), (0.2, 0.2, 0.2), "pad")
+    seen = view(picture)
+    expected = np.asarray(Image.fromarray(picture).resize((64, 32), Image.Resampling.BICUBIC))
+    assert np.abs(seen[16:48].astype(int) - expected).max() <= 2
+    assert (seen[:16] == (51, 102, 153)).all()
+    assert (seen[48:] == (51, 102, 153)).all()
+    squeezed = replace(view, frame="squeeze")(picture)
+    expected = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BICUBIC))
+    assert np.abs(squeezed.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("frame", ["centre", "squeeze", "pad"])
+def test_the_view_survives_its_card(frame: Frame) -> None:
+    view = View(299, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), frame)
     assert View.of(view.stored()) == view
     assert View.of(Preprocessing.model_validate_json(view.stored().model_dump_json(), strict=True)) == view
 

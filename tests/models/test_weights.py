@@ -25,7 +25,15 @@ from torch import Tensor, nn
 
 from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
-from headstart.models.backbones import architecture, find_classifier, load_classifier, load_trunk, torchvision_weights
+from headstart.base.params import View
+from headstart.models.backbones import (
+    architecture,
+    feature_width,
+    find_classifier,
+    load_classifier,
+    load_trunk,
+    torchvision_weights,
+)  # fmt: skip
 from headstart.models.preprocessing import Normalise
 from headstart.models.weights import store_backbone
 
@@ -434,6 +442,58 @@ def test_random_weights_come_from_the_seed_alone_and_say_so() -> None:
     assert cards[0].sha256 != cards[2].sha256
     assert cards[2].source.origin == "random initialisation, seed 1"
     assert not cards[0].pretrained
+
+
+# --- another view -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "embeddings"), [("vit_tiny_patch16_224", "pos_embed"), ("vit_b_32", "encoder.pos_embedding")]
+)
+def test_a_transformers_position_embeddings_are_interpolated_to_the_size_it_is_shown(name: str, embeddings: str) -> None:
+    theirs = architecture(name).whole(seed=1)
+    with torch.no_grad():  # a slope that interpolation keeps
+        table = theirs.get_parameter(embeddings)
+        side = int((table.shape[1] - 1) ** 0.5)
+        table[0, 1:] = torch.arange(side).repeat_interleave(side)[:, None].float()
+    save_file({key: value.contiguous() for key, value in theirs.state_dict().items()}, "mine.safetensors")
+    card = store_backbone(name, "mine.safetensors", None, 0, Path("n.py"), Path("backbone"), View(size=160, frame="pad"))
+    assert (card.preprocessing.size, card.preprocessing.frame) == (160, "pad")
+    trunk, _ = load_trunk(Path("backbone"))
+    assert feature_width(trunk) == card.features
+    fitted = trunk.network.get_parameter(embeddings)[0, 1:, 0]
+    side_now = 160 // (224 // side)
+    assert len(fitted) == side_now**2
+    rows = fitted.view(side_now, side_now)
+    assert (rows.diff(dim=0) > 0).all()
+    assert float(rows.detach().mean()) == pytest.approx((side - 1) / 2, abs=0.1)
+    others = {key for key in trunk.network.state_dict() if key != embeddings}
+    assert all(torch.equal(trunk.network.state_dict()[key], theirs.state_dict()[key]) for key in others)
+
+
+def test_another_view_needs_no_publisher_and_changes_no_weight(site: Site, publish: Publish) -> None:
+    file, digest = publish(SMALL, network(SMALL).state_dict(), site.folder, site.address)
+    first = store()
+    (site.folder / file).unlink()
+    stores = [View(size=160), View(frame="squeeze"), View()]
+    cards = [store_backbone(SMALL, "default", None, 0, Path("n.py"), Path("backbone"), view) for view in stores]
+    assert [card.sha256 for card in cards] == [first.sha256] * 3
+    assert [card.source.digest for card in cards] == [digest] * 3
+    assert cards[0].preprocessing == first.preprocessing.model_copy(update={"size": 160})
+    assert cards[0].gmacs < first.gmacs
+    assert cards[1].preprocessing == first.preprocessing.model_copy(update={"frame": "squeeze"})
+    assert cards[2] == first
+    assert load_trunk(Path("backbone"))[0].view.stored() == first.preprocessing
+
+
+def test_the_imagenet_classifier_stays_where_the_view_is_another() -> None:
+    store_backbone("tf_efficientnet_lite0", "default", None, 0, Path("none"), Path("backbone"))
+    before = load_classifier(Path("backbone"))
+    store_backbone("tf_efficientnet_lite0", "default", None, 0, Path("none"), Path("backbone"), View(size=160))
+    after = load_classifier(Path("backbone"))
+    assert before is not None
+    assert after is not None
+    assert torch.equal(before[0], after[0])
 
 
 # --- packages and timm --------------------------------------------------------------------------------------------

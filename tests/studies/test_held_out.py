@@ -16,7 +16,7 @@ from headstart.base.params import Params
 from headstart.data import fetch, prepare
 from headstart.models import weights
 from headstart.models.backbones import architecture
-from headstart.studies import candidates, label_issues, ranking, transfer_gain, tuning
+from headstart.studies import label_issues, ranking, transfer_gain, tuning
 from headstart.training import features, finetune, linear_probe
 from tests.data.pictures import everything_below, write_pictures
 from tests.training.test_finetune import SMALL
@@ -59,14 +59,12 @@ def all_that_is_chosen(
     finetune.run(params, DATA, lambda *_: lambda row: None)
     for study in (tuning, transfer_gain, label_issues):
         study.run(params, DATA)
-    candidates.run(params, DATA, CANDIDATE)
     ranking.run(params, DATA)
     data = DataFolder(checkout, "data")
     shaped = (
         data.head,
         data.finetune,
         data.labels,
-        data.candidates,
         data.features.split("train"),
         data.features.split("val"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,16 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from sklearn.linear_model import LogisticRegression
 
-from headstart.base.artifacts import CandidateFolder, PrepareFolder
+from headstart.base.artifacts import PrepareFolder
 from headstart.base.artifacts.rank import RankedBackbone, Ranking
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Budget, Data, Params
+from headstart.base.params import Budget, Data, Params, View
 from headstart.data.decode import decode, encode
 from headstart.data.fetch import fetch
 from headstart.data.packed import Pixels
 from headstart.data.sources import locate
 from headstart.studies import ranking_report
-from headstart.studies.candidates import Candidate, Sample, more_features, store_candidate
+from headstart.studies.candidates import Candidate, Sample, features_of, stored_candidates
 from headstart.studies.halving import Standing, choose, halve, over_budget
 from headstart.studies.ranking import rank
 from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
@@ -294,9 +295,9 @@ def test_budgets(budget: dict[str, float], expected: str | None) -> None:
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> str:
-    """Weights of two small networks, in the publishers' places below a folder. Random ones: what they are worth is not the
-    question here."""
-    for name in ("test_resnet", "test_efficientnet"):
+    """Weights of three small networks, in the publishers' places below a folder. Random ones: what they are worth is
+    not the question here."""
+    for name in ("test_resnet", "test_efficientnet", "test_vit"):
         torch.manual_seed(0)
         network = timm.create_model(name, pretrained=False)
         cfg = timm.models.get_pretrained_cfg(name)
@@ -344,51 +345,48 @@ def in_folder(folder: Path) -> Callable[[str], Path]:
     return state
 
 
-def stored(
-    name: str, pictures: tuple[Pixels, pd.DataFrame], mirror: str | None, folder: Path, count: int = 30
-) -> Candidate:
-    pixels, manifest = pictures
-    params = Params.model_validate({"weights_mirror": mirror, "features": {"engine": "torch"}})
-    return store_candidate(name, pixels, Sample.of(manifest, 0), count, params, CPU, CandidateFolder(folder, name))
-
-
-def test_a_candidates_features_are_its_own_answers_for_the_sample(
-    tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame], mirror: str
-) -> None:
-    candidate = stored("test_resnet", pictures, mirror, tmp_path / "candidates")
-    sample = Sample.of(pictures[1], 0)
-    trunk = candidate.trunk().eval()
-    with torch.inference_mode():
-        direct = torch.cat([trunk(trunk.view.batch([pictures[0][int(row)]])) for row in sample.rows[:30]])
-    assert candidate.first_features() == pytest.approx(direct, abs=1e-4)
-    assert candidate.missing is None
-    again = stored("test_resnet", pictures, mirror, tmp_path / "again")
-    for file in sorted(candidate.folder.iterdir()):
-        assert (again.folder / file.name).read_bytes() == file.read_bytes()
+def stored(mirror: str | None, folder: Path, *names: str) -> list[Candidate]:
+    return stored_candidates(Params.model_validate({"weights_mirror": mirror, "rank": {"candidates": list(names)}}), folder)
 
 
 @pytest.mark.usefixtures("closed")
 def test_no_weights_is_recorded_in_one_sentence_and_told_in_full(
-    tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    candidate = stored("squeezenet1_0", pictures, None, tmp_path)
+    (candidate,) = stored(None, tmp_path, "squeezenet1_0")
     assert candidate.missing is not None
     assert candidate.missing.startswith("no weights: ")
     assert "\n" not in candidate.missing
     assert "Tried: " in capsys.readouterr().err
-    assert [file.name for file in candidate.folder.iterdir()] == [candidate.folder.missing.name]
+    assert not candidate.folder.exists() or not list(candidate.folder.iterdir())
     file = tmp_path / "torch/hub/checkpoints" / torchvision.models.SqueezeNet1_0_Weights.DEFAULT.url.rsplit("/", 1)[1]
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(torchvision.models.squeezenet1_0().state_dict(), file)  # another digest than is published
-    assert stored("squeezenet1_0", pictures, None, tmp_path).missing is not None
+    assert stored(None, tmp_path, "squeezenet1_0")[0].missing is not None
     assert "is published" in capsys.readouterr().err
 
 
-def test_a_name_nobody_knows_is_an_error_and_not_a_missing_file(
-    tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame]
-) -> None:
+@pytest.mark.usefixtures("closed")
+def test_views_of_one_network_find_its_weights_once_and_again_without_the_publisher(tmp_path: Path, mirror: str) -> None:
+    names = ("test_resnet", "test_resnet@96/pad", "test_resnet/squeeze")
+    (first,) = stored(mirror, tmp_path / "kept", names[0])
+    shutil.rmtree(mirror)
+    candidates = stored(mirror, tmp_path / "kept", *names)
+    assert [candidate.missing for candidate in candidates] == [None] * 3
+    assert {candidate.card.sha256 for candidate in candidates} == {first.card.sha256}
+    assert [candidate.trunk().view.frame for candidate in candidates] == ["centre", "pad", "squeeze"]
+    assert [candidate.trunk().view.size for candidate in candidates] == [160, 96, 160]
+
+
+@pytest.mark.usefixtures("closed")
+def test_a_size_that_a_network_does_not_take_is_an_error_and_no_missing_file(tmp_path: Path, mirror: str) -> None:
+    with pytest.raises(HeadstartError, match=r"rank.candidates: test_vit@33: the network fails on two 33×33 pictures"):
+        stored(mirror, tmp_path, "test_vit@33")
+
+
+def test_a_name_nobody_knows_is_an_error_and_not_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(HeadstartError, match="did you mean 'test_resnet'"):
-        stored("test_resnett", pictures, None, tmp_path)
+        stored(None, tmp_path, "test_resnett")
 
 
 @pytest.mark.usefixtures("closed")
@@ -396,8 +394,7 @@ def test_ranking_measures_real_networks_and_keeps_what_took_long(
     tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame], mirror: str
 ) -> None:
     names = ["test_resnet", "test_efficientnet"]
-    candidates = [stored(name, pictures, mirror, tmp_path / "candidates") for name in names]
-    candidates.append(stored("squeezenet1_0", pictures, None, tmp_path / "candidates"))
+    candidates = stored(mirror, tmp_path / "candidates", *names, "squeezenet1_0")
     params = Params.model_validate(
         {"rank": {"candidates": names, "first": 30, "pictures": 2000}, "features": {"engine": "torch"}}
     )
@@ -425,7 +422,7 @@ def test_ranking_measures_real_networks_and_keeps_what_took_long(
 def test_features_kept_are_those_of_a_fresh_pass(
     tmp_path: Path, pictures: tuple[Pixels, pd.DataFrame], mirror: str
 ) -> None:
-    candidate = stored("test_resnet", pictures, mirror, tmp_path / "candidates")
+    (candidate,) = stored(mirror, tmp_path / "candidates", "test_resnet")
     extractor = FeatureExtractor(candidate.trunk(), pictures[0], CPU)
     rows = Sample.of(pictures[1], 0).rows[30:60]
     made: list[str] = []
@@ -435,8 +432,8 @@ def test_features_kept_are_those_of_a_fresh_pass(
         return lambda batch: extractor.network(batch)
 
     width = candidate.card.features
-    first = more_features(extractor, "torch", engine, rows, width, tmp_path / "kept")
-    second = more_features(extractor, "torch", engine, rows, width, tmp_path / "kept")
+    first = features_of("test_resnet", extractor, "torch", engine, rows, width, tmp_path / "kept")
+    second = features_of("test_resnet", extractor, "torch", engine, rows, width, tmp_path / "kept")
     assert made == ["once"]
     assert torch.equal(first, second)
     trunk = candidate.trunk().eval()
@@ -458,7 +455,7 @@ def test_weights_that_see_nothing_are_dropped_against_trained_ones(tmp_path: Pat
     manifest["group"] = manifest["path"]
     pictures = written(tmp_path / "prepare", [Image.fromarray(array) for array in arrays]), manifest
     names = ["tf_efficientnet_lite0", "test_resnet"]
-    candidates = [stored(name, pictures, mirror, tmp_path / "candidates", 60) for name in names]
+    candidates = stored(mirror, tmp_path / "candidates", *names)
     params = Params.model_validate(
         {"rank": {"candidates": names, "first": 60}, "features": {"engine": "torch"}, "finetune": {"unfreeze": "none"}}
     )
@@ -466,6 +463,30 @@ def test_weights_that_see_nothing_are_dropped_against_trained_ones(tmp_path: Pat
     assert found_out.choice == "tf_efficientnet_lite0"
     assert found_out.table[1].note.startswith("dropped: log-loss +")
     assert found_out.table[1].finetune_minutes is None
+
+
+def test_objects_at_the_ends_of_wide_pictures_are_seen_by_the_frame_that_is_chosen(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays, labels = [], [("red", "blue")[n % 2] for n in range(60)]
+    for n, label in enumerate(labels):
+        array = rng.integers(90, 160, (80, 320, 3), dtype=np.uint8)
+        place = slice(5, 45) if n % 4 < 2 else slice(-45, -5)
+        array[20:60, place] = (200, 20, 20) if label == "red" else (20, 20, 200)
+        arrays.append(Image.fromarray(array))
+    manifest = pd.DataFrame({"path": [f"{n}.png" for n in range(60)], "label": labels, "split": "train"})
+    manifest["group"] = manifest["path"]
+    pictures = written(tmp_path / "prepare", arrays), manifest
+    names = [f"tf_efficientnet_lite0@128{frame}" for frame in ("", "/squeeze", "/pad")]
+    candidates = stored(None, tmp_path / "candidates", *names)
+    params = Params.model_validate(
+        {"rank": {"candidates": names, "first": 60}, "features": {"engine": "torch"}, "finetune": {"unfreeze": "none"}}
+    )
+    found = rank(candidates, Sample.of(manifest, 0), pictures[0], 60, params, CPU, in_folder(tmp_path / "state"))
+    rows = {row.backbone: row for row in found.table}
+    assert found.choice in names[1:]
+    assert rows[found.choice].probe_accuracy >= rows[names[0]].probe_accuracy + 0.1
+    assert {(row.size, row.frame) for row in found.table} == {(128, "centre"), (128, "squeeze"), (128, "pad")}
+    assert [rows[name].imagenet_top1 for name in names] == [rows[names[0]].imagenet_top1] * 3
 
 
 # --- what is done with it ---------------------------------------------------------------------------------------------
@@ -493,12 +514,21 @@ def test_the_choice_is_written_into_params_and_every_other_line_stays(tmp_path: 
     assert "already" in ranking_report.apply(ranking_of("resnet18"), path)
 
 
-def test_weights_of_another_network_do_not_stay_behind(tmp_path: Path) -> None:
+def test_weights_and_the_view_of_another_network_do_not_stay_behind(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("backbone: alexnet\nweights: mine.pth  # by hand\n")
-    assert ranking_report.try_it("resnet18", "mine.pth") == "dvc exp run -S backbone=resnet18 -S weights=default"
+    now = Params.load(path)
+    assert ranking_report.try_it("resnet18", now) == "dvc exp run -S backbone=resnet18 -S weights=default"
     ranking_report.apply(ranking_of("resnet18"), path)
     assert path.read_text() == "backbone: resnet18\nweights: default   # by hand\n"
+    assert ranking_report.try_it("resnet18@160/pad", Params.load(path)) == (
+        "dvc exp run -S backbone=resnet18 -S view.size=160 -S view.frame=pad"
+    )
+    ranking_report.apply(ranking_of("resnet18@160/pad"), path)
+    assert Params.load(path).view == View(size=160, frame="pad")
+    assert ranking_report.try_it("resnet18", Params.load(path)).endswith("-S view.size=null -S view.frame=centre")
+    ranking_report.apply(ranking_of("resnet18"), path)
+    assert Params.load(path).view == View()
 
 
 def test_without_a_choice_nothing_is_written(tmp_path: Path) -> None:
@@ -507,7 +537,7 @@ def test_without_a_choice_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_the_table_and_the_page_name_everybody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ranking_report.show(ranking_of("resnet18"))
+    ranking_report.show(ranking_of("resnet18"), Params())
     printed = capsys.readouterr().out
     for words in ("resnet18", "vgg16: no weights: <none>", "It is so.", "dvc exp run -S backbone=resnet18"):
         assert words in printed

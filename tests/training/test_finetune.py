@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from headstart.base.artifacts import FinetuneFolder, PrepareFolder
+from headstart.base.artifacts.card import Frame
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Finetune
@@ -24,6 +26,7 @@ from headstart.engines import activations
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
+from headstart.models.preprocessing import View
 from headstart.training import augmentation, finetuned, trainer
 from headstart.training.recipe import Recipe, TrainingSetup
 
@@ -70,6 +73,9 @@ def pictures(tmp_path: Path) -> tuple[Pixels, pd.DataFrame]:
 def head(width: int = 8) -> FittedHead:
     generator = torch.Generator().manual_seed(0)
     return FittedHead(LinearHead.of(torch.randn(2, width, generator=generator), torch.zeros(2)), 1.5, ("blue", "red"))
+
+
+VIEW = View(32, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 def recipe(scratch: bool = False, **settings: object) -> Recipe:
@@ -195,10 +201,26 @@ def test_a_training_that_stops_in_between_ends_with_the_same_bytes(
 def test_all_views_of_an_epoch_are_those_it_would_train_on(pictures: tuple[Pixels, pd.DataFrame]) -> None:
     pixels, manifest = pictures
     rows = np.flatnonzero(manifest["split"] == "train")
-    views = augmentation.TrainingViews(pixels, rows, rows % 2, augmentation.augmentation(recipe().settings, 32), seed=5)
+    views = augmentation.TrainingViews(pixels, rows, rows % 2, augmentation.augmentation(recipe().settings, VIEW), seed=5)
     first, second = (torch.cat(list(views.all(epoch, 6))) for epoch in (1, 2))
     assert not torch.equal(first, second)
     assert torch.equal(first, torch.stack([views[1, n][0] for n in range(len(views))]))
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "trivial"])
+@pytest.mark.parametrize("frame", ["centre", "squeeze", "pad"])
+def test_training_sees_of_a_picture_what_the_view_shows(frame: Frame, augment: Literal["none", "light", "trivial"]) -> None:
+    picture = torch.full((3, 40, 200), 200, dtype=torch.uint8)
+    picture[:, :, :30] = 0
+    settings = recipe(augment=augment, crop_min=0.9).settings
+    changed = augmentation.augmentation(settings, replace(VIEW, frame=frame))
+    torch.manual_seed(0)
+    seen = torch.stack([changed(picture) for _ in range(20)])
+    assert seen.shape == (20, 3, 32, 32)
+    assert str(augmentation.augmentation(settings, VIEW)) == str(changed) or frame != "centre"
+    whole = frame != "centre" or augment == "none"
+    sees_the_end = (seen < 20).flatten(1).any(1).float().mean()
+    assert (sees_the_end > 0.7) == whole
 
 
 def test_a_second_training_on_the_same_views_does_not_run_the_frozen_layers_again(

@@ -131,17 +131,6 @@ class TrackFolder(Folder):
 # --- beside the pipeline ------------------------------------------------------------------------------------------------
 
 
-class CandidateFolder(BackboneFolder):
-    features = File("features.safetensors")
-    engine = File("features.json")
-    missing = File("missing.txt")
-
-
-class CandidatesFolder(Folder):
-    def of(self, backbone: str) -> CandidateFolder:
-        return CandidateFolder(self, backbone)
-
-
 class RankFolder(Folder):
     details = File("rank.json")
     page = File("rank.html")
@@ -189,7 +178,6 @@ class DataFolder(Folder):
     evaluate = Subfolder("evaluate", EvaluateFolder)
     package = Subfolder("package", PackageFolder)
     track = Subfolder("track", TrackFolder)
-    candidates = Subfolder("candidates", CandidatesFolder)
     rank = Subfolder("rank", RankFolder)
     why = Subfolder("why", WhyFolder)
     labels = Subfolder("labels", LabelsFolder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from headstart.base.artifacts.json_file import JsonFile, Part
+
+Frame = Literal["centre", "squeeze", "pad"]  # what of a picture the network is shown
 
 
 class WeightsSource(Part):
@@ -19,9 +21,10 @@ class WeightsSource(Part):
 
 
 class Preprocessing(Part):
-    """As ``models.preprocessing.View``."""
+    """As ``models.preprocessing.View``; older models have no frame."""
 
     size: int
+    frame: Frame = "centre"
     crop: float
     interpolation: str
     mean: tuple[float, float, float]

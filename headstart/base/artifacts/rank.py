@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from headstart.base.artifacts.card import Frame
 from headstart.base.artifacts.json_file import JsonFile, Part
 
 
@@ -11,12 +12,16 @@ class RankedBackbone(Part):
     """A row of the table; null where nothing is known.
 
     Attributes:
+        backbone: as ``rank.candidates`` has it.
+        size, frame: of what it is shown.
         probe_accuracy, low, high: of a logistic regression on frozen features, cross-validated, with its 95 % interval.
         pictures: that it was measured on.
         note: why it has no figures, was dropped, or is over the budget.
     """
 
     backbone: str
+    size: int | None = None
+    frame: Frame | None = None
     probe_accuracy: float | None = None
     low: float | None = None
     high: float | None = None

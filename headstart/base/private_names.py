@@ -32,13 +32,13 @@ def end_as_python_does() -> None:
 
 @contextmanager
 def without_torch_compiler() -> Iterator[None]:
-    """Import torchvision and timm in here, and torch's compiler is not imported with them. It is a module like any other as
-    soon as this is over.
+    """Import torchvision and timm in here, or count with torch's ``FlopCounterMode``, and torch's compiler is not imported
+    with them. It is a module like any other as soon as this is over.
 
-    Names: ``torch._dynamo``, of which both want ``disable`` and ``utils.is_compile_supported``.
+    Names: ``torch._dynamo``, of which they want ``disable`` and ``utils.is_compile_supported``.
     Library: torch 2.15, torchvision 0.29, timm 1.0.
-    Reason: they want an answer to one question and a mark on one function, for networks that are no classifiers; importing
-        it takes longer than all else that a stage imports, and they have no setting against it.
+    Reason: they want an answer to one question and a mark on some functions; importing it takes longer than all else that
+        a stage imports, and they have no setting against it.
     Test: test_importing_the_libraries_of_networks_does_not_import_torchs_compiler_and_leaves_it_usable
     """
     name = "torch._dynamo"

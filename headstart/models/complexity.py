@@ -16,6 +16,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from headstart.base.private_names import without_torch_compiler
+
 
 def gmacs(network: nn.Module, size: int) -> float:
     """Billions of multiply-accumulates for one picture of ``size`` pixels a side."""
@@ -25,7 +27,8 @@ def gmacs(network: nn.Module, size: int) -> float:
     was_training = network.training
     try:
         # The counter would follow what is learned into autograd's graph, of which there is none here.
-        with frozen(network), torch.no_grad(), counter:  # no inference_mode: some networks keep tensors for later passes
+        # And no inference_mode, since some networks keep tensors for later passes.
+        with without_torch_compiler(), frozen(network), torch.no_grad(), counter:
             network.eval()(_black(network, size))
     finally:
         network.train(was_training)

@@ -28,8 +28,9 @@ ENVIRONMENT = dict(os.environ)
 SLICE = {
     "data": {"limit": 12},
     "threads": 1,
+    "view": {"size": 96},
     "split": {"val": 0.2, "test": 0.2},
-    "finetune": {"epochs": 2, "unfreeze": "last", "size_ratio": 0.3, "batch_size": 16},
+    "finetune": {"epochs": 2, "unfreeze": "last", "size_ratio": 0.7, "batch_size": 16},
     "evaluate": {"bootstrap": 100, "mistakes": 2},
 }
 

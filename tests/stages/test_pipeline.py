@@ -138,8 +138,11 @@ def test_a_knob_reruns_its_stage_and_what_follows(copy_of: Clone, change: dict[s
 
 
 def test_a_backbone_knob_leaves_prepare_alone(copy_of: Clone) -> None:
-    copy_of.set(backbone="squeezenet1_0", weights="none", finetune={"unfreeze": "none"})
+    view = {"size": 96, "frame": "squeeze"}
+    copy_of.set(backbone="squeezenet1_0", weights="none", view=view, finetune={"unfreeze": "none"})
     assert copy_of.stages_run() == ["backbone", "features", *DOWNSTREAM_OF_HEAD]
+    packaged = json.loads(copy_of.read("data/package/model/artifacts/classifier/classifier.json"))
+    assert view.items() <= packaged["preprocessing"].items()
     metrics = json.loads(copy_of.read("data/evaluate/metrics.json"))
     assert metrics["chosen"] == "head"
     assert "finetune" not in metrics["test"]

@@ -113,18 +113,19 @@ def reliability(rows: list[dict[str, float]], ece: float, path: Path) -> None:
     save(figure, path)
 
 
-def sweep(rows: list[Strength], chosen: float, path: Path) -> None:
+def sweep(rows: list[Strength], path: Path) -> None:
+    """A dashed line for each strength in the head, as thick as its share."""
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(7.2, 3))
     strengths = [row.C for row in rows]
     loss.semilogx(strengths, [row.val_log_loss for row in rows], "o-", color=HEAD)
-    loss.axvline(chosen, color=GREY, linestyle="--", linewidth=1)
     loss.set(xlabel="C (right: less regularisation)", ylabel=f"validation {LOG_LOSS.label}")
     accuracy.semilogx(strengths, [row.val_accuracy for row in rows], "o-", color=HEAD, label="validation")
     accuracy.semilogx(strengths, [row.train_accuracy for row in rows], "o--", color=GREY, label="training")
-    accuracy.axvline(chosen, color=GREY, linestyle="--", linewidth=1)
     accuracy.set(xlabel="C", ylabel="accuracy")
     accuracy.legend(frameon=False)
     for axes in (loss, accuracy):
+        for row in rows:
+            axes.axvline(row.C, color=GREY, linestyle="--", linewidth=2 * row.weight)
         axes.set_xticks(strengths, [f"{c:g}" for c in strengths], rotation=40)
         axes.minorticks_off()
     save(figure, path)

@@ -136,7 +136,7 @@ def _figures(data: DataFolder, folder: FiguresFolder, result: Metrics, test: Sco
     rows = metrics.reliability(test)
     figures.reliability(rows, result.test["chosen"]["ece"], folder.reliability)
     files.write_rows(rows, folder.reliability_table)
-    figures.sweep(head.sweep, head.C, folder.sweep)
+    figures.sweep(head.sweep, folder.sweep)
     names = np.array(classes)
     pairs = [{"true": names[t], "predicted": names[p]} for t, p in zip(test.labels, test.predicted, strict=True)]
     files.write_rows(pairs, folder.confusion_table)

@@ -60,7 +60,7 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
             preprocessing=card.preprocessing.model_copy(update={"size": tuned.size} if tuned else {}),
             head=head.kind,
             classes=head.classes,
-            temperature=(tuned or head).temperature,
+            temperature=tuned.temperature if tuned else head.refit_temperature,
             chosen=chosen,
             max_megapixels=params.prepare.max_megapixels,
             short_side=params.prepare.short_side,

@@ -102,6 +102,14 @@ class LinearHead(nn.Linear, ClassifierHead):
         return cls.from_state({"weight": weight, "bias": bias})
 
     @classmethod
+    def mean(cls, heads: Sequence[Self], weights: Sequence[float]) -> Self:
+        """The head whose logits are the weighted mean of theirs; the weights add up to 1."""
+        states = [head.state_dict() for head in heads]
+        weight = torch.tensor(weights, dtype=torch.float64)
+        stacks = {key: torch.stack([state[key] for state in states], dim=-1).double() for key in states[0]}
+        return cls.from_state({key: (stack @ weight).float() for key, stack in stacks.items()})
+
+    @classmethod
     def fit_path(
         cls,
         features: Tensor,

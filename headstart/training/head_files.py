@@ -41,7 +41,7 @@ def load_head(folder: Path, refit: bool = False) -> FittedHead:
     weights = details.class_weight
     return FittedHead(
         head,
-        details.temperature,
+        details.refit_temperature if refit else details.temperature,
         tuple(details.classes),
         tuple(weights) if weights else None,
     )

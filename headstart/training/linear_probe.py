@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,21 @@ from torch import Tensor
 
 from headstart.base.arrays import Floats, Ints
 from headstart.base.artifacts import DataFolder
-from headstart.base.artifacts.head import HeadDetails, Strength
+from headstart.base.artifacts.head import ChosenBy, HeadDetails, Strength
 from headstart.base.device import set_up
 from headstart.base.params import Head, Params
-from headstart.base.progress import progress
+from headstart.base.progress import Advance, progress
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.splits import FEW_PICTURES
 from headstart.models.calibration import TEMPERATURE_PRIOR, calibrated_losses, fit_temperature
 from headstart.models.classifier import FittedHead
-from headstart.models.heads import HEADS, ClassifierHead
+from headstart.models.heads import HEADS, ClassifierHead, LinearHead
 from headstart.models.task import SINGLE_LABEL
 from headstart.training.feature_files import load_features
 from headstart.training.head_files import load_head, store_head
 
 FOLDS = 5
+MOST_IN_FOLDS = 30_000  # pictures; the folds of a linear head take minutes where there are more
 
 PROBED = [0.001, 0.01, 0.1]  # strengths of a probe, in ascending order: it need not hit the best one, only come near
 
@@ -44,12 +46,17 @@ def train_head(
     folder: Path,
     groups: NDArray[Any] | None = None,
 ) -> FittedHead:
-    """Fit one head per C, let validation log-loss choose, and write head, details and sweep.
+    """Fit a head at every strength of regularisation, average or choose, and write the head, its details and the sweep.
 
-    With few validation pictures the strength is chosen by cross-validation over training and validation pictures. Every
-    other choice is made with heads fitted on training pictures alone, and fine-tuning starts from the one chosen. The
-    head that is reported on the test split and packaged is fitted once more at the chosen C, on training and validation
-    pictures together (the ``refit`` of scikit-learn's searches).
+    Linear heads are averaged, which makes a linear head, with the weights that suit their answers on pictures that they
+    were not fitted on: those of five-fold cross-validation over training and validation pictures (``stacked``). One head is
+    chosen where they are not linear, where there are so many pictures that the folds would take minutes, and where a class
+    has too few pictures for folds: by cross-validation or on validation, with the one-standard-error rule.
+    ``bench/head_choice.py`` compares these rules.
+
+    Every other choice is made with the head of training pictures alone, and fine-tuning starts from it. The head that is
+    reported on the test split and packaged is fitted on training and validation pictures together, with the same weights
+    (the ``refit`` of scikit-learn's searches).
 
     Args:
         train: (N, D) features and (N,) labels, on the device that is to do the work.
@@ -57,58 +64,88 @@ def train_head(
         groups: of the training pictures and then the validation pictures, (N,) names; pictures of one group resemble each
             other, and are on the same side where it is cross-validated.
     """
-    kind = HEADS[settings.kind]
-    strengths = sorted(settings.C)  # from strong to weak: each solution may be a start for the next
-    weights = _class_weights(train[1], len(classes), settings)
-    x, mean, scale = standardised(train[0])
-    v, v_labels = (val[0] - mean) / scale, val[1].cpu().numpy()
+    kind, strengths = HEADS[settings.kind], sorted(settings.C)
+    both, labels = (torch.cat(pair) for pair in zip(train, val, strict=True))
+    truth, v_labels = labels.cpu().numpy(), val[1].cpu().numpy()
+    folds = _folds_where_they_pay(kind, truth, len(v_labels), groups)
     rows: list[Strength] = []
     heads: list[ClassifierHead] = []
     losses: list[Floats] = []
-    with progress("head", len(strengths), "strengths") as advance, torch.no_grad():
-        path = kind.fit_path(x, train[1], len(classes), strengths, weights)
-        for strength, (head, steps) in zip(strengths, path, strict=True):
-            logits = head(v).cpu().numpy()
+    with progress("head", (2 + len(folds)) * len(strengths), "fits") as advance, torch.no_grad():
+        fits = _fits(*train, len(classes), strengths, settings, advance)
+        for strength, (head, logits_of, steps) in zip(strengths, fits, strict=True):
+            logits = logits_of(val[0]).cpu().numpy()
             temperature = fit_temperature(logits, v_labels)
             losses.append(SINGLE_LABEL.losses(logits / temperature, v_labels))
-            heads.append(head.unstandardised(mean, scale))
+            heads.append(head)
             rows.append(
                 Strength(
                     C=strength,
+                    weight=0.0,
                     val_log_loss=float(losses[-1].mean()),
                     val_accuracy=float((SINGLE_LABEL.predict(logits) == v_labels).mean()),
-                    train_accuracy=float((SINGLE_LABEL.predict(head(x)) == train[1]).float().mean()),
+                    train_accuracy=float((SINGLE_LABEL.predict(logits_of(train[0])) == train[1]).float().mean()),
                     temperature=temperature,
                     iterations=steps,
                 )
             )
-            advance()
-    both, labels = (torch.cat(pair) for pair in zip(train, val, strict=True))
-    truth = labels.cpu().numpy()
-    if groups is None or len(set(groups)) == len(groups):
-        independent, groups = np.bincount(truth, minlength=len(classes)), None
-    else:
-        independent = np.array([len(set(groups[truth == number])) for number in range(len(classes))])
-    few = len(v) < FEW_PICTURES and int(independent.min()) >= FOLDS
-    if few:
-        held_out = cross_validated(both, labels, len(classes), strengths, settings, folds_of(truth, groups))
-        losses = [calibrated_losses(logits, truth) for logits in held_out]
-    best = within_one_standard_error(losses)
-    chosen, temperature = rows[best].C, rows[best].temperature
-    x, mean, scale = standardised(both)
-    ((head, _),) = kind.fit_path(x, labels, len(classes), [chosen], _class_weights(labels, len(classes), settings))
-    refit = head.unstandardised(mean, scale)
+        chosen_by: ChosenBy = "validation"
+        weights, refit_temperature = _all_on(within_one_standard_error(losses), len(strengths)), None
+        if folds:
+            held_out = cross_validated(both, labels, len(classes), strengths, settings, folds, advance)
+            if kind is LinearHead:
+                chosen_by, weights = "stacking", stacked(held_out, truth)
+                refit_temperature = 1 / float(weights.sum())
+                weights = weights / weights.sum()
+            else:
+                losses = [calibrated_losses(logits, truth) for logits in held_out]
+                chosen_by, weights = "cross-validation", _all_on(within_one_standard_error(losses), len(strengths))
+        refits = [head for head, _, _ in _fits(both, labels, len(classes), strengths, settings, advance)]
+        head, refit = _weighted(heads, weights), _weighted(refits, weights)
+        temperature = fit_temperature(head(val[0].cpu()).numpy(), v_labels)
+    class_weight = _class_weights(train[1], len(classes), settings)
     details = HeadDetails(
         kind=kind.kind,
-        C=chosen,
-        chosen_by="cross-validation" if few else "validation",
+        C=strengths[int(weights.argmax())],
+        chosen_by=chosen_by,
         temperature=temperature,
+        refit_temperature=refit_temperature or temperature,
         classes=classes,
-        class_weight=None if weights is None else weights.tolist(),
-        sweep=rows,
+        class_weight=None if class_weight is None else class_weight.tolist(),
+        sweep=[row.model_copy(update={"weight": round(float(w), 6)}) for row, w in zip(rows, weights, strict=True)],
     )
-    store_head(heads[best], refit, details, folder)
+    store_head(head, refit, details, folder)
     return load_head(folder)
+
+
+def _fits(
+    x: Tensor, y: Tensor, classes: int, strengths: list[float], settings: Head, advance: Advance
+) -> Iterator[tuple[ClassifierHead, Callable[[Tensor], Tensor], int]]:
+    """For each strength, in ascending order: the head on the CPU, what makes logits of features where ``x`` is, and the
+    number of steps taken."""
+    features, mean, scale = standardised(x)
+    path = HEADS[settings.kind].fit_path(features, y, classes, strengths, _class_weights(y, classes, settings))
+    for fitted, steps in path:
+
+        def logits_of(features: Tensor, fitted: ClassifierHead = fitted) -> Tensor:
+            logits: Tensor = fitted((features - mean) / scale)
+            return logits
+
+        yield fitted.unstandardised(mean, scale), logits_of, steps
+        advance()
+
+
+def _all_on(number: int, count: int) -> Floats:
+    """(count,) weights of which one is all."""
+    weights: Floats = np.eye(count)[number]
+    return weights
+
+
+def _weighted(heads: list[ClassifierHead], weights: Floats) -> ClassifierHead:
+    """The head whose logits are the weighted mean of theirs; only linear ones have more than one weight above 0."""
+    if weights.max() == 1:
+        return heads[int(weights.argmax())]
+    return LinearHead.mean([head for head in heads if isinstance(head, LinearHead)], weights.tolist())
 
 
 Folds = list[tuple[Ints, Ints]]
@@ -122,8 +159,29 @@ def folds_of(labels: Ints, groups: NDArray[Any] | None = None) -> Folds:
     return list(kind(FOLDS, shuffle=True, random_state=0).split(labels, labels, groups))
 
 
+def _folds_where_they_pay(kind: type[ClassifierHead], labels: Ints, validation: int, groups: NDArray[Any] | None) -> Folds:
+    """Folds, if every one can hold each class and they take seconds, or there are few pictures to choose with otherwise.
+
+    Args:
+        labels: (N,) of training and validation pictures.
+        validation: how many of them are validation pictures.
+    """
+    if groups is None or len(set(groups)) == len(groups):
+        independent, groups = np.bincount(labels), None
+    else:
+        independent = np.array([len(set(groups[labels == number])) for number in range(int(labels.max()) + 1)])
+    pay = len(labels) <= MOST_IN_FOLDS if kind is LinearHead else validation < FEW_PICTURES
+    return folds_of(labels, groups) if pay and int(independent.min()) >= FOLDS else []
+
+
 def cross_validated(
-    x: Tensor, y: Tensor, classes: int, strengths: list[float], settings: Head, folds: Folds
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    strengths: list[float],
+    settings: Head,
+    folds: Folds,
+    advance: Advance = lambda *_: None,
 ) -> NDArray[np.float32]:
     """(strengths, N, classes) logits of all pictures, each by a head that was fitted without its fold.
 
@@ -134,12 +192,10 @@ def cross_validated(
     """
     logits = np.zeros((len(strengths), len(y), classes), np.float32)
     for fitted, held_out in folds:
-        features, mean, scale = standardised(x[fitted])
-        weights = _class_weights(y[fitted], classes, settings)
-        path = HEADS[settings.kind].fit_path(features, y[fitted], classes, strengths, weights)
-        for number, (head, _) in enumerate(path):
+        fits = _fits(x[fitted], y[fitted], classes, strengths, settings, advance)
+        for number, (_, logits_of, _) in enumerate(fits):
             with torch.no_grad():
-                logits[number, held_out] = head((x[held_out] - mean) / scale).cpu()
+                logits[number, held_out] = logits_of(x[held_out]).cpu()
     return logits
 
 
@@ -172,17 +228,17 @@ def stacked(logits: Floats, labels: Ints) -> Floats:
     own = logits[:, np.arange(len(labels)), labels]
 
     def loss(weights: Floats) -> tuple[float, Floats]:
-        log_sum = np.log(weights.sum())
+        total = max(weights.sum(), 1e-6)  # of no weight at all there is no logarithm
+        log_sum = np.log(total)
         weighted = np.tensordot(weights, logits, 1)
         weighted -= logsumexp(weighted, axis=1, keepdims=True)
         value = -weighted[np.arange(len(labels)), labels].sum() + log_sum**2 / (2 * TEMPERATURE_PRIOR**2)
         expected = np.einsum("nc,snc->s", np.exp(weighted), logits)
-        gradient = expected - own.sum(1) + log_sum / (TEMPERATURE_PRIOR**2 * weights.sum())
+        gradient = expected - own.sum(1) + log_sum / (TEMPERATURE_PRIOR**2 * total)
         return value / len(labels), gradient / len(labels)
 
-    # The sum has the bounds of a temperature: at zero there is no logarithm.
     start = np.full(len(logits), 1 / len(logits))
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(1e-3, 20)] * len(logits))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, 20)] * len(logits))
     weights: Floats = found.x
     return weights
 

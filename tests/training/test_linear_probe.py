@@ -23,10 +23,11 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json
 from headstart.base.params import Head
 from headstart.models.backbones import load_trunk
-from headstart.models.calibration import fit_temperature
+from headstart.models.calibration import TEMPERATURE_PRIOR, fit_temperature
+from headstart.models.task import SINGLE_LABEL
 from headstart.models.weights import store_backbone
 from headstart.training.head_files import load_head
-from headstart.training.linear_probe import LEAST_DEVIATION, train_head, within_one_standard_error
+from headstart.training.linear_probe import LEAST_DEVIATION, stacked, train_head, within_one_standard_error
 
 NAMES = ["ant", "bee", "wolf"]
 Split = tuple[Tensor, Tensor]
@@ -65,8 +66,8 @@ def test_the_head_is_scikit_learns_optimum_on_raw_features(
 ) -> None:
     counts = (60, 25, 15)[:classes]
     train, val, new = (blobs(classes, n, seed, width) for seed, n in enumerate((counts, counts, (40,) * classes), start=1))
-    head = train_head(train, val, NAMES[:classes], Head(C=[0.001, 0.03, 1.0], class_weight=weights), tmp_path)  # type: ignore[arg-type]
-    strength = json.loads((tmp_path / "head.json").read_text())["C"]
+    strength = 0.03
+    head = train_head(train, val, NAMES[:classes], Head(C=[strength], class_weight=weights), tmp_path)  # type: ignore[arg-type]
     refit = load_head(tmp_path, refit=True)
     both = tuple(torch.cat(pair) for pair in zip(train, val, strict=True))
     for found, (x, y) in ((head, train), (refit, both)):
@@ -116,9 +117,11 @@ def test_the_strength_is_not_chosen_by_recognising_groups(tmp_path: Path) -> Non
     for name, groups in (("apart", None), ("together", birds.astype(str))):
         train_head(*sides, NAMES[:2], strengths, tmp_path / name, groups)
         details = read_json(tmp_path / name / "head.json")
-        assert details["chosen_by"] == "cross-validation"
-        chosen.append(details["C"])
-    assert chosen[1] < chosen[0]
+        assert details["chosen_by"] == "stacking"
+        chosen.append(
+            np.average([np.log(row["C"]) for row in details["sweep"]], weights=[r["weight"] for r in details["sweep"]])
+        )
+    assert chosen[1] < chosen[0] - 1
     few = np.array(["one bird"] * 150 + [str(n) for n in range(150)])  # of which five parts cannot be made
     train_head(*sides, NAMES[:2], strengths, tmp_path / "few", np.where(labels == 0, "one bird", few))
     assert read_json(tmp_path / "few" / "head.json")["chosen_by"] == "validation"
@@ -160,12 +163,55 @@ def test_the_sweep_is_written_with_a_row_per_strength_and_the_chosen_one_among_t
     sweep = pd.read_csv(tmp_path / "sweep.csv")
     assert sweep["C"].tolist() == [0.001, 0.03, 1.0]
     details = json.loads((tmp_path / "head.json").read_text())
-    row = sweep[sweep["C"] == details["C"]].iloc[0]
-    assert row["temperature"] == pytest.approx(head.temperature)
-    logits = head.logits(val[0])
-    assert row["val_accuracy"] == pytest.approx(float((logits.argmax(1) == val[1]).float().mean()))
-    found = torch.softmax(logits.double() / head.temperature, dim=1).numpy()
-    assert row["val_log_loss"] == pytest.approx(log_loss(val[1].numpy(), found), abs=1e-4)
+    assert sweep["weight"].sum() == pytest.approx(1, abs=1e-5)
+    assert details["C"] == sweep["C"][sweep["weight"].idxmax()]
+    logits = []
+    for row in sweep.itertuples():
+        alone = train_head(train, val, NAMES, Head(C=[row.C]), tmp_path / str(row.C))
+        assert row.temperature == pytest.approx(alone.temperature, rel=0.01)  # where a path starts moves where it ends
+        logits.append(alone.logits(val[0]))
+        assert row.val_accuracy == pytest.approx(float((logits[-1].argmax(1) == val[1]).float().mean()))
+        found = torch.softmax(logits[-1].double() / alone.temperature, dim=1).numpy()
+        assert row.val_log_loss == pytest.approx(log_loss(val[1].numpy(), found), abs=2e-3)
+    mean = sum(weight * each for weight, each in zip(sweep["weight"], logits, strict=True))
+    torch.testing.assert_close(head.logits(val[0]), mean, rtol=0.02, atol=0.1)
+
+
+@given(st.integers(0, 10_000), st.integers(6, 60), st.integers(2, 5), st.integers(1, 6), st.floats(0.2, 10))
+@settings(max_examples=60, deadline=None)
+def test_models_averaged_are_no_worse_than_the_best_of_them_calibrated(
+    seed: int, count: int, classes: int, models: int, scale: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    logits = (
+        rng.normal(0, scale, (models, count, classes)) + rng.uniform(0, 3, models)[:, None, None] * np.eye(classes)[labels]
+    )
+    weights = stacked(logits, labels)
+    assert (weights >= 0).all()
+    temperature = 1 / weights.sum()
+    prior = np.log(temperature) ** 2 / (2 * TEMPERATURE_PRIOR**2)
+
+    def objective(each: NDArray[np.float64], penalty: float) -> float:
+        return float(SINGLE_LABEL.losses(each, labels).sum() + penalty)
+
+    best = min(
+        objective(each / t, np.log(t) ** 2 / (2 * TEMPERATURE_PRIOR**2))
+        for each in logits
+        for t in [fit_temperature(each, labels)]
+    )
+    assert objective(np.tensordot(weights, logits, 1), prior) <= best * 1.001 + 0.01
+    again = stacked(logits[::-1], labels)[::-1]
+    np.testing.assert_allclose(np.tensordot(again, logits, 1), np.tensordot(weights, logits, 1), atol=0.05 * scale + 0.05)
+
+
+def test_a_model_that_knows_gets_the_weight_and_one_that_guesses_gets_none() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 400)
+    guess, knows = rng.normal(0, 2, (400, 3)), 2 * np.eye(3)[labels] + rng.normal(0, 1, (400, 3))
+    weights = stacked(np.stack([guess, knows]), labels)
+    assert weights[0] < 0.1 * weights[1]
+    assert 1 / weights[1] == pytest.approx(fit_temperature(knows, labels), rel=0.1)
 
 
 def test_the_same_features_give_the_same_bytes(tmp_path: Path) -> None:

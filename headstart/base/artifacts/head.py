@@ -6,11 +6,18 @@ from typing import ClassVar, Literal
 
 from headstart.base.artifacts.json_file import JsonFile, Part
 
+ChosenBy = Literal["validation", "cross-validation", "stacking"]
+
 
 class Strength(Part):
-    """What a regularisation strength gave. The field is called C as in scikit-learn."""
+    """What a regularisation strength gave. The field is called C as in scikit-learn.
+
+    Attributes:
+        weight: its share in the head, whose logits are the weighted mean of those at each strength.
+    """
 
     C: float
+    weight: float
     val_log_loss: float
     val_accuracy: float
     train_accuracy: float
@@ -22,6 +29,9 @@ class HeadDetails(JsonFile):
     """
     Attributes:
         kind: of head, as ``head.kind`` in params.yaml.
+        C: the strength of the largest weight.
+        temperature: of the head that is fitted on training pictures alone.
+        refit_temperature: of the one that is fitted on validation pictures too.
         class_weight: a weight for each class, where they are balanced.
         sweep: from strong to weak regularisation.
     """
@@ -30,8 +40,9 @@ class HeadDetails(JsonFile):
 
     kind: str
     C: float
-    chosen_by: Literal["validation", "cross-validation"]
+    chosen_by: ChosenBy
     temperature: float
+    refit_temperature: float
     classes: list[str]
     class_weight: list[float] | None
     sweep: list[Strength]

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,6 +34,17 @@ def set_up(threads: int | None) -> torch.device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[int]:
+    """Torch works with one thread in here, and so do threads that begin here; yields how many it had before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
 
 
 def _keep_freed_memory() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from headstart.base.arrays import Floats, Ints
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.head import ChosenBy, HeadDetails, Strength
-from headstart.base.device import set_up
+from headstart.base.device import one_thread, set_up
 from headstart.base.params import Head, Params
 from headstart.base.progress import Advance, progress
 from headstart.data.manifest import class_names, read_manifest
@@ -29,6 +31,7 @@ from headstart.training.feature_files import load_features
 from headstart.training.head_files import load_head, store_head
 
 FOLDS = 5
+MOST_FOR_ONE_THREAD = 2e9  # features times classes: of fewer, threads that share a fit cost more than they bring
 MOST_IN_FOLDS = 30_000  # pictures; the folds of a linear head take minutes where there are more
 
 PROBED = [0.001, 0.01, 0.1]  # strengths of a probe, in ascending order: it need not hit the best one, only come near
@@ -123,16 +126,17 @@ def _fits(
 ) -> Iterator[tuple[ClassifierHead, Callable[[Tensor], Tensor], int]]:
     """For each strength, in ascending order: the head on the CPU, what makes logits of features where ``x`` is, and the
     number of steps taken."""
-    features, mean, scale = standardised(x)
-    path = HEADS[settings.kind].fit_path(features, y, classes, strengths, _class_weights(y, classes, settings))
-    for fitted, steps in path:
+    with one_thread() if x.numel() * classes < MOST_FOR_ONE_THREAD else nullcontext():
+        features, mean, scale = standardised(x)
+        path = HEADS[settings.kind].fit_path(features, y, classes, strengths, _class_weights(y, classes, settings))
+        for fitted, steps in path:
 
-        def logits_of(features: Tensor, fitted: ClassifierHead = fitted) -> Tensor:
-            logits: Tensor = fitted((features - mean) / scale)
-            return logits
+            def logits_of(features: Tensor, fitted: ClassifierHead = fitted) -> Tensor:
+                logits: Tensor = fitted((features - mean) / scale)
+                return logits
 
-        yield fitted.unstandardised(mean, scale), logits_of, steps
-        advance()
+            yield fitted.unstandardised(mean, scale), logits_of, steps
+            advance()
 
 
 def _all_on(number: int, count: int) -> Floats:
@@ -191,11 +195,18 @@ def cross_validated(
         strengths: in ascending order.
     """
     logits = np.zeros((len(strengths), len(y), classes), np.float32)
-    for fitted, held_out in folds:
+
+    @torch.no_grad()
+    def fit(fold: tuple[Ints, Ints]) -> None:
+        fitted, held_out = fold
         fits = _fits(x[fitted], y[fitted], classes, strengths, settings, advance)
         for number, (_, logits_of, _) in enumerate(fits):
-            with torch.no_grad():
-                logits[number, held_out] = logits_of(x[held_out]).cpu()
+            logits[number, held_out] = logits_of(x[held_out]).cpu()
+
+    # Threads that share one fit wait for each other more than they bring (bench/head_path.py), so each has a fold.
+    with one_thread() as threads, ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(fit, folds):
+            pass
     return logits
 
 

@@ -421,7 +421,7 @@ def test_missing_or_cut_files_say_which_stage_makes_them(tmp_path: Path, damage:
     files.pixels.write_bytes(b"123")
     pq.write_table(pa.table({"offset": [0], "length": [3], "height": [1], "width": [1]}), files.pixels_index)
     damage(files.pixels_index)
-    with pytest.raises(HeadstartError, match="run `dvc repro --force prepare`"):
+    with pytest.raises(HeadstartError, match="run `dvc repro --force --single-item prepare`"):
         Pixels(tmp_path)
     with pytest.raises(HeadstartError, match="run `dvc repro prepare`"):
         read_manifest(tmp_path)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from headstart.base.artifacts import PrepareFolder
-from headstart.base.errors import HeadstartError, made_again, made_again
+from headstart.base.errors import HeadstartError, made_again
 from headstart.base.files import sha256_of
 from headstart.data.decode import Array
 
@@ -43,7 +43,7 @@ class Pixels:
             )
             self._file = os.open(files.pixels, os.O_RDONLY)
         except (OSError, ValueError) as error:
-            raise HeadstartError(f"{folder} has no packed pictures ({error}); {made_again('dvc repro prepare')}") from None
+            raise HeadstartError(f"{folder} has no packed pictures ({error}); {AGAIN}") from None
         weakref.finalize(self, os.close, self._file)
         self.settings: dict[bytes, bytes] = index.schema.metadata or {}
         self._raw = json.loads(self.settings.get(b"headstart", b"{}")).get("jpeg_quality") is None

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _project import ROOT, with_features
+from _project import with_features
 from numpy.typing import NDArray
 
 from headstart.base.device import set_up
@@ -173,7 +173,7 @@ if __name__ == "__main__":
             print(f" {'all pictures' if per_class is None else f'{per_class} per class'}, {len(usable)} draws")
             for name, regret in report([scores(pictures, *draw) for draw in usable]).items():
                 all_regret[name].append(regret)
-    print(f"mean regret over all of it ({ROOT.name})")
+    print("mean regret over all of it")
     for name, regrets in all_regret.items():
         points, loss = np.concatenate(regrets).mean(0)
         print(f"  {name:34} {points:+.2f} points, log-loss {loss:+.3f}")

@@ -22,25 +22,24 @@ from typing import Any
 
 from _project import clone, stages
 
+from headstart.base.params import network_and_view
+
 KEPT = Path(__file__).with_name("choices.json")
 FIGURES = {"log_loss": -1, "probe_accuracy": 1, "logme": 1, "knn_accuracy": 1, "imagenet_top1": 1}  # 1: more is better
 
 
 def measure(source: str, limit: int | None, candidates: list[str] | None) -> list[dict[str, Any]]:
-    import yaml
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clone(folder, data={"source": source, "limit": limit})
         if candidates:
             clone(folder, rank={"candidates": candidates})
-        params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-        named = [f"candidate {candidate}" for candidate in params["rank"]["candidates"]]
-        stages(folder, "fetch", "prepare", *named, "rank", shown=True)
+        stages(folder, "fetch", "prepare", "rank", shown=True)
         ranking = json.loads((folder / "data/rank/rank.json").read_text(encoding="utf-8"))
         rows = [row for row in ranking["table"] if row["probe_accuracy"] is not None]
         for row in rows:
-            clone(folder, backbone=row["backbone"])
+            network, view = network_and_view(row["backbone"])
+            clone(folder, backbone=network, view=view.model_dump())
             stages(folder, "fetch", "backbone", "features", "head", "finetune", "evaluate")
             found = json.loads((folder / "data/evaluate/metrics.json").read_text(encoding="utf-8"))["test"]
             row["chosen"] = row["backbone"] == ranking["choice"]

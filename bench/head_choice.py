@@ -1,7 +1,7 @@
 """How to choose the head's regularisation strength: every rule beside the best fixed strength in hindsight.
 
     python bench/head_choice.py                                   # the embedded default
-    python bench/head_choice.py emoji ../shared/data/signs --draws 3
+    python bench/head_choice.py emoji ~/pictures/birds --draws 3
 
 Each source's pictures go through the frozen backbone once. Then, ten times, they are split anew (groups stay together):
 15 % for testing and 15 % for validation, or with 10, 30 and 100 pictures per class to learn from and all others for

@@ -30,7 +30,7 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
-NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # folders and DVC stages are named after it
+NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # folders are named after it
 
 
 MOST_TOLD = 5  # problems in one sentence
@@ -258,7 +258,7 @@ def network_and_view(candidate: str) -> tuple[str, View]:
         raise ValueError(
             f"rank.candidates: {quoted(candidate)} is not the name of a network; `headstart models` lists them"
         )
-    given: dict[str, Any] = ({"size": int(size) if size.isdecimal() else size} if at else {}) | (
+    given: dict[str, Any] = ({"size": int(size) if re.fullmatch("[1-9][0-9]{0,6}", size) else size} if at else {}) | (
         {"frame": frame} if slash else {}
     )
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from headstart.base.errors import HeadstartError
 from headstart.base.safe_text import shortened
 
+LONGEST_CELL = 10_000  # characters; a path has fewer, and so has a name that people read
 MOST_ROWS = 10_000_000  # a Parquet file of a few bytes may say that it has more than there is memory for
 
 
@@ -44,6 +45,11 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
         for column in needed:
             if not row[column]:
                 raise HeadstartError(f"{path}, {place}: empty {column}")
+        for column, text in row.items():
+            if len(text) > LONGEST_CELL:
+                raise HeadstartError(
+                    f"{path}, {place}: a {column} of {len(text):,} characters; at most {LONGEST_CELL:,} are allowed"
+                )
     return texts
 
 

@@ -114,7 +114,7 @@ def reliability(rows: list[dict[str, float]], ece: float, path: Path) -> None:
 
 
 def sweep(rows: list[Strength], path: Path) -> None:
-    """A dashed line for each strength in the head, as thick as its share."""
+    """A dashed line for each strength in the refitted head, as thick as its share."""
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(7.2, 3))
     strengths = [row.C for row in rows]
     loss.semilogx(strengths, [row.val_log_loss for row in rows], "o-", color=HEAD)

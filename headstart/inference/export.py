@@ -311,7 +311,7 @@ def _readme(to: str, description: dict[str, Any], white_level: int) -> str:
 
 Exported by headstart (--to {to}): {description["checked"]["sentence"]}.
 In: {description["input"]}. Out: {description["output"]}, calibrated.
-Normalisation and temperature are inside the network; resizing and cropping are not.
+Normalisation and temperature are inside the network; resizing and framing are not.
 After `pip install {package} numpy pillow`:
 
 ```python

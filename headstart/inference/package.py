@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from headstart.base.artifacts import ClassifierFolder, DataFolder, PackageFolder
-from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.card import Card, Preprocessing
 from headstart.base.artifacts.classifier import ClassifierDetails, Thresholds
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.artifacts.head import HeadDetails
@@ -57,7 +57,7 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
         ClassifierDetails(
             backbone=card.name,
             weights=card.weights,
-            preprocessing=card.preprocessing.model_copy(update={"size": tuned.size} if tuned else {}),
+            preprocessing=_preprocessing(card.preprocessing, tuned),
             head=head.kind,
             classes=head.classes,
             temperature=tuned.temperature if tuned else head.refit_temperature,
@@ -91,6 +91,12 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
     _without_times_and_paths(target)
     provenance.write_sums(target)
     provenance.remember(target)
+
+
+def _preprocessing(of_backbone: Preprocessing, tuned: FinetuneDetails | None) -> Preprocessing:
+    if tuned is None or tuned.size == of_backbone.size:
+        return of_backbone
+    return of_backbone.model_copy(update={"size": tuned.size, "built_for": of_backbone.size})
 
 
 def _answering(data: DataFolder, classes: list[str]) -> Thresholds:

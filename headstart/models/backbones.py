@@ -7,6 +7,7 @@ Three families answer to a name: torchvision's classification models, timm's mod
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,12 +42,14 @@ class Architecture:
         library: torchvision, timm or own.
         create: builds the whole network, classifier included.
         view: its evaluation preprocessing.
+        resized: whether it is shown pictures of another size than its publisher's.
     """
 
     name: str
     library: str
     create: Callable[[], nn.Module]
     view: View
+    resized: bool = False
 
     def whole(self, seed: int = 0) -> nn.Module:
         """The network with its classifier, randomly initialised from ``seed``, without auxiliary heads in use."""
@@ -93,17 +96,21 @@ def architecture(
         size: of the pictures it is shown, in pixels; None: as its publisher has it. Some transformers are built for it.
 
     Raises:
-        HeadstartError: nobody knows the name, the network takes no pictures of this size, or the user's file is at fault.
+        HeadstartError: nobody knows the name, or the user's file is at fault. A size that the network does not take is said
+            when it is built.
     """
     found = _architecture(name, network_file, weights, size)
-    return found if size is None else replace(found, view=replace(found.view, size=size))
+    if size in (None, found.view.size):
+        return found
+    return replace(found, view=replace(found.view, size=size), resized=True)
 
 
 def stored_architecture(
     name: str, weights: str, preprocessing: Preprocessing, network_file: Path | None = None
 ) -> Architecture:
     """The network called ``name`` as a card or a packaged model describes it."""
-    return replace(architecture(name, network_file, weights, preprocessing.size), view=View.of(preprocessing))
+    size = preprocessing.built_for or preprocessing.size
+    return replace(architecture(name, network_file, weights, size), view=View.of(preprocessing))
 
 
 def _architecture(name: str, network_file: Path | None, weights: str, size: int | None) -> Architecture:
@@ -199,7 +206,12 @@ def _torchvision(name: str, weights: str, wanted: int | None) -> Architecture:
         options["image_size"] = wanted or size
 
     def create() -> nn.Module:
-        network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+        try:
+            network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+        except AssertionError as error:
+            if wanted is None:
+                raise
+            raise _not_of_this_size(name, wanted, size, error) from None
         return network
 
     crop = min(size / preset.resize_size[0], 1.0)
@@ -269,13 +281,15 @@ def _own(name: str, network_file: Path | None) -> Architecture:
     module.__file__ = str(file)
     try:
         # An import would run bytecode that lies beside the file, which no digest covers, and would write it into a package.
-        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
-        factory = getattr(module, factory_name)
-    except AttributeError:
-        hint = nearest(factory_name, vars(module)) or f"define `def {factory_name}(num_classes)` there"
-        raise HeadstartError(f"backbone {name!r}: {path} has no {factory_name!r}; {hint}") from None
+        sys.modules[module.__name__] = module  # where dataclasses look for the names in their annotations
+        exec(compile(file.read_bytes(), str(file), "exec", dont_inherit=True), vars(module))
     except Exception as error:
         raise HeadstartError(f"backbone {name!r}: {path} does not run: {type(error).__name__}: {error}") from None
+
+    factory = getattr(module, factory_name, None)
+    if factory is None:
+        hint = nearest(factory_name, vars(module)) or f"define `def {factory_name}(num_classes)` there"
+        raise HeadstartError(f"backbone {name!r}: {path} has no {factory_name!r}; {hint}")
 
     def create() -> nn.Module:
         try:

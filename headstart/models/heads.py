@@ -102,8 +102,8 @@ class LinearHead(nn.Linear, ClassifierHead):
         return cls.from_state({"weight": weight, "bias": bias})
 
     @classmethod
-    def mean(cls, heads: Sequence[Self], weights: Sequence[float]) -> Self:
-        """The head whose logits are the weighted mean of theirs; the weights add up to 1."""
+    def mean(cls, heads: Sequence[ClassifierHead], weights: Sequence[float]) -> Self:
+        """The head whose logits are the weighted mean of those of linear ``heads``; the weights add up to 1."""
         states = [head.state_dict() for head in heads]
         weight = torch.tensor(weights, dtype=torch.float64)
         stacks = {key: torch.stack([state[key] for state in states], dim=-1).double() for key in states[0]}

@@ -28,8 +28,8 @@ class View:
         crop: the fraction of the resized picture's short side that the centre crop takes, at most 1.
         interpolation: one of ``INTERPOLATIONS``.
         mean, std: per channel, of pixel values in [0, 1].
-        frame: ``centre`` cuts the centre out. The others show all of the picture: ``squeeze`` changes its proportions,
-            ``pad`` fills the space beside it with the mean colour.
+        frame: ``centre`` cuts the centre out. The others show all of the picture: ``squeeze`` changes its proportions
+            (timm's squash), ``pad`` fills the space beside it with the mean colour (a letterbox).
     """
 
     size: int
@@ -41,7 +41,7 @@ class View:
 
     @classmethod
     def of(cls, stored: Preprocessing) -> Self:
-        return cls(**stored.model_dump())
+        return cls(**stored.model_dump(exclude={"built_for"}))
 
     def stored(self) -> Preprocessing:
         return Preprocessing(**vars(self))

@@ -44,6 +44,10 @@ class NoWeightsError(HeadstartError):
     """No source of the weights has answered."""
 
 
+class MisshapenError(HeadstartError):
+    """Weights are for a network of the same parts in other sizes."""
+
+
 def store_backbone(
     name: str, weights: str, mirror: str | None, seed: int, network_file: Path, folder: Path, view: View = PUBLISHED
 ) -> Card:
@@ -66,8 +70,14 @@ def store_backbone(
         stored = _stored(arch, weights, folder)
         if stored is not None and stored.preprocessing == arch.view.stored():
             return stored
-        again = None if stored is None else _shown_otherwise(arch, stored, folder)
-        trunk, classifier, source = again or _resolve(arch, weights, mirror)
+        again = None if stored is None else _reused(arch, stored, folder)
+        try:
+            trunk, classifier, source = again or _resolve(arch, weights, mirror)
+        except MisshapenError:
+            raise HeadstartError(
+                f"the weights of backbone {name!r} are for pictures of another size than {arch.view.size} pixels, and "
+                "cannot be interpolated; leave view.size null"
+            ) from None
     width = backbones.feature_width(trunk)
     state = {key: value.contiguous() for key, value in trunk.network.state_dict().items()}
     with replacing(files.weights) as part:
@@ -130,7 +140,7 @@ def _stored(arch: Architecture, weights: str, folder: Path) -> Card | None:
     return None
 
 
-def _shown_otherwise(arch: Architecture, stored: Card, folder: Path) -> tuple[Trunk, State, WeightsSource] | None:
+def _reused(arch: Architecture, stored: Card, folder: Path) -> tuple[Trunk, State, WeightsSource] | None:
     """What is stored, where only the view of the pictures is another; None where weights are made for a size of them."""
     trunk, files = arch.trunk(), BackboneFolder(folder)
     weights = load_file(files.weights)
@@ -161,6 +171,8 @@ def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trun
                     raise HeadstartError(f"SHA-256 {digest[:8]}… where {published.digest} is published")
                 parts = _parts(arch, _read(path), path.name)
         except HeadstartError as error:
+            if arch.resized and isinstance(error, MisshapenError):
+                raise
             tried.append(f"{source.label} ({error})")
             continue
         say(f"weights of {arch.name} from {source.label}")
@@ -218,7 +230,8 @@ def _parts(arch: Architecture, state: State, what: str) -> tuple[Trunk, State]:
     ]
     for problem, keys in (("lacks", missing), ("has unknown", surplus), ("has other shapes for", misshapen)):
         if keys:
-            raise HeadstartError(
+            kind = MisshapenError if keys is misshapen else HeadstartError
+            raise kind(
                 f"{what} does not fit backbone {arch.name!r}: it {problem} {len(keys)} tensors, {', '.join(keys[:3])}…"
             )
     network.load_state_dict(

@@ -139,8 +139,11 @@ def stored_candidates(params: Params, kept: Path) -> list[Candidate]:
         folder, missing = folders[name], None
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             same = (folders[other] for other, (its, _) in networks.items() if its == network)
-            if not folder.card.exists() and (there := next((other for other in same if other.card.exists()), None)):
-                shutil.copytree(there, folder, dirs_exist_ok=True)
+            if not folder.exists() and (there := next((other for other in same if other.card.exists()), None)):
+                part = folder.with_name(f".{folder.name}.part")
+                shutil.rmtree(part, ignore_errors=True)
+                shutil.copytree(there, part)
+                part.rename(folder)
             try:
                 store_backbone(network, "default", params.weights_mirror, params.seed, NO_OWN_NETWORK, folder, view)
             except NoWeightsError as error:

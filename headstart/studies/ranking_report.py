@@ -21,15 +21,16 @@ def show(ranking: Ranking, params: Params) -> None:
         if row.note:
             out.print(f"{row.backbone}: {row.note}")
     out.print(ranking.reason)
-    if ranking.choice:
-        out.print(try_it(ranking.choice, params))
+    if ranking.choice and (command := try_it(ranking.choice, params)):
+        out.print(command)
 
 
-def try_it(choice: str, params: Params) -> str:
-    """The command that runs the pipeline with the choice and leaves params.yaml as it is."""
+def try_it(choice: str, params: Params) -> str | None:
+    """The command that runs the pipeline with the choice and leaves params.yaml as it is; None where that has it."""
     now = {"backbone": params.backbone, "weights": params.weights} | _view(params.view)
-    wanted = _settings(choice)
-    changed = {key: value for key, value in wanted.items() if key == "backbone" or value != now[key]}
+    changed = {key: value for key, value in _settings(choice).items() if value != now[key]}
+    if not changed:
+        return None
     return " ".join(["dvc exp run", *(f"-S {key}={'null' if value is None else value}" for key, value in changed.items())])
 
 

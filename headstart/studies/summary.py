@@ -83,8 +83,8 @@ class Story:
             steps.append("look at data/labels/labels.html and put wrong labels right")
         if self.rank is None:
             steps.append("`dvc repro studies/dvc.yaml:rank` compares networks")
-        elif self.rank.choice not in (None, self.params.backbone):
-            steps.append(f"`{try_it(self.rank.choice, self.params)}` tries the network that was ranked first")
+        elif self.rank.choice is not None and (command := try_it(self.rank.choice, self.params)):
+            steps.append(f"`{command}` tries the network that was ranked first")
         if self.why.freeze.measured != self.params.finetune.unfreeze:
             steps.append(f"`headstart why --apply` sets finetune.unfreeze: {self.why.freeze.measured}")
         if self.tune is None and self.why.freeze.measured != "none":

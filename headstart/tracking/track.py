@@ -229,7 +229,7 @@ def stage_metrics(data: DataFolder) -> dict[str, float]:
         key.replace(".", "/"): value for key, value in [*_numbers(chosen), *_numbers(measured.model_dump())]
     }
     numbers |= {"prepare/kept": audit.kept, "prepare/dropped": len(audit.dropped), "prepare/leaks": audit.leaks}
-    numbers |= {"head/C": head.C, "head/temperature": head.temperature}
+    numbers |= {"head/C": head.C, "head/temperature": head.refit_temperature}
     numbers |= {f"backbone/{key}": getattr(card, key) for key in ("parameters", "gmacs", "features")}
     if tuned.ran:
         names = ("best_epoch", "epochs", "temperature", "trained_share", "size")

@@ -29,6 +29,8 @@ SIZE_STEP = 32  # most networks halve the picture five times
 def train_size(trunk: Trunk, ratio: float) -> int:
     """Pixels to train at: ``ratio`` of the network's own size in whole steps of 32, or that size itself where the network
     takes no other (some transformers)."""
+    if ratio == 1:
+        return trunk.view.size
     wanted = max(SIZE_STEP, round(trunk.view.size * ratio / SIZE_STEP) * SIZE_STEP)
     try:
         with torch.inference_mode():
@@ -63,12 +65,12 @@ class TrainingViews(Dataset[tuple[Tensor, Any]]):
         yield from (p for p, _ in DataLoader(self, batch, sampler=order, num_workers=1, multiprocessing_context="fork"))
 
 
-class _Framed(nn.Module):
-    """(3, H, W) uint8 → all of the picture in a square, as the view has it and somewhat larger, to be cropped from."""
+class _Shown(nn.Module):
+    """(3, H, W) uint8 → (3, size, size) uint8, as a view has it."""
 
     def __init__(self, view: View) -> None:
         super().__init__()
-        self.view = replace(view, size=round(LARGER * view.size))
+        self.view = view
 
     def forward(self, picture: Tensor) -> Tensor:
         return torch.from_numpy(self.view(picture.permute(1, 2, 0).numpy())).permute(2, 0, 1)
@@ -81,13 +83,14 @@ def augmentation(settings: Finetune, view: View) -> v2.Transform:
     """(3, H, W) uint8 → (3, size, size) uint8."""
     from torchvision.transforms import v2
 
-    size = view.size
-    steps: list[nn.Module] = [] if view.frame == "centre" else [_Framed(view)]
-    steps.append(
-        v2.RandomResizedCrop(size, scale=(settings.crop_min, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
-        if settings.augment != "none"
-        else v2.Resize((size, size), antialias=True)
-    )
+    steps: list[nn.Module] = []
+    if settings.augment == "none":
+        steps.append(_Shown(view))
+    else:
+        if view.frame != "centre":
+            steps.append(_Shown(replace(view, size=round(LARGER * view.size))))
+        scale = (settings.crop_min, 1.0)
+        steps.append(v2.RandomResizedCrop(view.size, scale=scale, ratio=(3 / 4, 4 / 3), antialias=True))
     if settings.hflip:
         steps.append(v2.RandomHorizontalFlip())
     if settings.augment == "light":

@@ -1,4 +1,4 @@
-"""head: a classifier on cached features, its regularisation chosen on validation, then calibrated."""
+"""head: a classifier on cached features, its regularisation chosen on held-out pictures, then calibrated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from headstart.base.arrays import Floats, Ints
 from headstart.base.artifacts import DataFolder
-from headstart.base.artifacts.head import ChosenBy, HeadDetails, Strength
+from headstart.base.artifacts.head import HeadDetails, Strength
 from headstart.base.device import one_thread, set_up
 from headstart.base.params import Head, Params
 from headstart.base.progress import Advance, progress
@@ -31,8 +31,8 @@ from headstart.training.feature_files import load_features
 from headstart.training.head_files import load_head, store_head
 
 FOLDS = 5
-MOST_FOR_ONE_THREAD = 2e9  # features times classes: of fewer, threads that share a fit cost more than they bring
-MOST_IN_FOLDS = 30_000  # pictures; the folds of a linear head take minutes where there are more
+MOST_FOR_ONE_THREAD = 2e9  # pictures × features × classes: of fewer, threads that share a fit cost more than they bring
+MOST_IN_FOLDS = 2e10  # the same × strengths: where there are more, the folds take minutes
 
 PROBED = [0.001, 0.01, 0.1]  # strengths of a probe, in ascending order: it need not hit the best one, only come near
 
@@ -49,17 +49,16 @@ def train_head(
     folder: Path,
     groups: NDArray[Any] | None = None,
 ) -> FittedHead:
-    """Fit a head at every strength of regularisation, average or choose, and write the head, its details and the sweep.
+    """Fit a head at every strength of regularisation, choose one and average all, and write both, details and sweep.
 
-    Linear heads are averaged, which makes a linear head, with the weights that suit their answers on pictures that they
-    were not fitted on: those of five-fold cross-validation over training and validation pictures (``stacked``). One head is
-    chosen where they are not linear, where there are so many pictures that the folds would take minutes, and where a class
-    has too few pictures for folds: by cross-validation or on validation, with the one-standard-error rule.
-    ``bench/head_choice.py`` compares these rules.
+    The head that all other choices are made with is fitted on training pictures alone, and fine-tuning starts from it. Its
+    strength is chosen on validation, or with few validation pictures by cross-validation, with the one-standard-error rule.
 
-    Every other choice is made with the head of training pictures alone, and fine-tuning starts from it. The head that is
-    reported on the test split and packaged is fitted on training and validation pictures together, with the same weights
-    (the ``refit`` of scikit-learn's searches).
+    The head that is reported on the test split and packaged is fitted on training and validation pictures together (the
+    ``refit`` of scikit-learn's searches). If it is linear, it is the mean of the heads of all strengths, with the weights
+    that suit their answers in five-fold cross-validation over the same pictures (``stacked``). Where there are too many
+    pictures for that to take seconds, or a class has too few, the refitted head has the chosen strength.
+    bench/head_choice.py compares these rules.
 
     Args:
         train: (N, D) features and (N,) labels, on the device that is to do the work.
@@ -70,11 +69,13 @@ def train_head(
     kind, strengths = HEADS[settings.kind], sorted(settings.C)
     both, labels = (torch.cat(pair) for pair in zip(train, val, strict=True))
     truth, v_labels = labels.cpu().numpy(), val[1].cpu().numpy()
-    folds = _folds_where_they_pay(kind, truth, len(v_labels), groups)
+    work = both.numel() * len(classes) * len(strengths)
+    pay = work <= MOST_IN_FOLDS if kind is LinearHead else len(v_labels) < FEW_PICTURES
+    folds = _folds_that_hold_each_class(truth, groups) if pay else []
     rows: list[Strength] = []
     heads: list[ClassifierHead] = []
     losses: list[Floats] = []
-    with progress("head", (2 + len(folds)) * len(strengths), "fits") as advance, torch.no_grad():
+    with progress("head", (1 + len(folds)) * len(strengths), "fits") as advance, torch.no_grad():
         fits = _fits(*train, len(classes), strengths, settings, advance)
         for strength, (head, logits_of, steps) in zip(strengths, fits, strict=True):
             logits = logits_of(val[0]).cpu().numpy()
@@ -92,37 +93,36 @@ def train_head(
                     iterations=steps,
                 )
             )
-        chosen_by: ChosenBy = "validation"
-        weights, refit_temperature = _all_on(within_one_standard_error(losses), len(strengths)), None
+        few, refit_temperature, weights = bool(folds) and len(v_labels) < FEW_PICTURES, None, None
         if folds:
             held_out = cross_validated(both, labels, len(classes), strengths, settings, folds, advance)
-            if kind is LinearHead:
-                chosen_by, weights = "stacking", stacked(held_out, truth)
-                refit_temperature = 1 / float(weights.sum())
-                weights = weights / weights.sum()
-            else:
+            if few:
                 losses = [calibrated_losses(logits, truth) for logits in held_out]
-                chosen_by, weights = "cross-validation", _all_on(within_one_standard_error(losses), len(strengths))
-        refits = [head for head, _, _ in _fits(both, labels, len(classes), strengths, settings, advance)]
-        head, refit = _weighted(heads, weights), _weighted(refits, weights)
-        temperature = fit_temperature(head(val[0].cpu()).numpy(), v_labels)
+            if kind is LinearHead:
+                weights = stacked(held_out, truth)
+                refit_temperature = 1 / float(weights.sum())
+        best = within_one_standard_error(losses)
+        weights = np.eye(len(strengths))[best] if weights is None else weights / weights.sum()
+        needed = [strength for strength, weight in zip(strengths, weights, strict=True) if weight > 0]
+        refits = [head for head, _, _ in _fits(both, labels, len(classes), needed, settings)]
     class_weight = _class_weights(train[1], len(classes), settings)
     details = HeadDetails(
         kind=kind.kind,
-        C=strengths[int(weights.argmax())],
-        chosen_by=chosen_by,
-        temperature=temperature,
-        refit_temperature=refit_temperature or temperature,
+        C=rows[best].C,
+        chosen_by="cross-validation" if few else "validation",
+        temperature=rows[best].temperature,
+        refit_temperature=refit_temperature or rows[best].temperature,
         classes=classes,
         class_weight=None if class_weight is None else class_weight.tolist(),
         sweep=[row.model_copy(update={"weight": round(float(w), 6)}) for row, w in zip(rows, weights, strict=True)],
     )
-    store_head(head, refit, details, folder)
+    refit = refits[0] if len(refits) == 1 else LinearHead.mean(refits, weights[weights > 0].tolist())
+    store_head(heads[best], refit, details, folder)
     return load_head(folder)
 
 
 def _fits(
-    x: Tensor, y: Tensor, classes: int, strengths: list[float], settings: Head, advance: Advance
+    x: Tensor, y: Tensor, classes: int, strengths: list[float], settings: Head, advance: Advance = lambda *_: None
 ) -> Iterator[tuple[ClassifierHead, Callable[[Tensor], Tensor], int]]:
     """For each strength, in ascending order: the head on the CPU, what makes logits of features where ``x`` is, and the
     number of steps taken."""
@@ -139,19 +139,6 @@ def _fits(
             advance()
 
 
-def _all_on(number: int, count: int) -> Floats:
-    """(count,) weights of which one is all."""
-    weights: Floats = np.eye(count)[number]
-    return weights
-
-
-def _weighted(heads: list[ClassifierHead], weights: Floats) -> ClassifierHead:
-    """The head whose logits are the weighted mean of theirs; only linear ones have more than one weight above 0."""
-    if weights.max() == 1:
-        return heads[int(weights.argmax())]
-    return LinearHead.mean([head for head in heads if isinstance(head, LinearHead)], weights.tolist())
-
-
 Folds = list[tuple[Ints, Ints]]
 
 
@@ -163,19 +150,13 @@ def folds_of(labels: Ints, groups: NDArray[Any] | None = None) -> Folds:
     return list(kind(FOLDS, shuffle=True, random_state=0).split(labels, labels, groups))
 
 
-def _folds_where_they_pay(kind: type[ClassifierHead], labels: Ints, validation: int, groups: NDArray[Any] | None) -> Folds:
-    """Folds, if every one can hold each class and they take seconds, or there are few pictures to choose with otherwise.
-
-    Args:
-        labels: (N,) of training and validation pictures.
-        validation: how many of them are validation pictures.
-    """
+def _folds_that_hold_each_class(labels: Ints, groups: NDArray[Any] | None) -> Folds:
+    """Five folds of (N,) training and validation pictures; none where a class has too few that are independent."""
     if groups is None or len(set(groups)) == len(groups):
         independent, groups = np.bincount(labels), None
     else:
         independent = np.array([len(set(groups[labels == number])) for number in range(int(labels.max()) + 1)])
-    pay = len(labels) <= MOST_IN_FOLDS if kind is LinearHead else validation < FEW_PICTURES
-    return folds_of(labels, groups) if pay and int(independent.min()) >= FOLDS else []
+    return folds_of(labels, groups) if int(independent.min()) >= FOLDS else []
 
 
 def cross_validated(
@@ -204,7 +185,7 @@ def cross_validated(
             logits[number, held_out] = logits_of(x[held_out]).cpu()
 
     # Threads that share one fit wait for each other more than they bring (bench/head_path.py), so each has a fold.
-    with one_thread() as threads, ThreadPoolExecutor(threads) as pool:
+    with one_thread() as threads, ThreadPoolExecutor(threads if x.device.type == "cpu" else 1) as pool:
         for _ in pool.map(fit, folds):
             pass
     return logits
@@ -235,7 +216,8 @@ def stacked(logits: Floats, labels: Ints) -> Floats:
         logits: (S, N, classes) of N pictures by S models.
         labels: (N,) numbers of the classes.
     """
-    logits = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    logits = logits.astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
     own = logits[:, np.arange(len(labels)), labels]
 
     def loss(weights: Floats) -> tuple[float, Floats]:

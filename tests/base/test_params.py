@@ -297,6 +297,7 @@ def test_params_cannot_be_changed_after_the_door(section: BaseModel) -> None:
         ("candidates: ['resnet18@224/stretch']", "frame must be 'centre', 'squeeze' or 'pad', found 'stretch'"),
         ("candidates: ['resnet18/']", "frame must be 'centre', 'squeeze' or 'pad', found ''"),
         ("candidates: ['resnet18/pad/pad']", "frame must be 'centre', 'squeeze' or 'pad', found 'pad/pad'"),
+        ("candidates: ['resnet18@0224']", "size must be a valid integer, found '0224'"),
         ("candidates: ['@224']", "rank.candidates: '@224' is not the name of a network"),
         ("candidates: ['resnet18@512']", "'resnet18@512' shows the network 512 pixels, and pictures are stored with 384"),
         ("{first: 500, pictures: 100}", "rank.first is 500, more than rank.pictures, 100"),

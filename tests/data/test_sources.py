@@ -453,6 +453,7 @@ def test_a_number_s_label_is_its_text_and_a_spreadsheet_s_byte_order_mark_is_no_
         ('path,label\nants/1.png,"a"b\n', ", line 2: ',' expected after"),
         ("path,label,label\nants/1.png,a,b\n", "has 2 columns called 'label'; keep one of them"),
         ("path,label\nants/1.png\n", ", line 2: empty label"),
+        (f"path,label,group\nants/1.png,a,{'g' * 10_001}\n", ", line 2: a group of 10,001 characters; at most 10,000"),
         ("path;label\nants/1.png;a\n", "has no column 'path' (it has path;label); needed: path, label; optional: "),
         ("path\tlabel\nants/1.png\ta\n", "; its columns have to be separated by commas"),
     ],

@@ -20,7 +20,7 @@ from headstart.base.artifacts import ModelFolder
 from headstart.base.errors import HeadstartError
 from headstart.inference.predictor import BATCH, Prediction, Predictor
 from headstart.inference.provenance import remember, write_sums
-from headstart.models.backbones import architecture
+from headstart.models.backbones import architecture, feature_width
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
 
@@ -73,6 +73,26 @@ def png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def test_a_transformer_that_was_trained_on_another_size_than_it_was_built_for_is_loaded_as_built(tmp_path: Path) -> None:
+    trunk = architecture("crossvit_tiny_240").trunk()
+    head = FittedHead(LinearHead.of(torch.zeros(3, feature_width(trunk)), torch.zeros(3)), 1.0, CLASSES)
+    (tmp_path / "network.py").touch()
+    save_file(
+        {k: v.contiguous() for k, v in Classifier(trunk, head).state_dict().items()}, tmp_path / "classifier.safetensors"
+    )
+    published = trunk.view.stored()
+    details = {
+        "backbone": "crossvit_tiny_240", "weights": "default", "classes": CLASSES, "temperature": 1.0,
+        "max_megapixels": 1.0,
+        "preprocessing": published.model_dump() | {"size": 256, "built_for": published.size},
+    }  # fmt: skip
+    (tmp_path / "classifier.json").write_text(json.dumps(details))
+    predictor = Predictor(tmp_path)
+    assert predictor.model.trunk.view.size == 256
+    (answer,) = predictor.predict([np.zeros((300, 300, 3), np.uint8)])
+    assert answer.probability == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("name", CLASSES)

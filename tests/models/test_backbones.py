@@ -113,7 +113,7 @@ def test_a_network_is_built_for_the_size_it_is_shown(name: str) -> None:
     assert feature_width(arch.trunk()) == feature_width(architecture(name).trunk())
 
 
-@pytest.mark.parametrize("name", ["xcit_nano_12_p8_224", "maxvit_tiny_tf_224"])
+@pytest.mark.parametrize("name", ["xcit_nano_12_p8_224", "maxvit_tiny_tf_224", "vit_b_16"])
 def test_a_size_that_a_transformer_cannot_be_built_for_is_said(name: str) -> None:
     with pytest.raises(HeadstartError, match=r"takes no pictures of 101|fails on two 101×101") as refusal:
         feature_width(architecture(name, size=101).trunk())
@@ -234,6 +234,14 @@ def test_each_fault_of_ones_own_network_is_one_sentence(code: str) -> None:
         stored(code)
     assert FAULTS[code] in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_file_of_ones_own_may_hold_what_looks_for_its_own_module() -> None:
+    code = "from dataclasses import dataclass, field\n@dataclass\nclass Width:\n    of: int = field(default=8)\n"
+    assert own(code + GOOD).trunk().network is not None
+    Path("net.py").write_text(GOOD + "raise AttributeError('inside')")
+    with pytest.raises(HeadstartError, match=r"net\.py does not run: AttributeError: inside"):
+        architecture("net.py:small")
 
 
 def test_bytecode_beside_a_file_of_ones_own_is_neither_run_nor_written(monkeypatch: pytest.MonkeyPatch) -> None:

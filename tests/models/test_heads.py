@@ -81,7 +81,7 @@ def test_a_hidden_layer_tells_what_no_plane_does_and_is_chosen_by_the_same_rule(
         right[kind] = float((head.logits(new[0]).argmax(1) == new[1]).float().mean())
         details = read_json(tmp_path / kind / "head.json")
         assert [row["C"] for row in details["sweep"]] == sorted(Head().C)
-        assert details["chosen_by"] == ("stacking" if kind == "linear" else "validation")
+        assert details["chosen_by"] == "validation"
     assert right["mlp"] > 0.95
     assert right["linear"] < 0.7
     refit = load_head(tmp_path / "mlp", refit=True)

@@ -471,6 +471,14 @@ def test_a_transformers_position_embeddings_are_interpolated_to_the_size_it_is_s
     assert all(torch.equal(trunk.network.state_dict()[key], theirs.state_dict()[key]) for key in others)
 
 
+def test_weights_that_cannot_be_interpolated_are_said_and_no_other_source_is_asked() -> None:
+    theirs = architecture("pit_ti_224").whole(seed=1)
+    save_file({key: value.contiguous() for key, value in theirs.state_dict().items()}, "mine.safetensors")
+    with pytest.raises(HeadstartError, match=r"for pictures of another size than 160 pixels, and cannot be"):
+        store_backbone("pit_ti_224", "mine.safetensors", None, 0, Path("n.py"), Path("backbone"), View(size=160))
+    assert store_backbone("pit_ti_224", "mine.safetensors", None, 0, Path("n.py"), Path("backbone")).features > 0
+
+
 def test_another_view_needs_no_publisher_and_changes_no_weight(site: Site, publish: Publish) -> None:
     file, digest = publish(SMALL, network(SMALL).state_dict(), site.folder, site.address)
     first = store()

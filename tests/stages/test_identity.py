@@ -41,10 +41,10 @@ with open(target, "w") as file:
 CANDIDATE = "tf_efficientnet_lite0"
 
 
-def what_ran(clone: Clone, stage: str, *arguments: str) -> set[str]:
+def what_ran(clone: Clone, stage: str) -> set[str]:
     """Modules and other files of headstart that a run of the stage has used."""
     target = clone.folder / "ran.json"
-    clone.run(sys.executable, "-c", WATCHED, str(target), f"stages/{stage}.py", *arguments)
+    clone.run(sys.executable, "-c", WATCHED, str(target), f"stages/{stage}.py")
     ran = json.loads(target.read_text())
     return {*ran["modules"], *(ran["files"] if stage != "fetch" else [])}  # fetch reads all of them for their digests
 

@@ -525,6 +525,7 @@ def test_weights_and_the_view_of_another_network_do_not_stay_behind(tmp_path: Pa
         "dvc exp run -S backbone=resnet18 -S view.size=160 -S view.frame=pad"
     )
     ranking_report.apply(ranking_of("resnet18@160/pad"), path)
+    assert ranking_report.try_it("resnet18@160/pad", Params.load(path)) is None
     assert Params.load(path).view == View(size=160, frame="pad")
     assert ranking_report.try_it("resnet18", Params.load(path)).endswith("-S view.size=null -S view.frame=centre")
     ranking_report.apply(ranking_of("resnet18"), path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from headstart.base.artifacts.json_file import JsonFile, Part
+from headstart.base.artifacts.json_file import JsonFile, Part, absent, default
 
 Frame = Literal["centre", "squeeze", "pad"]  # what of a picture the network is shown
 
@@ -21,14 +21,28 @@ class WeightsSource(Part):
 
 
 class Preprocessing(Part):
-    """As ``models.preprocessing.View``; older models have no frame."""
+    """As ``models.preprocessing.View``.
+
+    Attributes:
+        built_for: pixels that the network was built for, where it was trained to be shown another size.
+    """
 
     size: int
-    frame: Frame = "centre"
+    frame: Frame = default("centre")
+    built_for: int | None = absent()
     crop: float
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def described(self) -> str:
+        """For people: "224 px, bicubic, centre crop 0.875"."""
+        frames = {
+            "centre": f"centre crop {self.crop:.3f}",
+            "squeeze": "squeezed into a square",
+            "pad": "padded to a square",
+        }
+        return f"{self.size} px, {self.interpolation}, {frames[self.frame]}"
 
 
 class Card(JsonFile):

@@ -6,14 +6,12 @@ from typing import ClassVar, Literal
 
 from headstart.base.artifacts.json_file import JsonFile, Part
 
-ChosenBy = Literal["validation", "cross-validation", "stacking"]
-
 
 class Strength(Part):
     """What a regularisation strength gave. The field is called C as in scikit-learn.
 
     Attributes:
-        weight: its share in the head, whose logits are the weighted mean of those at each strength.
+        weight: its share in the refitted head, whose logits are the weighted mean of those at each strength.
     """
 
     C: float
@@ -29,8 +27,7 @@ class HeadDetails(JsonFile):
     """
     Attributes:
         kind: of head, as ``head.kind`` in params.yaml.
-        C: the strength of the largest weight.
-        temperature: of the head that is fitted on training pictures alone.
+        C, chosen_by, temperature: of the head that is fitted on training pictures alone.
         refit_temperature: of the one that is fitted on validation pictures too.
         class_weight: a weight for each class, where they are balanced.
         sweep: from strong to weak regularisation.
@@ -40,7 +37,7 @@ class HeadDetails(JsonFile):
 
     kind: str
     C: float
-    chosen_by: ChosenBy
+    chosen_by: Literal["validation", "cross-validation"]
     temperature: float
     refit_temperature: float
     classes: list[str]

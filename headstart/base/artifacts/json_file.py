@@ -17,6 +17,11 @@ def absent() -> Any:
     return Field(default=None, exclude_if=lambda value: value is None, json_schema_extra=_without_default)
 
 
+def default(value: Any) -> Any:
+    """The default of a key that is left out of the file where it has this value."""
+    return Field(default=value, exclude_if=lambda found: found == value, json_schema_extra=_without_default)
+
+
 def _without_default(schema: JsonDict) -> None:
     del schema["default"]
 

@@ -301,8 +301,7 @@ whole.paste(image.resize((wide, high), {how}), ((size - wide) // 2, (size - high
 image = whole"""
     return f"""wide, high = (description["short_side"] * side // min(image.size) for side in image.size)
 left, top = round((wide - description["size"]) / 2), round((high - description["size"]) / 2)
-image = image.resize((wide, high), {how})
-image = image.crop((left, top, left + description["size"], top + description["size"]))"""
+image = image.resize((wide, high), {how}).crop((left, top, left + description["size"], top + description["size"]))"""
 
 
 def _readme(to: str, description: dict[str, Any], white_level: int) -> str:

@@ -74,6 +74,8 @@ def store_backbone(
         try:
             trunk, classifier, source = again or _resolve(arch, weights, mirror)
         except MisshapenError:
+            if not arch.resized:
+                raise
             raise HeadstartError(
                 f"the weights of backbone {name!r} are for pictures of another size than {arch.view.size} pixels, and "
                 "cannot be interpolated; leave view.size null"

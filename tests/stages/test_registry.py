@@ -52,13 +52,14 @@ def test_a_result_is_a_version_with_its_lineage_and_its_card(finished: Clone) ->
     assert version.description == card
     test = json.loads(finished.read("data/evaluate/metrics.json"))["test"]["chosen"]
     audit = json.loads(finished.read("data/prepare/audit.json"))
+    gmacs = json.loads(finished.read("data/backbone/card.json"))["gmacs"]
     for said in (
         f"| accuracy | {test['accuracy']:.3f} | {test['accuracy_low']:.3f}–{test['accuracy_high']:.3f} |",
         f"| calibration error | {test['ece']:.3f} |",
         f"{audit['kept']} kept",
         "Licence of the pictures: Twemoji graphics",
         "Licence: Apache-2.0",
-        "0.38 GMACs",
+        f"{gmacs:.2f} GMACs a picture at 96 pixels",
         result,
     ):
         assert said in card

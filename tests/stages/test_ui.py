@@ -200,6 +200,10 @@ def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone,
         for heading in ("backbone", "trained", "val/chosen/log_loss", "val/chosen/accuracy"):
             page.get_by_role("columnheader").get_by_text(heading, exact=True).first.wait_for()
         page.get_by_text("tf_efficientnet_lite1", exact=True).first.wait_for()
+        for _ in range(50):  # the rows are there before they are in order
+            if rows(page, names) == names:
+                break
+            page.wait_for_timeout(200)
         assert rows(page, names) == names
         page.wait_for_timeout(1000)
         shot(page, "view", tmp_path)

@@ -522,7 +522,7 @@ def test_weights_and_the_view_of_another_network_do_not_stay_behind(tmp_path: Pa
     ranking_report.apply(ranking_of("resnet18"), path)
     assert path.read_text() == "backbone: resnet18\nweights: default   # by hand\n"
     assert ranking_report.try_it("resnet18@160/pad", Params.load(path)) == (
-        "dvc exp run -S backbone=resnet18 -S view.size=160 -S view.frame=pad"
+        "dvc exp run -S view.size=160 -S view.frame=pad"
     )
     ranking_report.apply(ranking_of("resnet18@160/pad"), path)
     assert ranking_report.try_it("resnet18@160/pad", Params.load(path)) is None

@@ -180,9 +180,10 @@ def nothing_foreign(page: Page, address: str) -> Iterator[None]:
 
 
 def rows(page: Page, names: list[str]) -> list[str]:
-    """The runs in the table, from the top."""
-    links = page.get_by_role("link").filter(has_text=re.compile("|".join(map(re.escape, names))))
-    return [link.inner_text().strip() for link in links.all()]
+    """The runs in the table, from the top: the grid moves rows without moving them in the document."""
+    links = page.get_by_role("link").filter(has_text=re.compile("|".join(map(re.escape, names)))).all()
+    places = [(box["y"], link.inner_text().strip()) for link in links if (box := link.bounding_box()) is not None]
+    return [name for _, name in sorted(places)]
 
 
 def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone, tmp_path: Path) -> None:

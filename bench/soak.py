@@ -174,6 +174,7 @@ def soak(folder: Path, minutes: float, seed: int) -> bool:
         start, noted = time.monotonic(), list[tuple[float, dict[str, float]]]()
         while (passed := time.monotonic() - start) < 60 * minutes:
             said = work.chance.choice((work.requests, work.requests, work.predict, work.retrain, work.queue))()
+            time.sleep(2)  # a connection that was just closed is an open file for a moment
             held = {f"serve: {key}": value for key, value in held_by(serve).items()}
             held |= {f"MLflow: {key}": value for key, value in held_by(mlflow).items()}
             held |= left_over(folder / "project", [serve, mlflow], temporary)

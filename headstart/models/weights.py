@@ -44,8 +44,8 @@ class NoWeightsError(HeadstartError):
     """No source of the weights has answered."""
 
 
-class MisshapenError(HeadstartError):
-    """Weights are for a network of the same parts in other sizes."""
+class OtherSizeError(HeadstartError):
+    """The weights are for pictures of another size than the network is to be shown: no other source has better ones."""
 
 
 def store_backbone(
@@ -71,15 +71,7 @@ def store_backbone(
         if stored is not None and stored.preprocessing == arch.view.stored():
             return stored
         again = None if stored is None else _reused(arch, stored, folder)
-        try:
-            trunk, classifier, source = again or _resolve(arch, weights, mirror)
-        except MisshapenError:
-            if not arch.resized:
-                raise
-            raise HeadstartError(
-                f"the weights of backbone {name!r} are for pictures of another size than {arch.view.size} pixels, and "
-                "cannot be interpolated; leave view.size null"
-            ) from None
+        trunk, classifier, source = again or _resolve(arch, weights, mirror)
     width = backbones.feature_width(trunk)
     state = {key: value.contiguous() for key, value in trunk.network.state_dict().items()}
     with replacing(files.weights) as part:
@@ -172,9 +164,9 @@ def _resolve(arch: Architecture, weights: str, mirror: str | None) -> tuple[Trun
                 if published.digest and origin == published.origin and not digest.startswith(published.digest):
                     raise HeadstartError(f"SHA-256 {digest[:8]}… where {published.digest} is published")
                 parts = _parts(arch, _read(path), path.name)
+        except OtherSizeError:
+            raise
         except HeadstartError as error:
-            if arch.resized and isinstance(error, MisshapenError):
-                raise
             tried.append(f"{source.label} ({error})")
             continue
         say(f"weights of {arch.name} from {source.label}")
@@ -232,8 +224,12 @@ def _parts(arch: Architecture, state: State, what: str) -> tuple[Trunk, State]:
     ]
     for problem, keys in (("lacks", missing), ("has unknown", surplus), ("has other shapes for", misshapen)):
         if keys:
-            kind = MisshapenError if keys is misshapen else HeadstartError
-            raise kind(
+            if keys is misshapen and arch.resized:
+                raise OtherSizeError(
+                    f"the weights of backbone {arch.name!r} are for pictures of another size than {arch.view.size} pixels, "
+                    "and cannot be interpolated; leave view.size null"
+                )
+            raise HeadstartError(
                 f"{what} does not fit backbone {arch.name!r}: it {problem} {len(keys)} tensors, {', '.join(keys[:3])}…"
             )
     network.load_state_dict(

@@ -133,7 +133,7 @@ def stored_candidates(params: Params, kept: Path) -> list[Candidate]:
     networks = {name: network_and_view(name) for name in params.rank.candidates}
     for network, view in networks.values():
         architecture(network, size=view.size)
-    folders = {name: BackboneFolder(kept, name.replace("/", "+")) for name in networks}
+    folders = {name: BackboneFolder(kept, _file_name(name)) for name in networks}
     found = []
     for name, (network, view) in networks.items():
         folder, missing = folders[name], None
@@ -174,8 +174,12 @@ def features_of(
     def run(pictures: Tensor) -> Tensor:
         return prepared()(pictures)
 
-    file = folder / name.replace("/", "+")
+    file = folder / _file_name(name)
     found = np.array(known_or_made(file, (len(rows), width), run, lambda first: extractor.batches(rows[first:])))
     if not np.isfinite(found).all():
         raise HeadstartError(f"{name} gives features that are no finite numbers; leave it out of rank.candidates")
     return torch.from_numpy(found)
+
+
+def _file_name(candidate: str) -> str:
+    return candidate.replace("/", "+")  # which is in no network's name

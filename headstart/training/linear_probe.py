@@ -127,7 +127,7 @@ def _fits(
     """For each strength, in ascending order: the head on the CPU, what makes logits of features where ``x`` is, and the
     number of steps taken."""
     with one_thread() if x.numel() * classes < MOST_FOR_ONE_THREAD else nullcontext():
-        features, mean, scale = standardised(x)
+        features, mean, scale = _standardised(x)
         path = HEADS[settings.kind].fit_path(features, y, classes, strengths, _class_weights(y, classes, settings))
         for fitted, steps in path:
 
@@ -184,7 +184,7 @@ def cross_validated(
         for number, (_, logits_of, _) in enumerate(fits):
             logits[number, held_out] = logits_of(x[held_out]).cpu()
 
-    # Threads that share one fit wait for each other more than they bring (bench/head_path.py), so each has a fold.
+    # Threads that share a small fit wait for each other more than they bring, so each has a fold.
     with one_thread() as threads, ThreadPoolExecutor(threads if x.device.type == "cpu" else 1) as pool:
         for _ in pool.map(fit, folds):
             pass
@@ -254,7 +254,7 @@ def within_one_standard_error(losses: list[Floats]) -> int:
     raise AssertionError("the best is not worse than itself")
 
 
-def standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features with mean 0 and deviation 1, and the mean and deviation they had.
 
     On pictures that are unlike those of its training, many of a network's features hardly vary. Blown up to the deviation

@@ -14,7 +14,7 @@ from headstart.base.files import write_json
 
 def absent() -> Any:
     """The default of a key that is left out of the file where it has no value."""
-    return Field(default=None, exclude_if=lambda value: value is None, json_schema_extra=_without_default)
+    return default(None)
 
 
 def default(value: Any) -> Any:

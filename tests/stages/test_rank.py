@@ -48,6 +48,13 @@ def kept(clone: Clone) -> dict[str, str]:
     return {f"{name}/{file}": value for name in ("candidates", "rank") for file, value in digests(state / name).items()}
 
 
+def made(clone: Clone) -> dict[str, int]:
+    """When each of them was written; unfinished ones left out."""
+    state = clone.folder / ".headstart"
+    files = [file for name in ("candidates", "rank") for file in (state / name).rglob("*")]
+    return {str(file): file.stat().st_mtime_ns for file in files if file.is_file() and not file.name.startswith(".")}
+
+
 @pytest.fixture
 def ranked(project: Callable[..., Clone]) -> Clone:
     clone = with_mirror(project(**SLICE | {"rank": RANK}))
@@ -62,7 +69,7 @@ def test_what_a_candidate_was_found_to_be_is_not_found_again_when_others_come(ra
     assert ranking["choice"] in SMALL
     assert {row["backbone"] for row in ranking["table"]} == set(SMALL)
     assert ran(ranked, BRANCH) == []
-    before = kept(ranked)
+    before, written = kept(ranked), made(ranked)
     assert len({file for file in before if file.startswith("rank/")}) >= len(SMALL)
     padded = f"{SMALL[0]}@96/pad"
     ranked.set(rank={"candidates": [*SMALL, "test_byobnet", padded, "squeezenet1_0"]})
@@ -76,6 +83,7 @@ def test_what_a_candidate_was_found_to_be_is_not_found_again_when_others_come(ra
     assert table[-1]["note"].startswith("no weights: ")
     assert "squeezenet1_0: no weights: " in output
     assert before.items() <= kept(ranked).items()
+    assert written.items() <= made(ranked).items()
     ranked.set(rank={"budget": {"images_per_s": None, "megabytes": 0.001}})
     assert ran(ranked, BRANCH) == ["rank"]
     assert json.loads(ranked.read("data/rank/rank.json"))["choice"] is None
@@ -104,9 +112,10 @@ def test_killed_half_way_it_loses_no_candidate_that_was_finished(project: Callab
         return any(name.startswith("rank/") and not Path(name).name.startswith(".") for name in kept(clone))
 
     clone.cold.killed_when(first_is_finished, "dvc", "repro", BRANCH)
-    before = {name: value for name, value in kept(clone).items() if not Path(name).name.startswith(".")}
+    before = made(clone)
+    assert before
     assert ran(clone, BRANCH)[-1:] == ["rank"]
-    assert before.items() <= kept(clone).items()
+    assert before.items() <= made(clone).items()
 
 
 def test_the_main_path_does_not_know_of_the_branches(copy_of: Clone, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
@@ -93,10 +93,12 @@ def bare_rate(model: Path) -> float:
 
 
 @contextmanager
-def running(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    *command: str, port: int, cwd: Path | None = None, variables: Mapping[str, str] = os.environ
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server that answers on ``port``, told to end when the block does."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    environment = {"PYTHONPATH": str(ROOT)} | {**variables} | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    server = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + PATIENCE_S
         while True:

@@ -28,7 +28,6 @@ from headstart.base.device import set_up
 from headstart.base.params import Head
 from headstart.data.manifest import class_names, read_manifest
 from headstart.models.calibration import calibrated_losses, fit_temperature
-from headstart.models.heads import LinearHead
 from headstart.models.task import SINGLE_LABEL
 from headstart.training import linear_probe
 from headstart.training.feature_files import load_features
@@ -39,7 +38,7 @@ Weights = Array  # (strengths,): the logits that count are the weighted sum of t
 
 
 class Known(NamedTuple):
-    """What a rule may look at: calibrated or not, logits of pictures that the heads were not fitted on."""
+    """What a rule may look at: logits of pictures that the heads were not fitted on, before calibration."""
 
     validation: Array  # (strengths, validation pictures, classes), by heads fitted on training pictures
     validation_labels: Array
@@ -117,10 +116,7 @@ def scores(pictures: Pictures, train: Array, val: Array, test: Array) -> dict[st
     classes, both = int(y.max()) + 1, np.concatenate([train, val])
 
     def path(fitted: Array, asked: Array) -> Array:
-        features, mean, scale = linear_probe.standardised(x[fitted])
-        heads = LinearHead.fit_path(features, y[fitted], classes, STRENGTHS)
-        with torch.no_grad():
-            return np.stack([head((x[asked] - mean) / scale).numpy() for head, _ in heads])
+        return linear_probe.cross_validated(x, y, classes, STRENGTHS, settings, [(fitted, asked)])[:, asked]
 
     labels = pictures.labels[both]
     folds = linear_probe.folds_of(labels, pictures.groups[both])

@@ -23,16 +23,15 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
 from _project import ROOT
-from _serving import free_port, jpegs
+from _serving import free_port, jpegs, running
 
 sys.path.insert(0, str(ROOT))
-from tests.stages.conftest import SLICE, Clone, kill_group, new_clone
+from tests.stages.conftest import SLICE, Clone, new_clone
 
 GATE = {"margin": 1.0, "class_margin": 1.0, "max_ece": 1.0, "max_slowdown": 100.0}  # other programs run beside this
 MEMORY = "MB"
@@ -51,26 +50,6 @@ def held_by(process: psutil.Process) -> dict[str, float]:
             total["open files"] += each.num_fds()
             total["threads"] += each.num_threads()
     return total
-
-
-@contextmanager
-def started(clone: Clone, ready: str, *command: str, **variables: str) -> Iterator[psutil.Process]:
-    """A server that runs until this is over, once it answers at ``ready``."""
-    with (clone.folder.parent / f"{command[0]}.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=clone.folder, env=clone.environment(**variables), stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            deadline = time.monotonic() + PATIENCE_S
-            while True:
-                with suppress(OSError), urllib.request.urlopen(ready, timeout=5):
-                    break
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"{command[0]} does not answer: {Path(log.name).read_text()}")
-                time.sleep(0.2)
-            yield psutil.Process(process.pid)
-        finally:
-            kill_group(process)
 
 
 class Work:
@@ -159,17 +138,16 @@ def soak(folder: Path, minutes: float, seed: int) -> bool:
     port, store = free_port(), free_port()
     variables = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{store}", "TMPDIR": str(temporary)}
     with ExitStack() as stack:
-        mlflow = stack.enter_context(
-            started(
-                clone, f"http://127.0.0.1:{store}/health", "mlflow", "server", "--port", str(store), "--workers", "1",
-                "--backend-store-uri", f"sqlite:///{folder}/server.db",
-                "--artifacts-destination", str(folder / "artifacts"),
-            )
+        store_command = (
+            "mlflow", "server", "--port", str(store), "--workers", "1", "--uvicorn-opts", "--log-level warning",
+            "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts"),
         )  # fmt: skip
+        started = [stack.enter_context(running(*store_command, port=store, cwd=folder, variables=clone.environment()))]
         clone.run("headstart", "retrain", check=False, **variables)
-        serve = stack.enter_context(
-            started(clone, f"http://127.0.0.1:{port}/health", "headstart", "serve", "--port", str(port), **variables)
-        )
+        serve_command = ("headstart", "serve", "--port", str(port))
+        environment = clone.environment(**variables)
+        started.append(stack.enter_context(running(*serve_command, port=port, cwd=clone.folder, variables=environment)))
+        mlflow, serve = (psutil.Process(server.pid) for server in started)
         work = Work(clone, port, variables, random.Random(seed))
         start, noted = time.monotonic(), list[tuple[float, dict[str, float]]]()
         while (passed := time.monotonic() - start) < 60 * minutes:

@@ -71,7 +71,8 @@ def run(stage: str, pictures: Path) -> dict[str, float]:
         from headstart.base.device import set_up
         from headstart.data import manifest
         from headstart.data.packed import Pixels
-        from headstart.models.backbones import Trunk, architecture
+        from headstart.models.backbones import architecture
+        from headstart.models.trunk import Trunk
         from headstart.training.features import extract
 
         device, network, packed = set_up(None), architecture(NETWORK), Path("prepare")

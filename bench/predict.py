@@ -39,9 +39,10 @@ def package(model: Path) -> None:
 
     from headstart.base.artifacts import ModelFolder
     from headstart.base.artifacts.classifier import ClassifierDetails
-    from headstart.models.backbones import architecture, feature_width
+    from headstart.models.backbones import architecture
     from headstart.models.classifier import Classifier, FittedHead
     from headstart.models.heads import LinearHead
+    from headstart.models.trunk import feature_width
 
     folder = ModelFolder(model).classifier
     folder.mkdir(parents=True)

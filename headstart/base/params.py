@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
 from headstart.base.artifacts.card import Frame
 from headstart.base.errors import HeadstartError, nearest
-from headstart.base.paths import is_own
-from headstart.base.safe_text import quoted, shortened
+from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of
+from headstart.base.safe_text import quoted
+from headstart.base.validation import explained
 from headstart.base.yaml_file import read_yaml
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -34,6 +34,10 @@ NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # folders are named a
 
 
 MOST_TOLD = 5  # problems in one sentence
+
+MOST_MEMBERS = 8  # networks side by side
+
+FRAMES = tuple(f"/{frame}" for frame in get_args(Frame))
 
 
 class Section(BaseModel):
@@ -66,6 +70,9 @@ class View(Section):
 
     size: Annotated[int, Field(ge=16, le=2048)] | None = None
     frame: Frame = "centre"
+
+
+PUBLISHED_VIEW = View()
 
 
 class Split(Section):
@@ -219,7 +226,7 @@ class Tune(Section):
             values = [getattr(Finetune.model_validate({key: value}), key) for value in values]
         except ValidationError as error:
             problem = dict(error.errors()[0]) | {"loc": ("finetune", key)}
-            raise ValueError(f"{here}: {_explain(problem)}") from None
+            raise ValueError(f"{here}: {explained(problem, Params)}") from None
         if len(values) < 2:
             raise ValueError(f"{here} must hold two numbers, from and to, or two names or more, found {quoted(values)}")
         if is_range(values) and values[0] >= values[1]:
@@ -246,8 +253,11 @@ class Retrain(Section):
         return webhook
 
 
-def network_and_view(candidate: str) -> tuple[str, View]:
-    """NAME, NAME@SIZE, NAME/FRAME or NAME@SIZE/FRAME, as ``rank.candidates`` has them, taken apart.
+def network_and_view(candidate: str, view: View = PUBLISHED_VIEW, key: str = "rank.candidates") -> tuple[str, View]:
+    """NAME, NAME@SIZE, NAME/FRAME or NAME@SIZE/FRAME, as ``backbone`` and ``rank.candidates`` have them, taken apart.
+
+    Args:
+        view: what holds where ``candidate`` says nothing.
 
     Raises:
         ValueError: it is none of these.
@@ -255,18 +265,16 @@ def network_and_view(candidate: str) -> tuple[str, View]:
     rest, slash, frame = candidate.partition("/")
     name, at, size = rest.partition("@")
     if not NETWORK_NAME.fullmatch(name):
-        raise ValueError(
-            f"rank.candidates: {quoted(candidate)} is not the name of a network; `headstart models` lists them"
-        )
+        raise ValueError(f"{key}: {quoted(candidate)} is not the name of a network; `headstart models` lists them")
     given: dict[str, Any] = ({"size": int(size) if re.fullmatch("[1-9][0-9]{0,6}", size) else size} if at else {}) | (
         {"frame": frame} if slash else {}
     )
     try:
-        return name, View.model_validate(given)
+        return name, View.model_validate(view.model_dump() | given)
     except ValidationError as error:
-        problem = error.errors()[0]
-        told = _explain(dict(problem) | {"loc": ("view", *problem["loc"])}).removeprefix("view.").replace(" or null", "")
-        raise ValueError(f"rank.candidates: in {quoted(candidate)}, {told}") from None
+        problem: dict[str, Any] = dict(error.errors()[0])
+        told = explained(problem | {"loc": ("view", *problem["loc"])}, Params)
+        raise ValueError(f"{key}: in {quoted(candidate)}, {told.removeprefix('view.').replace(' or null', '')}") from None
 
 
 def is_range(values: list[Any]) -> bool:
@@ -300,9 +308,54 @@ class Params(Section):
     drift: Drift = Drift()
     retrain: Retrain = Retrain()
 
+    @model_validator(mode="before")
+    @classmethod
+    def one_name_and_one_view(cls, given: Any) -> Any:
+        """A list of networks as one name, and a single NAME@SIZE/FRAME as a network and its view."""
+        backbone = given.get("backbone") if isinstance(given, dict) else None
+        if isinstance(backbone, list) and backbone and all(isinstance(name, str) for name in backbone):
+            if own := next((name for name in backbone if is_own(name) and len(backbone) > 1), None):
+                raise ValueError(f"backbone: {quoted(own)} is a network of your own, which cannot stand beside others")
+            given = given | {"backbone": SIDE_BY_SIDE.join(backbone)}
+        elif isinstance(backbone, list):
+            raise ValueError(f"backbone must be the name of a network or a list of names, found {quoted(backbone)}")
+        backbone = given.get("backbone") if isinstance(given, dict) else None
+        if isinstance(backbone, str) and len(members_of(backbone)) == 1 and ("@" in backbone or backbone.endswith(FRAMES)):
+            network, view = network_and_view(backbone, key="backbone")
+            whole = given.get("view") or {}
+            if isinstance(whole, dict):
+                given = given | {"backbone": network, "view": whole | view.model_dump(exclude_unset=True)}
+        return given
+
+    @model_validator(mode="after")
+    def networks_that_can_stand_side_by_side(self) -> Self:
+        names = members_of(self.backbone)
+        if len(names) == 1:
+            return self
+        if len(names) > MOST_MEMBERS:
+            raise ValueError(f"backbone puts {len(names)} networks side by side; {MOST_MEMBERS} is the most")
+        for network, view in self.members:
+            if self.members.count((network, view)) > 1:
+                raise ValueError(f"backbone names {quoted(network)} more than once with the same view; once is enough")
+        if self.weights not in ("default", "none"):
+            raise ValueError(
+                f"weights: {quoted(self.weights)} is for one network; where backbone names several, give default or none"
+            )
+        return self
+
+    @property
+    def members(self) -> list[tuple[str, View]]:
+        """The networks that ``backbone`` puts side by side, with the view of each; mostly one."""
+        names = members_of(self.backbone)
+        if len(names) == 1:
+            return [(self.backbone, self.view)]
+        return [network_and_view(name, self.view, "backbone") for name in names]
+
     @model_validator(mode="after")
     def stored_as_large_as_shown(self) -> Self:
-        shown = [("view.size", self.view)] + [(quoted(name), network_and_view(name)[1]) for name in self.rank.candidates]
+        single = len(self.members) == 1
+        shown = [("view.size" if single else quoted(name), view) for name, view in self.members]
+        shown += [(quoted(name), network_and_view(name)[1]) for name in self.rank.candidates]
         for what, view in shown:
             if view.size is not None and view.size > self.prepare.short_side:
                 raise ValueError(
@@ -326,48 +379,6 @@ class Params(Section):
             return cls.model_validate(read_yaml(path))
         except ValidationError as error:
             problems = error.errors()
-            told = "; ".join(_explain(problem) for problem in problems[:MOST_TOLD])
+            told = "; ".join(explained(problem, cls) for problem in problems[:MOST_TOLD])
             more = f"; and {len(problems) - MOST_TOLD} more" if len(problems) > MOST_TOLD else ""
             raise HeadstartError(f"{path}: {told}{more}") from None
-
-
-def _section(location: tuple[Any, ...]) -> type[BaseModel]:
-    """The model that holds the last key of ``location``."""
-    model: type[BaseModel] = Params
-    for key in location[:-1]:
-        field = model.model_fields.get(str(key))
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-    return model
-
-
-def _explain(problem: Any) -> str:
-    """One pydantic problem as a sentence with the key's full path, what was found and what is allowed."""
-    location = tuple(problem["loc"])
-    key = shortened(".".join(str(part) for part in location), 120)
-    if problem["type"] == "value_error":  # ours: it names its keys itself
-        return str(problem["ctx"]["error"])
-    if problem["type"] in ("extra_forbidden", "invalid_key"):
-        allowed = list(_section(location).model_fields)
-        hint = nearest(str(location[-1]), allowed) or f"allowed here: {', '.join(allowed)}"
-        return f"unknown key {key!r}, {hint}"
-    found = quoted(problem["input"])
-    if problem["type"] == "model_type":
-        inside = ", ".join(_section((*location, "")).model_fields)
-        return f"{key} must hold keys and values ({inside}), found {found}"
-    message = re.sub(r"^(Input|List|String|Dictionary) should", "must", problem["msg"])
-    message = re.sub(r" after validation, not \d+$", "", message)
-    field = _section(location).model_fields.get(str(location[-1]))
-    if field is not None and type(None) in get_args(field.annotation):
-        message += " or null"
-    hint = nearest(str(problem["input"]), _literals(field)) if problem["type"] == "literal_error" else ""
-    return f"{key} {message}, found {found}" + (f", {hint}" if hint else "")
-
-
-def _literals(field: FieldInfo | None) -> list[str]:
-    pending: list[Any] = [field.annotation if field else None]
-    values: list[str] = []
-    while pending:
-        for argument in get_args(pending.pop()):
-            (values if isinstance(argument, str) else pending).append(argument)
-    return values

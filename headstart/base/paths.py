@@ -11,6 +11,7 @@ from pathlib import Path
 
 from headstart.base.errors import HeadstartError
 
+SIDE_BY_SIDE = "+"  # between the names of networks whose features stand beside each other
 EXPERIMENT_FOLDER = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
 
 
@@ -28,6 +29,16 @@ def users_path(name: str) -> Path:
 def is_own(backbone: str) -> bool:
     """Whether ``backbone`` of params.yaml names the user's own network, as file.py:factory."""
     return ".py:" in backbone
+
+
+def members_of(backbone: str) -> list[str]:
+    """The names of the networks that ``backbone`` of params.yaml puts side by side; mostly one."""
+    return [backbone] if is_own(backbone) else backbone.split(SIDE_BY_SIDE)
+
+
+def network_of(member: str) -> str:
+    """The name of the network alone, without the size and frame of its view: NAME of NAME@SIZE/FRAME."""
+    return member if is_own(member) else member.partition("@")[0].partition("/")[0]
 
 
 def network_file(backbone: str) -> Path | None:

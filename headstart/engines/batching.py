@@ -30,7 +30,7 @@ def inference_batch(network: nn.Module, view: View, device: torch.device) -> int
     handles = [m.register_forward_hook(add) for m in network.modules() if not any(m.children())]
     try:
         with torch.inference_mode():
-            network(torch.zeros(1, 3, view.size, view.size, device=device))
+            network(torch.zeros(1, 3, *view.shape, device=device))
     finally:
         for handle in handles:
             handle.remove()

@@ -199,13 +199,18 @@ def gain(before: Scores, after: Scores) -> dict[str, float]:
 
 
 def choose(val: dict[Name, Scores]) -> Name:
-    """head or finetune: the lower validation log-loss, which tells more than accuracy where pictures are few.
+    """head or finetune: the lower validation log-loss, which tells more than accuracy where pictures are few. Their
+    ensemble passes every picture through more networks: it is chosen only if its log-loss is lower by more than one
+    standard error.
 
-    Where they are so few that two lucky pictures make most of the difference (and epoch and mixture were chosen on the same
-    ones), the head stays unless the fine-tuned network is also right on clearly more of them: p < 0.05 in McNemar's exact
-    test.
+    Where there are so few pictures that two lucky ones make most of the difference (and epoch and mixture were chosen on
+    the same ones), the head stays unless the other is also right on clearly more of them: p < 0.05 in McNemar's exact test.
     """
-    best = min(val, key=lambda name: val[name].losses.mean())
+    best: Name = min((name for name in val if name != "ensemble"), key=lambda name: val[name].losses.mean())
+    if "ensemble" in val:
+        gained = val[best].losses - val["ensemble"].losses
+        if gained.mean() > gained.std() / np.sqrt(len(gained)):
+            best = "ensemble"
     if best == "head" or len(val["head"].labels) >= FEW_PICTURES:
         return best
     difference = paired_difference(val["head"].correct, val[best].correct)

@@ -33,9 +33,13 @@ from headstart.evaluation import explain, figures, metrics, pages
 from headstart.evaluation.metrics import Metric, Scores, metrics_of
 from headstart.evaluation.summary import arithmetic, headline, interval
 from headstart.models.backbones import load_trunk
-from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.classifier import ENSEMBLE_SHARES, Classifier, averaged
+from headstart.models.heads import LinearHead
+from headstart.models.task import Task
+from headstart.models.trunk import members_of_trunk
 from headstart.training import finetuned, head_files
 from headstart.training.feature_files import load_features
+from headstart.training.linear_probe import within_one_standard_error
 
 ALWAYS_REPORTED = ("val", "test")
 MADE_BY = ("prepare", "backbone", "features", "head", "finetune", "evaluate")  # stages whose outputs the report is about
@@ -47,6 +51,7 @@ class Candidates:
 
     classifiers: dict[Name, Classifier]
     scores: dict[Name, dict[str, Scores]]  # name → split → scores
+    head_share: float | None = None  # in the ensemble
 
 
 def evaluate(data: DataFolder, params: Params, device: torch.device, folder: EvaluateFolder) -> Metrics:
@@ -73,7 +78,7 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
             for split in ALWAYS_REPORTED
         }
     test = measured["test"] | {"chosen": measured["test"][chosen]}
-    result = Metrics(chosen=chosen, val=measured["val"], test=test, gain=gain)
+    result = Metrics(chosen=chosen, val=measured["val"], test=test, gain=gain, head_share=candidates.head_share)
     scores = candidates.scores[chosen]
     classes = list(candidates.classifiers[chosen].classes)
     table = metrics.per_class(scores["test"], classes)
@@ -88,9 +93,9 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
 
 
 def _classifiers(data: DataFolder) -> dict[Name, Classifier]:
-    head, final = head_files.load_head(data.head), head_files.load_head(data.head, refit=True)
+    head, final = head_files.load_start(data.head), head_files.load_head(data.head, refit=True)
     trunk, _ = load_trunk(data.backbone, data.fetch.network)
-    tuned = finetuned.load_finetuned(data.finetune, deepcopy(trunk), head)
+    tuned = finetuned.load_finetuned(data.finetune, deepcopy(members_of_trunk(trunk)[0]), head)
     classifiers: dict[Name, Classifier] = {"head": Classifier(trunk, final).eval()}
     if tuned is not None:
         classifiers["finetune"] = tuned.eval()
@@ -101,12 +106,13 @@ def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device
     """The head's scores come from cached features; only the fine-tuned network is run on the test pictures."""
     classifiers = _classifiers(data)
     head, final = head_files.load_head(data.head), head_files.load_head(data.head, refit=True)
-    scores: dict[Name, dict[str, Scores]] = {"head": {}}
     labels = {}
+    calibrated: dict[Name, dict[str, torch.Tensor]] = {"head": {}}  # name → split → (N, classes) logits
     for split, used in (("val", head), ("test", final)):
         features, numbers = load_features(data.features, split)
         labels[split] = numbers.numpy()
-        scores["head"][split] = _scores(used.logits(features), used, labels[split])
+        calibrated["head"][split] = used.logits(features).double() / used.temperature
+    share = None
     if "finetune" in classifiers:
         model = classifiers["finetune"].to(device)
         rows = np.flatnonzero(manifest["split"] == "test").tolist()
@@ -116,18 +122,31 @@ def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device
             for part in model.logits_of(pixels, rows, batch, device):
                 logits.append(part)
                 advance(len(part))
-        scores["finetune"] = {
-            "val": _scores(finetuned.load_val_logits(data.finetune), model, labels["val"]),
-            "test": _scores(torch.cat(logits), model, labels["test"]),
-        }
+        found = {"val": finetuned.load_val_logits(data.finetune), "test": torch.cat(logits)}
+        calibrated["finetune"] = {split: each.double() / model.temperature for split, each in found.items()}
         model.cpu()
-    return Candidates(classifiers, scores)
+        if isinstance(final.module, LinearHead):
+            share = ensemble_share(calibrated["head"]["val"], calibrated["finetune"]["val"], labels["val"], head.task)
+            classifiers["ensemble"] = averaged(classifiers["head"], model, share).eval()
+            calibrated["ensemble"] = {
+                split: share * calibrated["head"][split] + (1 - share) * calibrated["finetune"][split]
+                for split in ALWAYS_REPORTED
+            }
+    scores = {
+        name: {split: Scores(head.task.probabilities(each).numpy(), labels[split], head.task) for split, each in by.items()}
+        for name, by in calibrated.items()
+    }
+    return Candidates(classifiers, scores, share)
 
 
-def _scores(logits: torch.Tensor, source: FittedHead | Classifier, labels: Ints) -> Scores:
-    """What (N, classes) logits say, calibrated as the head or classifier that they are from."""
-    probabilities = source.task.probabilities(logits.double() / source.temperature)
-    return Scores(probabilities.numpy(), labels, source.task)
+def ensemble_share(head: torch.Tensor, finetuned: torch.Tensor, labels: Ints, task: Task) -> float:
+    """The head's share in an ensemble with the fine-tuned network: half, unless validation is clearly for another.
+
+    Args:
+        head, finetuned: (N, classes) calibrated logits of the validation pictures.
+    """
+    mixed = [(share * head + (1 - share) * finetuned).numpy() for share in ENSEMBLE_SHARES]
+    return ENSEMBLE_SHARES[within_one_standard_error([task.losses(logits, labels) for logits in mixed])]
 
 
 def _figures(data: DataFolder, folder: FiguresFolder, result: Metrics, test: Scores, classes: list[str]) -> None:
@@ -156,7 +175,7 @@ def _mistakes(
     heat = explain.grad_cam(model, stored, targets) if stored else None
     names = [name[:20] for name in figures.drawable(list(model.classes))]
     captions = [f"{names[test.predicted[p]]} {test.confidence[p]:.2f}\nis {names[test.labels[p]]}" for p in positions]
-    views = [model.trunk.view(picture) for picture in stored]
+    views = [model.trunk.view.first(picture) for picture in stored]
     figures.mistakes(views, heat, captions, folder.figures.mistakes)
 
 

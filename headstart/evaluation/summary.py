@@ -26,7 +26,7 @@ def arithmetic(features: FeaturesDetails, finetune: FinetuneDetails) -> str:
 def headline(result: Metrics) -> str:
     """One sentence on what was chosen and what it is worth."""
     best = result.test["chosen"]
-    names = {"head": "the head on frozen features", "finetune": "the fine-tuned network"}
+    names = {"head": "the head on frozen features", "finetune": "the fine-tuned network", "ensemble": "the average of both"}
     chose = f"Validation chose {names[result.chosen]}" if "finetune" in result.test else "The head on frozen features"
     sentence = f"{chose}; test accuracy {interval(best)} on {best['n']} pictures."
     if result.gain:

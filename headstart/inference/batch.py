@@ -89,7 +89,7 @@ class BatchPredictor:
             network = copy.deepcopy(network).to(device)
         self.batch = inference_batch(network, self.view, device)
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for predictions only
-            sample = self.view.stacked(_sample_pictures(self.view.size))
+            sample = self.view.stacked(_sample_pictures(max(self.view.shape)))
             self._forward_many, self.engine = engine_for(network, pictures, sample, device, engine)
             self._forward_few, _ = engine_for(network, pictures, sample, device, "torch")
 

@@ -105,12 +105,18 @@ def export(model: Path, to: str, data: DataFolder, folder: Path, max_cost: float
         description = {
             "model": _file(to),
             "classes": list(predictor.classes),
-            "input": f"pictures (N, {view.size}, {view.size}, 3) uint8, red green blue",
+            "input": f"pictures (N, {', '.join(map(str, view.shape))}, 3) uint8, red green blue",
             "output": "probabilities (N, classes) float32",
-            "size": view.size,
-            "frame": view.frame,
-            "short_side": view.short_side,
-            "interpolation": view.interpolation,
+            "views": [
+                {
+                    "size": each.size,
+                    "frame": each.frame,
+                    "short_side": each.short_side,
+                    "interpolation": each.interpolation,
+                    "fill": [round(255 * value) for value in each.mean],
+                }
+                for each in view.different
+            ],
             "inside": {"mean": view.mean, "std": view.std, "temperature": predictor.model.temperature},
             "checked": checked,
         }
@@ -288,20 +294,30 @@ RUNNERS = {
 }
 
 
-def _framing(description: dict[str, Any]) -> str:
-    """Lines of Python that do to ``image`` what the view does to a picture."""
-    how = f"Image.Resampling.{description['interpolation'].upper()}"
-    if description["frame"] == "squeeze":
-        return f'image = image.resize((description["size"], description["size"]), {how})'
-    if description["frame"] == "pad":
-        return f"""size = description["size"]
-wide, high = (max(1, round(size * side / max(image.size))) for side in image.size)
-whole = Image.new("RGB", (size, size), tuple(round(255 * value) for value in description["inside"]["mean"]))
-whole.paste(image.resize((wide, high), {how}), ((size - wide) // 2, (size - high) // 2))
-image = whole"""
-    return f"""wide, high = (description["short_side"] * side // min(image.size) for side in image.size)
-left, top = round((wide - description["size"]) / 2), round((high - description["size"]) / 2)
-image = image.resize((wide, high), {how}).crop((left, top, left + description["size"], top + description["size"]))"""
+def _framing(view: dict[str, Any], of: str, into: str) -> str:
+    """Lines of Python that make the picture ``into`` of the picture ``of``, as a view does."""
+    size, how = view["size"], f"Image.Resampling.{view['interpolation'].upper()}"
+    if view["frame"] == "squeeze":
+        return f"{into} = {of}.resize(({size}, {size}), {how})"
+    if view["frame"] == "pad":
+        return f"""wide, high = (max(1, round({size} * side / max({of}.size))) for side in {of}.size)
+whole = Image.new("RGB", ({size}, {size}), {tuple(view["fill"])})
+whole.paste({of}.resize((wide, high), {how}), (({size} - wide) // 2, ({size} - high) // 2))
+{into} = whole"""
+    return f"""wide, high = ({view["short_side"]} * side // min({of}.size) for side in {of}.size)
+left, top = round((wide - {size}) / 2), round((high - {size}) / 2)
+{into} = {of}.resize((wide, high), {how}).crop((left, top, left + {size}, top + {size}))"""
+
+
+def _all_framed(views: list[dict[str, Any]]) -> str:
+    """Lines of Python that make of ``image`` what the network takes: its one view, or several one below the other."""
+    if len(views) == 1:
+        return _framing(views[0], "image", "image")
+    sizes = [view["size"] for view in views]
+    lines = [f'stacked, top = Image.new("RGB", ({max(sizes)}, {sum(sizes)})), 0']
+    for view in views:
+        lines += [_framing(view, "image", "seen"), "stacked.paste(seen, (0, top))", "top += seen.height"]
+    return "\n".join([*lines, "image = stacked"])
 
 
 def _readme(to: str, description: dict[str, Any], white_level: int) -> str:
@@ -323,7 +339,7 @@ image = ImageOps.exif_transpose(Image.open("picture.jpg"))
 if image.mode.startswith("I"):  # 16 bits
     image = Image.fromarray(np.minimum(np.asarray(image, "uint32") * 255 // {white_level}, 255).astype("uint8"))
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-{_framing(description)}
+{_all_framed(description["views"])}
 pixels = np.asarray(image)[None]
 probabilities = {call}
 print(description["classes"][probabilities.argmax()], float(probabilities.max()))

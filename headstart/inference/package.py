@@ -10,21 +10,20 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
-from numpy.typing import NDArray
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from headstart.base.artifacts import ClassifierFolder, DataFolder, PackageFolder
 from headstart.base.artifacts.card import Card, Preprocessing
 from headstart.base.artifacts.classifier import ClassifierDetails, Thresholds
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.artifacts.head import HeadDetails
-from headstart.base.artifacts.metrics import Metrics
+from headstart.base.artifacts.metrics import Metrics, Name
 from headstart.base.files import sha256_of_files, write_text
 from headstart.base.identity import PACKAGE, modules_of, without_docstrings
 from headstart.base.params import Params
@@ -33,10 +32,14 @@ from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.inference import provenance, selective
+from headstart.models.backbones import first_of, member_folders
+from headstart.models.classifier import averaged_head
+from headstart.training.head_files import REFIT
 
 # The module that MLflow loads. It is copied into the model, with every module that it imports.
 MODEL = "headstart.inference.mlflow_model"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "timm", "torch", "torchvision")
+NETWORK = "trunk.network."  # before the names of a network's tensors in a classifier's state
 EPOCH = "1970-01-01 00:00:00.000000"
 
 
@@ -49,18 +52,21 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
 
     chosen = Metrics.read(data.evaluate.metrics).chosen
     card, head = Card.read(data.backbone.card), HeadDetails.read(data.head.details)
-    tuned = FinetuneDetails.read(data.finetune.details) if chosen == "finetune" else None
+    tuned = None if chosen == "head" else FinetuneDetails.read(data.finetune.details)
+    first = Card.read(first_of(data.backbone).card) if tuned else card
+    of_tuned = _preprocessing(first.preprocessing, tuned)
     with tempfile.TemporaryDirectory() as scratch:
         parts = ClassifierFolder(scratch, "classifier")
         parts.mkdir()
-        save_file(_tensors(data, chosen), parts.weights)
+        save_file(_tensors(data, chosen, head, tuned), parts.weights)
         ClassifierDetails(
-            backbone=card.name,
+            backbone=first.name if chosen == "finetune" else card.name,
             weights=card.weights,
-            preprocessing=_preprocessing(card.preprocessing, tuned),
+            preprocessing=of_tuned if chosen == "finetune" else card.preprocessing,
+            tuned=of_tuned if chosen == "ensemble" else None,
             head=head.kind,
             classes=head.classes,
-            temperature=tuned.temperature if tuned else head.refit_temperature,
+            temperature=_temperature(chosen, head, tuned),
             chosen=chosen,
             max_megapixels=params.prepare.max_megapixels,
             short_side=params.prepare.short_side,
@@ -106,14 +112,34 @@ def _answering(data: DataFolder, classes: list[str]) -> Thresholds:
     return selective.thresholds(val[classes].to_numpy().max(axis=1), (val["label"] == val["predicted"]).to_numpy())
 
 
-def _tensors(data: DataFolder, chosen: str) -> dict[str, NDArray[Any]]:
+def _temperature(chosen: Name, head: HeadDetails, tuned: FinetuneDetails | None) -> float:
+    if chosen == "ensemble":  # inside its head
+        return 1.0
+    return tuned.temperature if tuned else head.refit_temperature
+
+
+def _tensors(data: DataFolder, chosen: Name, head: HeadDetails, tuned: FinetuneDetails | None) -> dict[str, Tensor]:
     """The state of the chosen ``Classifier``, read from the stages' files without building a network."""
     if chosen == "finetune":
         return load_file(data.finetune.weights)
-    head = load_file(data.head.weights)
-    trunk = load_file(data.backbone.weights)
-    own = {f"head.{key.removeprefix('refit_')}": value for key, value in head.items() if key.startswith("refit_")}
-    return {f"trunk.network.{key}": value for key, value in trunk.items()} | own
+    own = {key.removeprefix(REFIT): value for key, value in load_file(data.head.weights).items() if key.startswith(REFIT)}
+    folders = member_folders(data.backbone)
+    trunks = [load_file(folder.weights) for folder in folders]
+    if tuned is not None:
+        state = load_file(data.finetune.weights)
+        share = Metrics.read(data.evaluate.metrics).head_share
+        assert share is not None
+        own["weight"], own["bias"] = averaged_head(
+            [(own["weight"], own["bias"]), (state["head.weight"], state["head.bias"])],
+            [head.refit_temperature, tuned.temperature],
+            [share, 1 - share],
+        )
+        trunks.append({key.removeprefix(NETWORK): value for key, value in state.items() if key.startswith(NETWORK)})
+    whole = {f"head.{key}": value for key, value in own.items()}
+    for number, trunk in enumerate(trunks):
+        prefix = NETWORK if len(trunks) == 1 else f"{NETWORK}members.{number}.network."
+        whole |= {f"{prefix}{key}": value for key, value in trunk.items()}
+    return whole
 
 
 def _packed_code(folder: Path) -> Path:

@@ -17,6 +17,7 @@ import torch
 from headstart.base.artifacts import ClassifierFolder, ModelFolder
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.errors import HeadstartError
+from headstart.base.paths import members_of, network_of
 from headstart.base.tensors import tensors_of
 from headstart.data.decode import Array, Unusable, decode, quiet
 from headstart.data.decoders import Rules
@@ -24,6 +25,7 @@ from headstart.inference.provenance import check_known, check_whole
 from headstart.models.backbones import stored_architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import HEADS
+from headstart.models.trunk import beside
 
 BATCH = 32
 
@@ -50,6 +52,11 @@ class Predictor:
         files = ClassifierFolder(folder)
         details = ClassifierDetails.read(files.details)
         trunk = stored_architecture(details.backbone, details.weights, details.preprocessing, files.network).trunk()
+        if details.tuned is not None:
+            first, *_ = members_of(details.backbone)
+            trunk = beside(
+                trunk, stored_architecture(network_of(first), details.weights, details.tuned, files.network).trunk()
+            )
         with tensors_of(files.weights, details.made_by) as state:
             if not all(value.isfinite().all() for value in state.values() if value.is_floating_point()):
                 raise ValueError("it holds numbers that are not finite")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -215,7 +216,7 @@ class Batches:
 
     def __init__(self, model: BatchPredictor, max_batch: int, wait_s: float) -> None:
         self.model, self.max_batch, self.wait_s = model, max_batch, wait_s
-        capacity = max(MAX_PICTURES, MAX_PENDING_BYTES // (3 * model.view.size**2))
+        capacity = max(MAX_PICTURES, MAX_PENDING_BYTES // (3 * math.prod(model.view.shape)))
         # The number to be served after, the number in order of arrival, the picture, its answer.
         self._waiting: asyncio.PriorityQueue[tuple[int, int, Array, asyncio.Future[Floats]]] = asyncio.PriorityQueue(
             capacity
@@ -338,7 +339,7 @@ def _explanation_images(model: BatchPredictor, picture: Array, target: int) -> d
         layer = np.empty((*maps.shape[1:], 4), np.uint8)
         layer[..., :3], layer[..., 3] = HEAT_COLOUR, np.round(maps[0].clip(0, 1) * 200)
         heat = pages.embedded(_encoded(Image.fromarray(layer, "RGBA"), "PNG"))
-    return {"seen": pages.embedded(_encoded(Image.fromarray(model.view(picture)), "JPEG"), "jpeg"), "heat": heat}
+    return {"seen": pages.embedded(_encoded(Image.fromarray(model.view.first(picture)), "JPEG"), "jpeg"), "heat": heat}
 
 
 def _encoded(image: Image.Image, kind: str) -> bytes:

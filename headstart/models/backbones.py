@@ -1,4 +1,4 @@
-"""Networks by name: build them, find their classifier, take it off, cut what is left into blocks.
+"""Networks by name: what there is, how it is built, and how what was stored is loaded.
 
 Three families answer to a name: torchvision's classification models, timm's models, and the user's own
 ``file.py:factory``. A name that both libraries know (``resnet18``) is torchvision's; timm's own is reached with its tag
@@ -8,7 +8,7 @@ Three families answer to a name: torchvision's classification models, timm's mod
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from headstart.base.artifacts import BackboneFolder
 from headstart.base.artifacts.card import Card, Preprocessing
 from headstart.base.errors import HeadstartError, nearest
-from headstart.base.paths import is_own
+from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of, network_of
 from headstart.base.private_names import without_torch_compiler
 from headstart.base.safe_text import shortened
 from headstart.base.tensors import tensors_of
 from headstart.models.preprocessing import View
+from headstart.models.side_by_side import SideBySide
+from headstart.models.trunk import IMAGENET_CLASSES, Trunk
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGENET_CLASSES = 1000
 # These were published with ``transform_input``: a switch that turns torchvision's usual normalisation into the 0.5/0.5
 # they were trained with. Saying 0.5/0.5 on the card does the same and works without the switch.
 HALF_NORMALISED = ("inception_v3", "googlenet")
@@ -62,29 +63,6 @@ class Architecture:
         return Trunk(self.whole(seed), self.view)
 
 
-class Trunk(nn.Module):
-    """A network without its classifier: (N, 3, H, W) normalised pictures → (N, D) features."""
-
-    def __init__(self, network: nn.Module, view: View) -> None:
-        super().__init__()
-        _take_off(network)
-        self.network = network.to(memory_format=torch.channels_last)
-        self.view = view
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self.network(pictures)
-        return features.flatten(1)
-
-    def blocks(self) -> list[list[nn.Parameter]]:
-        """The parameters in blocks, input side first: the steps of unfreezing and of layer-wise learning rates.
-
-        Containers are opened up, and so is whatever holds more than half of all parameters, since one block that is most
-        of the network is no step. Networks register their parts in the order they use them.
-        """
-        total = sum(p.numel() for p in self.network.parameters())
-        return [block for block in _blocks(self.network, total) if block]
-
-
 def architecture(
     name: str, network_file: Path | None = None, weights: str = "default", size: int | None = None
 ) -> Architecture:
@@ -108,9 +86,26 @@ def architecture(
 def stored_architecture(
     name: str, weights: str, preprocessing: Preprocessing, network_file: Path | None = None
 ) -> Architecture:
-    """The network called ``name`` as a card or a packaged model describes it."""
+    """The network called ``name``, or several side by side, as a card or a packaged model describes them."""
+    members = members_of(name)
+    if len(members) > 1:
+        beside = preprocessing.model_copy(update={"beside": None}), *(preprocessing.beside or ())
+        return side_by_side(
+            name,
+            [stored_architecture(network_of(member), weights, own) for member, own in zip(members, beside, strict=True)],
+        )
     size = preprocessing.built_for or preprocessing.size
     return replace(architecture(name, network_file, weights, size), view=View.of(preprocessing))
+
+
+def side_by_side(name: str, members: Sequence[Architecture]) -> Architecture:
+    """Several networks as one, called ``name``."""
+    view = replace(members[0].view, beside=tuple(member.view for member in members[1:]))
+
+    def create() -> nn.Module:
+        return SideBySide([member.trunk() for member in members], view)
+
+    return Architecture(name, SIDE_BY_SIDE.join(sorted({member.library for member in members})), create, view)
 
 
 def _architecture(name: str, network_file: Path | None, weights: str, size: int | None) -> Architecture:
@@ -131,11 +126,29 @@ def _architecture(name: str, network_file: Path | None, weights: str, size: int 
 
 def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, Card]:
     """The trunk that the backbone stage stored in ``folder``, with its card."""
-    card = Card.read(BackboneFolder(folder).card)
+    files = BackboneFolder(folder)
+    card = Card.read(files.card)
+    folders = member_folders(files)
+    if len(folders) > 1:
+        trunks = [load_trunk(member)[0] for member in folders]
+        view = View.of(card.preprocessing)
+        return Trunk(SideBySide(trunks, view), view), card
     trunk = stored_architecture(card.name, card.weights, card.preprocessing, network_file).trunk()
     with tensors_of(BackboneFolder(folder).weights, card.made_by) as state:
         trunk.network.load_state_dict(state)
     return trunk, card
+
+
+def member_folders(folder: Path) -> list[BackboneFolder]:
+    """Where the networks are that stand side by side in ``folder``; for one network, ``folder`` itself."""
+    files = BackboneFolder(folder)
+    members = members_of(Card.read(files.card).name)
+    return [files.member(member) for member in members] if len(members) > 1 else [files]
+
+
+def first_of(folder: Path) -> BackboneFolder:
+    """Where the first of the networks in ``folder`` is: the one that fine-tuning trains."""
+    return member_folders(folder)[0]
 
 
 def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:
@@ -150,41 +163,6 @@ def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:
 def _not_of_this_size(name: str, size: int | None, published: int, error: Exception) -> HeadstartError:
     reason = f"{type(error).__name__}: {shortened(str(error), 200)}"
     return HeadstartError(f"backbone {name!r} takes no pictures of {size} pixels, its own size is {published} ({reason})")
-
-
-def feature_width(trunk: Trunk) -> int:
-    """D of the (N, D) features, from one forward pass.
-
-    Raises:
-        HeadstartError: the network cannot work on pictures of its view's size, or gives something else than features.
-    """
-    size = trunk.view.size
-    try:
-        with torch.inference_mode():
-            features = trunk.eval()(torch.zeros(2, 3, size, size))
-    except Exception as error:  # whatever the user's own forward raises
-        reason = shortened(str(error), 200)
-        raise HeadstartError(
-            f"the network fails on two {size}×{size} pictures, (2, 3, {size}, {size}): {type(error).__name__}: {reason}"
-        ) from None
-    if features.ndim != 2 or len(features) != 2:
-        raise HeadstartError(f"the network gives {tuple(features.shape)} for two pictures; features must be (2, D)")
-    width: int = features.shape[1]
-    return width
-
-
-def find_classifier(network: nn.Module, classes: int | None = None) -> str:
-    """The dotted name of the last linear layer or convolution: the classifier ('' where there is none).
-
-    SqueezeNet's is a 1×1 convolution before its pooling, everybody else's a linear layer; auxiliary heads (Inception,
-    GoogLeNet) are gone before this is asked.
-    """
-    last = ""
-    for name, module in network.named_modules():
-        width = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
-        if isinstance(module, nn.Linear | nn.Conv2d) and (classes is None or width == classes):
-            last = name
-    return last
 
 
 # --- the three families -------------------------------------------------------------------------------------------
@@ -317,39 +295,3 @@ def _own(name: str, network_file: Path | None) -> Architecture:
             f"0); found {size!r}, {mean!r} and {std!r}"
         ) from None
     return Architecture(name, "own", create, View(size, 1.0, "bilinear", (red, green, blue), (r, g, b)))
-
-
-# --- taking apart -------------------------------------------------------------------------------------------------
-
-
-def _take_off(network: nn.Module) -> None:
-    """Remove the classifier, and auxiliary heads with it, in place."""
-    for auxiliary in ("AuxLogits", "aux1", "aux2"):
-        if getattr(network, auxiliary, None) is not None:
-            setattr(network, auxiliary, None)
-            network.aux_logits = False  # type: ignore[assignment]
-    if hasattr(network, "transform_input"):
-        network.transform_input = False  # type: ignore[assignment]
-    if hasattr(network, "reset_classifier") and hasattr(network, "pretrained_cfg"):  # timm's own way
-        network.reset_classifier(0)  # type: ignore[operator]
-        return
-    name = find_classifier(network, IMAGENET_CLASSES)
-    if not name:
-        raise HeadstartError(
-            f"{type(network).__name__} has no linear layer or convolution with num_classes outputs to take off; "
-            "the factory must build its classifier from the num_classes it is given"
-        )
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, nn.Identity())
-
-
-def _blocks(module: nn.Module, total: int) -> list[list[nn.Parameter]]:
-    found = [list(module.parameters(recurse=False))]
-    for child in module.children():
-        size = sum(p.numel() for p in child.parameters())
-        has_children = any(True for _ in child.children())
-        if isinstance(child, nn.Sequential | nn.ModuleList) or (has_children and size > total / 2):
-            found += _blocks(child, total)
-        else:
-            found.append(list(child.parameters()))
-    return found

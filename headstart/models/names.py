@@ -27,6 +27,7 @@ def check_names(params: Params, data: DataFolder) -> None:
     from headstart.models.backbones import architecture
     from headstart.models.weight_sources import published_weights
 
-    found = architecture(params.backbone, own, params.weights)
-    if file is None and params.weights != "none" and (found.library, params.weights) != ("own", "default"):
-        published_weights(params.backbone, found.library, params.weights)
+    for network, _ in params.members:
+        found = architecture(network, own, params.weights)
+        if file is None and params.weights != "none" and (found.library, params.weights) != ("own", "default"):
+            published_weights(network, found.library, params.weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -30,6 +30,8 @@ class View:
         mean, std: per channel, of pixel values in [0, 1].
         frame: ``centre`` cuts the centre out. The others show all of the picture: ``squeeze`` changes its proportions
             (timm's squash), ``pad`` fills the space beside it with the mean colour (a letterbox).
+        beside: views of further networks, which stand side by side with the one that this is of. They all get one tensor,
+            in which each different view of a picture stands below the one before; what is left over on the right is black.
     """
 
     size: int
@@ -38,13 +40,15 @@ class View:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     frame: Frame = "centre"
+    beside: tuple[View, ...] = ()
 
     @classmethod
     def of(cls, stored: Preprocessing) -> Self:
-        return cls(**stored.model_dump(exclude={"built_for"}))
+        own = stored.model_dump(exclude={"built_for", "beside"})
+        return cls(**own, beside=tuple(cls.of(other) for other in stored.beside or ()))
 
     def stored(self) -> Preprocessing:
-        return Preprocessing(**vars(self))
+        return Preprocessing(**vars(self) | {"beside": [other.stored() for other in self.beside] or None})
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -54,7 +58,33 @@ class View:
         """Pixels that the short side is resized to before the centre is cut out."""
         return int(self.size / self.crop + 1e-6)
 
+    @property
+    def first(self) -> View:
+        """That of the first network alone."""
+        return replace(self, beside=())
+
+    @property
+    def different(self) -> list[View]:
+        """The views that differ, in the order in which they stand in the tensor."""
+        return list(dict.fromkeys([self.first, *self.beside]))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the tensor."""
+        sizes = [view.size for view in self.different]
+        return sum(sizes), max(sizes)
+
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 of any size → (*shape, 3) uint8."""
+        if not self.beside:
+            return self._framed(pixels)
+        whole, top = np.zeros((*self.shape, 3), np.uint8), 0
+        for view in self.different:
+            whole[top : top + view.size, : view.size] = view._framed(pixels)
+            top += view.size
+        return whole
+
+    def _framed(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(height, width, 3) uint8 of any size → (size, size, 3) uint8.
 
         For the centre, the short side is resized to ``short_side`` and the centre is cut out, as torchvision's and timm's
@@ -86,11 +116,11 @@ class View:
         return whole
 
     def stacked(self, pictures: Iterable[NDArray[np.uint8]]) -> Tensor:
-        """Pictures of any sizes → (N, 3, size, size) uint8, channels last in memory."""
+        """Pictures of any sizes → (N, 3, *shape) uint8, channels last in memory."""
         return torch.from_numpy(np.stack([self(picture) for picture in pictures])).permute(0, 3, 1, 2)
 
     def batch(self, pictures: Iterable[NDArray[np.uint8]]) -> Tensor:
-        """Pictures of any sizes → (N, 3, size, size) float32, normalised."""
+        """Pictures of any sizes → (N, 3, *shape) float32, normalised."""
         normalised: Tensor = Normalise(self)(self.stacked(pictures))
         return normalised
 
@@ -116,7 +146,7 @@ class Normalise(nn.Module):
 def batches(
     view: View, pictures: Sequence[NDArray[np.uint8]] | Any, rows: Sequence[int], size: int
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Batches of ``rows`` of ``pictures``, each (N, 3, size, size) uint8, the next one made while the network works on this
+    """Batches of ``rows`` of ``pictures``, each (N, 3, *shape) uint8, the next one made while the network works on this
     one."""
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
     with ThreadPoolExecutor(1) as ahead:

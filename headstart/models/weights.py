@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections import OrderedDict
 from dataclasses import replace
@@ -20,18 +21,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from headstart.base.artifacts import BackboneFolder, DataFolder
+from headstart.base.artifacts import MEMBERS, BackboneFolder, DataFolder
 from headstart.base.artifacts.card import Card, WeightsSource
 from headstart.base.errors import HeadstartError
 from headstart.base.files import remove_cut_short, replacing, sha256_of
 from headstart.base.kept import say_damaged
 from headstart.base.params import Params, View
-from headstart.base.paths import is_own, weights_file
+from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of, weights_file
 from headstart.base.safe_text import shortened
 from headstart.base.terminal import say
 from headstart.models import backbones
-from headstart.models.backbones import Architecture, Trunk, architecture
+from headstart.models.backbones import Architecture, architecture
 from headstart.models.complexity import gmacs
+from headstart.models.trunk import IMAGENET_CLASSES, Trunk, feature_width, find_classifier
 from headstart.models.weight_sources import MIRROR_VARIABLE, packages_installed, published_weights, sources_of
 
 # torchvision published its DenseNets when module names could hold dots: denselayer1.norm.1 is denselayer1.norm1 today.
@@ -72,7 +74,8 @@ def store_backbone(
             return stored
         again = None if stored is None else _reused(arch, stored, folder)
         trunk, classifier, source = again or _resolve(arch, weights, mirror)
-    width = backbones.feature_width(trunk)
+    shutil.rmtree(folder / MEMBERS, ignore_errors=True)  # of networks that stood side by side before
+    width = feature_width(trunk)
     state = {key: value.contiguous() for key, value in trunk.network.state_dict().items()}
     with replacing(files.weights) as part:
         save_file(_unshared(state), part)
@@ -96,6 +99,55 @@ def store_backbone(
     card = card.model_copy(update={"digest": _digest(card, files)})
     card.write(files.card)
     return card
+
+
+def store_backbones(params: Params, network_file: Path, folder: Path) -> Card:
+    """What ``backbone`` of params.yaml names, into ``folder``: one network, or several that stand side by side, each in a
+    folder of its own and with a card for all.
+
+    Raises:
+        HeadstartError: as ``store_backbone``.
+    """
+    mirror, seed = params.weights_mirror, params.seed
+    if len(params.members) == 1:
+        return store_backbone(params.backbone, params.weights, mirror, seed, network_file, folder, params.view)
+    files, names = BackboneFolder(folder), members_of(params.backbone)
+    folders = [files.member(name) for name in names]
+    for path in Path(folder).iterdir() if folder.exists() else ():  # what a single network or other members have left
+        if path.name != MEMBERS:
+            path.unlink()
+    for path in Path(folder, MEMBERS).iterdir() if Path(folder, MEMBERS).exists() else ():
+        if path not in folders:
+            shutil.rmtree(path)
+    cards = [
+        store_backbone(network, params.weights, mirror, seed, network_file, member, view)
+        for (network, view), member in zip(params.members, folders, strict=True)
+    ]
+    first, *others = cards
+    card = first.model_copy(
+        update={
+            "name": params.backbone,
+            "library": SIDE_BY_SIDE.join(sorted({card.library for card in cards})),
+            "source": WeightsSource(
+                origin="; ".join(card.source.origin for card in cards),
+                digest=_joined([card.source.digest for card in cards]) if first.pretrained else "",
+                licence="; ".join(dict.fromkeys(card.source.licence for card in cards)),
+            ),
+            "sha256": _joined([card.sha256 for card in cards]),
+            "parameters": sum(card.parameters for card in cards),
+            "gmacs": round(sum(card.gmacs for card in cards), 4),
+            "features": sum(card.features for card in cards),
+            "blocks": sum(card.blocks for card in cards),
+            "preprocessing": first.preprocessing.model_copy(update={"beside": [card.preprocessing for card in others]}),
+            "digest": _joined([card.digest for card in cards]),
+        }
+    )
+    card.write(files.card)
+    return card
+
+
+def _joined(digests: list[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _digest(card: Card, files: BackboneFolder) -> str:
@@ -235,17 +287,17 @@ def _parts(arch: Architecture, state: State, what: str) -> tuple[Trunk, State]:
     network.load_state_dict(
         {k: v for k, v in state.items() if k in expected and v.shape == expected[k].shape}, strict=False
     )
-    name = backbones.find_classifier(network, backbones.IMAGENET_CLASSES)
+    name = find_classifier(network, IMAGENET_CLASSES)
     linear = name and isinstance(network.get_submodule(name), nn.Linear)
     own = {part: state.get(f"{name}.{part}") for part in ("weight", "bias")} if linear else {}
-    whole = all(value is not None and len(value) == backbones.IMAGENET_CLASSES for value in own.values())
+    whole = all(value is not None and len(value) == IMAGENET_CLASSES for value in own.values())
     trunk = Trunk(network, arch.view)
     return trunk, {part: value.contiguous() for part, value in own.items() if value is not None} if whole else {}
 
 
 def _classifier_keys(network: nn.Module) -> set[str]:
     """Keys that come off with the classifier: its own and the auxiliary heads'."""
-    heads = [backbones.find_classifier(network, backbones.IMAGENET_CLASSES)]
+    heads = [find_classifier(network, IMAGENET_CLASSES)]
     if hasattr(network, "get_classifier") and hasattr(network, "pretrained_cfg"):
         classifier = network.get_classifier()  # type: ignore[operator]
         several = classifier if isinstance(classifier, tuple | list) else (classifier,)  # distilled networks have two
@@ -297,9 +349,6 @@ def _timm_state(network: nn.Module, state: State, optional: set[str]) -> State:
 
 def run(params: Params, data: DataFolder) -> None:
     """The stage backbone: store the network's weights and card."""
-    network = data.fetch.network
-    card = store_backbone(
-        params.backbone, params.weights, params.weights_mirror, params.seed, network, data.backbone, params.view
-    )
+    card = store_backbones(params, data.fetch.network, data.backbone)
     size = f"{card.parameters / 1e6:.1f} M parameters, {card.features} features"
     say(f"{card.name}: {card.source.origin}, {size}")

@@ -158,12 +158,12 @@ def _backbone(params: Params) -> tuple[str, str]:
     weights_file(params.weights)
     if network_file(params.backbone):
         return OK, f"{params.backbone}, your own"
-    network = architecture(params.backbone)
+    libraries = {network: architecture(network).library for network, _ in params.members}
     if params.weights == "none":
         return OK, f"{params.backbone} with random weights"
     if params.weights != "default":
         return NOTE, f"{params.backbone}; the run will look for its weights {params.weights}"
-    if not at_hand(params.backbone, network.library, params.weights_mirror):
+    if not all(at_hand(network, library, params.weights_mirror) for network, library in libraries.items()):
         return NOTE, f"{params.backbone}; its weights are not on this machine, so the first run downloads them"
     return OK, f"{params.backbone}, whose weights are at hand"
 

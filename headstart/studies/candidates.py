@@ -29,7 +29,8 @@ from headstart.base.terminal import say
 from headstart.data.splits import unit_hash
 from headstart.engines.activations import folder_for, known_or_made
 from headstart.engines.base import Forward
-from headstart.models.backbones import Trunk, architecture, load_trunk
+from headstart.models.backbones import architecture, load_trunk
+from headstart.models.trunk import Trunk
 from headstart.models.weights import NoWeightsError, store_backbone
 from headstart.training.features import FeatureExtractor
 from headstart.training.linear_probe import FOLDS

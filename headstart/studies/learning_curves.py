@@ -29,10 +29,11 @@ from headstart.base.progress import hidden, progress
 from headstart.base.terminal import say
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
-from headstart.models.backbones import Trunk, load_trunk, stored_architecture
+from headstart.models.backbones import load_trunk, stored_architecture
+from headstart.models.trunk import Trunk
 from headstart.studies.candidates import Sample
 from headstart.training.checkpoint import STATE
-from headstart.training.feature_files import load_features
+from headstart.training.feature_files import load_first_features
 from headstart.training.finetuned import load_finetuned
 from headstart.training.head_files import load_head
 from headstart.training.linear_probe import folds_of, train_head
@@ -170,7 +171,7 @@ class Pictures:
 
 def features_of(folder: Path, manifest: pd.DataFrame, rows: Ints, device: torch.device) -> Tensor:
     """(N, D) cached features of ``rows`` of the manifest, which are training or validation pictures."""
-    parts = [load_features(folder, split)[0] for split in ("train", "val")]
+    parts = [load_first_features(folder, split) for split in ("train", "val")]
     found = [np.flatnonzero(manifest["split"] == split) for split in ("train", "val")]
     place = {int(row): number for number, row in enumerate(np.concatenate(found))}
     return torch.cat(parts)[[place[int(row)] for row in rows]].to(device)

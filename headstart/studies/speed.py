@@ -11,11 +11,11 @@ from torch import nn
 from headstart.base.arrays import Ints
 from headstart.base.measurements import seconds
 from headstart.engines.select import SAMPLE, engine_for
-from headstart.models.backbones import Trunk
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.graph import fold_batch_norm, split_frozen
 from headstart.models.heads import LinearHead
 from headstart.models.preprocessing import Normalise
+from headstart.models.trunk import Trunk
 from headstart.training.augmentation import train_size
 from headstart.training.features import FeatureExtractor
 from headstart.training.recipe import Recipe

@@ -43,14 +43,14 @@ from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation.intervals import mean
-from headstart.models.backbones import load_trunk
+from headstart.models.backbones import first_of, load_trunk
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
 from headstart.studies import tuning_report
 from headstart.studies.search_space import STARTUP, Search
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training.finetuned import load_val_logits
-from headstart.training.head_files import load_head
+from headstart.training.head_files import load_start
 from headstart.training.recipe import Recipe, TrainingSetup
 from headstart.training.trainer import finetune
 
@@ -345,10 +345,10 @@ def run(params: Params, data: DataFolder) -> None:
     """The stage tune: try settings within a budget of time, and say whether any is better than the present ones."""
     search = Search.of(params, scratch=not Card.read(data.backbone.card).pretrained)
     device = set_up(params.threads)
-    head, manifest, pixels = load_head(data.head), read_manifest(data.prepare), Pixels(data.prepare)
+    head, manifest, pixels = load_start(data.head), read_manifest(data.prepare), Pixels(data.prepare)
 
     def train(settings: Finetune, folder: Path, resume: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
-        trunk, _ = load_trunk(data.backbone, data.fetch.network)
+        trunk, _ = load_trunk(first_of(data.backbone), data.fetch.network)
         setup = TrainingSetup(
             trunk, head, pixels, manifest, Recipe(settings, search.scratch, params.seed), device,
             params.features.engine,

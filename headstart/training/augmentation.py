@@ -15,8 +15,8 @@ from headstart.base.arrays import Ints
 from headstart.base.device import derived_seed
 from headstart.base.params import Finetune
 from headstart.data.packed import Pixels
-from headstart.models.backbones import Trunk
 from headstart.models.preprocessing import View
+from headstart.models.trunk import Trunk
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

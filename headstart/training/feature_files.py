@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from headstart.base.artifacts import FeaturesFolder
+from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.tensors import tensors_of
+
+
+def load_first_features(folder: Path, split: str, device: torch.device | str = "cpu") -> Tensor:
+    """The (N, D) features of one split: of several networks side by side, those of the first one alone."""
+    features, _ = load_features(folder, split, device)
+    widths = FeaturesDetails.read(FeaturesFolder(folder).details).widths
+    return features[:, : widths[0]] if widths else features
 
 
 def load_features(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from headstart.base.device import made_on, set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, sha256_of
 from headstart.base.identity import code_of
+from headstart.base.kept import is_whole
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.progress import Advance, progress
@@ -33,9 +35,10 @@ from headstart.engines.activations import answers_of, folder_for
 from headstart.engines.base import Forward
 from headstart.engines.batching import inference_batch
 from headstart.engines.select import PROBED, SAMPLE, engine_for
-from headstart.models.backbones import Trunk, load_trunk
+from headstart.models.backbones import load_trunk
 from headstart.models.preprocessing import Normalise, batches
 from headstart.models.task import SINGLE_LABEL
+from headstart.models.trunk import Trunk, members_of_trunk
 
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
 
@@ -53,7 +56,8 @@ def extract(
     """Write one file per split: ``features`` (N, D) float32 and ``labels`` (N,) int64, rows in manifest order; and a card
     that says which engine made them.
 
-    Memory does not grow with the set.
+    Where several networks stand side by side, each has its own pass over the pictures, and its features are kept for the
+    next time: one that is new among them is the only one that looks at the pictures. Memory does not grow with the set.
 
     Args:
         wanted: torch, openvino or auto, as for ``engine_for``.
@@ -61,30 +65,92 @@ def extract(
             processes that make the same one works and the others wait.
         made_by: digests of all else that shapes the features: the code.
     """
-    extractor = FeatureExtractor(trunk, pixels, device)
-    labels = _numbers(manifest)
-    forward, choice = engine_of(extractor, manifest, wanted)
     files = FeaturesFolder(folder)
     files.mkdir(parents=True, exist_ok=True)
-    seen = ("features", list(made_by), trunk.view.as_dict(), manifest["split"].tolist())
-    home = folder_for(kept, extractor.network, choice.engine, pixels, seen) if kept else None
-
-    def complaint(row: int) -> str:
-        return (
-            f"the backbone gives features that are no finite numbers, first for {manifest['path'].iloc[row]}; take other "
-            "weights, or mend the network if it is your own"
-        )
-
-    with FileLock(home.with_suffix(".lock")) if home else nullcontext(), progress("features", len(manifest)) as advance:
-        if home:
+    members = members_of_trunk(trunk)
+    choices: list[EngineChoice] = []
+    tables: list[Table] = []
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".")))
+        advance = stack.enter_context(progress("features", len(members) * len(manifest)))
+        for number, member in enumerate(members):
+            extractor = FeatureExtractor(member, pixels, device)
+            forward, choice = engine_of(extractor, manifest, wanted)
+            seen = ("features", list(made_by), member.view.as_dict(), manifest["split"].tolist())
+            home = folder_for(kept, extractor.network, choice.engine, pixels, seen) if kept else scratch / str(number)
+            if kept:
+                stack.enter_context(FileLock(home.with_suffix(".lock")))
             home.mkdir(exist_ok=True)  # the process before has removed it
+            choices.append(choice)
+            tables.append(_table(extractor, forward, manifest, home, advance))
+        labels = _numbers(manifest)
         for split in SPLITS:
-            rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
-            write_features(extractor, forward, rows, labels[rows], files.split(split), advance, complaint, home)
-        FeaturesDetails(**choice.model_dump(), **made_on(device)).write(files.details)
-        if home:
-            shutil.rmtree(home, ignore_errors=True)
-            home.with_suffix(".lock").unlink(missing_ok=True)
+            rows = np.flatnonzero(manifest["split"] == split)
+            found = [table.features[split] for table in tables]
+            features = found[0] if len(found) == 1 else _side_by_side(found, scratch / split)
+            with replacing(files.split(split)) as part:
+                save_file({"features": torch.from_numpy(features), "labels": torch.from_numpy(labels[rows])}, part)
+        widths = [table.features[SPLITS[0]].shape[1] for table in tables]
+        FeaturesDetails(
+            engine="; ".join(dict.fromkeys(choice.engine for choice in choices)),
+            why="; ".join(dict.fromkeys(choice.why for choice in choices)),
+            widths=widths if len(widths) > 1 else None,
+            **made_on(device),
+        ).write(files.details)
+        for table in tables if kept else ():
+            if len(tables) == 1:
+                shutil.rmtree(table.home, ignore_errors=True)
+            table.home.with_suffix(".lock").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one network makes of all pictures.
+
+    Attributes:
+        features: by split, (N, D) in a file of ``home``.
+    """
+
+    home: Path
+    features: dict[str, NDArray[np.float32]]
+
+
+def _table(extractor: FeatureExtractor, forward: Forward, manifest: pd.DataFrame, home: Path, advance: Advance) -> Table:
+    """The features of all pictures, in ``home``: found there, or made and put there.
+
+    Raises:
+        HeadstartError: they are no finite numbers.
+    """
+    features = {}
+    for split in SPLITS:
+        rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
+
+        def check(at: int, found: NDArray[np.float32], rows: Ints = rows) -> None:
+            finite = np.isfinite(found).all(axis=1)
+            if not finite.all():
+                row = int(rows[at + int(np.argmin(finite))])
+                raise HeadstartError(
+                    "the backbone gives features that are no finite numbers, first for "
+                    f"{manifest['path'].iloc[row]}; take other weights, or mend the network if it is your own"
+                )
+
+        def pictures(first: int, rows: Ints = rows) -> Iterator[Tensor]:
+            return extractor.batches(rows[first:])
+
+        there = is_whole(home / split)
+        features[split] = answers_of(forward, pictures, len(rows), home / split, advance, check)
+        if there:
+            advance(len(rows))
+    return Table(home, features)
+
+
+def _side_by_side(parts: list[NDArray[np.float32]], file: Path) -> NDArray[np.float32]:
+    """(N, D of all) in ``file``."""
+    widths = [part.shape[1] for part in parts]
+    whole = np.memmap(file, np.float32, "w+", shape=(len(parts[0]), sum(widths)))
+    for part, end in zip(parts, np.cumsum(widths), strict=True):
+        whole[:, end - part.shape[1] : end] = part
+    return whole
 
 
 def engine_of(extractor: FeatureExtractor, manifest: pd.DataFrame, wanted: str) -> tuple[Forward, EngineChoice]:
@@ -119,38 +185,6 @@ class FeatureExtractor:
 
     def at_once(self, rows: Ints) -> Tensor:
         return torch.cat(list(self.batches(rows)))
-
-
-def write_features(
-    extractor: FeatureExtractor,
-    forward: Forward,
-    rows: Ints,
-    labels: Ints,
-    file: Path,
-    advance: Advance,
-    complaint: Callable[[int], str],
-    kept: Path | None = None,
-) -> None:
-    """``features`` (N, D) float32 of ``rows`` and ``labels`` (N,) int64 into ``file``. Memory does not grow with N.
-
-    Args:
-        complaint: what to say where the features of a row are no finite numbers.
-        kept: a folder from which one that was killed goes on.
-
-    Raises:
-        HeadstartError: they are not.
-    """
-
-    def check(at: int, found: NDArray[np.float32]) -> None:
-        finite = np.isfinite(found).all(axis=1)
-        if not finite.all():
-            raise HeadstartError(complaint(int(rows[at + int(np.argmin(finite))])))
-
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as scratch:
-        found = (kept or Path(scratch)) / file.stem
-        stored = answers_of(forward, lambda first: extractor.batches(rows[first:]), len(rows), found, advance, check)
-        with replacing(file) as part:
-            save_file({"features": torch.from_numpy(stored), "labels": torch.from_numpy(labels)}, part)
 
 
 def run(params: Params, data: DataFolder) -> None:

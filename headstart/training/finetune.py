@@ -37,18 +37,18 @@ def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live)
     from headstart.base.device import set_up
     from headstart.data.manifest import read_manifest
     from headstart.data.packed import Pixels
-    from headstart.models.backbones import load_trunk
-    from headstart.training.head_files import load_head
+    from headstart.models.backbones import first_of, load_trunk
+    from headstart.training.head_files import load_start
     from headstart.training.recipe import Recipe, TrainingSetup
     from headstart.training.trainer import finetune
 
     device = set_up(params.threads)
-    trunk, card = load_trunk(data.backbone, data.fetch.network)
+    trunk, card = load_trunk(first_of(data.backbone), data.fetch.network)
     recipe = Recipe(params.finetune, scratch=not card.pretrained, seed=params.seed)
     settings = (params.finetune, params.features, params.seed, params.threads)
     key = digest_of([code_of("headstart.training.trainer"), inputs_of("finetune"), settings])
     setup = TrainingSetup(
-        trunk, load_head(data.head), Pixels(data.prepare), read_manifest(data.prepare), recipe, device,
+        trunk, load_start(data.head), Pixels(data.prepare), read_manifest(data.prepare), recipe, device,
         params.features.engine,
     )  # fmt: skip
     finetune(setup, folder, state_folder("finetune") / key, live(data, params), state_folder("answers"))

@@ -10,8 +10,8 @@ from torch import Tensor
 from headstart.base.artifacts import FinetuneFolder
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.tensors import tensors_of
-from headstart.models.backbones import Trunk
 from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.trunk import Trunk
 
 
 def load_finetuned(folder: Path, trunk: Trunk, head: FittedHead) -> Classifier | None:

@@ -31,6 +31,11 @@ def store_head(head: ClassifierHead, refit: ClassifierHead, details: HeadDetails
     write_rows([row.model_dump() for row in details.sweep], files.sweep)
 
 
+def load_start(folder: HeadFolder) -> FittedHead:
+    """The head that fine-tuning starts from: of several networks side by side, that of the first one alone."""
+    return load_head(folder.of_first if folder.of_first.exists() else folder)
+
+
 def load_head(folder: Path, refit: bool = False) -> FittedHead:
     """The chosen head, fitted on training pictures alone or (``refit``) on training and validation pictures."""
     files = HeadFolder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from headstart.base.arrays import Floats, Ints
 from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.head import HeadDetails, Strength
 from headstart.base.device import one_thread, set_up
 from headstart.base.params import Head, Params
@@ -283,4 +285,10 @@ def run(params: Params, data: DataFolder) -> None:
     train, val = (load_features(data.features, split, device) for split in ("train", "val"))
     manifest = read_manifest(data.prepare).set_index("split")
     groups = np.concatenate([manifest.loc[["train"], "group"], manifest.loc[["val"], "group"]])
-    train_head(train, val, class_names(manifest), params.head, data.head, groups)
+    classes = class_names(manifest)
+    train_head(train, val, classes, params.head, data.head, groups)
+    shutil.rmtree(data.head.of_first, ignore_errors=True)
+    widths = FeaturesDetails.read(data.features.details).widths
+    if widths and params.finetune_is_on:  # fine-tuning trains the first network alone, so it starts from a head of its own
+        first_train, first_val = ((features[:, : widths[0]], labels) for features, labels in (train, val))
+        train_head(first_train, first_val, classes, params.head, data.head.of_first, groups)

@@ -15,8 +15,8 @@ from torch import nn
 from headstart.base.arrays import Ints
 from headstart.base.params import Finetune
 from headstart.data.packed import Pixels
-from headstart.models.backbones import Trunk
 from headstart.models.classifier import Classifier, FittedHead
+from headstart.models.trunk import Trunk
 
 LEAST_WARMUP = 40  # steps (bench/few_steps.py)
 

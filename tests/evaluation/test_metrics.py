@@ -31,9 +31,10 @@ from headstart.evaluation.metrics import (
     reliability,
     worst_mistakes,
 )
-from headstart.models.backbones import Trunk, architecture
+from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
+from headstart.models.trunk import Trunk
 
 
 def random_scores(seed: int, count: int, classes: int, skill: float = 1.0, sharpness: float = 1.0) -> Scores:

@@ -25,9 +25,10 @@ from headstart.inference import batch
 from headstart.inference.batch import BatchPredictor
 from headstart.inference.predictor import load_predictor
 from headstart.inference.selective import CONFIDENCE_LEVEL, threshold_for, thresholds
-from headstart.models.backbones import architecture, feature_width
+from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
+from headstart.models.trunk import feature_width
 from tests import test_cli
 from tests.data import hostile
 from tests.inference.test_predictor import CLASSES, known, plain, png, put_model

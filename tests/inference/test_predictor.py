@@ -20,9 +20,10 @@ from headstart.base.artifacts import ModelFolder
 from headstart.base.errors import HeadstartError
 from headstart.inference.predictor import BATCH, Prediction, Predictor
 from headstart.inference.provenance import remember, write_sums
-from headstart.models.backbones import architecture, feature_width
+from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
+from headstart.models.trunk import feature_width
 
 CLASSES = ("blue", "green", "red")
 # A network that cannot be wrong about colours: the mean of each channel, last first, is the feature.

@@ -13,8 +13,9 @@ import torch
 
 from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
-from headstart.models.backbones import Architecture, Trunk, architecture, feature_width, load_trunk
+from headstart.models.backbones import Architecture, architecture, load_trunk
 from headstart.models.complexity import gmacs
+from headstart.models.trunk import Trunk, feature_width
 from headstart.models.weights import store_backbone
 
 # name → features, GMACs and millions of parameters without the classifier (torchvision's own figures less the classifier)

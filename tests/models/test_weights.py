@@ -26,15 +26,9 @@ from torch import Tensor, nn
 from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
 from headstart.base.params import View
-from headstart.models.backbones import (
-    architecture,
-    feature_width,
-    find_classifier,
-    load_classifier,
-    load_trunk,
-    torchvision_weights,
-)  # fmt: skip
+from headstart.models.backbones import architecture, load_classifier, load_trunk, torchvision_weights
 from headstart.models.preprocessing import Normalise
+from headstart.models.trunk import feature_width, find_classifier  # fmt: skip
 from headstart.models.weights import store_backbone
 
 SIX = {"resnet18": 64, "alexnet": 64, "squeezenet1_0": 64, "vgg16": 64, "densenet161": 64, "inception_v3": 96}

@@ -27,8 +27,9 @@ from headstart.engines import activations
 from headstart.engines.base import Engine, Forward, Precision
 from headstart.engines.batching import inference_batch
 from headstart.engines.select import ENGINES
-from headstart.models.backbones import Trunk, architecture
+from headstart.models.backbones import architecture
 from headstart.models.preprocessing import View
+from headstart.models.trunk import Trunk
 from headstart.training.feature_files import load_features
 from headstart.training.features import extract
 

@@ -62,10 +62,17 @@ class PrepareFolder(Folder):
     sheet = File("sheet.png")
 
 
+MEMBERS = "members"
+
+
 class BackboneFolder(Folder):
     card = File("card.json")
     weights = File("weights.safetensors")
     imagenet_classifier = File("classifier.safetensors")
+
+    def member(self, name: str) -> BackboneFolder:
+        """Of several networks side by side, the one called ``name``; all of them have only the card here."""
+        return BackboneFolder(self, MEMBERS, name.replace("/", "+"))
 
 
 class FeaturesFolder(Folder):
@@ -79,6 +86,11 @@ class HeadFolder(Folder):
     details = File("head.json")
     weights = File("head.safetensors")
     sweep = File("sweep.csv")
+
+    @property
+    def of_first(self) -> HeadFolder:
+        """Of several networks side by side, the head on the features of the first one alone."""
+        return HeadFolder(self, "first")
 
 
 class FinetuneFolder(Folder):

@@ -25,6 +25,7 @@ class Preprocessing(Part):
 
     Attributes:
         built_for: pixels that the network was built for, where it was trained to be shown another size.
+        beside: the same for the networks beside the first, where several stand side by side.
     """
 
     size: int
@@ -34,6 +35,7 @@ class Preprocessing(Part):
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    beside: list[Preprocessing] | None = absent()
 
     def described(self) -> str:
         """For people: "224 px, bicubic, centre crop 0.875"."""
@@ -42,7 +44,8 @@ class Preprocessing(Part):
             "squeeze": "squeezed into a square",
             "pad": "padded to a square",
         }
-        return f"{self.size} px, {self.interpolation}, {frames[self.frame]}"
+        own = f"{self.size} px, {self.interpolation}, {frames[self.frame]}"
+        return "; ".join([own, *(other.described() for other in self.beside or ())])
 
 
 class Card(JsonFile):

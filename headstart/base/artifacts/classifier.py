@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from headstart.base.artifacts.card import Preprocessing
-from headstart.base.artifacts.json_file import JsonFile, Part
+from headstart.base.artifacts.json_file import JsonFile, Part, absent
+from headstart.base.artifacts.metrics import Name
 
 
 class Threshold(Part):
@@ -40,6 +41,7 @@ class ClassifierDetails(JsonFile):
     """What has a default is not in models that were packaged by older versions.
 
     Attributes:
+        tuned: how the fine-tuned network sees pictures that stands beside ``backbone`` in an ensemble.
         head: its kind, as ``head.kind`` in params.yaml.
         max_megapixels, short_side, formats, white_level: how pictures are decoded, as prepare's parameters.
         answering: what a least confidence means.
@@ -50,10 +52,11 @@ class ClassifierDetails(JsonFile):
     backbone: str
     weights: str
     preprocessing: Preprocessing
+    tuned: Preprocessing | None = absent()
     head: str = "linear"
     classes: list[str]
     temperature: float
-    chosen: Literal["head", "finetune"] | None = None
+    chosen: Name | None = None
     max_megapixels: float
     short_side: int | None = None
     formats: Literal["all", "common"] = "all"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from headstart.base.artifacts.json_file import JsonFile, Part
+from headstart.base.artifacts.json_file import JsonFile, Part, absent
 
 
 class EngineChoice(Part):
@@ -19,7 +19,11 @@ class EngineChoice(Part):
 
 
 class FeaturesDetails(JsonFile):
-    """An ``EngineChoice`` and what the last digits depend on besides the inputs."""
+    """An ``EngineChoice`` and what the last digits depend on besides the inputs.
+
+    Attributes:
+        widths: how many features each network has, where several stand side by side; absent otherwise.
+    """
 
     made_by: ClassVar[str] = "dvc repro features"
 
@@ -27,3 +31,4 @@ class FeaturesDetails(JsonFile):
     why: str
     processor: str
     threads: int
+    widths: list[int] | None = absent()

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from headstart.base.artifacts.json_file import JsonFile, Part, absent
 
-Name = Literal["head", "finetune"]  # of a classifier
+Name = Literal["head", "finetune", "ensemble"]  # of a classifier; the last is the average of the others
 Measured = dict[str, int | float]  # each metric with its interval (accuracy, accuracy_low, accuracy_high), and n
 
 
@@ -19,11 +19,13 @@ class Gain(Part):
 
 
 class Metrics(JsonFile):
-    """Measured by classifier, head or finetune; ``finetune`` and ``gain`` are absent where fine-tuning is off.
+    """Measured by classifier. All but ``head`` and ``gain`` are absent where fine-tuning is off, and ``ensemble`` where a
+    head is not linear.
 
     Attributes:
         test: also of ``chosen``.
         gain: by split.
+        head_share: of the head in the ensemble, in log-probabilities.
     """
 
     made_by: ClassVar[str] = "dvc repro evaluate"
@@ -32,3 +34,4 @@ class Metrics(JsonFile):
     val: dict[Name, Measured]
     test: dict[str, Measured]
     gain: dict[str, Gain] | None = absent()
+    head_share: float | None = absent()

@@ -1,0 +1,121 @@
+"""A network without its classifier: find it, take it off, cut what is left into blocks that can be unfrozen one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from headstart.base.errors import HeadstartError
+from headstart.base.safe_text import shortened
+from headstart.models.preprocessing import View
+from headstart.models.side_by_side import SideBySide
+
+IMAGENET_CLASSES = 1000
+
+
+class Trunk(nn.Module):
+    """A network without its classifier: (N, 3, H, W) normalised pictures → (N, D) features."""
+
+    def __init__(self, network: nn.Module, view: View) -> None:
+        super().__init__()
+        if not isinstance(network, SideBySide):
+            _take_off(network)
+        self.network = network.to(memory_format=torch.channels_last)
+        self.view = view
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self.network(pictures)
+        return features.flatten(1)
+
+    def blocks(self) -> list[list[nn.Parameter]]:
+        """The parameters in blocks, input side first: the steps of unfreezing and of layer-wise learning rates.
+
+        Containers are opened up, and so is whatever holds more than half of all parameters, since one block that is most
+        of the network is no step. Networks register their parts in the order they use them.
+        """
+        total = sum(p.numel() for p in self.network.parameters())
+        return [block for block in _blocks(self.network, total) if block]
+
+
+def feature_width(trunk: Trunk) -> int:
+    """D of the (N, D) features, from one forward pass.
+
+    Raises:
+        HeadstartError: the network cannot work on pictures of its view's size, or gives something else than features.
+    """
+    height, width = trunk.view.shape
+    try:
+        with torch.inference_mode():
+            features = trunk.eval()(torch.zeros(2, 3, height, width))
+    except Exception as error:  # whatever the user's own forward raises
+        reason = shortened(str(error), 200)
+        raise HeadstartError(
+            f"the network fails on (2, 3, {height}, {width}), two pictures: {type(error).__name__}: {reason}"
+        ) from None
+    if features.ndim != 2 or len(features) != 2:
+        raise HeadstartError(f"the network gives {tuple(features.shape)} for two pictures; features must be (2, D)")
+    found: int = features.shape[1]
+    return found
+
+
+def find_classifier(network: nn.Module, classes: int | None = None) -> str:
+    """The dotted name of the last linear layer or convolution: the classifier ('' where there is none).
+
+    SqueezeNet's is a 1×1 convolution before its pooling, everybody else's a linear layer; auxiliary heads (Inception,
+    GoogLeNet) are gone before this is asked.
+    """
+    last = ""
+    for name, module in network.named_modules():
+        width = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
+        if isinstance(module, nn.Linear | nn.Conv2d) and (classes is None or width == classes):
+            last = name
+    return last
+
+
+def _take_off(network: nn.Module) -> None:
+    """Remove the classifier, and auxiliary heads with it, in place."""
+    for auxiliary in ("AuxLogits", "aux1", "aux2"):
+        if getattr(network, auxiliary, None) is not None:
+            setattr(network, auxiliary, None)
+            network.aux_logits = False  # type: ignore[assignment]
+    if hasattr(network, "transform_input"):
+        network.transform_input = False  # type: ignore[assignment]
+    if hasattr(network, "reset_classifier") and hasattr(network, "pretrained_cfg"):  # timm's own way
+        network.reset_classifier(0)  # type: ignore[operator]
+        return
+    name = find_classifier(network, IMAGENET_CLASSES)
+    if not name:
+        raise HeadstartError(
+            f"{type(network).__name__} has no linear layer or convolution with num_classes outputs to take off; "
+            "the factory must build its classifier from the num_classes it is given"
+        )
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+
+
+def _blocks(module: nn.Module, total: int) -> list[list[nn.Parameter]]:
+    found = [list(module.parameters(recurse=False))]
+    for child in module.children():
+        size = sum(p.numel() for p in child.parameters())
+        has_children = any(True for _ in child.children())
+        if isinstance(child, nn.Sequential | nn.ModuleList) or (has_children and size > total / 2):
+            found += _blocks(child, total)
+        else:
+            found.append(list(child.parameters()))
+    return found
+
+
+def members_of_trunk(trunk: Trunk) -> list[Trunk]:
+    """The trunks that stand side by side in ``trunk``, or itself."""
+    if not isinstance(trunk.network, SideBySide):
+        return [trunk]
+    members: list[Trunk] = list(trunk.network.members)  # type: ignore[arg-type]
+    return members
+
+
+def beside(trunk: Trunk, other: Trunk) -> Trunk:
+    """Two trunks side by side, as one; the first may be several itself."""
+    view = replace(trunk.view, beside=(*trunk.view.beside, other.view))
+    return Trunk(SideBySide([*members_of_trunk(trunk), other], view), view)

@@ -160,6 +160,7 @@ class Rank(Section):
     candidates: Annotated[list[Text], Field(min_length=1)] = [f"tf_efficientnet_lite{n}" for n in range(3)]
     first: Annotated[int, Field(ge=20)] = 500
     pictures: Annotated[int, Field(ge=20)] = 2000
+    members: Annotated[int, Field(ge=1, le=MOST_MEMBERS)] = 4
     budget: Budget = Budget()
 
     @model_validator(mode="after")

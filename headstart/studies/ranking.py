@@ -7,7 +7,7 @@ identification and hyperparameter optimization"), except that evidence and not a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from headstart.base.artifacts.rank import RankedBackbone, Ranking
 from headstart.base.device import set_up
 from headstart.base.measurements import Measurements, machine
 from headstart.base.params import Params, network_and_view
-from headstart.base.paths import state_folder
+from headstart.base.paths import SIDE_BY_SIDE, state_folder
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
@@ -28,11 +28,12 @@ from headstart.evaluation.intervals import mean
 from headstart.models.catalogue import published
 from headstart.studies import ranking_report
 from headstart.studies.candidates import Candidate, Sample, features_of, stored_candidates
+from headstart.studies.combination import Combination, Members, search
 from headstart.studies.halving import Standing, choose, halve, over_budget
 from headstart.studies.speed import MANY, images_per_s, training_seconds
 from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
 from headstart.training.features import FeatureExtractor
-from headstart.training.linear_probe import folds_of
+from headstart.training.linear_probe import Folds, folds_of
 from headstart.training.recipe import Recipe
 
 
@@ -108,56 +109,115 @@ def rank(
         say(f"rank: {name} on {count} pictures: log-loss {found.losses.mean():.3f}, accuracy {found.correct.mean():.3f}")
         return found
 
+    def look_together(members: Members, count: int) -> Probe:
+        for name in members:
+            contenders[name].extend(count, wanted, state("rank"))
+        features = torch.cat([contenders[name].features[:count] for name in members], dim=1)
+        return probe(features, sample.labels[:count], folds[count])
+
     halve(standings, sizes, look)
     choice, reason = choose(standings)
     by_name = {standing.name: standing for standing in standings}
-    table = []
-    for candidate in candidates:
-        network, view = network_and_view(candidate.name)
-        figures = published(network)
-        row = RankedBackbone(
-            backbone=candidate.name,
-            size=view.size,
-            frame=view.frame,
-            imagenet_top1=figures.top1,
-            imagenet_top5=figures.top5,
-            note=candidate.missing,
+    table = [_row(candidate, by_name, contenders, costs, folds) for candidate in candidates]
+    if choice is not None and params.rank.members > 1:
+        rates = {standing.name: standing.images_per_s for standing in standings}
+        megabytes = {name: contender.candidate.megabytes for name, contender in contenders.items()}
+
+        def affordable(members: Members) -> bool:
+            return over_budget(params.rank.budget, _rate(members, rates), _sum(members, megabytes)) is None
+
+        combination = search(
+            choice, list(contenders), params.rank.members, affordable, look_together, sizes[0], by_name[choice].pictures
         )
-        if candidate.missing is None:
-            standing = by_name[candidate.name]
-            count = standing.pictures
-            features, labels = contenders[candidate.name].features[:count], sample.labels[:count]
-            accuracy, low, high = mean(standing.last.correct.astype(np.float64))
-            log_loss, loss_low, loss_high = mean(standing.last.losses)
-            row = RankedBackbone(
-                backbone=candidate.name,
-                size=candidate.card.preprocessing.size,
-                frame=view.frame,
-                probe_accuracy=accuracy,
-                low=low,
-                high=high,
-                log_loss=log_loss,
-                log_loss_low=loss_low,
-                log_loss_high=loss_high,
-                logme=log_me(features.cpu().numpy(), labels),
-                knn_accuracy=knn_accuracy(features, labels, folds[count]),
-                imagenet_top1=figures.top1,
-                imagenet_top5=figures.top5,
-                gmacs=candidate.card.gmacs,
-                parameters=candidate.card.parameters,
-                megabytes=round(candidate.megabytes, 2),
-                images_per_s=_rounded(costs[candidate.name]["images_per_s"], 1),
-                finetune_minutes=_rounded(costs[candidate.name]["finetune_minutes"]),
-                pictures=count,
-                note=standing.note,
-            )
-        table.append(row)
+        if combination is not None:
+            row = _row_together(combination, table, _rate(combination.members, rates))
+            table.append(row)
+            reason += f" {_told(combination, rates)}"
+            choice = row.backbone if combination.pays else choice
     # Figures are comparable on the same pictures: those who saw the most come first, then the lowest log-loss.
     table.sort(key=lambda row: (row.pictures is None, -(row.pictures or 0), row.log_loss or 0.0))
     if sample.left_out:
         names = ", ".join(sample.left_out)
         reason += f" Left out, since of these classes there are too few pictures to compare on: {names}."
     return Ranking(choice=choice, reason=reason, table=table)
+
+
+def _row(
+    candidate: Candidate,
+    standings: dict[str, Standing],
+    contenders: dict[str, _Contender],
+    costs: dict[str, dict[str, float | None]],
+    folds: dict[int, Folds],
+) -> RankedBackbone:
+    network, view = network_and_view(candidate.name)
+    figures = published(network)
+    row = RankedBackbone(
+        backbone=candidate.name,
+        size=view.size,
+        frame=view.frame,
+        imagenet_top1=figures.top1,
+        imagenet_top5=figures.top5,
+        note=candidate.missing,
+    )
+    if candidate.missing is not None:
+        return row
+    standing, contender = standings[candidate.name], contenders[candidate.name]
+    count, card = standing.pictures, candidate.card
+    features, labels = contender.features[:count], contender.sample.labels[:count]
+    measured = _measured(standing.last, count) | {
+        "size": card.preprocessing.size,
+        "logme": log_me(features.cpu().numpy(), labels),
+        "knn_accuracy": knn_accuracy(features, labels, folds[count]),
+        "gmacs": card.gmacs,
+        "parameters": card.parameters,
+        "megabytes": round(candidate.megabytes, 2),
+        "images_per_s": _rounded(costs[candidate.name]["images_per_s"], 1),
+        "finetune_minutes": _rounded(costs[candidate.name]["finetune_minutes"]),
+        "note": standing.note,
+    }
+    return row.model_copy(update=measured)
+
+
+def _measured(probe: Probe, count: int) -> dict[str, float | int]:
+    accuracy, low, high = mean(probe.correct.astype(np.float64))
+    log_loss, loss_low, loss_high = mean(probe.losses)
+    return {
+        "probe_accuracy": accuracy, "low": low, "high": high,
+        "log_loss": log_loss, "log_loss_low": loss_low, "log_loss_high": loss_high,
+        "pictures": count,
+    }  # fmt: skip
+
+
+def _rate(members: Members, rates: dict[str, float]) -> float:
+    """Pictures per second that pass through all of them, one after the other."""
+    return 1 / sum(1 / rates[name] for name in members)
+
+
+def _sum(members: Members, values: dict[str, float]) -> float:
+    return sum(values[name] for name in members)
+
+
+def _row_together(combination: Combination, table: Sequence[RankedBackbone], rate: float) -> RankedBackbone:
+    members = [row for row in table if row.backbone in combination.members]
+    return RankedBackbone(
+        backbone=SIDE_BY_SIDE.join(combination.members),
+        gmacs=sum(row.gmacs or 0 for row in members),
+        parameters=sum(row.parameters or 0 for row in members),
+        megabytes=round(sum(row.megabytes or 0 for row in members), 2),
+        images_per_s=_rounded(rate, 1),
+    ).model_copy(update=_measured(combination.together, combination.pictures))
+
+
+def _told(combination: Combination, rates: dict[str, float]) -> str:
+    """What putting networks side by side brings, in a sentence."""
+    first, *others = combination.members
+    by, low, high = combination.gained
+    names = " and ".join([", ".join(others[:-1]), others[-1]] if len(others) > 1 else others)
+    worth = f"by {by:.3f} ({low:+.3f} to {high:+.3f}) on {combination.pictures} pictures"
+    speed = f"{_rate(combination.members, rates):.0f} images/s instead of {rates[first]:.0f}"
+    if combination.pays:
+        return f"With the features of {names} beside its own the log-loss is lower {worth}, at {speed}."
+    return f"With the features of {names} beside its own the log-loss changes {worth}: too close to call, at {speed}."
 
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:

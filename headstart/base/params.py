@@ -287,7 +287,7 @@ class Params(Section):
     """The whole of params.yaml; every key is optional here, and the shipped file names them all."""
 
     data: Data = Data()
-    backbone: Text = "tf_efficientnet_lite0"
+    backbone: Text = "tf_efficientnet_lite0+tf_efficientnet_lite1+tf_efficientnet_lite2/squeeze"
     weights: Text = "default"
     weights_mirror: str | None = None
     view: View = View()

@@ -9,7 +9,7 @@ from headstart.base.artifacts.rank import Ranking
 from headstart.base.errors import HeadstartError
 from headstart.base.files import write_text
 from headstart.base.params import Params, View, network_and_view
-from headstart.base.paths import SIDE_BY_SIDE, members_of
+from headstart.base.paths import members_of
 from headstart.base.terminal import Column, cells, number
 from headstart.base.yaml_file import set_values
 
@@ -32,9 +32,7 @@ def try_it(choice: str, params: Params) -> str | None:
     changed = {key: value for key, value in _settings(choice).items() if value != now[key]}
     if not changed:
         return None
-    told = {key: "null" if value is None else value for key, value in changed.items()}
-    quote = "'" if SIDE_BY_SIDE in choice else ""  # which Hydra would read otherwise
-    return " ".join(["dvc exp run", *(f"-S {quote}{key}={value}{quote}" for key, value in told.items())])
+    return " ".join(["dvc exp run", *(f"-S {key}={'null' if value is None else value}" for key, value in changed.items())])
 
 
 def _settings(choice: str) -> dict[str, object]:

@@ -28,6 +28,7 @@ ENVIRONMENT = dict(os.environ)
 SLICE = {
     "data": {"limit": 12},
     "threads": 1,
+    "backbone": "tf_efficientnet_lite0",
     "view": {"size": 96},
     "split": {"val": 0.2, "test": 0.2},
     "finetune": {"epochs": 2, "unfreeze": "last", "size_ratio": 0.7, "batch_size": 16},

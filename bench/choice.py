@@ -31,7 +31,7 @@ FIGURES = {"log_loss": -1, "probe_accuracy": 1, "logme": 1, "knn_accuracy": 1, "
 def measure(source: str, limit: int | None, candidates: list[str] | None) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clone(folder, data={"source": source, "limit": limit})
+        clone(folder, data={"source": source, "limit": limit}, rank={"members": 1})
         if candidates:
             clone(folder, rank={"candidates": candidates})
         stages(folder, "fetch", "prepare", "rank", shown=True)

@@ -199,9 +199,9 @@ def gain(before: Scores, after: Scores) -> dict[str, float]:
 
 
 def choose(val: dict[Name, Scores]) -> Name:
-    """head or finetune: the lower validation log-loss, which tells more than accuracy where pictures are few. Their
-    ensemble passes every picture through more networks: it is chosen only if its log-loss is lower by more than one
-    standard error.
+    """Of head and finetune the one with the lower validation log-loss, which tells more than accuracy where pictures are
+    few. Their ensemble passes every picture through more networks: it is chosen only if its log-loss is lower by more than
+    one standard error.
 
     Where there are so few pictures that two lucky ones make most of the difference (and epoch and mixture were chosen on
     the same ones), the head stays unless the other is also right on clearly more of them: p < 0.05 in McNemar's exact test.

@@ -143,7 +143,8 @@ def ensemble_share(head: torch.Tensor, finetuned: torch.Tensor, labels: Ints, ta
     """The head's share in an ensemble with the fine-tuned network: half, unless validation is clearly for another.
 
     Args:
-        head, finetuned: (N, classes) calibrated logits of the validation pictures.
+        head: (N, classes) calibrated logits of the validation pictures.
+        finetuned: likewise.
     """
     mixed = [(share * head + (1 - share) * finetuned).numpy() for share in ENSEMBLE_SHARES]
     return ENSEMBLE_SHARES[within_one_standard_error([task.losses(logits, labels) for logits in mixed])]

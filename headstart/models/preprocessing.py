@@ -77,14 +77,14 @@ class View:
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(height, width, 3) uint8 of any size → (*shape, 3) uint8."""
         if not self.beside:
-            return self._framed(pixels)
+            return self.framed(pixels)
         whole, top = np.zeros((*self.shape, 3), np.uint8), 0
         for view in self.different:
-            whole[top : top + view.size, : view.size] = view._framed(pixels)
+            whole[top : top + view.size, : view.size] = view.framed(pixels)
             top += view.size
         return whole
 
-    def _framed(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def framed(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(height, width, 3) uint8 of any size → (size, size, 3) uint8.
 
         For the centre, the short side is resized to ``short_side`` and the centre is cut out, as torchvision's and timm's

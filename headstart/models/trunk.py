@@ -52,7 +52,7 @@ def feature_width(trunk: Trunk) -> int:
     except Exception as error:  # whatever the user's own forward raises
         reason = shortened(str(error), 200)
         raise HeadstartError(
-            f"the network fails on (2, 3, {height}, {width}), two pictures: {type(error).__name__}: {reason}"
+            f"the network fails on two {height}×{width} pictures: {type(error).__name__}: {reason}"
         ) from None
     if features.ndim != 2 or len(features) != 2:
         raise HeadstartError(f"the network gives {tuple(features.shape)} for two pictures; features must be (2, D)")

@@ -49,8 +49,8 @@ def search(
     few: int,
     count: int,
 ) -> Combination | None:
-    """Add to ``first`` the one of ``others`` that lowers the log-loss most, and so on, as long as it falls; then look at the
-    combination on more pictures. None where no other lowers it.
+    """Add to ``first`` the one of ``others`` that lowers the log-loss most, and so on, as long as it falls; then look at
+    the combination on more pictures. None where no other lowers it.
 
     Args:
         most: members.

@@ -31,9 +31,11 @@ from headstart.evaluation.metrics import (
     reliability,
     worst_mistakes,
 )
+from headstart.evaluation.report import ensemble_share
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
+from headstart.models.task import SINGLE_LABEL
 from headstart.models.trunk import Trunk
 
 
@@ -171,6 +173,25 @@ def test_validation_chooses_by_log_loss_and_keeps_the_head_on_a_tie() -> None:
     assert choose({"head": sure(0.7, 200), "finetune": sure(0.6, 200)}) == "head"
     assert choose({"head": sure(0.7, 200), "finetune": sure(0.7, 200)}) == "head"
     assert choose({"head": sure(0.7, 200)}) == "head"
+
+
+def test_an_ensemble_is_chosen_where_it_is_clearly_better_than_the_better_of_both() -> None:
+    good = {"head": sure(0.6, 200), "finetune": sure(0.7, 200)}
+    assert choose(good | {"ensemble": sure(0.75, 200)}) == "ensemble"
+    assert choose(good | {"ensemble": sure(0.7, 200)}) == "finetune"
+    mixed = np.concatenate([sure(0.9, 116).probabilities, sure(0.5, 84).probabilities])
+    hardly = Scores(mixed, np.zeros(200, np.int64))
+    assert 0 < (good["finetune"].losses - hardly.losses).mean() < 0.02
+    assert choose(good | {"ensemble": hardly}) == "finetune"
+    assert choose({"head": sure(0.6, 40), "finetune": sure(0.5, 40), "ensemble": sure(0.7, 40)}) == "head"
+
+
+def test_halves_are_averaged_unless_validation_is_clearly_for_another_share() -> None:
+    good, bad = (torch.tensor([[level, 0.0]] * 100) for level in (3.0, -3.0))
+    truth, unsure = np.zeros(100, np.int64), torch.randn(100, 2, generator=torch.Generator().manual_seed(0)) * 0.01
+    assert ensemble_share(good + unsure, good - unsure, truth, SINGLE_LABEL) == 0.5
+    assert ensemble_share(good, bad, truth, SINGLE_LABEL) == 0.75
+    assert ensemble_share(bad, good, truth, SINGLE_LABEL) == 0.25
 
 
 def right_on(count: int, of: int = 40) -> Scores:

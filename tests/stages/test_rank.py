@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow]
 STUDIES = "studies/dvc.yaml"
 BRANCH = f"{STUDIES}:rank"
 SMALL = ["test_resnet", "test_efficientnet"]
-RANK = {"candidates": SMALL, "first": 45, "pictures": 90}
+RANK = {"candidates": SMALL, "first": 45, "pictures": 90, "members": 1}
 
 
 def with_mirror(clone: Clone) -> Clone:

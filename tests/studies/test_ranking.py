@@ -33,6 +33,7 @@ from headstart.data.packed import Pixels
 from headstart.data.sources import locate
 from headstart.studies import ranking_report
 from headstart.studies.candidates import Candidate, Sample, features_of, stored_candidates
+from headstart.studies.combination import Combination, Members, search
 from headstart.studies.halving import Standing, choose, halve, over_budget
 from headstart.studies.ranking import rank
 from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
@@ -396,7 +397,7 @@ def test_ranking_measures_real_networks_and_keeps_what_took_long(
     names = ["test_resnet", "test_efficientnet"]
     candidates = stored(mirror, tmp_path / "candidates", *names, "squeezenet1_0")
     params = Params.model_validate(
-        {"rank": {"candidates": names, "first": 30, "pictures": 2000}, "features": {"engine": "torch"}}
+        {"rank": {"candidates": names, "first": 30, "pictures": 2000, "members": 1}, "features": {"engine": "torch"}}
     )
     sample = Sample.of(pictures[1], 0)
     state = in_folder(tmp_path / "state")
@@ -457,7 +458,11 @@ def test_weights_that_see_nothing_are_dropped_against_trained_ones(tmp_path: Pat
     names = ["tf_efficientnet_lite0", "test_resnet"]
     candidates = stored(mirror, tmp_path / "candidates", *names)
     params = Params.model_validate(
-        {"rank": {"candidates": names, "first": 60}, "features": {"engine": "torch"}, "finetune": {"unfreeze": "none"}}
+        {
+            "rank": {"candidates": names, "first": 60, "members": 1},
+            "features": {"engine": "torch"},
+            "finetune": {"unfreeze": "none"},
+        }
     )
     found_out = rank(candidates, Sample.of(manifest, 0), pictures[0], 60, params, CPU, in_folder(tmp_path / "state"))
     assert found_out.choice == "tf_efficientnet_lite0"
@@ -479,7 +484,11 @@ def test_objects_at_the_ends_of_wide_pictures_are_seen_by_the_frame_that_is_chos
     names = [f"tf_efficientnet_lite0@128{frame}" for frame in ("", "/squeeze", "/pad")]
     candidates = stored(None, tmp_path / "candidates", *names)
     params = Params.model_validate(
-        {"rank": {"candidates": names, "first": 60}, "features": {"engine": "torch"}, "finetune": {"unfreeze": "none"}}
+        {
+            "rank": {"candidates": names, "first": 60, "members": 1},
+            "features": {"engine": "torch"},
+            "finetune": {"unfreeze": "none"},
+        }
     )
     found = rank(candidates, Sample.of(manifest, 0), pictures[0], 60, params, CPU, in_folder(tmp_path / "state"))
     rows = {row.backbone: row for row in found.table}
@@ -487,6 +496,80 @@ def test_objects_at_the_ends_of_wide_pictures_are_seen_by_the_frame_that_is_chos
     assert rows[found.choice].probe_accuracy >= rows[names[0]].probe_accuracy + 0.1
     assert {(row.size, row.frame) for row in found.table} == {(128, "centre"), (128, "squeeze"), (128, "pad")}
     assert [rows[name].imagenet_top1 for name in names] == [rows[names[0]].imagenet_top1] * 3
+
+
+# --- side by side -----------------------------------------------------------------------------------------------------
+
+
+def probes(*losses: float) -> Probe:
+    return Probe(np.array(losses), np.zeros(len(losses), bool))
+
+
+def test_networks_are_added_as_long_as_the_log_loss_falls() -> None:
+    worth = {"a": 0.4, "b": 0.2, "c": 0.25, "d": -0.3, "e": 0.01}
+    looks: list[tuple[Members, int]] = []
+
+    def look(members: Members, count: int) -> Probe:
+        looks.append((members, count))
+        loss = 1 - sum(worth[name] for name in members)
+        return probes(*(loss + 0.01 * np.arange(count)))
+
+    def found(most: int, affordable: Callable[[Members], bool] = lambda members: True) -> Combination | None:
+        return search("a", list(worth), most, affordable, look, few=3, count=9)
+
+    wide = found(8)
+    assert wide is not None
+    assert wide.members == ("a", "c", "b", "e")
+    assert wide.gained[0] == pytest.approx(0.46)
+    assert wide.pays
+    assert {count for members, count in looks if members not in ((*wide.members,), ("a",))} == {3}
+    assert looks[-2:] == [(("a",), 9), (wide.members, 9)]
+    assert (two := found(2)) is not None
+    assert two.members == ("a", "c")
+    assert (cheap := found(8, lambda members: "c" not in members)) is not None
+    assert cheap.members == ("a", "b", "e")
+    assert found(8, lambda members: set(members) <= {"a", "d"}) is None
+    assert not Combination(("a", "b"), probes(0.4, 0.2, 0.3), probes(0.1, 0.4, 0.3), 3).pays
+
+
+def test_views_that_see_different_halves_pay_side_by_side_and_can_be_applied(tmp_path: Path) -> None:
+    """The class is told by a colour in the centre, which a centre crop sees large, and one at the ends, which it cuts."""
+    rng = np.random.default_rng(0)
+    arrays, labels = [], [f"{a}{b}" for _ in range(30) for a in "rb" for b in "rb"]
+    colours = {"r": (220, 10, 10), "b": (10, 10, 220)}
+    for label in labels:
+        array = rng.integers(60, 200, (80, 480, 3), dtype=np.uint8)
+        array[36:44, 236:244] = colours[label[0]]
+        array[20:60, :40] = array[20:60, -40:] = colours[label[1]]
+        arrays.append(Image.fromarray(array))
+    manifest = pd.DataFrame({"path": [f"{n}.png" for n in range(len(labels))], "label": labels, "split": "train"})
+    manifest["group"] = manifest["path"]
+    pictures = written(tmp_path / "prepare", arrays), manifest
+    names = ["tf_efficientnet_lite0@96", "tf_efficientnet_lite0@96/squeeze"]
+    given: dict[str, Any] = {"rank": {"candidates": names, "first": 120}, "finetune": {"unfreeze": "none"}}
+    given["features"] = {"engine": "torch"}
+    params = Params.model_validate(given)
+    candidates = stored(None, tmp_path / "candidates", *names)
+
+    def ranked(params: Params) -> Ranking:
+        state = in_folder(tmp_path / "state")
+        return rank(candidates, Sample.of(manifest, 0), pictures[0], 60, params, CPU, state)
+
+    found = ranked(params)
+    assert found.choice is not None
+    assert set(found.choice.split("+")) == set(names)
+    rows = {row.backbone: row for row in found.table}
+    together, singles = rows[found.choice], [rows[name] for name in names]
+    assert together.log_loss < min(row.log_loss for row in singles)
+    assert together.megabytes == pytest.approx(sum(row.megabytes for row in singles), abs=0.02)
+    assert together.images_per_s < min(row.images_per_s for row in singles)
+    assert "beside its own the log-loss is lower by" in found.reason
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    assert found.choice in ranking_report.apply(found, path)
+    assert [name for name, _ in Params.load(path).members] == ["tf_efficientnet_lite0"] * 2
+    given["rank"] |= {"budget": {"megabytes": together.megabytes - 1}}
+    assert ranked(Params.model_validate(given)).choice in names
 
 
 # --- what is done with it ---------------------------------------------------------------------------------------------
@@ -507,9 +590,7 @@ def test_the_choice_is_written_into_params_and_every_other_line_stays(tmp_path: 
     assert "backbone: resnet18" in ranking_report.apply(ranking_of("resnet18"), path)
     before, after = shipped.splitlines(), path.read_text(encoding="utf-8").splitlines()
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
-    assert len(changed) == 1
-    assert changed[0][1].startswith("backbone: resnet18 ")
-    assert changed[0][1].split("#")[1] == changed[0][0].split("#")[1]
+    assert [new for _, new in changed] == ["backbone: resnet18"]
     assert Params.load(path).backbone == "resnet18"
     assert "already" in ranking_report.apply(ranking_of("resnet18"), path)
 

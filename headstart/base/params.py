@@ -354,8 +354,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def stored_as_large_as_shown(self) -> Self:
-        single = len(self.members) == 1
-        shown = [("view.size" if single else quoted(name), view) for name, view in self.members]
+        shown = [("view.size" if view.size == self.view.size else quoted(name), view) for name, view in self.members]
         shown += [(quoted(name), network_and_view(name)[1]) for name in self.rank.candidates]
         for what, view in shown:
             if view.size is not None and view.size > self.prepare.short_side:

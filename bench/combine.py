@@ -3,10 +3,11 @@
     python bench/combine.py                                       # the embedded default, three seeds, half an hour
     python bench/combine.py emoji ../shared/data/hymenoptera_data --seeds 1
 
-The combination is the one of params.yaml; "one network" is its first, which is also the one that is fine-tuned. Each seed draws
-other validation pictures (and, where the source has no test split of its own, other test pictures) and trains anew. Minutes are
-those of the stages that the row needs, from backbone on. The last column is the accuracy minus that of fine-tuning, on the same
-test pictures, with its 95 % interval, for each seed. bench/fastai_loop.py compares with fastai's fine_tune.
+The combination is the one of params.yaml; "one network" is its first, which is also the one that is fine-tuned. Each seed
+draws other validation pictures (and, where the source has no test split of its own, other test pictures) and trains anew.
+Minutes are those of the stages that the row needs, from backbone on. The last column is the accuracy minus that of
+fine-tuning, on the same test pictures, with its 95 % interval, for each seed. bench/fastai_loop.py compares with fastai's
+fine_tune.
 """
 
 from __future__ import annotations
@@ -97,9 +98,8 @@ def show(source: str, rows: dict[str, Row]) -> None:
         gains = [gain(before, after) for before, after in zip(tuned.scores, row.scores, strict=True)]
         told = [f"{100 * g['accuracy']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})" for g in gains]
         ratio = minutes / float(np.mean(tuned.minutes))
-        print(
-            f"{name:<26}{accuracy:>9.3f}{loss:>9.3f}{minutes:>9.1f}{ratio:>15.2f}   {', '.join(told) if row is not tuned else ''}"
-        )
+        over = "" if row is tuned else ", ".join(told)
+        print(f"{name:<26}{accuracy:>9.3f}{loss:>9.3f}{minutes:>9.1f}{ratio:>15.2f}   {over}")
 
 
 def main() -> None:

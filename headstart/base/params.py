@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -36,8 +36,6 @@ NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # folders are named a
 MOST_TOLD = 5  # problems in one sentence
 
 MOST_MEMBERS = 8  # networks side by side
-
-FRAMES = tuple(f"/{frame}" for frame in get_args(Frame))
 
 
 class Section(BaseModel):
@@ -263,19 +261,27 @@ def network_and_view(candidate: str, view: View = PUBLISHED_VIEW, key: str = "ra
     Raises:
         ValueError: it is none of these.
     """
-    rest, slash, frame = candidate.partition("/")
-    name, at, size = rest.partition("@")
-    if not NETWORK_NAME.fullmatch(name):
-        raise ValueError(f"{key}: {quoted(candidate)} is not the name of a network; `headstart models` lists them")
-    given: dict[str, Any] = ({"size": int(size) if re.fullmatch("[1-9][0-9]{0,6}", size) else size} if at else {}) | (
-        {"frame": frame} if slash else {}
-    )
+    name, given = _taken_apart(candidate, key)
     try:
         return name, View.model_validate(view.model_dump() | given)
     except ValidationError as error:
         problem: dict[str, Any] = dict(error.errors()[0])
         told = explained(problem | {"loc": ("view", *problem["loc"])}, Params)
         raise ValueError(f"{key}: in {quoted(candidate)}, {told.removeprefix('view.').replace(' or null', '')}") from None
+
+
+def _taken_apart(candidate: str, key: str) -> tuple[str, dict[str, Any]]:
+    """The name of the network, and what is said of its view."""
+    rest, slash, frame = candidate.partition("/")
+    name, at, size = rest.partition("@")
+    if not NETWORK_NAME.fullmatch(name):
+        raise ValueError(f"{key}: {quoted(candidate)} is not the name of a network; `headstart models` lists them")
+    given: dict[str, Any] = {}
+    if at:
+        given["size"] = int(size) if re.fullmatch("[1-9][0-9]{0,6}", size) else size
+    if slash:
+        given["frame"] = frame
+    return name, given
 
 
 def is_range(values: list[Any]) -> bool:
@@ -314,18 +320,21 @@ class Params(Section):
     def one_name_and_one_view(cls, given: Any) -> Any:
         """A list of networks as one name, and a single NAME@SIZE/FRAME as a network and its view."""
         backbone = given.get("backbone") if isinstance(given, dict) else None
-        if isinstance(backbone, list) and backbone and all(isinstance(name, str) for name in backbone):
-            if own := next((name for name in backbone if is_own(name) and len(backbone) > 1), None):
-                raise ValueError(f"backbone: {quoted(own)} is a network of your own, which cannot stand beside others")
-            given = given | {"backbone": SIDE_BY_SIDE.join(backbone)}
-        elif isinstance(backbone, list):
+        if isinstance(backbone, list) and not (backbone and all(isinstance(name, str) for name in backbone)):
             raise ValueError(f"backbone must be the name of a network or a list of names, found {quoted(backbone)}")
-        backbone = given.get("backbone") if isinstance(given, dict) else None
-        if isinstance(backbone, str) and len(members_of(backbone)) == 1 and ("@" in backbone or backbone.endswith(FRAMES)):
-            network, view = network_and_view(backbone, key="backbone")
+        names = [backbone] if isinstance(backbone, str) else backbone if isinstance(backbone, list) else []
+        own = next((name for name in names if is_own(name)), None)
+        if own and (len(names) > 1 or SIDE_BY_SIDE in own.rpartition(":")[2]):
+            raise ValueError(f"backbone: {quoted(own)} is a network of your own, which cannot stand beside others")
+        if isinstance(backbone, list):
+            backbone = SIDE_BY_SIDE.join(backbone)
+            given = given | {"backbone": backbone}
+        if isinstance(backbone, str) and len(members_of(backbone)) == 1 and not is_own(backbone):
             whole = given.get("view") or {}
-            if isinstance(whole, dict):
-                given = given | {"backbone": network, "view": whole | view.model_dump(exclude_unset=True)}
+            if ("@" in backbone or "/" in backbone) and isinstance(whole, dict):
+                network_and_view(backbone, key="backbone")
+                network, its = _taken_apart(backbone, "backbone")
+                given = given | {"backbone": network, "view": whole | its}
         return given
 
     @model_validator(mode="after")

@@ -207,15 +207,18 @@ def choose(val: dict[Name, Scores]) -> Name:
     the same ones), the head stays unless the other is also right on clearly more of them: p < 0.05 in McNemar's exact test.
     """
     best: Name = min((name for name in val if name != "ensemble"), key=lambda name: val[name].losses.mean())
+    preferred: list[Name] = [best]
     if "ensemble" in val:
         gained = val[best].losses - val["ensemble"].losses
         if gained.mean() > gained.std() / np.sqrt(len(gained)):
-            best = "ensemble"
-    if best == "head" or len(val["head"].labels) >= FEW_PICTURES:
-        return best
-    difference = paired_difference(val["head"].correct, val[best].correct)
-    clearly = difference.gained > difference.lost and difference.p_value("greater") < 0.05
-    return best if clearly else "head"
+            preferred.insert(0, "ensemble")
+    for name in preferred:
+        if name == "head" or len(val["head"].labels) >= FEW_PICTURES:
+            return name
+        difference = paired_difference(val["head"].correct, val[name].correct)
+        if difference.gained > difference.lost and difference.p_value("greater") < 0.05:
+            return name
+    return "head"
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from headstart.base.artifacts.card import Card
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.artifacts.head import HeadDetails
+from headstart.base.artifacts.members import first_of
 from headstart.base.artifacts.metrics import Gain, Metrics, Name
 from headstart.base.device import set_up
 from headstart.base.files import replacing, write_text
@@ -197,6 +198,7 @@ def _page(
         pictures=pictures,
         audit=AuditReport.read(data.prepare.audit),
         card=Card.read(data.backbone.card),
+        first=Card.read(first_of(data.backbone).card),
         head=HeadDetails.read(data.head.details),
         tuned=tuned,
         arithmetic=arithmetic(FeaturesDetails.read(data.features.details), tuned),

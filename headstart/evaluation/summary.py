@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
-from headstart.base.artifacts.metrics import Measured, Metrics
+from headstart.base.artifacts.metrics import Measured, Metrics, Name
+
+NAMES: dict[Name, str] = {
+    "head": "the head on frozen features",
+    "finetune": "the fine-tuned network",
+    "ensemble": "the average of the head and the fine-tuned network",
+}
 
 
 def interval(measured: Measured, name: str = "accuracy") -> str:
@@ -26,8 +32,7 @@ def arithmetic(features: FeaturesDetails, finetune: FinetuneDetails) -> str:
 def headline(result: Metrics) -> str:
     """One sentence on what was chosen and what it is worth."""
     best = result.test["chosen"]
-    names = {"head": "the head on frozen features", "finetune": "the fine-tuned network", "ensemble": "the average of both"}
-    chose = f"Validation chose {names[result.chosen]}" if "finetune" in result.test else "The head on frozen features"
+    chose = f"Validation chose {NAMES[result.chosen]}" if "finetune" in result.test else "The head on frozen features"
     sentence = f"{chose}; test accuracy {interval(best)} on {best['n']} pictures."
     if result.gain:
         gain = result.gain["test"]

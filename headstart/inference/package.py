@@ -10,19 +10,21 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.numpy import load_file, save_file
 
 from headstart.base.artifacts import ClassifierFolder, DataFolder, PackageFolder
 from headstart.base.artifacts.card import Card, Preprocessing
 from headstart.base.artifacts.classifier import ClassifierDetails, Thresholds
 from headstart.base.artifacts.finetune import FinetuneDetails
-from headstart.base.artifacts.head import HeadDetails
+from headstart.base.artifacts.head import REFIT, HeadDetails
+from headstart.base.artifacts.members import first_of, member_folders
 from headstart.base.artifacts.metrics import Metrics, Name
 from headstart.base.files import sha256_of_files, write_text
 from headstart.base.identity import PACKAGE, modules_of, without_docstrings
@@ -32,9 +34,7 @@ from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.inference import provenance, selective
-from headstart.models.backbones import first_of, member_folders
-from headstart.models.classifier import averaged_head
-from headstart.training.head_files import REFIT
+from headstart.models.calibration import averaged_head
 
 # The module that MLflow loads. It is copied into the model, with every module that it imports.
 MODEL = "headstart.inference.mlflow_model"
@@ -118,7 +118,7 @@ def _temperature(chosen: Name, head: HeadDetails, tuned: FinetuneDetails | None)
     return tuned.temperature if tuned else head.refit_temperature
 
 
-def _tensors(data: DataFolder, chosen: Name, head: HeadDetails, tuned: FinetuneDetails | None) -> dict[str, Tensor]:
+def _tensors(data: DataFolder, chosen: Name, head: HeadDetails, tuned: FinetuneDetails | None) -> dict[str, NDArray[Any]]:
     """The state of the chosen ``Classifier``, read from the stages' files without building a network."""
     if chosen == "finetune":
         return load_file(data.finetune.weights)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from headstart.base.artifacts import BackboneFolder
 from headstart.base.artifacts.card import Card, Preprocessing
+from headstart.base.artifacts.members import member_folders
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of, network_of
 from headstart.base.private_names import without_torch_compiler
@@ -137,18 +138,6 @@ def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, C
     with tensors_of(BackboneFolder(folder).weights, card.made_by) as state:
         trunk.network.load_state_dict(state)
     return trunk, card
-
-
-def member_folders(folder: Path) -> list[BackboneFolder]:
-    """Where the networks are that stand side by side in ``folder``; for one network, ``folder`` itself."""
-    files = BackboneFolder(folder)
-    members = members_of(Card.read(files.card).name)
-    return [files.member(member) for member in members] if len(members) > 1 else [files]
-
-
-def first_of(folder: Path) -> BackboneFolder:
-    """Where the first of the networks in ``folder`` is: the one that fine-tuning trains."""
-    return member_folders(folder)[0]
 
 
 def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:

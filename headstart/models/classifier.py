@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from headstart.models.calibration import averaged_head
 from headstart.models.heads import ClassifierHead, LinearHead
 from headstart.models.preprocessing import Normalise, batches
 from headstart.models.task import SINGLE_LABEL, Task
@@ -71,34 +72,11 @@ class Classifier(nn.Module):
         return self.task.probabilities(logits / self.temperature)
 
 
-def averaged_head(
-    heads: Sequence[tuple[Tensor, Tensor]], temperatures: Sequence[float], shares: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one linear head on the features of several networks, side by side, whose answers are the weighted
-    mean of theirs in log-probabilities; its temperature is 1.
-
-    Such a mean of log-probabilities is, up to a number that the softmax takes out again, the weighted sum of the logits.
-
-    Args:
-        heads: of each network, its (classes, D) weight and (classes,) bias.
-        temperatures: of each.
-        shares: of each; they add up to 1.
-    """
-    factors = [share / temperature for share, temperature in zip(shares, temperatures, strict=True)]
-    pairs = list(zip(factors, heads, strict=True))
-    weight = torch.cat([(factor * weight.double()).float() for factor, (weight, _) in pairs], dim=1)
-    bias = torch.stack([factor * bias.double() for factor, (_, bias) in pairs]).sum(0).float()
-    return weight, bias
-
-
 def averaged(first: Classifier, second: Classifier, share: float) -> Classifier:
     """The ensemble of two classifiers with linear heads as one classifier, ``share`` being that of the first."""
     from headstart.models.trunk import beside
 
-    weight, bias = averaged_head(
-        [(model.head.last.weight.detach(), model.head.last.bias.detach()) for model in (first, second)],
-        [first.temperature, second.temperature],
-        [share, 1 - share],
-    )
+    heads = [(model.head.last.weight.detach().numpy(), model.head.last.bias.detach().numpy()) for model in (first, second)]
+    weight, bias = map(torch.from_numpy, averaged_head(heads, [first.temperature, second.temperature], [share, 1 - share]))
     head = FittedHead(LinearHead.of(weight, bias), 1.0, first.classes, task=first.task)
     return Classifier(beside(first.trunk, second.trunk), head)

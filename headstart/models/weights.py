@@ -13,6 +13,8 @@ import re
 import shutil
 import tempfile
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,6 @@ def store_backbone(
             return stored
         again = None if stored is None else _reused(arch, stored, folder)
         trunk, classifier, source = again or _resolve(arch, weights, mirror)
-    shutil.rmtree(folder / MEMBERS, ignore_errors=True)  # of networks that stood side by side before
     width = feature_width(trunk)
     state = {key: value.contiguous() for key, value in trunk.network.state_dict().items()}
     with replacing(files.weights) as part:
@@ -108,21 +109,26 @@ def store_backbones(params: Params, network_file: Path, folder: Path) -> Card:
     Raises:
         HeadstartError: as ``store_backbone``.
     """
-    mirror, seed = params.weights_mirror, params.seed
-    if len(params.members) == 1:
-        return store_backbone(params.backbone, params.weights, mirror, seed, network_file, folder, params.view)
     files, names = BackboneFolder(folder), members_of(params.backbone)
-    folders = [files.member(name) for name in names]
-    for path in Path(folder).iterdir() if folder.exists() else ():  # what a single network or other members have left
-        if path.name != MEMBERS:
-            path.unlink()
-    for path in Path(folder, MEMBERS).iterdir() if Path(folder, MEMBERS).exists() else ():
-        if path not in folders:
-            shutil.rmtree(path)
+    single = len(params.members) == 1
+    folders = [files] if single else [files.member(name) for name in names]
+    _carry_over(files, [network for network, _ in params.members], folders)
     cards = [
-        store_backbone(network, params.weights, mirror, seed, network_file, member, view)
+        store_backbone(network, params.weights, params.weights_mirror, params.seed, network_file, member, view)
         for (network, view), member in zip(params.members, folders, strict=True)
     ]
+    if single:
+        shutil.rmtree(files / MEMBERS, ignore_errors=True)
+        return cards[0]
+    for number, card in enumerate(cards):
+        same = [(other.sha256, other.preprocessing) for other in cards[:number]]
+        if (card.sha256, card.preprocessing) in same:
+            raise HeadstartError(
+                f"backbone: {names[same.index((card.sha256, card.preprocessing))]} and {names[number]} are the same "
+                "network with the same view; once is enough"
+            )
+    _remove_others(files, [files / MEMBERS, files.card])
+    _remove_others(files / MEMBERS, folders)
     first, *others = cards
     card = first.model_copy(
         update={
@@ -144,6 +150,35 @@ def store_backbones(params: Params, network_file: Path, folder: Path) -> Card:
     )
     card.write(files.card)
     return card
+
+
+def _carry_over(files: BackboneFolder, networks: list[str], folders: list[BackboneFolder]) -> None:
+    """Put weights of ``networks`` that are here already where they are asked for: what was alone may stand beside others
+    now, and the other way round."""
+    here = [files, *(BackboneFolder(path) for path in sorted((files / MEMBERS).glob("*")) if path.is_dir())]
+    stored: dict[str, BackboneFolder] = {}
+    for there in here:
+        with suppress(HeadstartError):
+            stored.setdefault(Card.read(there.card).name, there)
+    for network, folder in zip(networks, folders, strict=True):
+        if network not in stored or stored[network] == folder or (folder != files and folder.exists()):
+            continue
+        there = stored[network]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("card", "weights", "imagenet_classifier"):
+            source, target = getattr(there, name), getattr(folder, name)
+            if source.exists():
+                with replacing(target) as part:
+                    shutil.copyfile(source, part)
+            else:
+                target.unlink(missing_ok=True)
+
+
+def _remove_others(folder: Path, wanted: Sequence[Path]) -> None:
+    """Remove what lies in ``folder`` and is not among ``wanted``."""
+    for path in folder.iterdir():
+        if path not in wanted:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _joined(digests: list[str]) -> str:

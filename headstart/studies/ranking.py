@@ -124,6 +124,9 @@ def rank(
         megabytes = {name: contender.candidate.megabytes for name, contender in contenders.items()}
 
         def affordable(members: Members) -> bool:
+            cards = [contenders[name].candidate.card for name in members]
+            if len({(card.sha256, card.preprocessing.model_dump_json()) for card in cards}) < len(cards):
+                return False  # one network under two names
             return over_budget(params.rank.budget, _rate(members, rates), _sum(members, megabytes)) is None
 
         combination = search(

@@ -18,6 +18,7 @@ from torch import Tensor
 from headstart.base.arrays import Bools
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.json_file import Interval
+from headstart.base.artifacts.members import first_of
 from headstart.base.artifacts.why import (
     CurvePoint,
     Cut,
@@ -41,7 +42,7 @@ from headstart.base.paths import state_folder
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.evaluation.intervals import Estimate, bootstrap, paired_difference, percentile_interval, wilson
-from headstart.models.backbones import first_of, load_classifier, load_trunk
+from headstart.models.backbones import load_classifier, load_trunk
 from headstart.models.catalogue import published
 from headstart.models.task import SINGLE_LABEL
 from headstart.studies.candidates import Sample

@@ -30,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 from headstart.base.arrays import Ints
 from headstart.base.artifacts import DataFolder, FinetuneFolder
 from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.members import first_of
 from headstart.base.artifacts.tune import Knobs, State, Trial, Tuning, TuningGain
 from headstart.base.device import derived_seed, set_up
 from headstart.base.errors import HeadstartError
@@ -43,7 +44,7 @@ from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation.intervals import mean
-from headstart.models.backbones import first_of, load_trunk
+from headstart.models.backbones import load_trunk
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
 from headstart.studies import tuning_report

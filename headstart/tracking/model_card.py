@@ -21,7 +21,8 @@ from headstart.base.artifacts.card import Card
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
-from headstart.base.artifacts.metrics import Metrics
+from headstart.base.artifacts.members import first_of
+from headstart.base.artifacts.metrics import Metrics, Name
 from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.measurements import Measurements
 from headstart.base.params import Params
@@ -31,7 +32,7 @@ from headstart.base.threads import cores
 from headstart.data.splits import SPLITS
 from headstart.evaluation.metrics import METRICS
 from headstart.evaluation.pages import TEMPLATES, finalize
-from headstart.evaluation.summary import arithmetic
+from headstart.evaluation.summary import NAMES, arithmetic
 from headstart.tracking.result import stages_of_the_result
 from headstart.tracking.store import ARITHMETIC, RESULT
 
@@ -88,7 +89,9 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         counts={part: sum(counts[part] for counts in audit.classes.values()) for part in SPLITS},
         reasons=Counter(_kind(entry.reason) for entry in audit.dropped).most_common(WEAKEST),
         pictures=PICTURES.get(params.data.source, UNKNOWN_PICTURES),
-        backbone=Card.read(data.backbone.card),
+        backbone=_networks(data, result.chosen),
+        first=Card.read(first_of(data.backbone).card).name,
+        names=NAMES,
         tuned=FinetuneDetails.read(data.finetune.details),
         classes=sorted(audit.classes),
         weak=classes[classes["pictures"] > 0].head(WEAKEST).to_dict("records"),
@@ -99,6 +102,15 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         libraries=recorded_libraries(data, stages_of_the_result()),
         other_code=made_by_other_code(data, stages_of_the_result()),
     )
+
+
+def _networks(data: DataFolder, chosen: Name) -> Card:
+    """What a picture passes through: all networks, or the one that was fine-tuned, or that one beside the others."""
+    together, first = Card.read(data.backbone.card), Card.read(first_of(data.backbone).card)
+    if chosen == "ensemble":
+        more = {"parameters": together.parameters + first.parameters, "gmacs": together.gmacs + first.gmacs}
+        return together.model_copy(update=more)
+    return first if chosen == "finetune" else together
 
 
 def _kind(reason: str) -> str:
@@ -124,7 +136,14 @@ def images_per_s(data: DataFolder, threads: int | None) -> float:
     """
     folder = data.package.model.classifier
     details = ClassifierDetails.read(folder.details)
-    what = details.backbone, details.preprocessing.model_dump(), len(details.classes), folder.network.read_text("utf-8")
+    tuned = details.tuned.model_dump() if details.tuned else None
+    what = (
+        details.backbone,
+        details.preprocessing.model_dump(),
+        tuned,
+        len(details.classes),
+        folder.network.read_text("utf-8"),
+    )
     where = platform.node(), threads or cores(), importlib.metadata.version("torch"), importlib.metadata.version("timm")
     measured = Measurements(state_folder("speed") / "classifiers.json")
     return float(measured.known_or(measured.key(what, where), lambda: _images_per_s(data, threads)))

@@ -12,6 +12,7 @@ from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
+from headstart.base.paths import SIDE_BY_SIDE
 from headstart.base.yaml_file import read_yaml
 
 
@@ -29,6 +30,8 @@ def result_digest(data: DataFolder, params: Path = Path("params.yaml")) -> str:
     """
     stages = stages_of_the_result()
     values = read_yaml(params)
+    if isinstance(values.get("backbone"), list):  # which means the same as one string
+        values["backbone"] = SIDE_BY_SIDE.join(map(str, values["backbone"]))
     digest = hashlib.sha256()
     code = [data.fetch.code.of(stage) for stage in stages]
     try:

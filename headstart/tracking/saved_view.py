@@ -33,8 +33,9 @@ COMPARED = "headstart-compared"  # the section of charts that is open
 # fine-tuning are open too; the others, three charts for each figure and its interval, are there for whoever opens them.
 CURVES = "finetune"
 CLOSED = (
-    "val/chosen", "test/chosen", "val/head", "test/head", "val/finetune", "test/finetune", "gain/val", "gain/test", "head",
-    "backbone", "prepare", "figures", "gate", "gate/gain", "gate/champion", "gate/challenger",
+    "val/chosen", "test/chosen", "val/head", "test/head", "val/finetune", "test/finetune", "val/ensemble", "test/ensemble",
+    "gain/val", "gain/test", "ensemble", "head", "backbone",
+    "prepare", "figures", "gate", "gate/gain", "gate/champion", "gate/challenger",
 )  # fmt: skip
 
 

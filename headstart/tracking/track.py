@@ -226,11 +226,14 @@ def stage_metrics(data: DataFolder) -> dict[str, float]:
     measured = Metrics.read(data.evaluate.metrics)
     chosen = {"val": {"chosen": measured.val[measured.chosen]}, "test": {"chosen": measured.test[measured.chosen]}}
     numbers: dict[str, float] = {  # a run's page has them in this order
-        key.replace(".", "/"): value for key, value in [*_numbers(chosen), *_numbers(measured.model_dump())]
+        key.replace(".", "/"): value
+        for key, value in [*_numbers(chosen), *_numbers(measured.model_dump(exclude={"head_share"}))]
     }
     numbers |= {"prepare/kept": audit.kept, "prepare/dropped": len(audit.dropped), "prepare/leaks": audit.leaks}
     numbers |= {"head/C": head.C, "head/temperature": head.refit_temperature}
     numbers |= {f"backbone/{key}": getattr(card, key) for key in ("parameters", "gmacs", "features")}
+    if measured.head_share is not None:
+        numbers["ensemble/head_share"] = measured.head_share
     if tuned.ran:
         names = ("best_epoch", "epochs", "temperature", "trained_share", "size")
         numbers |= {f"finetune/{key}": getattr(tuned, key) for key in names}

@@ -78,9 +78,10 @@ def extract(
             forward, choice = engine_of(extractor, manifest, wanted)
             seen = ("features", list(made_by), member.view.as_dict(), manifest["split"].tolist())
             home = folder_for(kept, extractor.network, choice.engine, pixels, seen) if kept else scratch / str(number)
-            if kept:
+            if kept and len(members) == 1:  # whose table is removed at the end
                 stack.enter_context(FileLock(home.with_suffix(".lock")))
             home.mkdir(exist_ok=True)  # the process before has removed it
+            known = all(is_whole(home / split) for split in SPLITS)
             choices.append(choice)
             tables.append(_table(extractor, forward, manifest, home, advance))
         labels = _numbers(manifest)
@@ -97,10 +98,10 @@ def extract(
             widths=widths if len(widths) > 1 else None,
             **made_on(device),
         ).write(files.details)
-        for table in tables if kept else ():
-            if len(tables) == 1:
-                shutil.rmtree(table.home, ignore_errors=True)
-            table.home.with_suffix(".lock").unlink(missing_ok=True)
+        if kept and len(tables) == 1:
+            if not known:  # kept for others that it stands side by side with
+                shutil.rmtree(home, ignore_errors=True)
+            home.with_suffix(".lock").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

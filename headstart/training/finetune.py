@@ -34,10 +34,11 @@ def run(params: Params, data: DataFolder, live: Live) -> None:
 
 
 def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live) -> None:
+    from headstart.base.artifacts.members import first_of
     from headstart.base.device import set_up
     from headstart.data.manifest import read_manifest
     from headstart.data.packed import Pixels
-    from headstart.models.backbones import first_of, load_trunk
+    from headstart.models.backbones import load_trunk
     from headstart.training.head_files import load_start
     from headstart.training.recipe import Recipe, TrainingSetup
     from headstart.training.trainer import finetune

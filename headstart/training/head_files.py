@@ -7,13 +7,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from headstart.base.artifacts import HeadFolder
-from headstart.base.artifacts.head import HeadDetails
+from headstart.base.artifacts.head import REFIT, HeadDetails
 from headstart.base.files import replacing, write_rows
 from headstart.base.tensors import tensors_of
 from headstart.models.classifier import FittedHead
 from headstart.models.heads import HEADS, ClassifierHead
-
-REFIT = "refit_"  # before the names of the tensors of the head that was fitted on validation pictures too
 
 
 def store_head(head: ClassifierHead, refit: ClassifierHead, details: HeadDetails, folder: Path) -> None:

@@ -289,6 +289,6 @@ def run(params: Params, data: DataFolder) -> None:
     train_head(train, val, classes, params.head, data.head, groups)
     shutil.rmtree(data.head.of_first, ignore_errors=True)
     widths = FeaturesDetails.read(data.features.details).widths
-    if widths and params.finetune_is_on:  # fine-tuning trains the first network alone, so it starts from a head of its own
+    if widths:  # fine-tuning trains the first network alone, so it starts from a head of its own
         first_train, first_val = ((features[:, : widths[0]], labels) for features, labels in (train, val))
         train_head(first_train, first_val, classes, params.head, data.head.of_first, groups)

@@ -184,6 +184,16 @@ def test_an_ensemble_is_chosen_where_it_is_clearly_better_than_the_better_of_bot
     assert 0 < (good["finetune"].losses - hardly.losses).mean() < 0.02
     assert choose(good | {"ensemble": hardly}) == "finetune"
     assert choose({"head": sure(0.6, 40), "finetune": sure(0.5, 40), "ensemble": sure(0.7, 40)}) == "head"
+    # Of few pictures the ensemble is right on no more than the head, and the fine-tuned network is.
+    few = {"head": right_on(20), "finetune": right_on(40), "ensemble": sure(0.95, 40)}
+    assert choose(few) == "ensemble"
+    half = np.concatenate([sure(0.999, 22).probabilities, sure(0.49, 18).probabilities])
+    few["finetune"], few["ensemble"] = (
+        Scores(np.full((40, 2), [0.62, 0.38]), np.zeros(40, np.int64)),
+        Scores(half, np.zeros(40, np.int64)),
+    )
+    assert few["ensemble"].losses.mean() < few["finetune"].losses.mean() < few["head"].losses.mean()
+    assert choose(few) == "finetune"
 
 
 def test_halves_are_averaged_unless_validation_is_clearly_for_another_share() -> None:

@@ -85,6 +85,13 @@ def test_the_features_are_those_of_each_network_alone(tmp_path: Path) -> None:
     assert torch.equal(again.eval()(trunk.view.batch(seen)), together)
 
 
+def test_one_network_under_two_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        HeadstartError, match=r"backbone: test_vit and test_vit@160 are the same network with the same view"
+    ):
+        store_backbones(params_of("test_vit", "test_vit@160"), NO_NETWORK, tmp_path)
+
+
 def contents(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
@@ -96,6 +103,32 @@ def test_a_folder_holds_the_networks_that_are_asked_for_whatever_it_held_before(
         fresh = tmp_path / "+".join(names).replace("/", "-")
         store_backbones(params_of(*names), NO_NETWORK, fresh)
         assert contents(tmp_path / "used") == contents(fresh)
+
+
+def test_weights_that_are_here_are_taken_along_and_nothing_is_lost_where_others_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lite = "tf_efficientnet_lite0@64"
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    folder = tmp_path / "backbone"
+    alone = Params.model_validate({"backbone": lite})
+    store_backbones(alone, NO_NETWORK, folder)
+    before = contents(folder)
+    with pytest.raises(HeadstartError, match="no weights for backbone 'squeezenet1_0'"):
+        store_backbones(Params.model_validate({"backbone": [lite, "squeezenet1_0"]}), NO_NETWORK, folder)
+    assert before.items() <= contents(folder).items()
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / "members/.DS_Store").touch()
+    monkeypatch.setattr(weights, "_resolve", None)  # nobody is asked for the weights again
+    both = Params.model_validate({"backbone": [lite, "tf_efficientnet_lite0/pad"]})
+    store_backbones(both, NO_NETWORK, folder)
+    monkeypatch.undo()
+    store_backbones(both, NO_NETWORK, tmp_path / "fresh")
+    assert contents(folder) == contents(tmp_path / "fresh")
+    store_backbones(alone, NO_NETWORK, folder)
+    assert contents(folder) == before
 
 
 # --- the pipeline -------------------------------------------------------------------------------------------------------
@@ -193,6 +226,19 @@ def test_every_answer_is_the_same_in_the_package_as_in_the_evaluation(backbone: 
 
 
 @pytest.mark.usefixtures("project")
+def test_fine_tuning_can_be_switched_on_later() -> None:
+    params = settings(*THREE[:2])
+    off = params.model_copy(update={"finetune": params.finetune.model_copy(update={"unfreeze": "none"})})
+    data = run(off)
+    assert set(Metrics.read(data.evaluate.metrics).val) == {"head"}
+    before = contents(data.head)
+    run(params, "finetune evaluate")  # DVC does not run head again, which does not depend on finetune's parameters
+    assert set(Metrics.read(data.evaluate.metrics).val) == {"head", "finetune", "ensemble"}
+    run(params, "head")
+    assert contents(data.head) == before
+
+
+@pytest.mark.usefixtures("project")
 def test_the_export_of_several_networks_answers_as_they_do(tmp_path: Path) -> None:
     params = settings(*THREE)
     data = run(params)
@@ -224,8 +270,13 @@ def test_a_list_of_networks_and_their_names_in_one_string_are_the_same() -> None
     assert [(name, view.size, view.frame) for name, view in listed.members] == [
         ("resnet18", 288, "centre"), ("vgg16", 200, "pad"),
     ]  # fmt: skip
-    single = Params.model_validate({"backbone": "resnet18@288/pad"})
-    assert (single.backbone, single.view.size, single.view.frame) == ("resnet18", 288, "pad")
+    for name, view, expected in [
+        ("resnet18@288/pad", {}, (288, "pad")),
+        ("resnet18@288", {"frame": "squeeze"}, (288, "squeeze")),
+        ("resnet18/squeeze", {"size": 96}, (96, "squeeze")),
+    ]:
+        single = Params.model_validate({"backbone": name, "view": view})
+        assert (single.backbone, single.view.size, single.view.frame) == ("resnet18", *expected)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +285,8 @@ def test_a_list_of_networks_and_their_names_in_one_string_are_the_same() -> None
         ({"backbone": ["resnet18", "resnet18"]}, "backbone names 'resnet18' more than once with the same view"),
         ({"backbone": "resnet18+"}, "backbone: '' is not the name of a network"),
         ({"backbone": ["resnet18", "net.py:make"]}, "'net.py:make' is a network of your own, which cannot stand beside"),
+        ({"backbone": "net.py:make+resnet18"}, r"'net.py:make\+resnet18' is a network of your own, which cannot stand"),
+        ({"backbone": "resnet18/left"}, "backbone: in 'resnet18/left', frame must be 'centre', 'squeeze' or 'pad'"),
         ({"backbone": []}, r"backbone must be the name of a network or a list of names, found \[\]"),
         ({"backbone": [1, 2]}, r"backbone must be the name of a network or a list of names, found \[1, 2\]"),
         ({"backbone": [f"resnet18@{size}" for size in range(100, 109)]}, "puts 9 networks side by side; 8 is the most"),

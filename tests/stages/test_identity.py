@@ -135,7 +135,7 @@ def test_a_broken_trunk_is_reported_with_its_own_accuracy(copy_of: Clone) -> Non
     copy_of.set(finetune={"unfreeze": "none"})
     copy_of.repro()
     before = json.loads(copy_of.read("data/evaluate/metrics.json"))["test"]["head"]
-    path = copy_of.folder / "headstart/models/backbones.py"
+    path = copy_of.folder / "headstart/models/trunk.py"
     text = path.read_text()
     line = "        return features.flatten(1)"
     assert line in text

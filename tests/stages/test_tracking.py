@@ -72,8 +72,9 @@ def test_figures_of_the_chosen_classifier_are_grouped_for_validation_and_test(fi
             assert run.data.metrics[f"{split}/chosen/{name}"] == metrics[split][metrics["chosen"]][name]
     groups = {key.rpartition("/")[0] for key in run.data.metrics}
     assert groups == {
-        "val/chosen", "val/head", "val/finetune", "test/chosen", "test/head", "test/finetune", "gain/val", "gain/test",
-        "prepare", "backbone", "head", "finetune",
+        "val/chosen", "val/head", "val/finetune", "val/ensemble",
+        "test/chosen", "test/head", "test/finetune", "test/ensemble",
+        "gain/val", "gain/test", "ensemble", "prepare", "backbone", "head", "finetune",
     }  # fmt: skip
     assert groups - {"finetune"} <= set(saved_view.CLOSED)
 

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 
 from headstart.base.artifacts.json_file import JsonFile, Part
 
+REFIT = "refit_"  # before the names of the tensors of the head that was fitted on validation pictures too
+
 
 class Strength(Part):
     """What a regularisation strength gave. The field is called C as in scikit-learn.

@@ -349,7 +349,8 @@ class Params(Section):
                 raise ValueError(f"backbone names {quoted(network)} more than once with the same view; once is enough")
         if self.weights not in ("default", "none"):
             raise ValueError(
-                f"weights: {quoted(self.weights)} is for one network; where backbone names several, give default or none"
+                f"weights: {quoted(self.weights)} is for one network, and backbone names several; name one there, or give "
+                "default or none here"
             )
         return self
 

@@ -386,4 +386,5 @@ def run(params: Params, data: DataFolder) -> None:
     """The stage backbone: store the network's weights and card."""
     card = store_backbones(params, data.fetch.network, data.backbone)
     size = f"{card.parameters / 1e6:.1f} M parameters, {card.features} features"
-    say(f"{card.name}: {card.source.origin}, {size}")
+    origin = card.source.origin if len(params.members) == 1 else f"{len(params.members)} networks side by side"
+    say(f"{card.name}: {origin}, {size}")

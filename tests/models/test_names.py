@@ -35,7 +35,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"backbone": "net.py:small", "weights": "V1"}, "weights 'V1': for your own network"),
         ({"backbone": "net.py:smal"}, "smal"),
         ({"backbone": "gone.py:small"}, "gone.py is not there"),
-        ({"weights": "gone.pth"}, "no such file"),
+        ({"backbone": "resnet18", "weights": "gone.pth"}, "no such file"),
+        ({"backbone": "resnet18+resnet81"}, "did you mean"),
     ],
 )  # fmt: skip
 def test_a_name_that_nobody_knows_is_said_with_what_is_near(here: Path, settings: dict[str, str], says: str) -> None:

@@ -53,7 +53,10 @@ def test_all_is_well_in_a_proper_checkout_and_nothing_is_made_by_looking(
     out = capsys.readouterr().out
     assert ended.value.code in (0, None), out
     assert "ok    pictures: 2 in 2 classes from pictures" in out
-    assert "ok    backbone: tf_efficientnet_lite0, whose weights are at hand" in out
+    assert (
+        "ok    backbone: tf_efficientnet_lite0+tf_efficientnet_lite1+tf_efficientnet_lite2/squeeze, whose weights are at hand"
+        in out
+    )
     assert "note  dvc: no remote" in out
     assert not (here / "mlflow.db").exists()
 
@@ -87,7 +90,7 @@ def test_the_environment_of_these_tests_is_that_of_the_lock(monkeypatch: pytest.
         ("data: {source: one}", "pictures", doctor.WRONG, "1 classes; at least two"),
         ("data: {source: pictures.zip}", "pictures", doctor.NOTE, "is unpacked by the first run"),
         ("data: {source: gone.zip}", "pictures", doctor.WRONG, "gone.zip"),
-        ("{data: {source: pictures}, weights: mine.pth}", "backbone", doctor.WRONG, "no such file"),
+        ("{data: {source: pictures}, backbone: resnet18, weights: mine.pth}", "backbone", doctor.WRONG, "no such file"),
         ("{data: {source: pictures}, backbone: 'my_net.py:small'}", "backbone", doctor.WRONG, "my_net.py is not there"),
         ("data: {source: hymenoptera}", "pictures", doctor.NOTE, "comes from its publisher"),
         ("{data: {source: pictures}, backbone: resnet19}", "backbone", doctor.WRONG, "did you mean"),

@@ -34,8 +34,10 @@ def test_a_transformer_at_two_sizes_goes_through_every_stage_and_one_more_networ
     assert [view["size"] for view in card["preprocessing"]["beside"]] == [160]
     metrics = json.loads(clone.read("data/evaluate/metrics.json"))
     assert set(metrics["test"]) == {"head", "finetune", "ensemble", "chosen"}
-    mlflow.set_tracking_uri(f"sqlite:///{clone.folder}/mlflow.db")
-    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list", filter_string="params.backbone != ''")
+    client = mlflow.MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("headstart")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.params["backbone"] == "test_vit@224+test_vit"
     picture = next((clone.folder / "data/prepare").glob("sheet.png"))
     (answer,) = load_predictor(clone.folder / "data/package/model").predict([picture])

@@ -320,22 +320,20 @@ class Params(Section):
     def one_name_and_one_view(cls, given: Any) -> Any:
         """A list of networks as one name, and a single NAME@SIZE/FRAME as a network and its view."""
         backbone = given.get("backbone") if isinstance(given, dict) else None
-        if isinstance(backbone, list) and not (backbone and all(isinstance(name, str) for name in backbone)):
+        if not isinstance(backbone, str | list):
+            return given
+        names = [backbone] if isinstance(backbone, str) else backbone
+        if not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"backbone must be the name of a network or a list of names, found {quoted(backbone)}")
-        names = [backbone] if isinstance(backbone, str) else backbone if isinstance(backbone, list) else []
         own = next((name for name in names if is_own(name)), None)
         if own and (len(names) > 1 or SIDE_BY_SIDE in own.rpartition(":")[2]):
             raise ValueError(f"backbone: {quoted(own)} is a network of your own, which cannot stand beside others")
-        if isinstance(backbone, list):
-            backbone = SIDE_BY_SIDE.join(backbone)
-            given = given | {"backbone": backbone}
-        if isinstance(backbone, str) and len(members_of(backbone)) == 1 and not is_own(backbone):
-            whole = given.get("view") or {}
-            if ("@" in backbone or "/" in backbone) and isinstance(whole, dict):
-                network_and_view(backbone, key="backbone")
-                network, its = _taken_apart(backbone, "backbone")
-                given = given | {"backbone": network, "view": whole | its}
-        return given
+        name, view = SIDE_BY_SIDE.join(names), given.get("view") or {}
+        if own or len(members_of(name)) > 1 or not ("@" in name or "/" in name) or not isinstance(view, dict):
+            return given | {"backbone": name}
+        network_and_view(name, key="backbone")  # says what is wrong with it
+        network, its = _taken_apart(name, "backbone")
+        return given | {"backbone": network, "view": view | its}
 
     @model_validator(mode="after")
     def networks_that_can_stand_side_by_side(self) -> Self:

@@ -41,6 +41,11 @@ def network_of(member: str) -> str:
     return member if is_own(member) else member.partition("@")[0].partition("/")[0]
 
 
+def file_name_of(member: str) -> str:
+    """What a file or folder for NAME@SIZE/FRAME is called: a + for the slash, which is in no network's name."""
+    return member.replace("/", SIDE_BY_SIDE)
+
+
 def network_file(backbone: str) -> Path | None:
     """The file of the user's own network that ``backbone`` of params.yaml names; None where it is no file of theirs.
 

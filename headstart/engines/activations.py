@@ -48,7 +48,9 @@ def answers_of(
     """
     part, saved, lock = (file.with_name(f".{file.name}.{suffix}") for suffix in ("part", "json", "lock"))
     with FileLock(lock):
-        if not is_whole(file):
+        if is_whole(file):
+            advance(count)
+        else:
             _write(forward, batches, count, part, saved, advance, check)
             part.replace(file)
             saved.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ from headstart.evaluation import explain, figures, metrics, pages
 from headstart.evaluation.metrics import Metric, Scores, metrics_of
 from headstart.evaluation.summary import arithmetic, headline, interval
 from headstart.models.backbones import load_trunk
-from headstart.models.classifier import ENSEMBLE_SHARES, Classifier, averaged
+from headstart.models.classifier import Classifier, averaged
 from headstart.models.heads import LinearHead
 from headstart.models.task import Task
 from headstart.models.trunk import members_of_trunk
@@ -43,6 +43,7 @@ from headstart.training.feature_files import load_features
 from headstart.training.linear_probe import within_one_standard_error
 
 ALWAYS_REPORTED = ("val", "test")
+ENSEMBLE_SHARES = (0.5, 0.25, 0.75)  # of the head; the simplest comes first
 MADE_BY = ("prepare", "backbone", "features", "head", "finetune", "evaluate")  # stages whose outputs the report is about
 
 

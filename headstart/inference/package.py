@@ -50,7 +50,8 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
-    chosen = Metrics.read(data.evaluate.metrics).chosen
+    measured = Metrics.read(data.evaluate.metrics)
+    chosen = measured.chosen
     card, head = Card.read(data.backbone.card), HeadDetails.read(data.head.details)
     tuned = None if chosen == "head" else FinetuneDetails.read(data.finetune.details)
     first = Card.read(first_of(data.backbone).card) if tuned else card
@@ -58,7 +59,7 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         parts = ClassifierFolder(scratch, "classifier")
         parts.mkdir()
-        save_file(_tensors(data, chosen, head, tuned), parts.weights)
+        save_file(_tensors(data, measured, head, tuned), parts.weights)
         ClassifierDetails(
             backbone=first.name if chosen == "finetune" else card.name,
             weights=card.weights,
@@ -118,16 +119,17 @@ def _temperature(chosen: Name, head: HeadDetails, tuned: FinetuneDetails | None)
     return tuned.temperature if tuned else head.refit_temperature
 
 
-def _tensors(data: DataFolder, chosen: Name, head: HeadDetails, tuned: FinetuneDetails | None) -> dict[str, NDArray[Any]]:
+def _tensors(
+    data: DataFolder, measured: Metrics, head: HeadDetails, tuned: FinetuneDetails | None
+) -> dict[str, NDArray[Any]]:
     """The state of the chosen ``Classifier``, read from the stages' files without building a network."""
-    if chosen == "finetune":
+    if measured.chosen == "finetune":
         return load_file(data.finetune.weights)
     own = {key.removeprefix(REFIT): value for key, value in load_file(data.head.weights).items() if key.startswith(REFIT)}
-    folders = member_folders(data.backbone)
-    trunks = [load_file(folder.weights) for folder in folders]
+    trunks = [load_file(folder.weights) for folder in member_folders(data.backbone)]
     if tuned is not None:
         state = load_file(data.finetune.weights)
-        share = Metrics.read(data.evaluate.metrics).head_share
+        share = measured.head_share
         assert share is not None
         own["weight"], own["bias"] = averaged_head(
             [(own["weight"], own["bias"]), (state["head.weight"], state["head.bias"])],

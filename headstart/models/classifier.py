@@ -17,8 +17,6 @@ from headstart.models.task import SINGLE_LABEL, Task
 if TYPE_CHECKING:
     from headstart.models.trunk import Trunk
 
-ENSEMBLE_SHARES = (0.5, 0.25, 0.75)  # of the first of two classifiers; the simplest comes first
-
 
 @dataclass(frozen=True)
 class FittedHead:

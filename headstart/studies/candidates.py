@@ -25,6 +25,7 @@ from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
 from headstart.base.identity import code_of
 from headstart.base.params import Params, network_and_view
+from headstart.base.paths import file_name_of
 from headstart.base.terminal import say
 from headstart.data.splits import unit_hash
 from headstart.engines.activations import folder_for, known_or_made
@@ -134,7 +135,7 @@ def stored_candidates(params: Params, kept: Path) -> list[Candidate]:
     networks = {name: network_and_view(name) for name in params.rank.candidates}
     for network, view in networks.values():
         architecture(network, size=view.size)
-    folders = {name: BackboneFolder(kept, _file_name(name)) for name in networks}
+    folders = {name: BackboneFolder(kept, file_name_of(name)) for name in networks}
     found = []
     for name, (network, view) in networks.items():
         folder, missing = folders[name], None
@@ -175,12 +176,8 @@ def features_of(
     def run(pictures: Tensor) -> Tensor:
         return prepared()(pictures)
 
-    file = folder / _file_name(name)
+    file = folder / file_name_of(name)
     found = np.array(known_or_made(file, (len(rows), width), run, lambda first: extractor.batches(rows[first:])))
     if not np.isfinite(found).all():
         raise HeadstartError(f"{name} gives features that are no finite numbers; leave it out of rank.candidates")
     return torch.from_numpy(found)
-
-
-def _file_name(candidate: str) -> str:
-    return candidate.replace("/", "+")  # which is in no network's name

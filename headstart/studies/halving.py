@@ -90,7 +90,7 @@ def choose(standings: list[Standing]) -> tuple[str | None, str]:
     fastest = max(tied, key=lambda s: s.images_per_s)
     sentences = []
     if len(tied) > 1:
-        names = " and ".join([", ".join(s.name for s in tied[:-1]), tied[-1].name])
+        names = listed([s.name for s in tied])
         sentences.append(f"Too close to call between {names} on {best.pictures} pictures.")
         if fastest is best:
             sentences.append(f"{best.name} has the lowest log-loss ({best.log_loss:.3f}) and is the fastest of them here.")
@@ -118,6 +118,11 @@ def choose(standings: list[Standing]) -> tuple[str | None, str]:
                 f"but is over the budget: {standing.over_budget}."
             )
     return best.name, " ".join(sentences)
+
+
+def listed(names: list[str]) -> str:
+    """For people: "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _that_was_measured(standings: list[Standing]) -> str:

@@ -8,6 +8,7 @@ identification and hyperparameter optimization"), except that evidence and not a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from headstart.models.catalogue import published
 from headstart.studies import ranking_report
 from headstart.studies.candidates import Candidate, Sample, features_of, stored_candidates
 from headstart.studies.combination import Combination, Members, search
-from headstart.studies.halving import Standing, choose, halve, over_budget
+from headstart.studies.halving import Standing, choose, halve, listed, over_budget
 from headstart.studies.speed import MANY, images_per_s, training_seconds
 from headstart.studies.transferability import Probe, knn_accuracy, log_me, probe
 from headstart.training.features import FeatureExtractor
@@ -109,7 +110,10 @@ def rank(
         say(f"rank: {name} on {count} pictures: log-loss {found.losses.mean():.3f}, accuracy {found.correct.mean():.3f}")
         return found
 
+    @cache
     def look_together(members: Members, count: int) -> Probe:
+        if len(members) == 1 and count in by_name[members[0]].probes:
+            return by_name[members[0]].probes[count]
         for name in members:
             contenders[name].extend(count, wanted, state("rank"))
         features = torch.cat([contenders[name].features[:count] for name in members], dim=1)
@@ -125,9 +129,11 @@ def rank(
 
         def affordable(members: Members) -> bool:
             cards = [contenders[name].candidate.card for name in members]
-            if len({(card.sha256, card.preprocessing.model_dump_json()) for card in cards}) < len(cards):
-                return False  # one network under two names
-            return over_budget(params.rank.budget, _rate(members, rates), _sum(members, megabytes)) is None
+            different = len({(card.sha256, card.preprocessing.model_dump_json()) for card in cards})  # by whatever name
+            return (
+                different == len(cards)
+                and over_budget(params.rank.budget, _rate(members, rates), _sum(members, megabytes)) is None
+            )
 
         combination = search(
             choice, list(contenders), params.rank.members, affordable, look_together, sizes[0], by_name[choice].pictures
@@ -215,7 +221,7 @@ def _told(combination: Combination, rates: dict[str, float]) -> str:
     """What putting networks side by side brings, in a sentence."""
     first, *others = combination.members
     by, low, high = combination.gained
-    names = " and ".join([", ".join(others[:-1]), others[-1]] if len(others) > 1 else others)
+    names = listed(others)
     worth = f"by {by:.3f} ({low:+.3f} to {high:+.3f}) on {combination.pictures} pictures"
     speed = f"{_rate(combination.members, rates):.0f} images/s instead of {rates[first]:.0f}"
     if combination.pays:

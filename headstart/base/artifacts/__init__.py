@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path, PosixPath
 from typing import Generic, TypeVar
 
+from headstart.base.paths import file_name_of
+
 
 class Folder(PosixPath):
     """A path whose attributes are the paths of the files in it."""
@@ -72,7 +74,7 @@ class BackboneFolder(Folder):
 
     def member(self, name: str) -> BackboneFolder:
         """Of several networks side by side, the one called ``name``; all of them have only the card here."""
-        return BackboneFolder(self, MEMBERS, name.replace("/", "+"))
+        return BackboneFolder(self, MEMBERS, file_name_of(name))
 
 
 class FeaturesFolder(Folder):

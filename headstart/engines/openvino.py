@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,19 @@ class OpenVINO(Engine):
 
     def prepare(self, network: nn.Module, sample: Tensor, device: torch.device) -> Callable[[Precision], Forward]:
         return compiled_for(network, sample)
+
+
+@cache
+def core() -> Any:
+    """The ``openvino.Core`` of this process.
+
+    There is one, and it is never freed. One that loads the CPU plugin gives the thread an alternate signal stack; when it
+    is freed, it puts back the stack that it found and unmaps its own. Where two are freed in the order in which they were
+    made, the thread is left with an unmapped stack, and the next signal, be it Ctrl-C, ends the process with SIGSEGV.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def converted(network: nn.Module, example: Tensor, named: bool = True) -> Any:
@@ -91,7 +105,7 @@ def compiled_for(network: nn.Module, sample: Tensor) -> Callable[[Precision], Fo
     def compiled(precision: Precision) -> Forward:
         hint = {"fp32": "f32", "bf16": "bf16"}[precision]
         settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "INFERENCE_PRECISION_HINT": hint}
-        requests = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", settings), threads + 1)
+        requests = openvino.AsyncInferQueue(core().compile_model(model, "CPU", settings), threads + 1)
 
         def run(batch: Tensor) -> Tensor:
             pictures = batch.contiguous().numpy()

@@ -32,7 +32,7 @@ from headstart.base.safe_text import shortened
 from headstart.data.decode import Array
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
-from headstart.engines.openvino import converted
+from headstart.engines.openvino import converted, core
 from headstart.evaluation import metrics
 from headstart.inference.predictor import BATCH, load_predictor
 from headstart.models.classifier import Classifier
@@ -204,8 +204,7 @@ def _openvino(network: WholeClassifier, example: Tensor, file: Path, calibration
             mixed = nncf.QuantizationPreset.MIXED
             model = nncf.quantize(model, dataset, preset=mixed, subset_size=CALIBRATION_PICTURES, ignored_scope=exact)
     openvino.save_model(model, file, compress_to_fp16=False)
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(file), "CPU", FULL_PRECISION)
+    compiled = core().compile_model(core().read_model(file), "CPU", FULL_PRECISION)
     return lambda pictures: compiled(pictures)[0].copy()
 
 

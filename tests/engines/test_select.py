@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import get_args
 
@@ -204,3 +206,21 @@ def test_a_network_that_openvino_cannot_take_or_gets_wrong_stays_with_torch(
     assert reason in told.why
     assert "going on with torch" in capsys.readouterr().out
     assert engine(pictures).shape == (4, 3)
+
+
+ENGINES_THEN_A_SIGNAL = """
+import os, signal, torch
+from headstart.engines.openvino import compiled_for
+network, sample = torch.nn.Conv2d(3, 4, 3), torch.zeros(2, 3, 8, 8)
+first, second = (compiled_for(network, sample)("fp32") for _ in range(2))
+second(sample)
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_engines_were_freed_reaches_its_handler() -> None:
+    done = subprocess.run([sys.executable, "-c", ENGINES_THEN_A_SIGNAL], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -38,14 +38,14 @@ def write_digits(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folds", type=int, default=3, help="why.folds; default: 3")
-    parser.add_argument("--passes", type=int, default=40_000, help="why.scratch_passes; default: 40000")
+    parser.add_argument("--passes", type=int, default=40_000, help="finetune.scratch_passes; default: 40000")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         write_digits(Path(scratch) / "digits")
         project = Path(scratch) / "project"
         source = str(Path(scratch) / "digits")
-        why = {"folds": asked.folds, "fractions": [0.1, 1.0], "scratch_passes": asked.passes, "scratch_size": SIDE}
-        with_features(project, source, shown=True, why=why)
+        why, tuned = {"folds": asked.folds, "fractions": [0.1, 1.0]}, {"scratch_passes": asked.passes, "scratch_size": SIDE}
+        with_features(project, source, shown=True, why=why, finetune=tuned)
         stages(project, "why", shown=True)
         found = json.loads((project / "data/why/why.json").read_text(encoding="utf-8"))
         print(json.dumps({key: found[key] for key in ("verdict", "worth_points", "worth_minutes", "curves")}, indent=1))

@@ -124,6 +124,8 @@ class Finetune(Section):
     scratch_lr: Rate = 2e-3
     scratch_epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
 
+    scratch_passes: Count = 40_000
+    scratch_size: Annotated[int, Field(ge=32, le=1024)] = 128
 
 class Evaluate(Section):
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 2000
@@ -180,8 +182,6 @@ class Rank(Section):
 class Why(Section):
     fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.1, 0.25, 0.5, 1.0]
     folds: Annotated[int, Field(ge=1, le=5)] = 3
-    scratch_passes: Count = 40_000
-    scratch_size: Annotated[int, Field(ge=32, le=1024)] = 128
 
     @model_validator(mode="after")
     def up_to_all_pictures(self) -> Self:

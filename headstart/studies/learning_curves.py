@@ -7,7 +7,6 @@ reported chose anything. The test split is not looked at.
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -44,7 +43,6 @@ FROZEN: Final = "frozen"
 FINETUNED: Final = "finetuned"
 SCRATCH: Final = "scratch"
 CUTS: tuple[Cut, ...] = ("none", "last", "half", "all")
-MOST_EPOCHS = 100  # of a training from random weights
 
 
 @dataclass(frozen=True)
@@ -247,16 +245,13 @@ class Laboratory:
         return network.trunk(self.params.seed + training.fold)
 
     def recipe(self, training: Training, n: int) -> Recipe:
-        """From random weights: smaller pictures, and as many epochs as show the network ``why.scratch_passes`` pictures, so
-        that a small set is not held against it; the best of them on validation is taken, as for all."""
-        settings, why = self.params.finetune, self.params.why
-        if training.start == FINETUNED:
-            return Recipe(settings.model_copy(update={"unfreeze": training.cut}), scratch=False, seed=self.params.seed)
-        epochs = max(settings.scratch_epochs, min(MOST_EPOCHS, math.ceil(why.scratch_passes / n)))
-        size = load_trunk(self.backbone, self.network_file)[0].view.size
-        ratio = min(settings.size_ratio, why.scratch_size / size)
-        update = {"unfreeze": "all", "scratch_epochs": epochs, "patience": epochs, "size_ratio": ratio}
-        return Recipe(settings.model_copy(update=update), scratch=True, seed=self.params.seed)
+        """The pipeline's own, so that no straw man is compared with; fine-tuned at the training's cut.
+
+        Args:
+            n: pictures to train on.
+        """
+        settings = self.params.finetune.model_copy(update={"unfreeze": training.cut})
+        return Recipe(settings, training.start == SCRATCH, self.params.seed, n)
 
 
 class Clock:

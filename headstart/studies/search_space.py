@@ -13,13 +13,14 @@ from headstart.base.errors import HeadstartError
 from headstart.base.identity import digest_of
 from headstart.base.params import Finetune, Params, is_range
 from headstart.base.terminal import say
+from headstart.training.recipe import Recipe
 
 STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
 FACTOR = 10  # a range that spans more is searched by its logarithm
 SIGNIFICANT = 3  # digits of a number that was drawn: lr 0.000731 and not 0.0007312845
 WITHOUT_EFFECT = {  # by whether the network starts from random weights
-    True: ("unfreeze", "epochs", "lr", "head_lr", "layer_decay", "batch_norm"),
-    False: ("scratch_lr", "scratch_epochs"),
+    True: ("unfreeze", "epochs", "patience", "lr", "head_lr", "layer_decay", "batch_norm"),
+    False: ("scratch_lr", "scratch_epochs", "scratch_passes", "scratch_size"),
 }
 
 
@@ -30,15 +31,19 @@ class Search:
     Attributes:
         settings: the present ones.
         scratch: whether the network starts from random weights.
+        seed: of the trainings.
+        pictures: how many are trained on.
         space: the values of each knob that has an effect here.
     """
 
     settings: Finetune
     scratch: bool
+    seed: int
+    pictures: int
     space: dict[str, list[Any]]
 
     @classmethod
-    def of(cls, params: Params, scratch: bool) -> Search:
+    def of(cls, params: Params, scratch: bool, pictures: int) -> Search:
         """
         Raises:
             HeadstartError: there is nothing to search, or the present settings, which all others are compared with, are
@@ -65,7 +70,7 @@ class Search:
                     f"params.yaml: tune.space.{key} does not hold the present finetune.{key}, {written(present)}; widen "
                     "it, since everything is compared with the present settings"
                 )
-        return cls(params.finetune, scratch, space)
+        return cls(params.finetune, scratch, params.seed, pictures, space)
 
     @property
     def present(self) -> Knobs:
@@ -78,7 +83,7 @@ class Search:
     @property
     def prunes(self) -> bool:
         """Whether trials are comparable epoch by epoch: one that has more of them learns longer at a high rate."""
-        return not {"epochs", "scratch_epochs"} & self.space.keys()
+        return not {"epochs", "scratch_epochs", "scratch_passes"} & self.space.keys()
 
     def knobs(self, drawn: Knobs) -> Knobs:
         """What was drawn, with numbers a person can read; present values stay what they are."""
@@ -91,6 +96,9 @@ class Search:
 
     def with_knobs(self, knobs: Knobs) -> Finetune:
         return Finetune.model_validate(self.settings.model_dump() | knobs)
+
+    def recipe(self, settings: Finetune) -> Recipe:
+        return Recipe(settings, self.scratch, self.seed, self.pictures)
 
     def key(self, *more: Any) -> str:
         """A name for the study: all that shapes its trials. The present values of what is searched do not."""

@@ -249,7 +249,7 @@ def answer(data: DataFolder, params: Params, device: torch.device, state: Callab
     pictures = Pictures(data, manifest, sample, device)
     rate = images_per_s(FeatureExtractor(trunk, pictures.pixels, device), sample.rows, params.features.engine)
     settings = (
-        params.why.model_dump(exclude={"fractions", "folds"}), params.finetune.model_dump(exclude={"unfreeze"}),
+        params.finetune.model_dump(exclude={"unfreeze"}),
         params.head, params.features, params.seed, params.threads,
     )  # fmt: skip
     made_by = code_of("headstart.studies.learning_curves")

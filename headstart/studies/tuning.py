@@ -52,7 +52,7 @@ from headstart.studies.search_space import STARTUP, Search
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training.finetuned import load_val_logits
 from headstart.training.head_files import load_start
-from headstart.training.recipe import Recipe, TrainingSetup
+from headstart.training.recipe import TrainingSetup
 from headstart.training.trainer import finetune
 
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
@@ -202,7 +202,7 @@ class _Study:
     def _run(self, trial: optuna.Trial, knobs: Knobs, number: int) -> None:
         home = self._home(knobs)
         settings = self.search.with_knobs(knobs)
-        epochs = Recipe(settings, self.search.scratch, self.seed).epochs
+        epochs = self.search.recipe(settings).epochs
         live = self.runs.live(number, knobs)
         curve: list[Row] = []
 
@@ -344,16 +344,16 @@ def _minutes(trial: FrozenTrial) -> float:
 
 def run(params: Params, data: DataFolder) -> None:
     """The stage tune: try settings within a budget of time, and say whether any is better than the present ones."""
-    search = Search.of(params, scratch=not Card.read(data.backbone.card).pretrained)
+    manifest = read_manifest(data.prepare)
+    scratch, pictures = not Card.read(data.backbone.card).pretrained, int((manifest["split"] == "train").sum())
+    search = Search.of(params, scratch, pictures)
     device = set_up(params.threads)
-    head, manifest, pixels = load_start(data.head), read_manifest(data.prepare), Pixels(data.prepare)
+    head, pixels = load_start(data.head), Pixels(data.prepare)
 
     def train(settings: Finetune, folder: Path, resume: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
         trunk, _ = load_trunk(first_of(data.backbone), data.fetch.network)
-        setup = TrainingSetup(
-            trunk, head, pixels, manifest, Recipe(settings, search.scratch, params.seed), device,
-            params.features.engine,
-        )  # fmt: skip
+        recipe = search.recipe(settings)
+        setup = TrainingSetup(trunk, head, pixels, manifest, recipe, device, params.features.engine)
         finetune(setup, folder, resume, on_epoch, state_folder("answers"))
 
     made_by = code_of("headstart.training.trainer")

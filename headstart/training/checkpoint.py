@@ -61,7 +61,7 @@ class Checkpoint:
     def finished(self, recipe: Recipe) -> bool:
         """Whether all epochs are done, or ``finetune.patience`` is at its end."""
         best = self.best.epoch if self.best else 0
-        return len(self.curve) >= recipe.epochs or len(self.curve) - best >= recipe.settings.patience
+        return len(self.curve) >= recipe.epochs or len(self.curve) - best >= recipe.patience
 
     def add(self, row: Row, logits: Tensor) -> None:
         """Add an epoch's row; where it is the best one, keep its weights and its validation ``logits``."""

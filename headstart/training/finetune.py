@@ -45,11 +45,12 @@ def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live)
 
     device = set_up(params.threads)
     trunk, card = load_trunk(first_of(data.backbone), data.fetch.network)
-    recipe = Recipe(params.finetune, scratch=not card.pretrained, seed=params.seed)
+    manifest = read_manifest(data.prepare)
+    recipe = Recipe(params.finetune, not card.pretrained, params.seed, int((manifest["split"] == "train").sum()))
     settings = (params.finetune, params.features, params.seed, params.threads)
     key = digest_of([code_of("headstart.training.trainer"), inputs_of("finetune"), settings])
     setup = TrainingSetup(
-        trunk, load_start(data.head), Pixels(data.prepare), read_manifest(data.prepare), recipe, device,
+        trunk, load_start(data.head), Pixels(data.prepare), manifest, recipe, device,
         params.features.engine,
     )  # fmt: skip
     finetune(setup, folder, state_folder("finetune") / key, live(data, params), state_folder("answers"))

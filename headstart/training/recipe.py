@@ -19,21 +19,43 @@ from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.trunk import Trunk
 
 LEAST_WARMUP = 40  # steps (bench/few_steps.py)
+MOST_EPOCHS = 100  # from random weights
 
 UNFROZEN = {"none": 0.0, "last": 0.25, "half": 0.5, "all": 1.0}  # of the blocks, from the output side
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings, resolved for one backbone: what is trained, how long, how fast."""
+    """The settings, resolved for one backbone: what is trained, how long, how fast.
+
+    From random weights there is one schedule, which the pipeline, tune and why share: small pictures, at which such a
+    network learns as well and faster, and as many epochs as show it ``scratch_passes`` pictures, all of them, so that a
+    small set is not held against it. The best on validation is taken, as always.
+
+    Attributes:
+        pictures: how many are trained on; only from random weights does something follow from it.
+    """
 
     settings: Finetune
     scratch: bool
     seed: int
+    pictures: int | None = None
 
     @property
     def epochs(self) -> int:
-        return self.settings.scratch_epochs if self.scratch else self.settings.epochs
+        if not self.scratch:
+            return self.settings.epochs
+        assert self.pictures, "from random weights the number of epochs follows from that of the pictures"
+        return max(self.settings.scratch_epochs, min(MOST_EPOCHS, math.ceil(self.settings.scratch_passes / self.pictures)))
+
+    @property
+    def patience(self) -> int:
+        return self.epochs if self.scratch else self.settings.patience
+
+    def size_ratio(self, size: int) -> float:
+        """Pixels to train at as a fraction of ``size``, the network's own."""
+        ratio = self.settings.size_ratio
+        return min(ratio, self.settings.scratch_size / size) if self.scratch else ratio
 
     @property
     def batch_norm_trained(self) -> bool:
@@ -82,7 +104,7 @@ class TrainingSetup:
 
     Attributes:
         trunk, head: what it starts from. ``trunk`` becomes part of the trained classifier.
-        pixels, manifest: the pictures, row by row; of the manifest ``label`` and ``split`` are read.
+        pixels, manifest: the pictures, row by row; of the manifest the labels and ``split`` are read.
         engine: what runs the layers that stay frozen: torch, openvino or auto.
     """
 
@@ -96,8 +118,8 @@ class TrainingSetup:
 
     @cached_property
     def labels(self) -> Ints:
-        """(N,) numbers of all pictures' classes."""
-        return self.head.task.encode(self.manifest["label"], self.head.classes)
+        """(N, ...) labels of all pictures, encoded."""
+        return self.head.task.labels_of(self.manifest, self.head.classes)
 
     def rows(self, split: str) -> Ints:
         """Numbers of the pictures of one split."""

@@ -60,7 +60,7 @@ def finetune(
             otherwise.
     """
     trunk, recipe = setup.trunk, setup.recipe
-    trunk.view = replace(trunk.view, size=train_size(trunk, recipe.settings.size_ratio))
+    trunk.view = replace(trunk.view, size=train_size(trunk, recipe.size_ratio(trunk.view.size)))
     _, sample = next(batches(trunk.view, setup.pixels, setup.rows("val")[:SAMPLE].tolist(), SAMPLE))
     network = TrainedNetwork(setup, sample)
     data = TrainingData(setup, network, cache or resume)

@@ -153,7 +153,7 @@ def settings(*backbone: str) -> Params:
         *backbone,
         data={"source": "pictures"},
         split={"val": 0.3, "test": 0.3, "near_duplicate_bits": None},
-        finetune={"unfreeze": "last", "scratch_epochs": 1, "batch_size": 8, "size_ratio": 0.75},
+        finetune={"unfreeze": "last", "scratch_epochs": 1, "scratch_passes": 1, "batch_size": 8, "size_ratio": 0.75},
         evaluate={"bootstrap": 100, "mistakes": 2},
         features={"engine": "torch"},
     )

@@ -63,9 +63,9 @@ def test_a_stage_runs_no_module_that_is_not_in_its_identity(copy_of: Clone, stag
 def test_a_branch_runs_no_module_that_is_not_in_its_identity(copy_of: Clone) -> None:
     copy_of.set(
         rank={"candidates": [CANDIDATE], "first": 40, "pictures": 60},
-        why={"fractions": [1.0], "folds": 1, "scratch_passes": 40, "scratch_size": 32},
+        why={"fractions": [1.0], "folds": 1},
         tune={"trials": 1},
-        finetune={"epochs": 1, "scratch_epochs": 1, "size_ratio": 0.25},
+        finetune={"epochs": 1, "scratch_epochs": 1, "scratch_passes": 40, "scratch_size": 32, "size_ratio": 0.25},
     )
     copy_of.run(sys.executable, "stages/fetch.py")
     for stage in BRANCHES:

@@ -295,7 +295,9 @@ def test_a_head_knob_reruns_what_follows_and_dvc_compares_the_two(copy_of: Clone
 
 
 def test_a_network_of_ones_own_is_trained_from_scratch(project: Callable[..., Clone]) -> None:
-    clone = project(**SLICE | {"backbone": "my_net.py:small", "finetune": {"scratch_epochs": 1, "size_ratio": 0.5}})
+    clone = project(
+        **SLICE | {"backbone": "my_net.py:small", "finetune": {"scratch_epochs": 1, "scratch_passes": 1, "size_ratio": 0.5}}
+    )
     (clone.folder / "my_net.py").write_text(
         "from torch import nn\n"
         "def small(num_classes):\n"

@@ -25,7 +25,7 @@ def test_a_transformer_at_two_sizes_goes_through_every_stage_and_one_more_networ
             "backbone": TRANSFORMERS,
             "weights": "none",
             "view": {"size": None},
-            "finetune": {"scratch_epochs": 1, "size_ratio": 0.5},
+            "finetune": {"scratch_epochs": 1, "scratch_passes": 1, "size_ratio": 0.5},
         }
     )
     clone.repro()

@@ -15,7 +15,8 @@ from tests.stages.conftest import Clone
 pytestmark = [pytest.mark.slow]
 
 BRANCH = "studies/dvc.yaml:why"
-WHY = {"fractions": [0.5, 1.0], "folds": 1, "scratch_passes": 100, "scratch_size": 64}
+WHY = {"fractions": [0.5, 1.0], "folds": 1}
+QUICK = {"scratch_passes": 100, "scratch_size": 64}
 
 
 def results(clone: Clone) -> dict[str, int]:
@@ -25,7 +26,7 @@ def results(clone: Clone) -> dict[str, int]:
 
 
 def test_a_killed_why_goes_on_and_its_answer_can_be_read_and_applied(copy_of: Clone) -> None:
-    copy_of.set(why=WHY)
+    copy_of.set(why=WHY, finetune=QUICK)
     copy_of.killed_when(lambda: any(name.startswith("finetuned") for name in results(copy_of)), "dvc", "repro", BRANCH)
     before = results(copy_of)
     assert not (copy_of.folder / "data/why/why.json").exists()

@@ -28,9 +28,10 @@ CANDIDATE = "tf_efficientnet_lite0"
 PARAMS = {
     "data": {"source": "set"}, "backbone": "small.py:net", "weights": "small.safetensors", "threads": 1,
     "features": {"engine": "torch"},
-    "finetune": {"epochs": 1, "batch_size": 8, "size_ratio": 0.5, "unfreeze": "last"},
+    "finetune": {"epochs": 1, "batch_size": 8, "size_ratio": 0.5, "unfreeze": "last", "scratch_passes": 100,
+                 "scratch_size": 32},
     "tune": {"trials": 2, "minutes": 60, "space": {"lr": [0.0003, 0.03]}},
-    "why": {"fractions": [0.5, 1.0], "folds": 1, "scratch_passes": 100, "scratch_size": 32},
+    "why": {"fractions": [0.5, 1.0], "folds": 1},
     "rank": {"candidates": [CANDIDATE], "first": 20, "pictures": 40},
 }  # fmt: skip
 MEASURED = {"seconds", "minutes", "images_per_s", "finetune_minutes", "worth_minutes"}  # by the clock

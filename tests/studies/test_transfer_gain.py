@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headstart.base.artifacts import DATA
+from headstart.base.params import Params
 from headstart.evaluation.intervals import Estimate, paired_difference
 from headstart.studies import learning_curves
 from headstart.studies.candidates import Sample
@@ -21,6 +26,7 @@ from headstart.studies.learning_curves import (
     Clock,
     Curve,
     Curves,
+    Laboratory,
     Outcome,
     Pictures,
     Training,
@@ -38,6 +44,7 @@ from headstart.studies.transfer_gain import (
     verdict,
     with_more,
 )
+from headstart.training import finetune
 from headstart.training.checkpoint import STATE
 from headstart.training.linear_probe import folds_of
 
@@ -250,6 +257,28 @@ def test_every_start_is_trained_on_every_share_of_every_fold_and_other_cuts_on_a
     assert {t.cut for t in trainings} == set(CUTS)
     assert len({t.name for t in trainings}) == len(trainings)
     assert Training(FROZEN, "none", 0, 0.1).name == "frozen-none-0-0.1"
+
+
+@pytest.mark.usefixtures("checkout_with_store")
+def test_random_weights_are_trained_as_the_pipeline_trains_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    params = Params.model_validate({"weights": "none", "finetune": {"unfreeze": "last", "patience": 2}, "seed": 5})
+    manifest = pd.DataFrame({"label": "a", "split": ["train"] * 700 + ["val"] * 9})
+    monkeypatch.setattr("headstart.training.trainer.finetune", lambda setup, *more: ran.append(setup.recipe))
+    monkeypatch.setattr("headstart.models.backbones.load_trunk", lambda *_: (None, SimpleNamespace(pretrained=False)))
+    monkeypatch.setattr("headstart.data.manifest.read_manifest", lambda _: manifest)
+    monkeypatch.setattr("headstart.data.packed.Pixels", lambda _: None)
+    monkeypatch.setattr("headstart.training.head_files.load_start", lambda _: None)
+    monkeypatch.setattr("headstart.base.artifacts.members.first_of", lambda _: None)
+    monkeypatch.setattr(finetune, "inputs_of", lambda _: "")
+    finetune.run(params, DATA, lambda *_: lambda row: None)
+    laboratory = Laboratory(None, Path(), Path(), params, torch.device("cpu"), 0.0, Path())  # type: ignore[arg-type]
+    (pipeline,), why = ran, laboratory.recipe(Training(SCRATCH, "all", 0, 1.0), 700)
+    for what in ("scratch", "epochs", "patience", "batch_norm_trained", "seed"):
+        assert getattr(why, what) == getattr(pipeline, what), what
+    assert why.size_ratio(224) == pipeline.size_ratio(224)
+    assert why.epochs == 58
+    assert why.settings.model_copy(update={"unfreeze": "last"}) == pipeline.settings  # all is trained, whatever that says
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(5, 40), min_size=2, max_size=5), st.sampled_from([5, 9, 40]))

@@ -67,7 +67,7 @@ class Bench:
         trainer.finetune(TrainingSetup(trunk, head(), *self.pictures, recipe, CPU), folder, resume, told, kept)
 
     def tune(self, params: Params, name: str = "study") -> Tuning:
-        search = Search.of(params, scratch=False)
+        search = Search.of(params, scratch=False, pictures=16)
         labels = tuning.validation_labels(self.pictures[1], head().classes)
         return tune(self.train, labels, search, params, name, self.folder / "state", StudyRuns(params, name))
 
@@ -197,9 +197,12 @@ def test_a_larger_budget_and_other_present_settings_go_on_with_the_same_study(be
     found = bench.tune(changed)
     assert len(bench.trained) == len(found.trials) == 3
     assert found.present in [row.knobs for row in found.trials]
-    keys = [Search.of(p, scratch=False).key("data") for p in (params, short, changed, bench.params(LEARNS, 2, ema=0.5))]
+    keys = [
+        Search.of(p, scratch=False, pictures=16).key("data")
+        for p in (params, short, changed, bench.params(LEARNS, 2, ema=0.5))
+    ]
     assert keys[0] == keys[1] == keys[2] != keys[3]
-    assert Search.of(params, scratch=False).key("other data") != keys[0]
+    assert Search.of(params, scratch=False, pictures=16).key("other data") != keys[0]
 
 
 def test_how_many_trials_fitted_into_the_minutes_is_decided_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +238,8 @@ def test_a_hopeless_trial_is_stopped_early_and_leaves_nothing_behind(bench: Benc
 
 
 def test_no_trial_is_stopped_where_the_number_of_epochs_is_searched(bench: Bench) -> None:
-    assert Search.of(bench.params({"lr": [0.001, 0.1]}, 1), scratch=False).prunes
-    assert not Search.of(bench.params({"epochs": [1, 9]}, 1), scratch=False).prunes
+    assert Search.of(bench.params({"lr": [0.001, 0.1]}, 1), scratch=False, pictures=16).prunes
+    assert not Search.of(bench.params({"epochs": [1, 9]}, 1), scratch=False, pictures=16).prunes
 
 
 def test_a_trial_that_diverges_is_told_and_the_study_goes_on(bench: Bench) -> None:
@@ -258,22 +261,24 @@ def test_two_processes_do_not_work_on_one_study(bench: Bench) -> None:
 
 def test_ranges_are_searched_by_their_logarithm_where_they_span_a_factor_of_ten(bench: Bench) -> None:
     space = {"lr": [0.001, 0.01], "crop_min": [0.3, 1], "batch_size": [4, 64], "unfreeze": ["half", "all"]}
-    lr, crop, batch, unfreeze = Search.of(bench.params(space, 1), scratch=False).distributions.values()
+    lr, crop, batch, unfreeze = Search.of(bench.params(space, 1), scratch=False, pictures=16).distributions.values()
     assert (lr.log, crop.log, batch.log) == (True, False, True)  # type: ignore[attr-defined]
     assert (type(crop).__name__, type(batch).__name__) == ("FloatDistribution", "IntDistribution")
     assert unfreeze.choices == ("half", "all")  # type: ignore[attr-defined]
 
 
 def test_numbers_drawn_are_short_and_stay_in_their_range_and_the_present_ones_stay_exact(bench: Bench) -> None:
-    search = Search.of(bench.params({"ema": [0.9, 0.9999], "lr": [0.001, 0.1]}, 1, lr=0.00123456), scratch=False)
+    search = Search.of(
+        bench.params({"ema": [0.9, 0.9999], "lr": [0.001, 0.1]}, 1, lr=0.00123456), scratch=False, pictures=16
+    )
     assert search.knobs({"ema": 0.99988, "lr": 0.0123456}) == {"ema": 0.9999, "lr": 0.0123}
     assert search.knobs(search.present)["lr"] == 0.00123456
 
 
 def test_knobs_without_effect_are_left_out_and_that_is_said(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     params = bench.params({"lr": [0.001, 0.1], "scratch_lr": [0.0001, 0.1], "augment": ["none", "light"]}, 1)
-    assert list(Search.of(params, scratch=False).space) == ["lr", "augment"]
-    assert list(Search.of(params, scratch=True).space) == ["scratch_lr", "augment"]
+    assert list(Search.of(params, scratch=False, pictures=16).space) == ["lr", "augment"]
+    assert list(Search.of(params, scratch=True, pictures=16).space) == ["scratch_lr", "augment"]
     assert "no effect with random weights: lr" in capsys.readouterr().out
 
 
@@ -289,7 +294,7 @@ def test_what_cannot_be_searched_is_one_sentence(
     bench: Bench, settings: dict[str, Any], scratch: bool, message: str
 ) -> None:
     with pytest.raises(HeadstartError, match=re.escape(message)):
-        Search.of(bench.params({"lr": [0.001, 0.1]}, 1, **settings), scratch)
+        Search.of(bench.params({"lr": [0.001, 0.1]}, 1, **settings), scratch, pictures=16)
 
 
 # --- in MLflow --------------------------------------------------------------------------------------------------------

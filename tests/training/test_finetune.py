@@ -79,8 +79,8 @@ VIEW = View(32, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 def recipe(scratch: bool = False, **settings: object) -> Recipe:
-    values = {"epochs": 2, "batch_size": 8, "size_ratio": 0.5} | settings
-    return Recipe(Finetune.model_validate(values), scratch=scratch, seed=3)
+    values = {"epochs": 2, "batch_size": 8, "size_ratio": 0.5, "scratch_passes": 1} | settings
+    return Recipe(Finetune.model_validate(values), scratch=scratch, seed=3, pictures=16)
 
 
 def train(network: Path, pictures: tuple[Pixels, pd.DataFrame], folder: Path, how: Recipe, **more: object) -> None:
@@ -130,6 +130,16 @@ def test_of_few_steps_none_is_taken_at_the_full_rate() -> None:
     assert recipe(scratch=True).schedule(1, 12) > 0.95
 
 
+def test_from_random_weights_small_sets_have_more_epochs_and_pictures_are_small() -> None:
+    settings = Finetune(epochs=4, patience=2, size_ratio=1.25)
+    of = {n: Recipe(settings, scratch=True, seed=0, pictures=n) for n in (10, 1000, 10**6)}
+    assert [how.epochs for how in of.values()] == [100, 40, 10]
+    assert all(how.patience == how.epochs for how in of.values())
+    assert [of[10].size_ratio(size) for size in (256, 64)] == [0.5, 1.25]
+    pretrained = replace(of[10], scratch=False)
+    assert (pretrained.epochs, pretrained.patience, pretrained.size_ratio(256)) == (4, 2, 1.25)
+
+
 def test_mixing_goes_from_the_start_to_the_trained_weights() -> None:
     start = {"w": torch.tensor([0.0, 2.0]), "count": torch.tensor(1)}
     trained = {"w": torch.tensor([1.0, 4.0]), "count": torch.tensor(9)}
@@ -158,7 +168,7 @@ def test_training_learns_what_the_start_did_not_know(
     network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
 ) -> None:
     rows: list[dict[str, float]] = []
-    how = recipe(scratch=True, scratch_lr=0.02, scratch_epochs=12, patience=12)
+    how = recipe(scratch=True, scratch_lr=0.02, scratch_epochs=12)
     train(network, pictures, tmp_path / "out", how, on_epoch=rows.append)
     assert rows[-1]["val_accuracy"] == 1.0
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]

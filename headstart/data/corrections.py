@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
 from headstart.base.errors import HeadstartError, nearest, some
 from headstart.base.params import Data
 from headstart.base.paths import users_path
 from headstart.base.terminal import say
-from headstart.data.user_tables import read_table
-
-if TYPE_CHECKING:
-    from headstart.data.picture import Picture
+from headstart.data.picture import Picture, classes_of, is_multi_label
+from headstart.data.user_tables import composed, label_names, read_table, table_columns
 
 
 def corrected(pictures: list[Picture], data: Data) -> list[Picture]:
@@ -28,42 +25,68 @@ def corrected(pictures: list[Picture], data: Data) -> list[Picture]:
         HeadstartError: a file is missing or is not such a table, or data.relabel contradicts itself or names a class that
             no picture of the source has.
     """
-    pictures = [replace(p, label=composed(p.label), group=composed(p.group)) for p in pictures]
-    original = {picture.path: picture.label for picture in pictures}
+    pictures = [_relabelled(replace(p, group=composed(p.group)), [composed(name) for name in p.classes]) for p in pictures]
+    original = {picture.path: picture for picture in pictures}
     excluded = {row["path"] for _, row in _rows("data.exclude", data.exclude, ("path",), original)}
-    labels = _new_labels(data.relabel, original)
+    classes = _new_classes(data.relabel, original, data.label_separator)
     return [
-        replace(picture, label=labels[picture.path]) if picture.path in labels else picture
+        _relabelled(picture, classes.get(picture.path, picture.classes))
         for picture in pictures
         if picture.path not in excluded
     ]
 
 
-def _new_labels(name: str | None, original: dict[str, str]) -> dict[str, str]:
-    """The label of each path in data.relabel."""
-    labels: dict[str, str] = {}
-    classes = sorted(set(original.values()))
-    for place, row in _rows("data.relabel", name, ("path", "label"), original):
-        path, label = row["path"], composed(row["label"])
-        if label not in classes:
-            hint = nearest(label, classes) or f"it has {', '.join(classes)}"
-            raise HeadstartError(f"data.relabel {name!r}, {place}: data.source has no class {label!r}, {hint}")
-        if labels.setdefault(path, label) != label:
-            raise HeadstartError(
-                f"data.relabel {name!r}, {place}: {path} becomes {label!r} here and {labels[path]!r} above; keep one of "
-                "them"
-            )
-    unchanged = [path for path, label in labels.items() if original[path] == label]
+def _relabelled(picture: Picture, classes: Sequence[str]) -> Picture:
+    return replace(picture, label=classes[0]) if picture.labels is None else picture.with_labels(classes)
+
+
+def _new_classes(name: str | None, original: dict[str, Picture], separator: str) -> dict[str, tuple[str, ...]]:
+    """The classes of each path in data.relabel: one, or any number in a multi-label set."""
+    given: dict[str, tuple[str, ...]] = {}
+    classes = sorted(classes_of([*original.values()]))
+    several = is_multi_label([*original.values()])
+    _check_column(name, several)
+    columns = ("path", "labels") if several else ("path", "label")
+    for place, row in _rows("data.relabel", name, columns, original, separator):
+        path, where = row["path"], f"data.relabel {name!r}, {place}"
+        labels = label_names(row["labels"], separator, where) if several else [composed(row["label"])]
+        for label in labels:
+            if label not in classes:
+                hint = nearest(label, classes) or f"it has {', '.join(classes)}"
+                raise HeadstartError(f"{where}: data.source has no class {label!r}, {hint}")
+        new = tuple(sorted(set(labels)))
+        if given.setdefault(path, new) != new:
+            here, above = (separator.join(names) for names in (new, given[path]))
+            raise HeadstartError(f"{where}: {path} becomes {here!r} here and {above!r} above; keep one of them")
+    unchanged = [path for path, new in given.items() if original[path].classes == new]
     if unchanged:
         _warn(
             f"data.relabel gives {some(unchanged)} the label that the source has; in a row pasted from suspects.csv, the "
             "suggested label has to become the label"
         )
-    return labels
+    return given
+
+
+def _check_column(name: str | None, several: bool) -> None:
+    """Whether data.relabel has the column ``labels`` if, and only if, pictures may have ``several`` labels.
+
+    Raises:
+        HeadstartError: it has not.
+    """
+    if name is None:
+        return
+    columns, (needed, other) = table_columns(users_path(name)), ("labels", "label") if several else ("label", "labels")
+    if other in columns and needed not in columns:
+        may = "pictures of data.source may have several labels" if several else "each picture of data.source has one label"
+        raise HeadstartError(f"data.relabel {name!r} has a column {other!r} and needs {needed!r}: {may}")
 
 
 def _rows(
-    key: str, name: str | None, columns: tuple[str, ...], original: dict[str, str]
+    key: str,
+    name: str | None,
+    columns: tuple[str, ...],
+    original: Collection[str],
+    separator: str = "",
 ) -> list[tuple[str, dict[str, str]]]:
     """The rows of the file that ``key`` of params.yaml names, each with its place, for pictures that the source has."""
     if name is None:
@@ -71,7 +94,7 @@ def _rows(
     file = users_path(name)
     if not file.is_file():
         raise HeadstartError(f"{key} {name!r}: there is no file {file}; a relative path is from the project's folder")
-    rows = read_table(file, columns)
+    rows = read_table(file, columns, separator=separator)
     as_written = {composed(path): path for path in original}
     for _, row in rows:
         path = PurePosixPath(row["path"]).as_posix()
@@ -80,11 +103,6 @@ def _rows(
     if unknown:
         _warn(f"{key} names {some(unknown)}, which data.source does not have (any more); ignored")
     return [(place, row) for place, row in rows if row["path"] not in unknown]
-
-
-def composed(text: str) -> str:
-    """The text with é as one letter. macOS and others write it as an e and an accent, which is the same class."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _warn(sentence: str) -> None:

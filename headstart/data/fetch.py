@@ -7,11 +7,12 @@ import errno
 import hashlib
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from headstart.base.artifacts import DataFolder
-from headstart.base.errors import HeadstartError
+from headstart.base.errors import HeadstartError, some
 from headstart.base.files import replacing, sha256_of, write_text
 from headstart.base.identity import write_code
 from headstart.base.kept import read_kept, write_kept
@@ -19,13 +20,14 @@ from headstart.base.params import Data, Params
 from headstart.base.paths import network_file, state_folder, weights_file
 from headstart.base.terminal import say
 from headstart.data.corrections import corrected
-from headstart.data.picture import Listing, Picture
+from headstart.data.picture import Listing, Picture, classes_of, is_multi_label, names_in
 from headstart.data.sources import locate
 
 # Columns of predictions, which also have one column per class.
 RESERVED = {"image", "split", "label", "predicted", "probability"}
 
 COLUMNS = ("path", "label", "split", "group", "size", "sha256")
+MULTI_LABEL_COLUMNS = tuple("labels" if column == "label" else column for column in COLUMNS)
 
 
 def fetch(data: Data, manifest: Path) -> list[Picture]:
@@ -35,7 +37,7 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
     The same pictures give the same bytes, whatever their times on disk.
 
     Raises:
-        HeadstartError: the source is unknown, empty, has fewer than two classes, or cannot be reached; or a table of
+        HeadstartError: the source is unknown, empty, has too few classes, or cannot be reached; or a table of
             corrections is wrong.
     """
     listing = locate(data)
@@ -44,21 +46,12 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
             f"data.source {data.source!r} holds no files in class folders; expected one folder per class ({listing.root})"
         )
     pictures = _hashed(Listing(listing.root, corrected(listing.pictures, data)), data.source)
-    labels = {picture.label for picture in pictures if picture.sha256}
-    if len(labels) < 2:
-        classes = f"one class only ({labels.pop()!r})" if labels else "no class"
-        after = " after data.exclude and data.relabel" if data.exclude or data.relabel else ""
-        raise HeadstartError(f"data.source {data.source!r} has {classes}{after}; at least two are needed")
-    if reserved := labels & RESERVED:
-        raise HeadstartError(
-            f"data.source {data.source!r} has a class called {min(reserved)!r}, which is also the name of a column of the "
-            "predictions; rename the class"
-        )
+    check_classes([picture for picture in pictures if picture.sha256], data)
     if data.limit:
         pictures = _first_of_each_class(pictures, data.limit)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(MULTI_LABEL_COLUMNS if is_multi_label(pictures) else COLUMNS)
     writer.writerows([p.path, p.label, p.split, p.group, p.size, p.sha256] for p in pictures)
     write_text(manifest, text.getvalue())
     return pictures
@@ -66,7 +59,55 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
 
 def read_manifest(path: Path) -> list[Picture]:
     with path.open(encoding="utf-8", newline="") as stream:
-        return [Picture(**(row | {"size": int(row["size"])})) for row in csv.DictReader(stream)]  # type: ignore[arg-type]
+        return [_of_row(row) for row in csv.DictReader(stream)]
+
+
+def _of_row(row: dict[str, Any]) -> Picture:
+    labels = row.pop("labels", None)
+    picture = Picture(**{"label": ""} | row | {"size": int(row["size"])})
+    return picture if labels is None else picture.with_labels(names_in(labels))
+
+
+def check_classes(pictures: list[Picture], data: Data) -> None:
+    """Whether the pictures have classes that can be learned.
+
+    Raises:
+        HeadstartError: there are too few, or one has a name that it cannot have.
+    """
+    classes, after = classes_of(pictures), " after data.exclude and data.relabel" if data.exclude or data.relabel else ""
+    reserved = classes & RESERVED
+    if is_multi_label(pictures):
+        reserved |= classes & {"labels"}
+        _check_labels(pictures, f"data.source {data.source!r}{after}", data.label_separator)
+    elif len(classes) < 2:
+        found = f"one class only ({min(classes)!r})" if classes else "no class"
+        raise HeadstartError(f"data.source {data.source!r} has {found}{after}; at least two are needed")
+    if reserved:
+        raise HeadstartError(
+            f"data.source {data.source!r} has a class called {min(reserved)!r}, which is also the name of a column of the "
+            "predictions; rename the class"
+        )
+
+
+def _check_labels(pictures: list[Picture], source: str, separator: str) -> None:
+    """Whether a multi-label set has anything to learn: a class that some pictures have and others have not.
+
+    Raises:
+        HeadstartError: it has not.
+    """
+    counts = Counter(name for picture in pictures for name in picture.classes)
+    if not counts:
+        raise HeadstartError(f"no picture of {source} has a label; at least one class is needed")
+    if len(pictures) > 1 and min(counts.values()) == len(pictures):
+        raise HeadstartError(
+            f"every picture of {source} has the same labels ({some(map(repr, sorted(counts)))}); pictures without them are "
+            "needed too, or there is nothing to tell apart"
+        )
+    if max(counts.values()) < 2:
+        raise HeadstartError(
+            f"no class of {source} has two pictures ({some(map(repr, sorted(counts)))}); at least one is needed that has: "
+            f"is data.label_separator, {separator!r}, what stands between the names?"
+        )
 
 
 def _hashed(listing: Listing, source: str) -> list[Picture]:
@@ -90,20 +131,24 @@ def _hashed(listing: Listing, source: str) -> list[Picture]:
                 continue
             raise HeadstartError(f"{path} cannot be read: {error.strerror}; mend its permissions or move it away") from None
         current[picture.path] = entry
-        pictures.append(Picture(picture.path, picture.label, picture.split, picture.group, entry[0], entry[-1]))
+        pictures.append(replace(picture, size=entry[0], sha256=entry[-1]))
     if current != known:
         write_kept(index_file, current)
     return pictures
 
 
 def _first_of_each_class(pictures: list[Picture], limit: int) -> list[Picture]:
-    """At most ``limit`` pictures per class and split of the source, chosen by digest and so regardless of their names."""
+    """At most ``limit`` pictures per class and split of the source, chosen by digest and so regardless of their names.
+
+    A picture with several labels is taken if one of them has too few pictures yet, so that common classes may get more.
+    Pictures without a label count as a class of their own.
+    """
     counts: Counter[tuple[str, str]] = Counter()
     chosen = set()
     for picture in sorted(pictures, key=lambda picture: (picture.sha256, picture.path)):
-        key = (picture.label, picture.split)
-        if counts[key] < limit:
-            counts[key] += bool(picture.sha256)  # a link that leads nowhere takes no picture's place
+        keys = [(name, picture.split) for name in picture.classes or ("",)]
+        if any(counts[key] < limit for key in keys):
+            counts.update(keys if picture.sha256 else ())  # a link that leads nowhere takes no picture's place
             chosen.add(picture.path)
     return [picture for picture in pictures if picture.path in chosen]
 
@@ -118,4 +163,4 @@ def run(params: Params, data: DataFolder) -> None:
     weights = weights_file(params.weights)
     write_text(folder.weights_digest, f"{sha256_of(weights) if weights else 'not a file'}\n")
     write_code(data)
-    say(f"{len(pictures)} pictures in {len({p.label for p in pictures})} classes from {params.data.source}")
+    say(f"{len(pictures)} pictures in {len(classes_of(pictures))} classes from {params.data.source}")

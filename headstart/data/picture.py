@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,9 +12,17 @@ if TYPE_CHECKING:
     from headstart.base.params import Data
 
 
+SEPARATOR = ";"  # between the class names of a picture in headstart's own tables; no class name may hold it
+
+
 @dataclass(frozen=True)
 class Picture:
-    """One row of the fetch manifest. ``split`` and ``group`` are empty where the source gives none."""
+    """One row of the fetch manifest. ``split`` and ``group`` are empty where the source gives none.
+
+    Attributes:
+        label: the class; in a multi-label set the text of ``labels``, joined by SEPARATOR.
+        labels: in a multi-label set the sorted names of the picture's classes, of which there may be none; else None.
+    """
 
     path: str
     label: str
@@ -21,6 +30,32 @@ class Picture:
     group: str = ""
     size: int = 0
     sha256: str = ""
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it belongs to: one, or any number in a multi-label set."""
+        return (self.label,) if self.labels is None else self.labels
+
+    def with_labels(self, names: Iterable[str]) -> Picture:
+        """The picture with these classes, in a multi-label set."""
+        labels = tuple(sorted(set(names)))
+        return replace(self, label=SEPARATOR.join(labels), labels=labels)
+
+
+def names_in(label: str) -> list[str]:
+    """The class names in the text that a multi-label set has for a label."""
+    return label.split(SEPARATOR) if label else []
+
+
+def is_multi_label(pictures: list[Picture]) -> bool:
+    """Whether they are of a multi-label set."""
+    return bool(pictures) and pictures[0].labels is not None
+
+
+def classes_of(pictures: list[Picture]) -> set[str]:
+    """The names of all their classes."""
+    return {name for picture in pictures for name in picture.classes}
 
 
 @dataclass(frozen=True)

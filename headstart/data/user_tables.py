@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from headstart.base.errors import HeadstartError
-from headstart.base.safe_text import shortened
+from headstart.base.safe_text import quoted, shortened
+from headstart.data.picture import SEPARATOR
 
 LONGEST_CELL = 10_000  # characters; a path has fewer, and so has a name that people read
 MOST_ROWS = 10_000_000  # a Parquet file of a few bytes may say that it has more than there is memory for
 
 
-def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[tuple[str, dict[str, str]]]:
+def read_table(
+    path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = (), separator: str = ""
+) -> list[tuple[str, dict[str, str]]]:
     """The rows of a .parquet or .csv: the place of each in the file ("line 3"), and its columns as text.
 
-    A missing optional column is empty. Other columns are ignored.
+    A missing optional column is empty, and so may cells of ``labels`` be. Other columns are ignored.
+
+    Args:
+        separator: what joins the texts of a cell of Parquet that is a list; by default a list is no text.
 
     Raises:
         HeadstartError: the file cannot be read, or a needed column is missing or has an empty cell.
@@ -40,10 +48,10 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
             )
         if columns.count(column) > 1:
             raise HeadstartError(f"{path} has {columns.count(column)} columns called {column!r}; keep one of them")
-    texts = [(place, {column: _text(row.get(column)) for column in (*needed, *optional)}) for place, row in rows]
+    texts = [(place, {column: _text(row.get(column), separator) for column in (*needed, *optional)}) for place, row in rows]
     for place, row in texts:
         for column in needed:
-            if not row[column]:
+            if not row[column] and column != "labels":
                 raise HeadstartError(f"{path}, {place}: empty {column}")
         for column, text in row.items():
             if len(text) > LONGEST_CELL:
@@ -51,6 +59,70 @@ def read_table(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = 
                     f"{path}, {place}: a {column} of {len(text):,} characters; at most {LONGEST_CELL:,} are allowed"
                 )
     return texts
+
+
+def has_labels(path: Path) -> bool:
+    """Whether a table is one of a multi-label set: with the column ``labels`` in place of ``label``.
+
+    Raises:
+        HeadstartError: it has both.
+    """
+    columns = table_columns(path)
+    if {"label", "labels"} <= set(columns):
+        raise HeadstartError(
+            f"{path} has a column 'label' and a column 'labels'; keep 'label' if every picture has one label, and 'labels' "
+            "if it may have several or none"
+        )
+    return "labels" in columns
+
+
+def table_columns(path: Path) -> list[str]:
+    """The names of a table's columns; none where it cannot be read, of which ``read_table`` says why."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet
+
+            return list(pyarrow.parquet.read_schema(path).names)
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            return _header(csv.reader(stream, strict=True))
+    except Exception:  # pyarrow raises many kinds of errors on damaged files
+        return []
+
+
+def _header(rows: Iterator[list[str]]) -> list[str]:
+    return [name.strip() for name in next((row for row in rows if row), [])]
+
+
+def label_names(cell: str, separator: str, place: str) -> list[str]:
+    """The class names in a cell of the column ``labels``.
+
+    Args:
+        place: of the cell, for what is wrong with it.
+
+    Raises:
+        HeadstartError: a name holds what headstart itself puts between names.
+    """
+    names = [composed(name.strip()) for name in cell.split(separator)]
+    for name in names:
+        check_name(name, f"{place}: the class", "rename it, or tell by data.label_separator what stands between the names")
+    return [name for name in names if name]
+
+
+def check_name(name: str, place: str, advice: str) -> None:
+    """Whether a class of a multi-label set may be called so.
+
+    Raises:
+        HeadstartError: it may not.
+    """
+    if SEPARATOR in name:
+        raise HeadstartError(
+            f"{place} {quoted(name)} holds {SEPARATOR!r}, which headstart itself puts between names; {advice}"
+        )
+
+
+def composed(text: str) -> str:
+    """The text with é as one letter. macOS and others write it as an e and an accent, which is the same class."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _read_parquet(path: Path, wanted: set[str]) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
@@ -87,7 +159,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:
-            columns = [name.strip() for name in next((row for row in reader if row), [])]
+            columns = _header(reader)
             for cells in reader:
                 place = f"line {reader.line_num}"
                 if any(map(str.strip, cells[len(columns) :])):
@@ -102,6 +174,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
     return columns, rows
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, separator: str) -> str:
+    if separator and isinstance(value, list):
+        return separator.join(_text(one, "") for one in value)
     empty = value is None or value != value  # noqa: PLR0124  # pandas writes an empty cell as NaN
     return "" if empty else str(value).strip()

@@ -44,6 +44,7 @@ class Section(BaseModel):
 
 class Data(Section):
     source: Text = "emoji"
+    label_separator: Annotated[str, Field(min_length=1, max_length=100)] = ";"
     mirror: str | None = None
     exclude: Text | None = None
     relabel: Text | None = None
@@ -123,9 +124,9 @@ class Finetune(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     scratch_lr: Rate = 2e-3
     scratch_epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
-
     scratch_passes: Count = 40_000
     scratch_size: Annotated[int, Field(ge=32, le=1024)] = 128
+
 
 class Evaluate(Section):
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 2000
@@ -142,7 +143,9 @@ class Registry(Section):
 
 
 class Gate(Section):
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "matthews_corrcoef", "log_loss"] = "accuracy"
+    metric: Literal[
+        "accuracy", "mean_average_precision", "balanced_accuracy", "macro_f1", "micro_f1", "matthews_corrcoef", "log_loss"
+    ] = "accuracy"
     max_p: Annotated[float, Field(gt=0, le=1)] = 0.05
     margin: Annotated[float, Field(ge=0)] = 0.01
     class_margin: Annotated[float, Field(ge=0, le=1)] = 0.1

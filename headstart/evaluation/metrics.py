@@ -16,7 +16,7 @@ from headstart.base.arrays import Bools, Floats, Ints
 from headstart.base.artifacts.metrics import Measured, Name
 from headstart.data.splits import FEW_PICTURES
 from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, wilson
-from headstart.models.task import SINGLE_LABEL, SingleLabel, Task
+from headstart.models.task import SINGLE_LABEL, MultiLabel, SingleLabel, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ class Scores:
 
     Attributes:
         probabilities: (N, classes), calibrated.
-        labels: (N,) true class numbers, as the task encodes them.
+        labels: (N, ...), as the task encodes them.
     """
 
     probabilities: Floats
@@ -55,10 +55,28 @@ class Scores:
         return self.task.confidence(self.probabilities)
 
     @cached_property
+    def claims(self) -> tuple[Floats, Bools]:
+        """What calibration is measured on, (N, claims per picture): probabilities, and whether what they are of is true. A
+        single label has one claim, the prediction; of several labels there is one for each class."""
+        if isinstance(self.task, MultiLabel):
+            return self.probabilities, self.labels == 1
+        return self.confidence[:, None], self.correct[:, None]
+
+    @cached_property
     def confidence_bins(self) -> Ints:
-        """(N,) numbers of the bins, of equal width, that the confidences fall into."""
-        bins: Ints = np.minimum((self.confidence * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+        """(N, claims) numbers of the bins, of equal width, that the probabilities of the claims fall into."""
+        bins: Ints = np.minimum((self.claims[0] * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
         return bins
+
+    @cached_property
+    def ranked(self) -> tuple[Ints, Ints]:
+        """By class, both (N, classes): the pictures from the most probable on, and the place of the last one that is as
+        probable as the one in a place."""
+        order = np.argsort(-self.probabilities, axis=0, kind="stable")
+        descending = np.take_along_axis(self.probabilities, order, axis=0)
+        last = np.vstack([descending[:-1] != descending[1:], np.ones((1, self.classes), bool)])
+        places = np.where(last, np.arange(len(last))[:, None], len(last))
+        return order, np.minimum.accumulate(places[::-1], axis=0)[::-1]
 
     @cached_property
     def losses(self) -> Floats:
@@ -66,9 +84,11 @@ class Scores:
         return self.task.losses_of_probabilities(self.probabilities, self.labels)
 
     def joined(self, other: Scores) -> Scores:
-        """These, and those of ``other`` below them."""
+        """These, and those of ``other`` below them, each with its own answers."""
         probabilities = np.concatenate([self.probabilities, other.probabilities])
-        return Scores(probabilities, np.concatenate([self.labels, other.labels]), self.task)
+        both = Scores(probabilities, np.concatenate([self.labels, other.labels]), self.task)
+        vars(both)["predicted"] = np.concatenate([self.predicted, other.predicted])  # the thresholds of the two may differ
+        return both
 
 
 # --- the metrics ------------------------------------------------------------------------------------------------------
@@ -86,7 +106,7 @@ class Metric:
         is_proportion: a share of the pictures: its interval is Wilson's, and that of the others is by bootstrap.
         is_goal: whether ``gate.metric`` may name it. Calibration alone is no goal: a constant answer can be calibrated.
         is_bounded: False where one picture can cost any amount, as one of a class that a classifier does not know does.
-        task: the kind of task that has it.
+        tasks: the kinds of task that have it.
     """
 
     name: str
@@ -96,7 +116,7 @@ class Metric:
     is_proportion: bool = False
     is_goal: bool = True
     is_bounded: bool = True
-    task: type[Task] = SingleLabel
+    tasks: tuple[type[Task], ...] = (SingleLabel, MultiLabel)
 
     @property
     def heading(self) -> str:
@@ -116,7 +136,7 @@ def _balanced_accuracy(scores: Scores, rows: Ints) -> float:
 def _macro_f1(scores: Scores, rows: Ints) -> float:
     hits, true, predicted = _counts(scores, rows)
     present = (true + predicted) > 0
-    return float((2 * hits[present] / (true + predicted)[present]).mean())
+    return float((2 * hits[present] / (true + predicted)[present]).mean()) if present.any() else 0.0
 
 
 def _matthews_corrcoef(scores: Scores, rows: Ints) -> float:
@@ -134,28 +154,62 @@ def _log_loss(scores: Scores, rows: Ints) -> float:
 
 
 def _ece(scores: Scores, rows: Ints) -> float:
-    """The expected calibration error: the gap between confidence and accuracy, bin by bin."""
-    gaps = scores.confidence[rows] - scores.correct[rows]
-    return float(np.abs(np.bincount(scores.confidence_bins[rows], gaps, CONFIDENCE_BINS)).sum() / len(rows))
+    """The expected calibration error: the gap between probability and frequency, bin by bin."""
+    probabilities, true = (each[rows].ravel() for each in scores.claims)
+    bins = scores.confidence_bins[rows].ravel()
+    return float(np.abs(np.bincount(bins, probabilities - true, CONFIDENCE_BINS)).sum() / len(bins))
+
+
+def _mean_average_precision(scores: Scores, rows: Ints) -> float:
+    """The mean of the average precisions of those classes that have a picture."""
+    found = _average_precisions(scores, rows)
+    return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
+
+
+def _average_precisions(scores: Scores, rows: Ints) -> Floats:
+    """(classes,) average precisions, as ``sklearn.metrics.average_precision_score`` has them, which would take minutes for
+    the bootstrap; NaN of a class without a picture."""
+    order, last = scores.ranked
+    drawn = np.bincount(rows, minlength=len(scores.labels))[order]
+    positive = drawn * np.take_along_axis(scores.labels, order, axis=0)
+    hits, shown = (np.take_along_axis(each.cumsum(0), last, axis=0) for each in (positive, drawn))
+    total = positive.sum(0)
+    precision = (positive * hits / np.maximum(shown, 1)).sum(0)
+    return np.where(total > 0, precision / np.maximum(total, 1), np.nan)
+
+
+def _micro_f1(scores: Scores, rows: Ints) -> float:
+    hits, true, predicted = (counts.sum() for counts in _counts(scores, rows))
+    return float(2 * hits / max(true + predicted, 1))
 
 
 def _counts(scores: Scores, rows: Ints) -> tuple[Floats, Floats, Floats]:
     """Of each class: how many were recognised, how many there are, how many were predicted."""
+    if isinstance(scores.task, MultiLabel):
+        present, answered = scores.labels[rows], scores.predicted[rows]
+        sums = [each.sum(0).astype(float) for each in (present * answered, present, answered)]
+        return sums[0], sums[1], sums[2]
     labels, predicted = scores.labels[rows], scores.predicted[rows]
     hits = labels[scores.correct[rows]]
     counts = [np.bincount(numbers, minlength=scores.classes).astype(float) for numbers in (hits, labels, predicted)]
     return counts[0], counts[1], counts[2]
 
 
+# Of several labels the share of the pictures whose labels are all right, scikit-learn's subset accuracy.
 ACCURACY = Metric("accuracy", "accuracy", _accuracy, is_proportion=True)
+MEAN_AVERAGE_PRECISION = Metric(
+    "mean_average_precision", "mean average precision", _mean_average_precision, tasks=(MultiLabel,)
+)
 LOG_LOSS = Metric("log_loss", "log-loss", _log_loss, higher_is_better=False, is_bounded=False)
 METRICS = {
     metric.name: metric
     for metric in (
         ACCURACY,
-        Metric("balanced_accuracy", "balanced accuracy", _balanced_accuracy),
+        MEAN_AVERAGE_PRECISION,
+        Metric("balanced_accuracy", "balanced accuracy", _balanced_accuracy, tasks=(SingleLabel,)),
         Metric("macro_f1", "macro F1", _macro_f1),
-        Metric("matthews_corrcoef", "Matthews' correlation", _matthews_corrcoef),
+        Metric("micro_f1", "micro F1", _micro_f1, tasks=(MultiLabel,)),  # of one label it is accuracy
+        Metric("matthews_corrcoef", "Matthews' correlation", _matthews_corrcoef, tasks=(SingleLabel,)),
         LOG_LOSS,
         Metric("ece", "calibration error", _ece, higher_is_better=False, is_goal=False),
     )
@@ -163,7 +217,7 @@ METRICS = {
 
 
 def metrics_of(task: Task) -> list[Metric]:
-    return [metric for metric in METRICS.values() if isinstance(task, metric.task)]
+    return [metric for metric in METRICS.values() if isinstance(task, metric.tasks)]
 
 
 def measured(scores: Scores, resamples: int, seed: int) -> Measured:
@@ -225,14 +279,19 @@ def choose(val: dict[Name, Scores]) -> Name:
 
 
 def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and count of each class, the worst F1 first; those without pictures last."""
-    hits, true, predicted = _counts(scores, np.arange(len(scores.labels)))
+    """Precision, recall, F1 and count of each class, the worst F1 first; those without pictures last. Of several labels
+    also its average precision."""
+    every = np.arange(len(scores.labels))
+    hits, true, predicted = _counts(scores, every)
+    several = isinstance(scores.task, MultiLabel)
+    precisions = np.nan_to_num(_average_precisions(scores, every)) if several else None
     rows = [
         {
             "class": name,
             "precision": float(hits[c] / max(predicted[c], 1)),
             "recall": float(hits[c] / max(true[c], 1)),
             "f1": float(2 * hits[c] / max(true[c] + predicted[c], 1)),
+            **({} if precisions is None else {"average_precision": float(precisions[c])}),
             "pictures": int(true[c]),
         }
         for c, name in enumerate(classes)
@@ -241,12 +300,13 @@ def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
 
 
 def reliability(scores: Scores) -> list[dict[str, float]]:
-    """Mean confidence and accuracy in each confidence bin that holds a picture."""
-    bins = scores.confidence_bins
+    """Mean confidence and accuracy in each confidence bin that holds a picture. Of several labels each class of each
+    picture counts, with its probability."""
+    bins, (probabilities, true) = scores.confidence_bins, scores.claims
     return [
         {
-            "confidence": float(scores.confidence[bins == b].mean()),
-            "accuracy": float(scores.correct[bins == b].mean()),
+            "confidence": float(probabilities[bins == b].mean()),
+            "accuracy": float(true[bins == b].mean()),
             "pictures": int((bins == b).sum()),
         }
         for b in range(CONFIDENCE_BINS)
@@ -265,15 +325,46 @@ def predictions(manifest: pd.DataFrame, scores: dict[str, Scores], classes: list
             "image": rows["path"].to_numpy(),
             "split": split,
             "label": rows["label"].to_numpy(),
-            "predicted": np.array(classes)[score.predicted],
+            "predicted": [score.task.answer(row, classes)[0] for row in score.probabilities],
         }
         probabilities = {name: score.probabilities[:, c] for c, name in enumerate(classes)}
         frames.append(pd.DataFrame(columns | probabilities))
     return pd.concat(frames, ignore_index=True)
 
 
-def worst_mistakes(scores: Scores, count: int) -> list[int]:
-    """Positions of the wrong answers given with the most confidence."""
+def answers(scores: Scores) -> tuple[Ints, Ints]:
+    """True and predicted class numbers for a confusion matrix. Of several labels a class that was there and predicted is a
+    pair of the same number; one that was missed has the number after the last class as its prediction, and one that is not
+    there has that number as the truth."""
+    if not isinstance(scores.task, MultiLabel):
+        return scores.labels, scores.predicted
+    nothing, (rows, numbers) = scores.classes, np.nonzero(scores.labels + scores.predicted)
+    present, predicted = (each[rows, numbers] == 1 for each in (scores.labels, scores.predicted))
+    return np.where(present, numbers, nothing), np.where(predicted, numbers, nothing)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """
+    Attributes:
+        position: of the picture in its split.
+        shown: number of the class to look at: the predicted one; of several labels the one that is most wrong.
+        confidence: of the prediction; of several labels the probability of ``shown``.
+    """
+
+    position: int
+    shown: int
+    confidence: float
+
+
+def worst_mistakes(scores: Scores, count: int) -> list[Mistake]:
+    """The wrong answers given with the most confidence, one for each picture."""
     wrong = np.flatnonzero(~scores.correct)
-    surest = np.argsort(-scores.confidence[wrong], kind="stable")[:count]
-    return [int(row) for row in wrong[surest]]
+    if not isinstance(scores.task, MultiLabel):
+        surest = wrong[np.argsort(-scores.confidence[wrong], kind="stable")[:count]]
+        return [Mistake(int(p), int(scores.predicted[p]), float(scores.confidence[p])) for p in surest]
+    off = np.where(scores.predicted != scores.labels, np.abs(scores.probabilities - scores.labels), 0.0)[wrong]
+    shown = np.argmax(off, axis=1)
+    worst = np.argsort(-off.max(1, initial=0.0), kind="stable")[:count]
+    pairs = [(int(wrong[row]), int(shown[row])) for row in worst]
+    return [Mistake(p, c, float(scores.probabilities[p, c])) for p, c in pairs]

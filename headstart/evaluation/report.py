@@ -44,6 +44,7 @@ from headstart.training.linear_probe import within_one_standard_error
 
 ALWAYS_REPORTED = ("val", "test")
 ENSEMBLE_SHARES = (0.5, 0.25, 0.75)  # of the head; the simplest comes first
+NO_CLASS = "(none)"  # in a confusion matrix of several labels: what was missed, or is not there
 MADE_BY = ("prepare", "backbone", "features", "head", "finetune", "evaluate")  # stages whose outputs the report is about
 
 
@@ -80,8 +81,11 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
             for split in ALWAYS_REPORTED
         }
     test = measured["test"] | {"chosen": measured["test"][chosen]}
-    result = Metrics(chosen=chosen, val=measured["val"], test=test, gain=gain, head_share=candidates.head_share)
     scores = candidates.scores[chosen]
+    result = Metrics(
+        chosen=chosen, val=measured["val"], test=test, gain=gain, head_share=candidates.head_share,
+        thresholds=scores["val"].task.thresholds,
+    )  # fmt: skip
     classes = list(candidates.classifiers[chosen].classes)
     table = metrics.per_class(scores["test"], classes)
     _figures(data, folder.figures, result, scores["test"], classes)
@@ -134,10 +138,11 @@ def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device
                 split: share * calibrated["head"][split] + (1 - share) * calibrated["finetune"][split]
                 for split in ALWAYS_REPORTED
             }
-    scores = {
-        name: {split: Scores(head.task.probabilities(each).numpy(), labels[split], head.task) for split, each in by.items()}
-        for name, by in calibrated.items()
-    }
+    scores = {}
+    for name, by in calibrated.items():
+        probabilities = {split: head.task.probabilities(each).numpy() for split, each in by.items()}
+        task = head.task.with_thresholds(probabilities["val"], labels["val"])
+        scores[name] = {split: Scores(each, labels[split], task) for split, each in probabilities.items()}
     return Candidates(classifiers, scores, share)
 
 
@@ -154,13 +159,14 @@ def ensemble_share(head: torch.Tensor, finetuned: torch.Tensor, labels: Ints, ta
 
 def _figures(data: DataFolder, folder: FiguresFolder, result: Metrics, test: Scores, classes: list[str]) -> None:
     head = HeadDetails.read(data.head.details)
-    figures.confusion(test.labels, test.predicted, classes, folder.confusion)
+    true, predicted = metrics.answers(test)
+    names = [*classes, NO_CLASS] if (np.concatenate([true, predicted]) == len(classes)).any() else classes
+    figures.confusion(true, predicted, names, folder.confusion)
     rows = metrics.reliability(test)
     figures.reliability(rows, result.test["chosen"]["ece"], folder.reliability)
     files.write_rows(rows, folder.reliability_table)
     figures.sweep(head.sweep, folder.sweep)
-    names = np.array(classes)
-    pairs = [{"true": names[t], "predicted": names[p]} for t, p in zip(test.labels, test.predicted, strict=True)]
+    pairs = [{"true": names[t], "predicted": names[p]} for t, p in zip(true, predicted, strict=True)]
     files.write_rows(pairs, folder.confusion_table)
     if "finetune" in result.val:
         curve = pd.read_csv(data.finetune.curve)
@@ -171,13 +177,16 @@ def _figures(data: DataFolder, folder: FiguresFolder, result: Metrics, test: Sco
 def _mistakes(
     model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: Scores, count: int, folder: EvaluateFolder
 ) -> None:
-    positions = metrics.worst_mistakes(test, count)
-    rows = np.flatnonzero(manifest["split"] == "test")[positions]
-    targets = test.predicted[positions].tolist()
+    mistakes = metrics.worst_mistakes(test, count)
+    rows = np.flatnonzero(manifest["split"] == "test")[[mistake.position for mistake in mistakes]]
     stored = [pixels[int(row)] for row in rows]
-    heat = explain.grad_cam(model, stored, targets) if stored else None
+    heat = explain.grad_cam(model, stored, [mistake.shown for mistake in mistakes]) if stored else None
     names = [name[:20] for name in figures.drawable(list(model.classes))]
-    captions = [f"{names[test.predicted[p]]} {test.confidence[p]:.2f}\nis {names[test.labels[p]]}" for p in positions]
+    truths = figures.drawable(manifest["label"].iloc[rows].tolist())
+    captions = [
+        f"{names[mistake.shown]} {mistake.confidence:.2f}\nis {truth[:20] or NO_CLASS}"
+        for mistake, truth in zip(mistakes, truths, strict=True)
+    ]
     views = [model.trunk.view.first(picture) for picture in stored]
     figures.mistakes(views, heat, captions, folder.figures.mistakes)
 

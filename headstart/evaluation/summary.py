@@ -33,7 +33,10 @@ def headline(result: Metrics) -> str:
     """One sentence on what was chosen and what it is worth."""
     best = result.test["chosen"]
     chose = f"Validation chose {NAMES[result.chosen]}" if "finetune" in result.test else "The head on frozen features"
-    sentence = f"{chose}; test accuracy {interval(best)} on {best['n']} pictures."
+    measured = f"accuracy {interval(best)}"
+    if result.thresholds:
+        measured = f"mean average precision {interval(best, 'mean_average_precision')}, {measured}"
+    sentence = f"{chose}; test {measured} on {best['n']} pictures."
     if result.gain:
         gain = result.gain["test"]
         points = f"{100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"

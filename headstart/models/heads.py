@@ -18,7 +18,7 @@ from headstart.models import logistic
 
 
 class ClassifierHead(nn.Module, ABC):
-    """(N, D) features → (N, classes) logits of single labels, before temperature. Its ``state_dict`` is what is stored."""
+    """(N, D) features → (N, classes) logits, before temperature. Its ``state_dict`` is what is stored."""
 
     kind: ClassVar[str]
 
@@ -39,9 +39,9 @@ class ClassifierHead(nn.Module, ABC):
 
         Args:
             features: (N, D) float32, standardised; the device they are on does the work.
-            labels: (N,) int64; every class occurs.
+            labels: (N,) int64, in which every class occurs; or (N, classes) ones and zeros where there are several labels.
             strengths: in ascending order.
-            class_weight: (classes,) weights of the classes' losses.
+            class_weight: (classes,) weights of the classes' losses; of ones and zeros, of each class's ones.
         """
 
     @classmethod
@@ -92,7 +92,7 @@ class ClassifierHead(nn.Module, ABC):
 
 
 class LinearHead(nn.Linear, ClassifierHead):
-    """Multinomial logistic regression."""
+    """Logistic regression: multinomial for single labels, one regression per class for several."""
 
     kind = "linear"
 
@@ -169,14 +169,12 @@ class MlpHead(ClassifierHead):
         if n < width:  # what the rows do not span costs weight and changes no logit: the optimum has none of it
             basis = torch.linalg.qr(features.T).Q
             features = features @ basis
-        share = torch.full((n,), 1 / n, device=features.device)
-        if class_weight is not None:
-            share = share * class_weight.to(share)[labels]
+        weights = logistic.loss_weights(labels, class_weight)
         for strength in strengths:
             # Each from the same start, and not from the solution before: under a strong penalty that is zero throughout,
             # where a hidden layer has no gradient.
             head = cls._start(features.shape[1], width, classes).to(features.device)
-            steps = head.fit(features, labels, share, decay=1 / (strength * n))
+            steps = head.fit(features, labels, weights, decay=1 / (strength * n))
             if basis is not None:
                 weight = head.hidden.weight.detach() @ basis.T
                 head = cls.from_state(head.state_dict() | {"hidden.weight": weight}).to(features.device)
@@ -193,8 +191,8 @@ class MlpHead(ClassifierHead):
         return head
 
     @torch.enable_grad()
-    def fit(self, features: Tensor, labels: Tensor, share: Tensor, decay: float) -> int:
-        """Minimise the log-loss, weighted by ``share`` (N,), and the penalty; the number of steps taken."""
+    def fit(self, features: Tensor, labels: Tensor, weights: Tensor, decay: float) -> int:
+        """Minimise the sum of the log-losses times ``weights``, and the penalty; the number of steps taken."""
         optimizer = torch.optim.LBFGS(
             self.parameters(), max_iter=self.MAX_ITERATIONS, tolerance_grad=0.0, tolerance_change=self.TOLERANCE,
             history_size=20, line_search_fn="strong_wolfe",
@@ -202,9 +200,13 @@ class MlpHead(ClassifierHead):
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            log_losses = functional.cross_entropy(self(features), labels, reduction="none")
+            logits = self(features)
+            if labels.ndim == 1:
+                log_losses = functional.cross_entropy(logits, labels, reduction="none")
+            else:
+                log_losses = functional.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
             squares = self.hidden.weight.square().sum() + self.output.weight.square().sum()
-            value: Tensor = (log_losses * share).sum() + 0.5 * decay * squares
+            value: Tensor = (log_losses * weights).sum() + 0.5 * decay * squares
             value.backward()  # type: ignore[no-untyped-call]
             return value
 

@@ -1,4 +1,5 @@
-"""Multinomial logistic regression over a whole path of regularisation strengths (bench/head_path.py).
+"""Logistic regression over a whole path of regularisation strengths (bench/head_path.py): multinomial for single labels,
+and one regression for each class where pictures have several.
 
 The optimum is scikit-learn's: C times the (weighted) sum of log-losses plus half the squared weights, the bias free. What
 makes a fit long is that some directions of the features vary a thousand times more than others. Turned into their
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn import functional
 
 from headstart.base.arrays import Floats
 
@@ -38,8 +40,9 @@ def fit_path(
 
     Args:
         features: (N, D) float32 with mean 0; the device they are on does the work.
-        labels: (N,) int64; every class occurs.
-        class_weight: (classes,) weights of the classes' losses.
+        labels: (N,) int64, in which every class occurs; or (N, classes) ones and zeros, for which the optimum is that of
+            scikit-learn's ``OneVsRestClassifier``.
+        class_weight: (classes,) weights of the classes' losses; of ones and zeros, of each class's ones.
     """
     n, width = features.shape
     if n < width:  # what the rows do not span costs weight and changes no answer: the optimum has none of it
@@ -47,23 +50,25 @@ def fit_path(
         for weight, bias, steps in fit_path(features @ basis, labels, classes, strengths, class_weight):
             yield weight @ basis.T, bias, steps
         return
-    share = torch.full((n,), 1 / n, device=features.device)
-    if class_weight is not None:
-        share = share * class_weight.to(share)[labels]
+    objective: type[_Softmax] | type[_Sigmoid] = _Softmax if labels.ndim == 1 else _Sigmoid
+    weights = loss_weights(labels, class_weight)
+    share = weights if labels.ndim == 1 else torch.full((n,), 1 / n, device=features.device)
     axis_rows, curvature_rows = (slice(None, None, max(1, n // k)) for k in (ROWS_PER_AXIS * width, ROWS_FOR_CURVATURE))
     moments, axes = _eigen((features[axis_rows].T * share[axis_rows]) @ features[axis_rows] / share[axis_rows].sum())
     blocks = range(0, n, BLOCK if features.device.type == "cpu" else n)
-    # Per class; to begin with, of softmax where all classes are equally likely.
-    curvature = torch.full((classes,), (classes - 1) / classes**2, device=features.device)
+    # Per class; to begin with, where all classes are equally likely, or each as likely to be there as not.
+    first = (classes - 1) / classes**2 if objective is _Softmax else 1 / 4
+    curvature = torch.full((classes,), first, device=features.device)
     solutions: list[tuple[float, Tensor]] = []  # logarithm of the strength, and weights along the axes beside the bias
     for strength in strengths:
         if solutions:
             last = solutions[-1][1]
             weight, offset = last[:, :-1].contiguous(), last[:, -1].contiguous()
-            p = torch.softmax(torch.addmm(offset, features[curvature_rows], (weight @ axes.T).T), dim=1)
-            weights = share[curvature_rows] / share[curvature_rows].sum()
-            curvature = (p * (1 - p) * weights[:, None]).sum(0).clamp(min=LEAST_CURVATURE)
-        decay = (2 if classes == 2 else 1) / (strength * n)  # scikit-learn has one row for two classes: w counts twice
+            p = objective.probabilities(torch.addmm(offset, features[curvature_rows], (weight @ axes.T).T))
+            shares = share[curvature_rows] / share[curvature_rows].sum()
+            curvature = (p * (1 - p) * shares[:, None]).sum(0).clamp(min=LEAST_CURVATURE)
+        # For two classes scikit-learn has one row where softmax has two: w counts twice.
+        decay = (2 if classes == 2 and objective is _Softmax else 1) / (strength * n)
         scale = (curvature[:, None] * moments.clamp(min=0) + decay).rsqrt()
         bias_scale = curvature.rsqrt()
 
@@ -76,11 +81,9 @@ def fit_path(
             by_feature, by_bias = torch.zeros_like(weight), torch.zeros_like(offset)
             turned = (weight @ axes.T).T  # eigenvectors are in columns: as axes @ weight.T it takes ten times as long
             for at in blocks:
-                x, y, counts = (each[at : at + blocks.step] for each in (features, labels, share))
-                slope = torch.log_softmax(torch.addmm(offset, x, turned), dim=1)
-                value -= (slope.gather(1, y[:, None])[:, 0].double() * counts).sum()
-                slope.exp_()[torch.arange(len(x), device=x.device), y] -= 1
-                slope *= counts[:, None]
+                x, y, counted = (each[at : at + blocks.step] for each in (features, labels, weights))
+                added, slope = objective.loss_and_slope(torch.addmm(offset, x, turned), y, counted)
+                value += added
                 by_feature.addmm_(slope.T, x)
                 by_bias += slope.sum(0)
             by_weight = (by_feature @ axes + decay * weight) * scale
@@ -97,6 +100,50 @@ def fit_path(
         solution, bias = given[:, :-1] * scale, given[:, -1] * bias_scale
         solutions.append((math.log(strength), torch.cat([solution, bias[:, None]], dim=1)))
         yield solution @ axes.T, bias, int(result.nit)
+
+
+def loss_weights(labels: Tensor, class_weight: Tensor | None) -> Tensor:
+    """What each log-loss counts, 1/N where classes have no weights: (N,), or (N, classes) where there are several labels.
+
+    Args:
+        labels: as for ``fit_path``.
+        class_weight: as for ``fit_path``.
+    """
+    weights = torch.full(labels.shape, 1 / len(labels), device=labels.device)
+    if class_weight is None:
+        return weights
+    given = class_weight.to(weights)
+    return weights * (given[labels] if labels.ndim == 1 else torch.where(labels == 1, given, 1.0))
+
+
+class _Softmax:
+    """One label per picture: (N,) numbers of the classes."""
+
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        return torch.softmax(logits, dim=1)
+
+    @staticmethod
+    def loss_and_slope(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the log-losses, and its (N, classes) derivatives."""
+        slope = torch.log_softmax(logits, dim=1)
+        loss = -(slope.gather(1, labels[:, None])[:, 0].double() * weights).sum()
+        slope.exp_()[torch.arange(len(labels), device=labels.device), labels] -= 1
+        slope *= weights[:, None]
+        return loss, slope
+
+
+class _Sigmoid:
+    """Any number of labels per picture: (N, classes) ones and zeros."""
+
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits)
+
+    @staticmethod
+    def loss_and_slope(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        loss = ((functional.softplus(logits) - labels * logits).double() * weights).sum()
+        return loss, (torch.sigmoid(logits) - labels) * weights
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:

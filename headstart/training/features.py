@@ -37,7 +37,7 @@ from headstart.engines.batching import inference_batch
 from headstart.engines.select import PROBED, SAMPLE, engine_for
 from headstart.models.backbones import load_trunk
 from headstart.models.preprocessing import Normalise, batches
-from headstart.models.task import SINGLE_LABEL
+from headstart.models.task import task_of
 from headstart.models.trunk import Trunk, members_of_trunk
 
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
@@ -84,7 +84,7 @@ def extract(
             known = all(is_whole(home / split) for split in SPLITS)
             choices.append(choice)
             tables.append(_table(extractor, forward, manifest, home, advance))
-        labels = _numbers(manifest)
+        labels = _encoded(manifest)
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)
             found = [table.features[split] for table in tables]
@@ -156,13 +156,13 @@ def engine_of(extractor: FeatureExtractor, manifest: pd.DataFrame, wanted: str) 
     many = len(manifest) >= MANY
     seen = np.flatnonzero(manifest["split"] != "test")  # whose labels may take part in a choice
     rows = seen[np.unique(np.linspace(0, len(seen) - 1, PROBED if many else SAMPLE).astype(int))]
-    known = torch.from_numpy(_numbers(manifest)[rows]) if many else None
+    known = torch.from_numpy(_encoded(manifest)[rows]) if many else None
     return engine_for(extractor.network, len(manifest), extractor.at_once(rows), extractor.device, wanted, known)
 
 
-def _numbers(manifest: pd.DataFrame) -> Ints:
-    """(N,) numbers of the pictures' classes."""
-    return SINGLE_LABEL.encode(manifest["label"], class_names(manifest))
+def _encoded(manifest: pd.DataFrame) -> Ints:
+    """(N, ...) labels of all pictures, encoded."""
+    return task_of(manifest).labels_of(manifest, class_names(manifest))
 
 
 class FeatureExtractor:

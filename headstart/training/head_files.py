@@ -12,6 +12,7 @@ from headstart.base.files import replacing, write_rows
 from headstart.base.tensors import tensors_of
 from headstart.models.classifier import FittedHead
 from headstart.models.heads import HEADS, ClassifierHead
+from headstart.models.task import task_named
 
 
 def store_head(head: ClassifierHead, refit: ClassifierHead, details: HeadDetails, folder: Path) -> None:
@@ -47,4 +48,5 @@ def load_head(folder: Path, refit: bool = False) -> FittedHead:
         details.refit_temperature if refit else details.temperature,
         tuple(details.classes),
         tuple(weights) if weights else None,
+        task_named(details.task),
     )

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import logsumexp
 from torch import Tensor
 
 from headstart.base.arrays import Floats, Ints
@@ -25,10 +24,11 @@ from headstart.base.params import Head, Params
 from headstart.base.progress import Advance, progress
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.splits import FEW_PICTURES
+from headstart.data.stratification import iterative_stratification
 from headstart.models.calibration import TEMPERATURE_PRIOR, calibrated_losses, fit_temperature
 from headstart.models.classifier import FittedHead
 from headstart.models.heads import HEADS, ClassifierHead, LinearHead
-from headstart.models.task import SINGLE_LABEL
+from headstart.models.task import SINGLE_LABEL, Task, task_of
 from headstart.training.feature_files import load_features
 from headstart.training.head_files import load_head, store_head
 
@@ -50,6 +50,7 @@ def train_head(
     settings: Head,
     folder: Path,
     groups: NDArray[Any] | None = None,
+    task: Task = SINGLE_LABEL,
 ) -> FittedHead:
     """Fit a head at every strength of regularisation, choose one and average all, and write both, details and sweep.
 
@@ -63,14 +64,14 @@ def train_head(
     bench/head_choice.py compares these rules.
 
     Args:
-        train: (N, D) features and (N,) labels, on the device that is to do the work.
+        train: (N, D) features and (N, ...) encoded labels, on the device that is to do the work.
         val: likewise.
         groups: of the training pictures and then the validation pictures, (N,) names; pictures of one group resemble each
             other, and are on the same side where it is cross-validated.
     """
     kind, strengths = HEADS[settings.kind], sorted(settings.C)
     both, labels = (torch.cat(pair) for pair in zip(train, val, strict=True))
-    truth, v_labels = labels.cpu().numpy(), val[1].cpu().numpy()
+    truth, t_labels, v_labels = (each.cpu().numpy() for each in (labels, train[1], val[1]))
     work = both.numel() * len(classes) * len(strengths)
     pay = work <= MOST_IN_FOLDS if kind is LinearHead else len(v_labels) < FEW_PICTURES
     folds = _folds_that_hold_each_class(truth, groups) if pay else []
@@ -81,16 +82,16 @@ def train_head(
         fits = _fits(*train, len(classes), strengths, settings, advance)
         for strength, (head, logits_of, steps) in zip(strengths, fits, strict=True):
             logits = logits_of(val[0]).cpu().numpy()
-            temperature = fit_temperature(logits, v_labels)
-            losses.append(SINGLE_LABEL.losses(logits / temperature, v_labels))
+            temperature = fit_temperature(logits, v_labels, task)
+            losses.append(task.losses(logits / temperature, v_labels))
             heads.append(head)
             rows.append(
                 Strength(
                     C=strength,
                     weight=0.0,
                     val_log_loss=float(losses[-1].mean()),
-                    val_accuracy=float((SINGLE_LABEL.predict(logits) == v_labels).mean()),
-                    train_accuracy=float((SINGLE_LABEL.predict(logits_of(train[0])) == train[1]).float().mean()),
+                    val_accuracy=float(task.correct(task.predict(logits), v_labels).mean()),
+                    train_accuracy=float(task.correct(task.predict(logits_of(train[0]).cpu().numpy()), t_labels).mean()),
                     temperature=temperature,
                     iterations=steps,
                 )
@@ -99,9 +100,9 @@ def train_head(
         if folds:
             held_out = cross_validated(both, labels, len(classes), strengths, settings, folds, advance)
             if few:
-                losses = [calibrated_losses(logits, truth) for logits in held_out]
+                losses = [calibrated_losses(logits, truth, task) for logits in held_out]
             if kind is LinearHead:
-                weights = stacked(held_out, truth)
+                weights = stacked(held_out, truth, task)
                 refit_temperature = 1 / float(weights.sum())
         best = within_one_standard_error(losses)
         weights = np.eye(len(strengths))[best] if weights is None else weights / weights.sum()
@@ -110,6 +111,7 @@ def train_head(
     class_weight = _class_weights(train[1], len(classes), settings)
     details = HeadDetails(
         kind=kind.kind,
+        task=task.kind,
         C=rows[best].C,
         chosen_by="cross-validation" if few else "validation",
         temperature=rows[best].temperature,
@@ -145,15 +147,35 @@ Folds = list[tuple[Ints, Ints]]
 
 
 def folds_of(labels: Ints, groups: NDArray[Any] | None = None) -> Folds:
-    """Five times the pictures to fit on and those held out, (N,) numbers in all; ``groups``, (N,), stay together."""
+    """Five times the pictures to fit on and those held out, (N,) numbers in all; ``groups``, (N,), stay together.
+
+    Args:
+        labels: (N,) numbers of the classes, or (N, classes) ones and zeros.
+    """
+    if labels.ndim == 2:
+        return _folds_of_several_labels(labels, np.arange(len(labels)) if groups is None else groups)
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # seconds, which not everybody need wait for
 
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     return list(kind(FOLDS, shuffle=True, random_state=0).split(labels, labels, groups))
 
 
+def _folds_of_several_labels(labels: Ints, groups: NDArray[Any]) -> Folds:
+    """scikit-learn has no stratification of several labels."""
+    _, group_of = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(group_of)
+    counts = np.zeros((len(sizes), labels.shape[1]), np.int64)
+    np.add.at(counts, group_of, labels)
+    order = np.random.default_rng(0).permutation(len(sizes))
+    fold_of = iterative_stratification(counts, sizes, [1 / FOLDS] * FOLDS, order)[group_of]
+    return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(FOLDS)]
+
+
 def _folds_that_hold_each_class(labels: Ints, groups: NDArray[Any] | None) -> Folds:
-    """Five folds of (N,) training and validation pictures; none where a class has too few that are independent."""
+    """Five folds of (N,) training and validation pictures; none where a class has too few that are independent. Of several
+    labels a class may be rare: each has a regression of its own, which without its pictures says that it is never there."""
+    if labels.ndim == 2:
+        return folds_of(labels, groups) if len(labels if groups is None else set(groups)) >= FOLDS else []
     if groups is None or len(set(groups)) == len(groups):
         independent, groups = np.bincount(labels), None
     else:
@@ -174,7 +196,7 @@ def cross_validated(
 
     Args:
         x: (N, D) features.
-        y: (N,) labels.
+        y: (N, ...) encoded labels.
         strengths: in ascending order.
     """
     logits = np.zeros((len(strengths), len(y), classes), np.float32)
@@ -193,21 +215,22 @@ def cross_validated(
     return logits
 
 
-def held_out_logits(features: Tensor, labels: Ints, folds: Folds) -> Floats:
+def held_out_logits(features: Tensor, labels: Ints, folds: Folds, task: Task = SINGLE_LABEL) -> Floats:
     """(N, classes) logits of all pictures, calibrated, each by a regression that was fitted without its fold, at that of a
     few strengths which has the least log-loss over all folds.
 
     Args:
         features: (N, D).
-        labels: (N,) numbers of the classes.
+        labels: (N, ...), encoded.
     """
-    numbers = torch.from_numpy(labels).to(features.device)
-    by_strength = cross_validated(features, numbers, int(labels.max()) + 1, PROBED, Head(), folds)
-    calibrated = [logits / fit_temperature(logits, labels) for logits in by_strength]
-    return min(calibrated, key=lambda logits: float(SINGLE_LABEL.losses(logits, labels).mean()))
+    encoded = torch.from_numpy(labels).to(features.device)
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    by_strength = cross_validated(features, encoded, classes, PROBED, Head(), folds)
+    calibrated = [logits / fit_temperature(logits, labels, task) for logits in by_strength]
+    return min(calibrated, key=lambda logits: float(task.losses(logits, labels).mean()))
 
 
-def stacked(logits: Floats, labels: Ints) -> Floats:
+def stacked(logits: Floats, labels: Ints, task: Task = SINGLE_LABEL) -> Floats:
     """Weights of several models, (S,) and none negative, whose weighted sum of logits has the least log-loss.
 
     Averaging what several models say, with weights from answers on pictures that they were not fitted on, is stacking
@@ -216,20 +239,17 @@ def stacked(logits: Floats, labels: Ints) -> Floats:
 
     Args:
         logits: (S, N, classes) of N pictures by S models.
-        labels: (N,) numbers of the classes.
+        labels: (N, ...), encoded.
     """
     logits = logits.astype(np.float64)
-    logits -= logits.max(axis=-1, keepdims=True)
-    own = logits[:, np.arange(len(labels)), labels]
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         total = max(weights.sum(), 1e-6)  # of no weight at all there is no logarithm
         log_sum = np.log(total)
         weighted = np.tensordot(weights, logits, 1)
-        weighted -= logsumexp(weighted, axis=1, keepdims=True)
-        value = -weighted[np.arange(len(labels)), labels].sum() + log_sum**2 / (2 * TEMPERATURE_PRIOR**2)
-        expected = np.einsum("nc,snc->s", np.exp(weighted), logits)
-        gradient = expected - own.sum(1) + log_sum / (TEMPERATURE_PRIOR**2 * total)
+        value = task.losses(weighted, labels).sum() + log_sum**2 / (2 * TEMPERATURE_PRIOR**2)
+        gradient = np.einsum("nc,snc->s", task.slopes(weighted, labels), logits)
+        gradient += log_sum / (TEMPERATURE_PRIOR**2 * total)
         return value / len(labels), gradient / len(labels)
 
     start = np.full(len(logits), 1 / len(logits))
@@ -276,6 +296,9 @@ def _class_weights(labels: Tensor, classes: int, settings: Head) -> Tensor | Non
     """(classes,) weights that make each class's share of the loss equal, scikit-learn's "balanced", where asked for."""
     if settings.class_weight is None:
         return None
+    if labels.ndim == 2:  # each class's pictures weigh as much as those without it
+        present = labels.sum(0).double().clamp(min=1)
+        return (len(labels) - present) / present
     return len(labels) / (classes * torch.bincount(labels, minlength=classes).double())
 
 
@@ -285,10 +308,10 @@ def run(params: Params, data: DataFolder) -> None:
     train, val = (load_features(data.features, split, device) for split in ("train", "val"))
     manifest = read_manifest(data.prepare).set_index("split")
     groups = np.concatenate([manifest.loc[["train"], "group"], manifest.loc[["val"], "group"]])
-    classes = class_names(manifest)
-    train_head(train, val, classes, params.head, data.head, groups)
+    classes, task = class_names(manifest), task_of(manifest)
+    train_head(train, val, classes, params.head, data.head, groups, task)
     shutil.rmtree(data.head.of_first, ignore_errors=True)
     widths = FeaturesDetails.read(data.features.details).widths
     if widths:  # fine-tuning trains the first network alone, so it starts from a head of its own
         first_train, first_val = ((features[:, : widths[0]], labels) for features, labels in (train, val))
-        train_head(first_train, first_val, classes, params.head, data.head.of_first, groups)
+        train_head(first_train, first_val, classes, params.head, data.head.of_first, groups, task)

@@ -22,10 +22,12 @@ from headstart.evaluation.explain import grad_cam
 from headstart.evaluation.figures import confusion, plt
 from headstart.evaluation.metrics import (
     METRICS,
+    Metric,
     Scores,
     choose,
     gain,
     measured,
+    metrics_of,
     per_class,
     predictions,
     reliability,
@@ -35,7 +37,7 @@ from headstart.evaluation.report import ensemble_share
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
-from headstart.models.task import SINGLE_LABEL
+from headstart.models.task import MULTI_LABEL, SINGLE_LABEL, Task
 from headstart.models.trunk import Trunk
 
 
@@ -84,12 +86,18 @@ def test_the_gate_may_name_every_metric_that_is_a_goal() -> None:
     assert set(get_args(Gate.model_fields["metric"].annotation)) == {m.name for m in METRICS.values() if m.is_goal}
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_every_metric_is_better_for_better_answers(name: str) -> None:
+@pytest.mark.parametrize("task", [SINGLE_LABEL, MULTI_LABEL])
+@pytest.mark.parametrize("metric", METRICS.values())
+def test_every_metric_is_better_for_better_answers(metric: Metric, task: Task) -> None:
+    if metric not in metrics_of(task):
+        assert len(metric.tasks) == 1
+        return
     labels = np.arange(300) % 3
     good, poor = certain(labels, 270), certain(labels, 150)
-    difference = METRICS[name].measure(good, np.arange(300)) - METRICS[name].measure(poor, np.arange(300))
-    assert difference > 0 if METRICS[name].higher_is_better else difference < 0
+    if task is MULTI_LABEL:
+        good, poor = (Scores(s.probabilities, np.eye(3, dtype=int)[labels], task) for s in (good, poor))
+    difference = metric.measure(good, np.arange(300)) - metric.measure(poor, np.arange(300))
+    assert difference > 0 if metric.higher_is_better else difference < 0
 
 
 def certain(labels: Ints, right: int) -> Scores:
@@ -111,7 +119,7 @@ def test_the_calibration_error_is_the_weighted_gap_of_the_reliability_diagram(s:
 @settings(max_examples=40, deadline=None)
 def test_intervals_are_ordered_and_hold_their_figure(s: Scores, seed: int) -> None:
     found = measured(s, 200, seed)
-    for name in METRICS:
+    for name in (metric.name for metric in metrics_of(SINGLE_LABEL)):
         assert found[f"{name}_low"] <= found[f"{name}_high"]
         assert found[f"{name}_low"] - 1e-9 <= found[name] <= found[f"{name}_high"] + 1e-9
     assert measured(s, 200, seed) == found
@@ -241,7 +249,7 @@ def test_the_table_of_classes_is_scikit_learns_report_worst_first(s: Scores) -> 
 @given(scores, st.integers(0, 12))
 @settings(max_examples=40, deadline=None)
 def test_the_worst_mistakes_are_wrong_and_the_surest_come_first(s: Scores, count: int) -> None:
-    shown = worst_mistakes(s, count)
+    shown = [mistake.position for mistake in worst_mistakes(s, count)]
     assert len(shown) == min(count, int((~s.correct).sum()))
     assert not s.correct[shown].any()
     confidence = s.probabilities.max(axis=1)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,22 +12,37 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from sklearn.metrics import average_precision_score, log_loss
-from torch import Tensor, nn
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
+from timm.loss import BinaryCrossEntropy
+from torch import nn
 
 import headstart
-from headstart.base.arrays import Bools, Floats, Ints
+from headstart.base.arrays import Floats, Ints
+from headstart.base.params import Head
 from headstart.data.packed import Pixels
-from headstart.evaluation.metrics import METRICS, Metric, Scores, choose, gain, measured
-from headstart.inference.predictor import Predictor
+from headstart.evaluation.metrics import (
+    METRICS,
+    Scores,
+    answers,
+    choose,
+    gain,
+    measured,
+    metrics_of,
+    per_class,
+    reliability,
+    worst_mistakes,
+)
+from headstart.models import logistic
 from headstart.models.backbones import architecture
 from headstart.models.calibration import calibrated_losses, fit_temperature
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
-from headstart.models.task import SINGLE_LABEL, Task
+from headstart.models.task import MULTI_LABEL, SINGLE_LABEL, Task, task_of
 from headstart.training import finetuned, trainer
+from headstart.training.head_files import load_head
+from headstart.training.linear_probe import train_head
 from headstart.training.recipe import TrainingSetup
-from tests.inference.test_predictor import plain, put_model
 from tests.training.test_finetune import CPU, SMALL, network, pictures, recipe
 
 __all__ = ["network", "pictures"]  # fixtures
@@ -69,96 +82,170 @@ def test_labels_are_numbers_of_the_classes() -> None:
     assert SINGLE_LABEL.encode(["b", "a", "b", "new"], ("a", "b")).tolist() == [1, 0, 1, -1]
 
 
-# --- another task -----------------------------------------------------------------------------------------------------
+# --- several labels ---------------------------------------------------------------------------------------------------
+
+NAMES = ("ant", "bee", "wasp")
 
 
-class SeveralLabels(Task):
-    """Any number of classes per picture, each told by itself: a class is there where its probability is a half or more."""
-
-    def encode(self, labels: Iterable[Any], classes: Sequence[str]) -> Ints:
-        return np.array([[name in found for name in classes] for found in labels], np.float32)  # type: ignore[return-value]
-
-    def training_loss(self, class_weight: Tensor | None = None, label_smoothing: float = 0.0) -> nn.Module:
-        return nn.BCEWithLogitsLoss(pos_weight=class_weight)
-
-    def probabilities(self, logits: Any) -> Any:
-        return 1 / (1 + np.exp(-logits)) if isinstance(logits, np.ndarray) else logits.sigmoid()
-
-    def decide(self, probabilities: Any) -> Any:
-        return probabilities >= 0.5
-
-    def predict(self, logits: Any) -> Any:
-        return logits >= 0
-
-    def correct(self, predicted: Ints, labels: Ints) -> Bools:
-        return np.asarray((predicted == (labels > 0)).all(axis=1))
-
-    def confidence(self, probabilities: Any) -> Any:
-        return np.maximum(probabilities, 1 - probabilities).min(-1)
-
-    def losses(self, logits: Floats, labels: Ints) -> Floats:
-        return self.losses_of_probabilities(self.probabilities(logits), labels)
-
-    def losses_of_probabilities(self, probabilities: Floats, labels: Ints) -> Floats:
-        p = np.clip(np.where(labels > 0, probabilities, 1 - probabilities), 1e-15, 1)
-        return np.asarray(-np.log(p).mean(axis=1))
-
-    def answer(self, probabilities: Floats, classes: Sequence[str]) -> tuple[str, float]:
-        there = [name for name, found in zip(classes, self.decide(probabilities), strict=True) if found]
-        return ", ".join(there), float(self.confidence(probabilities))
+@st.composite
+def several(draw: st.DrawFn) -> tuple[Floats, Ints]:
+    """(N, classes) logits, of which some are equal, and labels."""
+    shape = draw(st.tuples(st.integers(2, 30), st.integers(1, 5)))
+    logits = draw(arrays.arrays(np.float64, shape, elements=st.integers(-8, 8).map(lambda n: n / 2)))
+    return logits, draw(arrays.arrays(np.int64, shape, elements=st.integers(0, 1)))
 
 
-SEVERAL = SeveralLabels()
+@given(several())
+@settings(max_examples=50, deadline=None)
+def test_several_labels_are_lost_and_answered_class_by_class(drawn: tuple[Floats, Ints]) -> None:
+    logits, labels = drawn
+    losses, probabilities = MULTI_LABEL.losses(logits, labels), MULTI_LABEL.probabilities(logits)
+    tensors = torch.from_numpy(logits), torch.from_numpy(labels)
+    assert MULTI_LABEL.probabilities(tensors[0]).numpy() == pytest.approx(probabilities)
+    assert MULTI_LABEL.predict(logits).tolist() == MULTI_LABEL.predict(tensors[0]).tolist()
+    assert MULTI_LABEL.confidence(tensors[0].sigmoid()).numpy() == pytest.approx(MULTI_LABEL.confidence(probabilities))
+    assert losses.mean() == pytest.approx(
+        float(nn.functional.binary_cross_entropy_with_logits(tensors[0], tensors[1].double()))
+    )
+    assert losses.mean() == pytest.approx(float(MULTI_LABEL.training_loss()(*tensors)))
+    assert MULTI_LABEL.losses_of_probabilities(probabilities, labels) == pytest.approx(losses)
 
 
-def test_another_task_trains_is_calibrated_and_is_measured_by_its_own_metrics(
-    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("task", [SINGLE_LABEL, MULTI_LABEL])
+def test_slopes_are_the_derivatives_of_the_losses(task: Task) -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(6, 3))).requires_grad_()
+    labels = rng.integers(0, 3, 6) if task is SINGLE_LABEL else rng.integers(0, 2, (6, 3))
+    (task.training_loss()(logits, torch.from_numpy(labels)) * len(logits)).backward()
+    assert logits.grad is not None
+    assert task.slopes(logits.detach().numpy(), labels) == pytest.approx(logits.grad.numpy())
+
+
+@given(several())
+@settings(max_examples=100, deadline=None)
+def test_metrics_of_several_labels_are_scikit_learns(drawn: tuple[Floats, Ints]) -> None:
+    logits, labels = drawn
+    scores = Scores(MULTI_LABEL.probabilities(logits), labels, MULTI_LABEL)
+    rows = np.random.default_rng(len(labels)).integers(0, len(labels), len(labels))  # as the bootstrap draws them
+    found = {metric.name: metric.measure(scores, rows) for metric in metrics_of(MULTI_LABEL)}
+    truth, probabilities, predicted = labels[rows], scores.probabilities[rows], scores.predicted[rows]
+    assert np.isfinite(list(found.values())).all()
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    assert found["micro_f1"] == pytest.approx(f1_score(truth.ravel(), predicted.ravel(), zero_division=0))
+    seen = truth.any(0)
+    precisions = [average_precision_score(truth[:, c], probabilities[:, c]) for c in np.flatnonzero(seen)]
+    assert found["mean_average_precision"] == pytest.approx(np.mean(precisions) if precisions else 0)
+    assert {"balanced_accuracy", "matthews_corrcoef"}.isdisjoint(found)
+    assert {metric.name for metric in metrics_of(SINGLE_LABEL)}.isdisjoint({"micro_f1", "mean_average_precision"})
+
+
+def test_a_label_that_is_no_class_counts_for_nothing_and_a_picture_may_have_none() -> None:
+    encoded = MULTI_LABEL.encode([["bee", "ant"], [], np.array(["hornet", "wasp"])], NAMES)
+    assert encoded.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert MULTI_LABEL.answer(np.array([0.6, 0.4, 0.9]), NAMES) == ("ant;wasp", pytest.approx(0.6 * 0.6 * 0.9))
+    assert MULTI_LABEL.answer(np.array([0.1, 0.4, 0.2]), NAMES)[0] == ""
+
+
+def test_labels_are_smoothed_towards_a_share_that_rare_classes_can_have() -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 1]])
+    expected = BinaryCrossEntropy(smoothing=0.1)(logits, torch.tensor([0, 0, 0, 0]))
+    ours = MULTI_LABEL.training_loss(label_smoothing=0.1)
+    assert float(ours(logits, torch.eye(3)[[0, 0, 0, 0]])) == pytest.approx(float(expected))
+    weighted = MULTI_LABEL.training_loss(torch.tensor([9.0, 1.0, 1.0]))
+    assert float(weighted(-logits.abs(), labels)) > float(MULTI_LABEL.training_loss()(-logits.abs(), labels))
+
+
+def test_thresholds_suit_a_class_with_pictures_and_one_with_few_follows_the_others() -> None:
+    rng = np.random.default_rng(0)
+    present = rng.random((400, 3)) < [0.3, 0.3, 0.005]
+    sure = np.where(present, rng.beta(8, 3, present.shape), rng.beta(3, 8, present.shape))
+    sure[:, 1] = sure[:, 1] / 4  # a class whose probabilities are all low
+    task = MULTI_LABEL.with_thresholds(sure, present.astype(int))
+    assert task.thresholds is not None
+    assert task.thresholds[1] < 0.25 < task.thresholds[0]
+    scores = [Scores(sure, present.astype(int), each) for each in (MULTI_LABEL, task)]
+    macro = METRICS["macro_f1"].measure
+    assert macro(scores[1], np.arange(400)) > macro(scores[0], np.arange(400)) + 0.2
+    assert SINGLE_LABEL.with_thresholds(sure, present) is SINGLE_LABEL
+    together = MULTI_LABEL.with_thresholds(sure[:, :1], present[:, :1].astype(int)).thresholds
+    assert together is not None
+    assert task.thresholds[2] == pytest.approx(together[0], abs=0.35)
+
+
+@pytest.mark.parametrize("weights", [None, "balanced"])
+def test_the_head_for_several_labels_is_scikit_learns_one_vs_rest(weights: str | None) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(200, 12)).astype(np.float32)
+    x -= x.mean(0)
+    y = ((x @ rng.normal(size=(12, 3)) + 2 * rng.normal(size=(200, 3))) > 1.5).astype(int)
+    class_weight = torch.from_numpy((len(y) - y.sum(0)) / y.sum(0)) if weights else None
+    path = logistic.fit_path(torch.from_numpy(x), torch.from_numpy(y), 3, [0.003, 0.1], class_weight)
+    for strength, (weight, bias, _) in zip([0.003, 0.1], path, strict=True):
+        for number in range(3):
+            given_weight = None if class_weight is None else {0: 1.0, 1: float(class_weight[number])}
+            exact = LogisticRegression(C=strength, tol=1e-8, max_iter=1000, class_weight=given_weight).fit(x, y[:, number])
+            ours = 1 / (1 + np.exp(-(x @ weight[number].numpy() + float(bias[number]))))
+            assert ours == pytest.approx(exact.predict_proba(x)[:, 1], abs=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_head_for_several_labels_is_chosen_averaged_and_stored(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    x = torch.from_numpy(rng.normal(size=(240, 8)).astype(np.float32))
+    y = (x[:, :3] + 0.5 * torch.from_numpy(rng.normal(size=(240, 3)).astype(np.float32)) > 0.8).long()
+    y[:, 2] = 0  # a class that hardly ever occurs
+    y[0, 2] = 1
+    settings_ = Head.model_validate({"kind": kind, "C": [0.01, 0.1, 1.0]})
+    head = train_head((x[:160], y[:160]), (x[160:], y[160:]), list(NAMES), settings_, tmp_path, None, MULTI_LABEL)
+    assert head.task == MULTI_LABEL
+    refit = load_head(tmp_path, refit=True)
+    fresh = torch.from_numpy(rng.normal(size=(500, 8)).astype(np.float32))
+    probabilities = MULTI_LABEL.probabilities(refit.logits(fresh) / refit.temperature).numpy()
+    for number in range(2):
+        assert average_precision_score(fresh[:, number] > 0.8, probabilities[:, number]) > 0.9
+    assert probabilities[:, 2].mean() < 0.1
+
+
+def test_several_labels_are_fine_tuned_and_calibrated(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
 ) -> None:
     pixels, manifest = pictures
     assert SMALL in network.read_text()
-    manifest["label"] = [{"red", "noisy"} if label == "red" else {"noisy"} for label in manifest["label"]]
+    manifest["labels"] = [["noisy", "red"] if label == "red" else ["noisy"] for label in manifest["label"]]
     trunk = architecture("small.py:net", network).trunk(seed=1)
-    head = FittedHead(LinearHead.of(torch.zeros(2, 8), torch.zeros(2)), 1.0, ("noisy", "red"), task=SEVERAL)
+    head = FittedHead(LinearHead.of(torch.zeros(2, 8), torch.zeros(2)), 1.0, ("noisy", "red"), task=task_of(manifest))
     setup = TrainingSetup(trunk, head, pixels, manifest, recipe(epochs=8, unfreeze="all", lr=0.01, head_lr=0.1), CPU)
     trainer.finetune(setup, tmp_path / "tuned", tmp_path / "resume")
     logits = finetuned.load_val_logits(tmp_path / "tuned").numpy()
-    labels = SEVERAL.encode(manifest.loc[manifest["split"] == "val", "label"], head.classes)
-    assert SEVERAL.correct(SEVERAL.predict(logits), labels).all()
+    labels = MULTI_LABEL.labels_of(manifest[manifest["split"] == "val"], head.classes)
+    assert MULTI_LABEL.correct(MULTI_LABEL.predict(logits), labels).all()
 
-    temperature = fit_temperature(logits, labels, SEVERAL)
-    assert calibrated_losses(logits, labels, SEVERAL).mean() <= SEVERAL.losses(logits, labels).mean()
+    temperature = fit_temperature(logits, labels, MULTI_LABEL)
+    assert calibrated_losses(logits, labels, MULTI_LABEL).mean() <= MULTI_LABEL.losses(logits, labels).mean()
     probabilities = Classifier(trunk, head).probabilities(torch.from_numpy(logits) / temperature).numpy()
-    assert not np.allclose(probabilities.sum(axis=1), 1)
-
-    monkeypatch.setitem(METRICS, "average_precision", Metric(
-        "average_precision", "average precision", task=SeveralLabels,
-        measure=lambda scores, rows: float(average_precision_score(scores.labels[rows], scores.probabilities[rows])),
-    ))  # fmt: skip
-    monkeypatch.setitem(METRICS, "exact_matches", Metric(
-        "exact_matches", "exact matches", lambda scores, rows: float(scores.correct[rows].mean()),
-        is_proportion=True, task=SeveralLabels,
-    ))  # fmt: skip
-    tuned, untrained = Scores(probabilities, labels, SEVERAL), Scores(np.full((8, 2), 0.4), labels, SEVERAL)
-    found = measured(tuned, 100, 0)
-    assert {key for key in found if "_low" not in key and "_high" not in key} == {"average_precision", "exact_matches", "n"}
-    assert (found["exact_matches"], found["average_precision"]) == (1, pytest.approx(1))
+    tuned, untrained = Scores(probabilities, labels, MULTI_LABEL), Scores(np.full((8, 2), 0.4), labels, MULTI_LABEL)
+    assert measured(tuned, 100, 0)["accuracy"] == 1
     assert choose({"head": untrained, "finetune": tuned}) == "finetune"
     assert gain(untrained, tuned)["accuracy"] == 1
 
 
-def test_another_task_answers_in_its_own_words(tmp_path: Path) -> None:
-    predictor = Predictor(put_model(tmp_path / "model"))
-    predictor.model.task = SEVERAL
-    white, red = predictor.predict([np.full((20, 20, 3), 255, np.uint8), np.asarray(plain("red"))])
-    assert white.label == "blue, green, red"
-    assert red.label.split(", ")[-1] == "red"
+def test_tables_of_several_labels_name_what_was_missed_and_what_is_not_there() -> None:
+    probabilities = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.95], [0.1, 0.2, 0.3]])
+    scores = Scores(probabilities, np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0]]), MULTI_LABEL)
+    true, predicted = answers(scores)
+    assert sorted(zip(true.tolist(), predicted.tolist(), strict=True)) == [(0, 0), (0, 3), (1, 1), (3, 2)]
+    (mistake,) = worst_mistakes(scores, 5)
+    assert (mistake.position, mistake.shown, mistake.confidence) == (1, 2, 0.95)
+    rows = {row["class"]: row for row in per_class(scores, list(NAMES))}
+    assert (rows["ant"]["recall"], rows["bee"]["average_precision"], rows["wasp"]["pictures"]) == (0.5, 1, 0)
+    assert sum(row["pictures"] for row in reliability(scores)) == 9
 
 
 def test_softmax_and_the_decision_stand_nowhere_else() -> None:
-    """Elsewhere there are only the fits of single-label heads, and the code that goes out with an export."""
+    """Elsewhere there are only the fits of heads, the loss of training, and the code that goes out with an export."""
     root = Path(headstart.__file__).parent
     strange = re.compile(r"softmax\(|(?<!np)\.argmax\(|cross_entropy|CrossEntropy")
     found = {
         path.relative_to(root).as_posix() for path in root.rglob("*.py") if strange.search(path.read_text(encoding="utf-8"))
     }
-    assert found == {"models/task.py", "models/logistic.py", "models/heads.py", "inference/export.py"}
+    assert found == {"models/task.py", "models/losses.py", "models/logistic.py", "models/heads.py", "inference/export.py"}

@@ -29,6 +29,7 @@ class HeadDetails(JsonFile):
     """
     Attributes:
         kind: of head, as ``head.kind`` in params.yaml.
+        task: whether a picture has one label, or any number of them.
         C, chosen_by, temperature: of the head that is fitted on training pictures alone.
         refit_temperature: of the one that is fitted on validation pictures too.
         class_weight: a weight for each class, where they are balanced.
@@ -38,6 +39,7 @@ class HeadDetails(JsonFile):
     made_by: ClassVar[str] = "dvc repro head"
 
     kind: str
+    task: Literal["single-label", "multi-label"]
     C: float
     chosen_by: Literal["validation", "cross-validation"]
     temperature: float

@@ -26,6 +26,8 @@ class Metrics(JsonFile):
         test: also of ``chosen``.
         gain: by split.
         head_share: of the head in the ensemble, in log-probabilities.
+        thresholds: where pictures have several labels, for each class the probability from which on it is an answer of
+            ``chosen``; the validation pictures chose them.
     """
 
     made_by: ClassVar[str] = "dvc repro evaluate"
@@ -35,3 +37,4 @@ class Metrics(JsonFile):
     test: dict[str, Measured]
     gain: dict[str, Gain] | None = absent()
     head_share: float | None = absent()
+    thresholds: tuple[float, ...] | None = absent()

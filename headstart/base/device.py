@@ -67,6 +67,12 @@ def multiplies_bf16() -> bool:
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def trains_faster_in_bf16(device: torch.device) -> bool:
+    """Whether fine-tuning takes less time under autocast than without. Not on a CPU, even one that multiplies bfloat16
+    numbers itself: with AMX it took 638 s in bfloat16, and 349 s in float32."""
+    return device.type != "cpu"
+
+
 def processor(device: torch.device) -> str:
     """The kind of processor: on another kind the same sums are made in another order. "x86_64 AVX2" for example,
     "x86_64 AVX512 +bf16 +AMX", or the GPU's name."""

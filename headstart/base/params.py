@@ -121,7 +121,7 @@ class Finetune(Section):
     crop_min: Annotated[float, Field(gt=0, le=1)] = 0.5
     hflip: bool = False
     augment: Literal["none", "light", "trivial"] = "light"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     scratch_lr: Rate = 2e-3
     scratch_epochs: Annotated[int, Field(ge=1, le=10_000)] = 10
     scratch_passes: Count = 40_000
@@ -210,6 +210,7 @@ class Tune(Section):
         "head_lr": [0.0001, 0.005],
         "unfreeze": ["last", "half", "all"],
         "augment": ["none", "light", "trivial"],
+        "size_ratio": [0.7, 1.4],
     }
 
     @field_validator("space")

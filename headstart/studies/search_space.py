@@ -43,8 +43,11 @@ class Search:
     space: dict[str, list[Any]]
 
     @classmethod
-    def of(cls, params: Params, scratch: bool, pictures: int) -> Search:
+    def of(cls, params: Params, scratch: bool, pictures: int, one_size: bool = False) -> Search:
         """
+        Args:
+            one_size: whether training is at the same size whatever ``size_ratio`` says.
+
         Raises:
             HeadstartError: there is nothing to search, or the present settings, which all others are compared with, are
                 not in the space.
@@ -53,7 +56,7 @@ class Search:
             raise HeadstartError(
                 "params.yaml: finetune.unfreeze is none, so there is no fine-tuning to tune; set it to last, half or all"
             )
-        idle = [key for key in params.tune.space if key in WITHOUT_EFFECT[scratch]]
+        idle = [key for key in params.tune.space if key in WITHOUT_EFFECT[scratch] or (one_size and key == "size_ratio")]
         space = {key: values for key, values in params.tune.space.items() if key not in idle}
         weights = "random weights" if scratch else "pre-trained weights"
         if not space:
@@ -61,7 +64,7 @@ class Search:
                 f"params.yaml: with {weights} no knob in tune.space has an effect ({', '.join(idle)}); add one that has"
             )
         if idle:
-            say(f"tune: not searched, as they have no effect with {weights}: {', '.join(idle)}")
+            say(f"tune: not searched, as they have no effect with this network and {weights}: {', '.join(idle)}")
         for key, values in space.items():
             present = getattr(params.finetune, key)
             held = values[0] <= present <= values[1] if is_range(values) and present is not None else present in values

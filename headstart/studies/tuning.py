@@ -47,12 +47,14 @@ from headstart.evaluation.intervals import mean
 from headstart.models.backbones import load_trunk
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
+from headstart.models.trunk import Trunk
 from headstart.studies import tuning_report
 from headstart.studies.search_space import STARTUP, Search
 from headstart.tracking.study_runs import StudyRuns
+from headstart.training.augmentation import train_size
 from headstart.training.finetuned import load_val_logits
 from headstart.training.head_files import load_start
-from headstart.training.recipe import TrainingSetup
+from headstart.training.recipe import Recipe, TrainingSetup
 from headstart.training.trainer import finetune
 
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
@@ -342,11 +344,19 @@ def _minutes(trial: FrozenTrial) -> float:
     return trial.duration.total_seconds() / 60 if trial.duration else 0.0
 
 
+def _is_one_size(params: Params, scratch: bool, trunk: Trunk) -> bool:
+    """Whether all of ``size_ratio``'s values come to the same pixels, as with transformers that are built for one size."""
+    tried = [params.finetune.model_copy(update={"size_ratio": ratio}) for ratio in params.tune.space.get("size_ratio", [])]
+    ratios = [Recipe(settings, scratch, params.seed).size_ratio(trunk.view.size) for settings in tried]
+    return len({train_size(trunk, ratio) for ratio in ratios}) == 1
+
+
 def run(params: Params, data: DataFolder) -> None:
     """The stage tune: try settings within a budget of time, and say whether any is better than the present ones."""
     manifest = read_manifest(data.prepare)
     scratch, pictures = not Card.read(data.backbone.card).pretrained, int((manifest["split"] == "train").sum())
-    search = Search.of(params, scratch, pictures)
+    trunk, _ = load_trunk(first_of(data.backbone), data.fetch.network)
+    search = Search.of(params, scratch, pictures, _is_one_size(params, scratch, trunk))
     device = set_up(params.threads)
     head, pixels = load_start(data.head), Pixels(data.prepare)
 

@@ -26,12 +26,17 @@ LARGER = 1.25  # than the network sees it is a picture before it is cropped, whe
 SIZE_STEP = 32  # most networks halve the picture five times
 
 
+def wanted_size(size: int, ratio: float) -> int:
+    """``ratio`` of ``size``, in whole steps of 32."""
+    return size if ratio == 1 else max(SIZE_STEP, round(size * ratio / SIZE_STEP) * SIZE_STEP)
+
+
 def train_size(trunk: Trunk, ratio: float) -> int:
-    """Pixels to train at: ``ratio`` of the network's own size in whole steps of 32, or that size itself where the network
-    takes no other (some transformers)."""
-    if ratio == 1:
-        return trunk.view.size
-    wanted = max(SIZE_STEP, round(trunk.view.size * ratio / SIZE_STEP) * SIZE_STEP)
+    """Pixels to train at: ``wanted_size``, or the network's own where it takes no other (transformers that are built for
+    one)."""
+    wanted = wanted_size(trunk.view.size, ratio)
+    if wanted == trunk.view.size:
+        return wanted
     try:
         with torch.inference_mode():
             trunk.eval()(torch.zeros(1, 3, wanted, wanted))

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from headstart.base.arrays import Ints
 from headstart.base.artifacts.engine import EngineChoice
-from headstart.base.device import seed_everything
+from headstart.base.artifacts.finetune import PrecisionChoice
+from headstart.base.device import seed_everything, trains_faster_in_bf16
+from headstart.base.terminal import say
 from headstart.engines.base import Forward
 from headstart.engines.batching import inference_batch
-from headstart.engines.select import engine_for
+from headstart.engines.select import AGREEMENT, LOG_LOSS, PROBED, engine_for
 from headstart.models.classifier import Classifier
 from headstart.models.graph import fold_batch_norm, split_frozen
-from headstart.models.preprocessing import Normalise
+from headstart.models.preprocessing import Normalise, batches
+from headstart.models.task import Task
 from headstart.training.recipe import TrainingSetup
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -49,6 +55,7 @@ class TrainedNetwork:
         parameter_groups: for AdamW.
         average: the exponential moving average of its weights and buffers; its ``module`` is a classifier too.
         frozen: what is below the trained layers.
+        precision: what the trained layers calculate in while they are trained; validation is always in fp32.
         trained, averaged: activations → logits, by the weights of ``classifier`` and of ``average``. Batch-norm with frozen
             statistics is folded into convolutions.
         eval_batch: how many pictures to pass at once without gradients.
@@ -67,6 +74,11 @@ class TrainedNetwork:
         self.eval_batch = inference_batch(self.classifier.eval(), setup.trunk.view, setup.device)
         shadow: Classifier = self.average.module  # type: ignore[assignment]
         self.frozen, (self.trained, self.averaged) = _split(setup, [self.classifier, shadow], sample.to(setup.device))
+        self.precision = _precision(setup, self)
+
+    def autocast(self, rounded: bool) -> torch.autocast:
+        """Within it the trained layers calculate in bfloat16, where ``rounded``."""
+        return torch.autocast(next(self.classifier.parameters()).device.type, torch.bfloat16, enabled=rounded)
 
     def averaged_state(self) -> dict[str, Tensor]:
         """The averaged classifier's state, copied to the CPU."""
@@ -109,6 +121,47 @@ def _split(setup: TrainingSetup, classifiers: Sequence[Classifier], sample: Tens
         trained = [fold_batch_norm(part, activations) for part in trained]
     with_heads: list[nn.Module] = [nn.Sequential(part, c.head) for part, c in zip(trained, classifiers, strict=True)]
     return FrozenPart(layers, engine, choice, tuple(activations.shape[1:])), with_heads
+
+
+def _precision(setup: TrainingSetup, network: TrainedNetwork) -> PrecisionChoice:
+    wanted, faster = setup.recipe.settings.precision, trains_faster_in_bf16(setup.device)
+    if wanted != "auto":
+        if wanted == "bf16" and not faster:
+            say(
+                "finetune.precision: bf16 takes longer than fp32 on a CPU; it is used since you ask for it", file=sys.stderr
+            )
+        return PrecisionChoice(precision=wanted, why="params.yaml asks for it")
+    if not faster:
+        return PrecisionChoice(precision="fp32", why="bfloat16 takes longer on a CPU")
+    val = setup.rows("val")
+    rows = val[np.unique(np.linspace(0, len(val) - 1, PROBED).astype(int))]
+    exact: list[Tensor] = []
+    rounded: list[Tensor] = []
+    with torch.no_grad():
+        for _, pictures in batches(setup.trunk.view, setup.pixels, rows.tolist(), network.eval_batch):
+            activations = network.frozen.engine(pictures.to(setup.device))
+            for answers, in_bf16 in ((exact, False), (rounded, True)):
+                with network.autocast(in_bf16):
+                    answers.append(network.trained(activations).float().cpu())
+    objection = _objection(torch.cat(rounded), torch.cat(exact), setup.labels[rows], setup.head.task)
+    if objection:
+        say(f"bfloat16 is not used: {objection}")
+        return PrecisionChoice(precision="fp32", why=f"bfloat16 was tried and refused: {objection}")
+    return PrecisionChoice(precision="bf16", why=f"answers stay the same on {len(rows)} validation pictures")
+
+
+def _objection(found: Tensor, expected: Tensor, labels: Ints, task: Task) -> str | None:
+    """What speaks against logits ``found`` in place of ``expected``, with the limits that hold for engines; None where
+    nothing does."""
+    before, after = (task.predict(logits).numpy().reshape(len(labels), -1) for logits in (expected, found))
+    same = float((before == after).all(1).mean())
+    if same < AGREEMENT:
+        return f"answers stay the same on {same:.1%} of the pictures, and {AGREEMENT:.0%} is required"
+    before_loss, after_loss = (task.losses(logits.numpy(), labels).mean() for logits in (expected, found))
+    moved = float(abs(after_loss - before_loss))
+    if not moved <= LOG_LOSS:
+        return f"the log-loss moves by {moved:.3f}, and {LOG_LOSS:g} is allowed"
+    return None
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from headstart.engines.select import SAMPLE
 from headstart.models.calibration import calibrated_losses, fit_temperature
 from headstart.models.preprocessing import batches
 from headstart.models.task import Task
-from headstart.training.augmentation import train_size
+from headstart.training.augmentation import train_size, wanted_size
 from headstart.training.checkpoint import SAVES, STATE, Checkpoint, Row
 from headstart.training.linear_probe import within_one_standard_error
 from headstart.training.network import TrainedNetwork
@@ -60,7 +61,10 @@ def finetune(
             otherwise.
     """
     trunk, recipe = setup.trunk, setup.recipe
-    trunk.view = replace(trunk.view, size=train_size(trunk, recipe.size_ratio(trunk.view.size)))
+    size, ratio = trunk.view.size, recipe.size_ratio(trunk.view.size)
+    trunk.view = replace(trunk.view, size=train_size(trunk, ratio))
+    if trunk.view.size != wanted_size(size, ratio):
+        say(f"finetune: the network takes pictures of {size} pixels only, and is trained on those", file=sys.stderr)
     _, sample = next(batches(trunk.view, setup.pixels, setup.rows("val")[:SAMPLE].tolist(), SAMPLE))
     network = TrainedNetwork(setup, sample)
     data = TrainingData(setup, network, cache or resume)
@@ -122,8 +126,7 @@ class Trainer:
         """One step of the optimizer, at ``factor`` times the rates; the loss before it."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        rounded = self.setup.recipe.settings.precision == "bf16"
-        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=rounded):
+        with self.network.autocast(self.network.precision.precision == "bf16"):
             loss: Tensor = self.loss(self.network.trained(activations), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -167,6 +170,7 @@ def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folde
         size=setup.trunk.view.size,
         blocks_unfrozen=setup.recipe.blocks_unfrozen(setup.trunk),
         frozen_part=network.frozen.choice,
+        precision=network.precision,
         **made_on(setup.device),
         epochs=len(checkpoint.curve),
         best_epoch=best.epoch,

@@ -65,7 +65,7 @@ def test_a_branch_runs_no_module_that_is_not_in_its_identity(copy_of: Clone) -> 
         rank={"candidates": [CANDIDATE], "first": 40, "pictures": 60},
         why={"fractions": [1.0], "folds": 1},
         tune={"trials": 1},
-        finetune={"epochs": 1, "scratch_epochs": 1, "scratch_passes": 40, "scratch_size": 32, "size_ratio": 0.25},
+        finetune={"epochs": 1, "scratch_epochs": 1, "scratch_passes": 40, "scratch_size": 32, "size_ratio": 0.7},
     )
     copy_of.run(sys.executable, "stages/fetch.py")
     for stage in BRANCHES:

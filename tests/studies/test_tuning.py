@@ -279,7 +279,17 @@ def test_knobs_without_effect_are_left_out_and_that_is_said(bench: Bench, capsys
     params = bench.params({"lr": [0.001, 0.1], "scratch_lr": [0.0001, 0.1], "augment": ["none", "light"]}, 1)
     assert list(Search.of(params, scratch=False, pictures=16).space) == ["lr", "augment"]
     assert list(Search.of(params, scratch=True, pictures=16).space) == ["scratch_lr", "augment"]
-    assert "no effect with random weights: lr" in capsys.readouterr().out
+    assert "no effect with this network and random weights: lr" in capsys.readouterr().out
+
+
+def test_sizes_are_searched_only_where_the_network_takes_them(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    params = bench.params({"lr": [0.001, 0.1], "size_ratio": [0.5, 1.5]}, 1)
+    searched = {}
+    for name, file in (("small.py:net", bench.network), ("vit_tiny_patch16_224", None)):
+        one_size = tuning._is_one_size(params, False, architecture(name, file).trunk())
+        searched[name] = list(Search.of(params, False, 16, one_size).space)
+    assert searched == {"small.py:net": ["lr", "size_ratio"], "vit_tiny_patch16_224": ["lr"]}
+    assert "no effect with this network and pre-trained weights: size_ratio" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

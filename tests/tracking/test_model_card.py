@@ -14,7 +14,7 @@ from headstart.base.artifacts.audit import AuditReport, Dropped
 from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.engine import EngineChoice, FeaturesDetails
-from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.finetune import FinetuneDetails, PrecisionChoice
 from headstart.base.artifacts.metrics import Metrics
 from headstart.base.files import write_text
 from headstart.base.params import Params
@@ -64,6 +64,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
     FeaturesDetails(engine="openvino", why="", processor="x86_64 AVX2", threads=2).write(data.features.details)
     FinetuneDetails(
         ran=True, scratch=False, size=224, blocks_unfrozen=5, frozen_part=EngineChoice(engine="torch", why=""),
+        precision=PrecisionChoice(precision="fp32", why=""),
         processor="x86_64 AVX2", threads=2, epochs=4, best_epoch=3, trained_share=1.0, mixtures=[], temperature=1.0,
         classes=CLASSES,
     ).write(data.finetune.details)  # fmt: skip

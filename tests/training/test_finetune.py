@@ -28,6 +28,7 @@ from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
 from headstart.models.preprocessing import View
 from headstart.training import augmentation, finetuned, trainer
+from headstart.training import network as training_network
 from headstart.training.recipe import Recipe, TrainingSetup
 
 CPU = torch.device("cpu")
@@ -285,6 +286,69 @@ def test_batch_norm_statistics_move_only_where_asked(
 def test_a_training_that_diverges_says_so(network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path) -> None:
     with pytest.raises(HeadstartError, match=r"training diverged in epoch \d.*lower finetune.lr"):
         train(network, pictures, tmp_path / "out", recipe(lr=1e9, head_lr=1e9, warmup=0.0))
+
+
+def test_a_network_is_trained_and_used_at_a_larger_size_where_asked(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    train(network, pictures, tmp_path / "out", recipe(epochs=1, size_ratio=1.5))
+    assert FinetuneDetails.read(FinetuneFolder(tmp_path, "out").details).size == 96
+    model = finetuned.load_finetuned(tmp_path / "out", architecture("small.py:net", network).trunk(), head())
+    assert model is not None
+    assert model.trunk.view.size == 96
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_atto"])
+def test_convolutional_networks_take_pictures_larger_than_they_were_made_for(name: str) -> None:
+    trunk = architecture(name).trunk()
+    assert augmentation.train_size(trunk, 1.4) == 320 == augmentation.wanted_size(224, 1.4)
+
+
+def test_a_transformer_that_is_built_for_a_size_says_that_it_takes_no_other(
+    pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trunk = architecture("vit_tiny_patch16_224").trunk()
+    setup = TrainingSetup(trunk, head(192), *pictures, recipe(epochs=1, size_ratio=1.5, unfreeze="last"), CPU)
+    trainer.finetune(setup, tmp_path / "out", tmp_path / "r")
+    assert FinetuneDetails.read(FinetuneFolder(tmp_path, "out").details).size == 224
+    assert "finetune: the network takes pictures of 224 pixels only, and is trained on those\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "warned"), [("auto", False), ("fp32", False), ("bf16", True)], ids=["auto", "fp32", "bf16"]
+)
+def test_a_cpu_trains_in_fp32_unless_told_otherwise_and_then_says_what_that_costs(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    asked: str, warned: bool,
+) -> None:  # fmt: skip
+    train(network, pictures, tmp_path / "out", recipe(epochs=1, precision=asked))
+    found = FinetuneDetails.read(FinetuneFolder(tmp_path, "out").details).precision
+    assert found.precision == ("bf16" if warned else "fp32")
+    assert found.why == ("bfloat16 takes longer on a CPU" if asked == "auto" else "params.yaml asks for it")
+    told = "finetune.precision: bf16 takes longer than fp32 on a CPU; it is used since you ask for it\n"
+    assert (told in capsys.readouterr().err) == warned
+
+
+def test_auto_and_fp32_end_with_the_same_weights_on_a_cpu(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    for precision in ("auto", "fp32"):
+        train(network, pictures, tmp_path / precision, recipe(epochs=1, precision=precision))
+    first, second = (FinetuneFolder(tmp_path, name).weights.read_bytes() for name in ("auto", "fp32"))
+    assert first == second
+
+
+@pytest.mark.parametrize(("allowed", "taken"), [(1.0, True), (-1.0, False)], ids=["answers agree", "log-loss moves"])
+def test_where_bf16_is_faster_it_is_taken_if_its_answers_are_the_same(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    allowed: float, taken: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(training_network, "trains_faster_in_bf16", lambda device: True)
+    monkeypatch.setattr(training_network, "LOG_LOSS", allowed)
+    train(network, pictures, tmp_path / "out", recipe(epochs=1))
+    found = FinetuneDetails.read(FinetuneFolder(tmp_path, "out").details).precision
+    assert found.precision == ("bf16" if taken else "fp32")
+    assert ("answers stay the same on 8 validation pictures" if taken else "refused: the log-loss moves by") in found.why
 
 
 def test_a_network_that_takes_one_size_only_is_trained_at_that_size() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -15,6 +15,13 @@ class Mixture(Part):
 
     trained_share: float
     val_log_loss: float
+
+
+class PrecisionChoice(Part):
+    """What the trained layers calculated in while they were trained, and why."""
+
+    precision: Literal["fp32", "bf16"]
+    why: str
 
 
 class FinetuneDetails(JsonFile):
@@ -34,6 +41,7 @@ class FinetuneDetails(JsonFile):
     size: int = absent()
     blocks_unfrozen: int = absent()
     frozen_part: EngineChoice = absent()
+    precision: PrecisionChoice = absent()
     processor: str = absent()
     threads: int = absent()
     epochs: int = absent()

@@ -9,6 +9,7 @@ import pandas as pd
 
 from headstart.base.artifacts.audit import AuditReport, Dropped
 from headstart.base.errors import some
+from headstart.data.manifest import class_names, one_row_per_label
 from headstart.data.splits import SPLITS
 
 
@@ -41,7 +42,7 @@ class Audit:
 
     def report(self, manifest: pd.DataFrame, leaks: int) -> AuditReport:
         """What is written to audit.json, in order of paths and names."""
-        counts = manifest.groupby(["label", "split"]).size()
+        counts = one_row_per_label(manifest).groupby(["label", "split"]).size()
         return AuditReport(
             kept=len(manifest),
             dropped=[Dropped(path=path, reason=self.dropped[path]) for path in sorted(self.dropped)],
@@ -50,6 +51,6 @@ class Audit:
             converted=dict(sorted(self.notes.items())),
             classes={
                 str(label): {split: int(counts.get((label, split), 0)) for split in SPLITS}
-                for label in sorted(manifest["label"].unique())
+                for label in class_names(manifest)
             },
         )

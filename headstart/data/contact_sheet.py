@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
 from headstart.base.files import replacing
 from headstart.base.safe_text import visible
-from headstart.data.manifest import class_names
+from headstart.data.manifest import class_names, one_row_per_label
 from headstart.data.packed import Pixels
 from headstart.data.splits import SPLITS
 
@@ -22,11 +21,11 @@ def write_contact_sheet(
     pixels: Pixels, manifest: pd.DataFrame, path: Path, side: int = 72, per_split: int = 4, max_classes: int = 30
 ) -> None:
     """Write a PNG with the first stored pictures of each class in each split, and their counts."""
-    classes = class_names(manifest)[:max_classes]
+    classes, labels = class_names(manifest)[:max_classes], one_row_per_label(manifest)
     width = LABEL_WIDTH + len(SPLITS) * (per_split * side + GAP)
     canvas = Image.new("RGB", (width, HEADER_HEIGHT + len(classes) * (side + 4)), "white")
     draw = ImageDraw.Draw(canvas)
-    counts = manifest.groupby(["label", "split"]).size()
+    counts = labels.groupby(["label", "split"]).size()
     left = {split: LABEL_WIDTH + number * (per_split * side + GAP) for number, split in enumerate(SPLITS)}
     for split in SPLITS:
         draw.text((left[split], 5), split, fill="black")
@@ -35,7 +34,7 @@ def write_contact_sheet(
         per_class = " / ".join(str(counts.get((label, split), 0)) for split in SPLITS)
         draw.text((6, y + side // 2 - 14), f"{_latin_1(label)[:24]}\n{per_class}", fill="black")
         for split in SPLITS:
-            rows = np.flatnonzero((manifest["label"] == label) & (manifest["split"] == split))[:per_split]
+            rows = labels.index[(labels["label"] == label) & (labels["split"] == split)][:per_split]
             for position, row in enumerate(rows):
                 thumbnail = Image.fromarray(pixels[int(row)])
                 thumbnail.thumbnail((side - 2, side - 2))

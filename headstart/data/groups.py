@@ -15,7 +15,9 @@ from headstart.base.terminal import say
 from headstart.data import duplicates
 from headstart.data.audit import Audit
 from headstart.data.pack import PackedPicture
-from headstart.data.splits import SPLITS, split_of
+from headstart.data.picture import Picture, classes_of, is_multi_label
+from headstart.data.splits import SPLITS, split_of, unit_hash
+from headstart.data.stratification import iterative_stratification
 
 CONFLICTS_NAMED = 100  # pairs; of n pictures that look alike there are n² / 2
 
@@ -33,7 +35,9 @@ def assign_splits(usable: list[PackedPicture], settings: Split, seed: int, audit
     pairs = _near_pairs(usable, settings.near_duplicate_bits)
     conflicts = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
     for a, b in ((usable[i].picture, usable[j].picture) for i, j in conflicts[:CONFLICTS_NAMED]):
-        audit.warnings.append(f"near-duplicates with two labels: {a.path} ({a.label}) and {b.path} ({b.label})")
+        audit.warnings.append(
+            f"near-duplicates with two labels: {a.path} ({a.label or 'none'}) and {b.path} ({b.label or 'none'})"
+        )
     if len(conflicts) > CONFLICTS_NAMED:
         audit.warnings.append(f"near-duplicates with two labels: {len(conflicts) - CONFLICTS_NAMED} more pairs")
     apart, _ = _assigned(usable, pairs[:0], settings, seed)
@@ -47,8 +51,9 @@ def assign_splits(usable: list[PackedPicture], settings: Split, seed: int, audit
         component = _components(usable, pairs)  # which may tie a lost class to pairs of another through the user's groups
         pairs = pairs[~np.isin(component[pairs[:, 0]], component[np.isin(labels, sorted(lost))])]
     if told_apart:
+        classes = sorted({name for p in usable if p.picture.label in told_apart for name in p.picture.classes})
         sentence = (
-            f"near-duplicates of {some(repr(label) for label in sorted(told_apart))} are not kept in one split: so many "
+            f"near-duplicates of {some(map(repr, classes))} are not kept in one split: so many "
             "pictures look alike there that too few would be left for another. Test figures may be too good: give pictures "
             "that belong together a group in a table. split.near_duplicate_bits: null turns the search off"
         )
@@ -68,30 +73,55 @@ def _assigned(usable: list[PackedPicture], pairs: Ints, settings: Split, seed: i
         for group, splits in _splits_of_groups(usable).items():
             if len(splits) > 1:
                 audit.warnings.append(f"group {group!r} is in {' and '.join(sorted(splits))}, as the source has it: a leak")
-    component = _components(usable, pairs)
+    component = _components(usable, pairs).tolist()
     keys = _group_keys(usable, component)
     source_has_val = any(p.picture.split == "val" for p in usable)
+    free = None if source_has_val else "train" if source_has_splits else ""  # the pictures to be split here
+    test = 0.0 if source_has_splits else settings.test
+    members = [(p.picture, number) for p, number in zip(usable, component, strict=True) if p.picture.split == free]
+    if is_multi_label([p.picture for p in usable]):
+        chosen = _stratified(members, keys, seed, settings.val, test)
+    else:
+        chosen = {number: split_of(keys[number], seed, settings.val, test) for number in {number for _, number in members}}
     result = []
-    for p, number in zip(usable, component.tolist(), strict=True):
-        key = keys[number]
-        if not source_has_splits:
-            split = split_of(key, seed, settings.val, settings.test)
-        elif p.picture.split == "train" and not source_has_val:
-            split = split_of(key, seed, settings.val, 0.0)
-        else:
-            split = p.picture.split
-        result.append(replace(p, split=split, group=key))
+    for p, number in zip(usable, component, strict=True):
+        split = chosen[number] if p.picture.split == free else p.picture.split
+        result.append(replace(p, split=split, group=keys[number]))
     return result, audit
+
+
+def _stratified(
+    members: list[tuple[Picture, int]], keys: dict[int, str], seed: int, val: float, test: float
+) -> dict[int, str]:
+    """The split of each group of a multi-label set.
+
+    By chance alone a rare class would be missing in some: with many classes, some class nearly always is.
+
+    Args:
+        members: pictures with the numbers of their groups.
+    """
+    numbers = sorted({number for _, number in members}, key=lambda number: unit_hash(keys[number], seed))
+    groups = {number: row for row, number in enumerate(numbers)}
+    classes = {name: column for column, name in enumerate(sorted(classes_of([picture for picture, _ in members])))}
+    counts, sizes = np.zeros((len(groups), len(classes)), np.int32), np.zeros(len(groups), np.int32)
+    for picture, number in members:
+        sizes[groups[number]] += 1
+        for name in picture.classes:
+            counts[groups[number], classes[name]] += 1
+    parts = iterative_stratification(counts, sizes, (1 - val - test, val, test), np.arange(len(groups)))
+    return {number: SPLITS[part] for number, part in zip(numbers, parts.tolist(), strict=True)}
 
 
 def _lost(usable: list[PackedPicture], apart: list[PackedPicture], together: list[PackedPicture], pairs: Ints) -> set[str]:
     """The classes whose near-duplicates cannot be kept in one split: all if a split is empty only because of them; else
     those that have no training picture because of them, and those of which most pictures look alike and a split gets less
-    than a quarter of what it would have."""
+    than a quarter of what it would have. In a multi-label set, which is split by its classes, only the first."""
     wanted, got = (Counter((p.picture.label, p.split) for p in pictures) for pictures in (apart, together))
     labels = {label for label, _ in wanted}
     if {split for _, split in wanted} - {split for _, split in got}:
         return labels
+    if is_multi_label([p.picture for p in usable]):
+        return set()
     sizes = Counter(p.picture.label for p in usable)
     alike = Counter(zip((p.picture.label for p in usable), _components(usable, pairs).tolist(), strict=True))
     lumped = {label for (label, _), size in alike.items() if size > sizes[label] / 2}
@@ -132,14 +162,14 @@ def _components(usable: list[PackedPicture], pairs: Ints) -> Ints:
     return duplicates.clusters(np.concatenate(ties) if ties else np.empty((0, 2), np.int64), len(usable))
 
 
-def _group_keys(usable: list[PackedPicture], component: Ints) -> dict[int, str]:
+def _group_keys(usable: list[PackedPicture], component: list[int]) -> dict[int, str]:
     """The name that each component is split by.
 
     A user's group goes by its name. Near-duplicates go by the digest of the one with the shortest path, the first of
     several: a copy added later ("a copy.jpg" beside "a.jpg") usually has a longer name and leaves the group where it was.
     """
     first: dict[int, PackedPicture] = {}
-    for p, number in zip(usable, component.tolist(), strict=True):
+    for p, number in zip(usable, component, strict=True):
         if number not in first or _order(p) < _order(first[number]):
             first[number] = p
     return {number: p.picture.group or p.picture.sha256 for number, p in first.items()}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from headstart.base.artifacts import DataFolder, PrepareFolder
-from headstart.base.errors import HeadstartError
+from headstart.base.errors import HeadstartError, some
 from headstart.base.files import remove_cut_short, replacing
 from headstart.base.params import Params, Prepare, Split
 from headstart.base.paths import state_folder
@@ -23,7 +24,7 @@ from headstart.data.fetch import read_manifest
 from headstart.data.groups import assign_splits, count_leaks, distance_from_train
 from headstart.data.pack import PackedPicture, pack, write_index
 from headstart.data.packed import Pixels
-from headstart.data.picture import Picture
+from headstart.data.picture import Picture, classes_of, is_multi_label
 from headstart.data.sources import source_of
 from headstart.data.splits import SPLITS
 
@@ -82,7 +83,8 @@ def _without_exact_duplicates(pictures: list[Picture], audit: Audit) -> list[Pic
         elif len({copy.label for copy in copies}) > 1:
             for copy in copies:
                 other = next(c for c in copies if c.label != copy.label)
-                audit.drop(copy.path, f"label conflict: the same file is {other.label!r} in {other.path}")
+                named = repr(other.label) if other.label else "without a label"
+                audit.drop(copy.path, f"label conflict: the same file is {named} in {other.path}")
         else:
             first, *others = sorted(copies, key=lambda copy: (-distance_from_train(copy.split), copy.path))
             unique.append(first)
@@ -111,18 +113,17 @@ def _say_if_dark(audit: Audit) -> None:
 def _without_untrainable_classes(usable: list[PackedPicture], settings: Prepare, audit: Audit) -> list[PackedPicture]:
     """Drop classes without a training picture, and warn of those with few pictures.
 
+    The pictures of such a class go with it, but not those of a multi-label set, which show something else as well.
+
     Raises:
-        HeadstartError: fewer than two classes are left, or a split is empty.
+        HeadstartError: too few classes are left, or a split is empty.
     """
-    counts = Counter((p.picture.label, p.split) for p in usable)
-    labels = sorted({p.picture.label for p in usable})
-    untrainable = [label for label in labels if not counts[label, "train"]]
-    for label in untrainable:
-        audit.warnings.append(f"class {label!r} is left out: it has no training picture")
-        for p in usable:
-            if p.picture.label == label:
-                audit.drop(p.picture.path, f"class {label!r} has no training picture")
-    usable = [p for p in usable if p.picture.label not in untrainable]
+    several = is_multi_label([p.picture for p in usable])
+    counts = Counter((name, p.split) for p in usable for name in p.picture.classes)
+    labels = sorted(classes_of([p.picture for p in usable]))
+    untrainable = {label for label in labels if not counts[label, "train"]}
+    audit.warnings += [f"class {label!r} is left out: it has no training picture" for label in sorted(untrainable)]
+    usable = _without_classes(usable, untrainable, audit)
     classes = [label for label in labels if label not in untrainable]
     for label in classes:
         total = sum(counts[label, split] for split in SPLITS)
@@ -132,7 +133,9 @@ def _without_untrainable_classes(usable: list[PackedPicture], settings: Prepare,
         elif missing:
             audit.warnings.append(f"class {label!r} ({total} pictures) has none in {' and '.join(missing)}")
     left_out = f"; {audit.sentence()}" if audit.dropped else ""
-    if len(classes) < 2:
+    if several:
+        _check_something_to_tell_apart(usable, {label: counts[label, "train"] for label in classes}, audit, left_out)
+    elif len(classes) < 2:
         left = "1 class with usable training pictures is" if classes else "no class with usable training pictures is"
         raise HeadstartError(f"{left} left, two are needed; add pictures{left_out}")
     for split in SPLITS:
@@ -148,11 +151,46 @@ def _without_untrainable_classes(usable: list[PackedPicture], settings: Prepare,
     return usable
 
 
+def _without_classes(usable: list[PackedPicture], untrainable: set[str], audit: Audit) -> list[PackedPicture]:
+    if is_multi_label([p.picture for p in usable]):
+        return [replace(p, picture=p.picture.with_labels(set(p.picture.classes) - untrainable)) for p in usable]
+    for p in usable:
+        if p.picture.label in untrainable:
+            audit.drop(p.picture.path, f"class {p.picture.label!r} has no training picture")
+    return [p for p in usable if p.picture.label not in untrainable]
+
+
+def _check_something_to_tell_apart(
+    usable: list[PackedPicture], counts: dict[str, int], audit: Audit, left_out: str
+) -> None:
+    """Whether a multi-label set has a class that some training pictures have and others have not; warn of each that all
+    have, of which nothing can be learned.
+
+    Args:
+        counts: training pictures of each class.
+
+    Raises:
+        HeadstartError: it has none.
+    """
+    if not counts:
+        raise HeadstartError(f"no class with usable training pictures is left, one is needed; add pictures{left_out}")
+    everywhere = [label for label, count in counts.items() if count == sum(p.split == "train" for p in usable)]
+    if len(everywhere) == len(counts):
+        raise HeadstartError(
+            f"every training picture has the same labels ({some(map(repr, everywhere))}), which leaves nothing to tell "
+            f"apart; add pictures without them{left_out}"
+        )
+    for label in everywhere:
+        audit.warnings.append(f"class {label!r} is on every training picture; what it looks like cannot be learned")
+
+
 def _write_manifest(usable: list[PackedPicture], folder: Path) -> pd.DataFrame:
+    several = is_multi_label([p.picture for p in usable])
     manifest = pd.DataFrame(
         {
             "path": [p.picture.path for p in usable],
             "label": [p.picture.label for p in usable],
+            **({"labels": pd.Series([list(p.picture.classes) for p in usable], dtype=object)} if several else {}),
             "split": [p.split for p in usable],
             "group": [p.group for p in usable],
             "sha256": [p.picture.sha256 for p in usable],

@@ -12,6 +12,7 @@ from headstart.base.params import Data
 from headstart.base.paths import users_path
 from headstart.data.picture import Listing, Source
 from headstart.data.sources_archive import Address, Archive
+from headstart.data.sources_coco import Coco
 from headstart.data.sources_emoji import Emoji
 from headstart.data.sources_folder import Folder
 from headstart.data.sources_hymenoptera import Hymenoptera
@@ -19,7 +20,7 @@ from headstart.data.sources_table import Table
 from headstart.data.sources_torchvision import Torchvision
 
 # The first that takes a data.source gets it: names before addresses, addresses before paths.
-SOURCES: list[Source] = [Emoji(), Hymenoptera(), Torchvision(), Address(), Table(), Archive(), Folder()]
+SOURCES: list[Source] = [Emoji(), Hymenoptera(), Torchvision(), Address(), Table(), Coco(), Archive(), Folder()]
 
 
 def source_of(data: Data) -> Source:

@@ -31,7 +31,7 @@ def iterative_stratification(counts: Ints, sizes: Ints, shares: Sequence[float],
     share = np.asarray(shares, float)
     has_class, is_open = counts > 0, share > 0
     lacking, lacking_pictures = np.outer(share, counts.sum(axis=0)), share * sizes.sum()
-    groups_left = has_class.sum(axis=0)
+    groups_left, pictures_left = has_class.sum(axis=0), counts.sum(axis=0)
     everywhere = groups_left >= is_open.sum()
     without: Bools = np.repeat(is_open[:, None], counts.shape[1], axis=1)  # parts that have none of a class yet
     parts: Ints = np.full(len(sizes), -1)
@@ -43,11 +43,11 @@ def iterative_stratification(counts: Ints, sizes: Ints, shares: Sequence[float],
         lacking[part] -= counts[group]
         lacking_pictures[part] -= sizes[group]
         groups_left[has_class[group]] -= 1
+        pictures_left[:] -= counts[group]
         without[part, has_class[group]] = False
 
     while groups_left.any():
-        left = counts[parts < 0].sum(axis=0)
-        rarest = int(np.argmin(np.where(groups_left > 0, left, np.iinfo(np.int64).max)))
+        rarest = int(np.argmin(np.where(groups_left > 0, pictures_left, np.iinfo(np.int64).max)))
         for group in _in_order(np.flatnonzero(has_class[:, rarest] & (parts < 0)), sizes, order):
             last_chance = has_class[group] & everywhere & (groups_left <= without.sum(axis=0))
             missing = (without & last_chance).sum(axis=1)

@@ -20,6 +20,8 @@ from headstart.base.params import Params
 from headstart.base.paths import checkout, network_file, weights_file
 from headstart.base.threads import cores
 from headstart.data.corrections import corrected
+from headstart.data.fetch import check_classes
+from headstart.data.picture import classes_of, is_multi_label
 from headstart.data.sources import source_of
 from headstart.operations.git_branch import ask_git, commit_here
 from headstart.tracking import store
@@ -145,8 +147,10 @@ def _pictures(params: Params) -> tuple[str, str]:
     if not listed:
         raise HeadstartError(f"data.source {params.data.source!r} holds no files in class folders")
     pictures = corrected(listed, params.data)
-    classes = {picture.label for picture in pictures}
-    if len(classes) < 2:
+    classes = classes_of(pictures)
+    if is_multi_label(pictures):
+        check_classes(pictures, params.data)
+    elif len(classes) < 2:
         raise HeadstartError(f"data.source {params.data.source!r} has {len(classes)} classes; at least two are needed")
     return OK, f"{len(pictures)} in {len(classes)} classes from {params.data.source}"
 

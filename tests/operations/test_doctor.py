@@ -86,6 +86,9 @@ def test_the_environment_of_these_tests_is_that_of_the_lock(monkeypatch: pytest.
         ("data: {source: empty}", "pictures", doctor.WRONG, "no files in class folders"),
         ("data: {source: pictures, exclude: gone.csv}", "pictures", doctor.WRONG, "gone.csv"),
         ("data: {source: one}", "pictures", doctor.WRONG, "1 classes; at least two"),
+        ("data: {source: several.csv}", "pictures", doctor.OK, "3 in 2 classes from several.csv"),
+        ("{data: {source: several.csv, label_separator: '|'}}", "pictures", doctor.WRONG, "the class 'a;b' holds ';'"),
+        ("data: {source: same.csv}", "pictures", doctor.WRONG, "there is nothing to tell apart"),
         ("data: {source: pictures.zip}", "pictures", doctor.NOTE, "is unpacked by the first run"),
         ("data: {source: gone.zip}", "pictures", doctor.WRONG, "gone.zip"),
         ("{data: {source: pictures}, backbone: resnet18, weights: mine.pth}", "backbone", doctor.WRONG, "no such file"),
@@ -104,6 +107,9 @@ def test_what_params_ask_for_is_looked_at(
     (here / "empty").mkdir()
     shutil.copytree(next((here / "pictures").iterdir()), here / "one/class")
     shutil.make_archive(str(here / "pictures"), "zip", here / "pictures")
+    first, second = sorted(p.relative_to(here) for p in (here / "pictures").rglob("*.*"))[:2]
+    (here / "several.csv").write_text(f"path,labels\n{first},a;b\n{second},b\nsame.csv,\n")
+    (here / "same.csv").write_text(f"path,labels\n{first},a;b\n{second},a;b\n")
     (here / "params.yaml").write_text(params)
     outcome, sentence = found(about)
     assert outcome == state

@@ -19,7 +19,7 @@ class AuditReport(JsonFile):
         dropped: files that are not, in path order.
         leaks: near-duplicates that are on two sides of the split.
         converted: how many pictures were changed, by what was done.
-        classes: pictures by class and split.
+        classes: pictures by class and split; one with several labels counts in each of its classes.
     """
 
     made_by: ClassVar[str] = "dvc repro prepare"

@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -34,10 +35,10 @@ from headstart.data.decoders import Decoders, Rules, rereadable
 from headstart.engines.batching import inference_batch
 from headstart.engines.openvino import PICTURES_PER_REQUEST
 from headstart.engines.select import SAMPLE, engine_for
-from headstart.inference.predictor import load_predictor
-from headstart.inference.selective import threshold_for
+from headstart.inference.predictor import load_predictor, names
+from headstart.inference.selective import confidence_of_decisions, threshold_for, thresholds_by_class
 from headstart.models.preprocessing import Normalise, View
-from headstart.models.task import Task
+from headstart.models.task import LABEL_SEPARATOR, MultiLabel, Task
 
 FORMATS = ("text", "json", "csv", "parquet")
 SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -46,8 +47,30 @@ NO_PROGRESS_UP_TO = 64  # pictures take too short a time for a progress bar
 TORCH_UP_TO = PICTURES_PER_REQUEST // 2  # pictures; torch is faster for so few, since OpenVINO pads them to a whole request
 PARQUET_ROWS = 10_000  # written at once
 
-# Path, most probable label, whether it is confident enough to be given, its probability, (classes,) probabilities.
-Write = Callable[[Path, str, bool, float, Floats], None]
+
+@dataclass(frozen=True)
+class Answer:
+    """What is written about one picture.
+
+    Attributes:
+        label: the predicted class, or the predicted classes joined; None where it is not confident enough to be given.
+        likeliest: the label, given or not.
+        names: of the predicted classes; None where pictures have one label each.
+        unsure: the classes of which it is not confident enough whether they are there; None where everything is answered,
+            or pictures have one label each.
+        confidence: the probability of the whole answer.
+        probabilities: (classes,).
+    """
+
+    label: str | None
+    likeliest: str
+    names: list[str] | None
+    unsure: list[str] | None
+    confidence: float
+    probabilities: Floats
+
+
+Write = Callable[[Path, Answer], None]
 
 
 class BatchPredictor:
@@ -193,7 +216,8 @@ def predict(
         model: the folder that holds MLmodel.
         output_format: one of ``FORMATS``; parquet needs an ``output``.
         output: it appears only when it is complete.
-        max_error: leave out labels of low confidence, so that at most this share of the labels is wrong.
+        max_error: leave out labels of low confidence, so that at most this share of the labels is wrong; of several labels,
+            of the decisions about each class.
         trust: as for ``load_predictor``.
 
     Raises:
@@ -207,11 +231,11 @@ def predict(
     if output is not None and output.is_dir():
         raise HeadstartError(f"--output {output} is a folder; name a file")
     predictor = BatchPredictor(model, len(files), trust=trust)
-    row, threshold = _threshold(model, max_error)
-    failed = answered = 0
+    selection = _selection(model, predictor.task, predictor.classes, max_error)
+    failed = 0
     try:
         with (
-            _writer(output_format, output, predictor.classes) as write,
+            _writer(output_format, output, predictor.classes, selection.has_unsure) as write,
             _progress(len(files), output) as advance,
             contextlib.closing(predictor.predict_files(files)) as predictions,
             quiet(),
@@ -221,30 +245,78 @@ def predict(
                     failed += 1
                     say(f"headstart: {path}: {result}", file=sys.stderr)
                 else:
-                    label, confidence = predictor.task.answer(result, predictor.classes)
-                    answered += confidence >= threshold
-                    write(path, label, confidence >= threshold, confidence, result)
+                    write(path, selection.answer(result))
                 advance()
     except OSError as error:  # from writing: a picture that cannot be read is Unusable
         if isinstance(error, BrokenPipeError):
             raise
         raise HeadstartError(f"{output or 'standard output'} cannot be written: {error.strerror or error}") from None
-    if row is not None:
-        say(
-            f"headstart: {answered} of {len(files) - failed} answered, those of probability {threshold:.3f} and more; on "
-            f"validation that was {row.answered:.0%} of the pictures, and {row.error:.1%} of these were wrong",
-            file=sys.stderr,
-        )
+    if selection.rows is not None:
+        say(f"headstart: {selection.sentence(len(files) - failed)}", file=sys.stderr)
     if failed:
         raise HeadstartError(f"{failed} of {len(files)} pictures could not be used")
 
 
-def _threshold(model: Path, max_error: float | None) -> tuple[Threshold | None, float]:
-    """The row of the model's table for ``max_error``, and the least confidence that is answered."""
+@dataclass
+class Selection:
+    """Which answers are confident enough to be given: of several labels the decisions about each class, one by one.
+
+    Attributes:
+        rows: of the model's tables, one for each class, or one for all where pictures have one label each; None where
+            everything is answered.
+        answered: how many answers, or decisions, were given.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    rows: list[Threshold] | None
+    answered: int = 0
+
+    @property
+    def has_unsure(self) -> bool:
+        return self.rows is not None and isinstance(self.task, MultiLabel)
+
+    def answer(self, probabilities: Floats) -> Answer:
+        """From the (classes,) probabilities of a picture."""
+        label, confidence = self.task.answer(probabilities, self.classes)
+        if not isinstance(self.task, MultiLabel):
+            given = self.rows is None or confidence >= self.rows[0].confidence
+            self.answered += given
+            return Answer(label if given else None, label, None, None, confidence, probabilities)
+        present, unsure = names(self.task, probabilities, self.classes) or [], None
+        if self.rows is not None:
+            least = [row.confidence for row in self.rows]
+            sure = confidence_of_decisions(self.task, probabilities) >= least
+            self.answered += int(sure.sum())
+            unsure = [name for name, is_sure in zip(self.classes, sure, strict=True) if not is_sure]
+            present = [name for name in present if name not in unsure]
+        return Answer(LABEL_SEPARATOR.join(present), label, present, unsure, confidence, probabilities)
+
+    def sentence(self, pictures: int) -> str:
+        """How many of them were answered."""
+        assert self.rows is not None
+        answered, count = np.array([row.answered for row in self.rows]), len(self.rows)
+        error = float(np.average([row.error for row in self.rows], weights=answered))
+        least = sorted({f"{row.confidence:.3f}" for row in self.rows})
+        of = (
+            f"{pictures}" if not self.has_unsure else f"{pictures * count} decisions ({pictures} pictures, {count} classes)"
+        )
+        by_class = "" if len(least) == 1 else f" to {least[-1]}, by class,"
+        those = "decisions" if self.has_unsure else "pictures"
+        return (
+            f"{self.answered} of {of} answered, those of probability {least[0]}{by_class} and more; on validation that was "
+            f"{answered.mean():.0%} of the {those}, and {error:.1%} of these were wrong"
+        )
+
+
+def _selection(model: Path, task: Task, classes: tuple[str, ...], max_error: float | None) -> Selection:
     if max_error is None:
-        return None, 0.0
-    row = threshold_for(max_error, ClassifierDetails.read(ModelFolder(model).classifier.details).answering)
-    return row, row.confidence
+        return Selection(task, classes, None)
+    details = ClassifierDetails.read(ModelFolder(model).classifier.details)
+    if not isinstance(task, MultiLabel):
+        return Selection(task, classes, [threshold_for(max_error, details.answering)])
+    rows = thresholds_by_class(max_error, details.answering_by_class)
+    return Selection(task, classes, [rows[name] for name in classes])
 
 
 def _progress(count: int, output: Path | None) -> contextlib.AbstractContextManager[Advance]:
@@ -256,18 +328,20 @@ def _progress(count: int, output: Path | None) -> contextlib.AbstractContextMana
 
 
 @contextmanager
-def _writer(output_format: str, output: Path | None, classes: tuple[str, ...]) -> Iterator[Write]:
+def _writer(output_format: str, output: Path | None, classes: tuple[str, ...], has_unsure: bool) -> Iterator[Write]:
     if output_format == "parquet":
         assert output is not None
-        with _temporary(output) as part, _parquet(part, classes) as write:
+        with _temporary(output) as part, _parquet(part, classes, has_unsure) as write:
             yield write
     elif output is not None:
         with _temporary(output) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-            yield _lines(output_format, stream, classes)
+            yield _lines(output_format, stream, classes, has_unsure)
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
-        yield _lines(output_format, sys.stdout, classes)  # the stream itself, before a progress bar replaces sys.stdout
+        yield _lines(
+            output_format, sys.stdout, classes, has_unsure
+        )  # the stream itself, before a progress bar replaces sys.stdout
 
 
 def _temporary(output: Path) -> contextlib.AbstractContextManager[Path]:
@@ -280,44 +354,68 @@ def _is_special(output: Path) -> bool:
     return output.exists() and (not output.is_file() or output.absolute().parts[1] in ("dev", "proc"))
 
 
-def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...]) -> Write:
-    def as_text(path: Path, label: str, confident: bool, confidence: float, _: Floats) -> None:
-        say(f"{confidence:6.1%}  {label if confident else f'no answer ({label}?)'}  {path}", file=stream)
+def answer_as_json(answer: Answer, classes: Sequence[str]) -> dict[str, Any]:
+    """The keys that the command and the server both answer with; some only where there may be several labels."""
+    labels = {} if answer.names is None else {"labels": answer.names}
+    unsure = {} if answer.unsure is None else {"unsure": answer.unsure}
+    probabilities = dict(zip(classes, answer.probabilities.tolist(), strict=True))
+    return {"label": answer.label, **labels, "probability": answer.confidence, **unsure, "probabilities": probabilities}
 
-    def as_json(path: Path, label: str, confident: bool, confidence: float, probabilities: Floats) -> None:
-        row = {"image": str(path), "label": label if confident else None, "probability": confidence}
-        by_class = {"probabilities": dict(zip(classes, probabilities.tolist(), strict=True))}
-        say_json(row | by_class, file=stream)
 
-    def as_csv(path: Path, label: str, confident: bool, confidence: float, probabilities: Floats) -> None:
-        writer.writerow([told(str(path)), told(label) if confident else "", confidence, *probabilities.tolist()])
+def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...], has_unsure: bool) -> Write:
+    def as_text(path: Path, answer: Answer) -> None:
+        if answer.names is None:
+            words = answer.likeliest if answer.label is not None else f"no answer ({answer.likeliest}?)"
+        else:
+            words = ", ".join(answer.names) or "(none)"
+        if answer.unsure:
+            words += f"  unsure: {', '.join(answer.unsure)}"
+        say(f"{answer.confidence:6.1%}  {words}  {path}", file=stream)
+
+    def as_json(path: Path, answer: Answer) -> None:
+        say_json({"image": str(path)} | answer_as_json(answer, classes), file=stream)
+
+    def as_csv(path: Path, answer: Answer) -> None:
+        unsure = [] if answer.unsure is None else [told(LABEL_SEPARATOR.join(answer.unsure))]
+        row = [told(str(path)), told(answer.label or ""), answer.confidence, *unsure, *answer.probabilities.tolist()]
+        writer.writerow(row)
 
     if output_format != "csv":
         return as_json if output_format == "json" else as_text
     told = visible if stream.isatty() else str  # a table is exact, but for a terminal that would act on names in it
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["image", "label", "probability", *map(told, classes)])
+    writer.writerow(["image", "label", "probability", *_unsure_column(has_unsure), *map(told, classes)])
     return as_csv
 
 
+def _unsure_column(has_unsure: bool) -> list[str]:
+    return ["unsure"] if has_unsure else []
+
+
 @contextmanager
-def _parquet(file: Path, classes: tuple[str, ...]) -> Iterator[Write]:
+def _parquet(file: Path, classes: tuple[str, ...], has_unsure: bool) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    numbers = [(name, pa.float64()) for name in ("probability", *classes)]
-    schema = pa.schema([("image", pa.string()), ("label", pa.string()), *numbers])
-    rows: list[tuple[str, str | None, float, Floats]] = []
+    unsure = [(name, pa.string()) for name in _unsure_column(has_unsure)]
+    numbers = [(name, pa.float64()) for name in classes]
+    schema = pa.schema([("image", pa.string()), ("label", pa.string()), ("probability", pa.float64()), *unsure, *numbers])
+    rows: list[tuple[str, Answer]] = []
 
     def flush() -> None:
-        images, labels, confidences, probabilities = zip(*rows, strict=True)
-        columns = [pa.array(images), pa.array(labels, pa.string()), confidences, *np.stack(probabilities).T]
-        writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
+        answers = [answer for _, answer in rows]
+        columns = [
+            pa.array([name for name, _ in rows]),
+            pa.array([answer.label for answer in answers], pa.string()),
+            pa.array([answer.confidence for answer in answers]),
+            *(pa.array([LABEL_SEPARATOR.join(answer.unsure or []) for answer in answers]) for _ in unsure),
+            *map(pa.array, np.stack([answer.probabilities for answer in answers]).T),
+        ]
+        writer.write_table(pa.table(columns, schema=schema))
         rows.clear()
 
-    def write(path: Path, label: str, confident: bool, confidence: float, probabilities: Floats) -> None:
-        name = str(path).encode("utf-8", "backslashreplace").decode()
-        rows.append((name, label if confident else None, confidence, probabilities))
+    def write(path: Path, answer: Answer) -> None:
+        rows.append((str(path).encode("utf-8", "backslashreplace").decode(), answer))
         if len(rows) == PARQUET_ROWS:
             flush()
 

@@ -37,6 +37,7 @@ from headstart.evaluation import metrics
 from headstart.inference.predictor import BATCH, load_predictor
 from headstart.models.classifier import Classifier
 from headstart.models.preprocessing import Normalise, View, batches
+from headstart.models.task import MultiLabel, Task, task_of
 
 FORMS = ("onnx", "openvino", "int8")
 DESCRIPTION = "classifier.json"
@@ -107,6 +108,7 @@ def export(model: Path, to: str, data: DataFolder, folder: Path, max_cost: float
             "classes": list(predictor.classes),
             "input": f"pictures (N, {', '.join(map(str, view.shape))}, 3) uint8, red green blue",
             "output": "probabilities (N, classes) float32",
+            **_thresholds(predictor.model.task, predictor.classes),
             "views": [
                 {
                     "size": each.size,
@@ -261,11 +263,16 @@ def _cost(
     """
     rows = pictures.rows("val")
     task = network.model.task
-    labels = task.encode(pictures.manifest["label"].iloc[rows], classes)  # -1 for a class that the classifier does not know
+    if task_of(pictures.manifest).kind != task.kind:
+        raise HeadstartError(
+            f"--to int8 is measured on the pictures of data/prepare, which are {task_of(pictures.manifest).kind}, and the "
+            f"model is {task.kind}; run `dvc repro package`"
+        )
+    labels = task.labels_of(pictures.manifest.iloc[rows], classes)
     before, after = (metrics.Scores(p, labels, task) for p in pictures.probabilities(rows, _torch(network), run))
     gain = metrics.gain(before, after)
     cost, low, high = (0.0 - gain[key] for key in ("accuracy", "high", "low"))  # never -0.0
-    same = float((before.predicted == after.predicted).mean())
+    same = float(task.correct(after.predicted, before.predicted).mean())
     loss = (
         f"{100 * cost:+.1f} points of accuracy ({100 * low:+.1f} to {100 * high:+.1f}) on {len(rows)} validation pictures"
     )
@@ -319,12 +326,27 @@ def _all_framed(views: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "image = stacked"])
 
 
+def _thresholds(task: Task, classes: tuple[str, ...]) -> dict[str, list[float]]:
+    """What has to be known to answer with several labels; nothing where the most probable class is the answer."""
+    if not isinstance(task, MultiLabel):
+        return {}
+    return {"thresholds": [0.5] * len(classes) if task.thresholds is None else list(task.thresholds)}
+
+
 def _readme(to: str, description: dict[str, Any], white_level: int) -> str:
     package, load, call = RUNNERS["onnx" if to == "onnx" else "openvino"]
+    several, answer = "", 'print(description["classes"][probabilities.argmax()], float(probabilities.max()))'
+    if "thresholds" in description:
+        several = (
+            "A picture may have any number of them: those whose probability reaches their threshold in classifier.json.\n"
+        )
+        answer = """for name, probability, least in zip(description["classes"], probabilities, description["thresholds"]):
+    if probability >= least:
+        print(name, float(probability))"""
     return f"""# A classifier of pictures in {len(description["classes"])} classes
 
 Exported by headstart (--to {to}): {description["checked"]["sentence"]}.
-In: {description["input"]}. Out: {description["output"]}, calibrated.
+{several}In: {description["input"]}. Out: {description["output"]}, calibrated.
 Normalisation and temperature are inside the network; resizing and framing are not.
 After `pip install {package} numpy pillow`:
 
@@ -341,6 +363,6 @@ image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.conv
 {_all_framed(description["views"])}
 pixels = np.asarray(image)[None]
 probabilities = {call}
-print(description["classes"][probabilities.argmax()], float(probabilities.max()))
+{answer}
 ```
 """

@@ -20,7 +20,7 @@ COLUMN = "image"
 
 class PictureClassifier(PythonModel):  # type: ignore[misc]
     """Predicts the label and probabilities of each picture: a path, bytes, base64 text or an array; in a list, or as the
-    column ``image`` of a data frame."""
+    column ``image`` of a data frame. Where there may be several labels, they are joined by ";"."""
 
     def load_context(self, context: PythonModelContext) -> None:
         model = Path(context.artifacts["classifier"]).parents[1]

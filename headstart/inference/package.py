@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from headstart.base.artifacts import ClassifierFolder, DataFolder, PackageFolder
 from headstart.base.artifacts.card import Card, Preprocessing
-from headstart.base.artifacts.classifier import ClassifierDetails, Thresholds
+from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.artifacts.head import REFIT, HeadDetails
 from headstart.base.artifacts.members import first_of, member_folders
@@ -35,6 +35,7 @@ from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.inference import provenance, selective
 from headstart.models.calibration import averaged_head
+from headstart.models.task import LABEL_SEPARATOR, MultiLabel, Task, task_named
 
 # The module that MLflow loads. It is copied into the model, with every module that it imports.
 MODEL = "headstart.inference.mlflow_model"
@@ -68,12 +69,14 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
             head=head.kind,
             classes=head.classes,
             temperature=_temperature(chosen, head, tuned),
+            task=head.task,
+            thresholds=list(measured.thresholds) if measured.thresholds else None,
             chosen=chosen,
             max_megapixels=params.prepare.max_megapixels,
             short_side=params.prepare.short_side,
             formats=params.prepare.formats,
             white_level=params.prepare.white_level,
-            answering=_answering(data, head.classes),
+            **_answering(data, task_named(head.task, measured.thresholds), head.classes),
         ).write(parts.details)
         shutil.copyfile(data.fetch.network, parts.network)
         code = _packed_code(Path(scratch) / "code")
@@ -106,11 +109,18 @@ def _preprocessing(of_backbone: Preprocessing, tuned: FinetuneDetails | None) ->
     return of_backbone.model_copy(update={"size": tuned.size, "built_for": of_backbone.size})
 
 
-def _answering(data: DataFolder, classes: list[str]) -> Thresholds:
-    """The table of confidence thresholds, from the chosen classifier's predictions on the validation pictures."""
+def _answering(data: DataFolder, task: Task, classes: list[str]) -> dict[str, Any]:
+    """``answering`` or ``answering_by_class``, from the chosen classifier's predictions on the validation pictures."""
     table = pd.read_parquet(data.evaluate.predictions)
     val = table[table["split"] == "val"]
-    return selective.thresholds(val[classes].to_numpy().max(axis=1), (val["label"] == val["predicted"]).to_numpy())
+    probabilities = val[classes].to_numpy()
+    if not isinstance(task, MultiLabel):
+        right = (val["label"] == val["predicted"]).to_numpy()
+        return {"answering": selective.thresholds(probabilities.max(axis=1), right)}
+    labels = task.encode((label.split(LABEL_SEPARATOR) for label in val["label"]), classes)
+    confidence, right = selective.confidence_of_decisions(task, probabilities), task.decide(probabilities) == labels
+    columns = {name: selective.thresholds(confidence[:, c], right[:, c]) for c, name in enumerate(classes)}
+    return {"answering_by_class": columns}
 
 
 def _temperature(chosen: Name, head: HeadDetails, tuned: FinetuneDetails | None) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from headstart.base.arrays import Floats
 from headstart.base.artifacts import ClassifierFolder, ModelFolder
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.errors import HeadstartError
@@ -25,6 +26,7 @@ from headstart.inference.provenance import check_known, check_whole
 from headstart.models.backbones import stored_architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import HEADS
+from headstart.models.task import MultiLabel, Task, task_named
 from headstart.models.trunk import beside
 
 BATCH = 32
@@ -32,7 +34,11 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted label of one picture, its probability, and the probability of every class."""
+    """The predicted label of one picture, its probability, and the probability of every class.
+
+    Of a multi-label classifier ``label`` is the names of all predicted classes joined by ";", or empty where there is none,
+    and ``probability`` that of the whole answer.
+    """
 
     label: str
     probability: float
@@ -66,7 +72,8 @@ class Predictor:
                 raise ValueError(
                     f"it is for {module.last.out_features} classes, {files.details.name} names {len(details.classes)}"
                 )
-            self.model = Classifier(trunk, FittedHead(module, details.temperature, tuple(details.classes)))
+            task = task_named(details.task, details.thresholds)
+            self.model = Classifier(trunk, FittedHead(module, details.temperature, tuple(details.classes), task=task))
             self.model.load_state_dict(state)
         self.model.eval().requires_grad_(False)
         self.rules = Rules(details.short_side, details.max_megapixels, details.formats, details.white_level)
@@ -142,6 +149,13 @@ def load_predictor(model: Path, trust: bool = False) -> Predictor:
     if not trust:
         check_known(folder)
     return Predictor(folder.classifier)
+
+
+def names(task: Task, probabilities: Floats, classes: Sequence[str]) -> list[str] | None:
+    """The predicted classes of a picture, from its (classes,) probabilities; None where it has one label only."""
+    if not isinstance(task, MultiLabel):
+        return None
+    return [name for name, present in zip(classes, task.decide(probabilities), strict=True) if present]
 
 
 def _from_base64(text: str) -> bytes | None:

@@ -36,7 +36,7 @@ from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.data.decode import Array
 from headstart.evaluation import pages
-from headstart.inference.batch import BatchPredictor
+from headstart.inference.batch import BatchPredictor, Selection, answer_as_json
 from headstart.inference.lanes import OVERLOADED, Lanes
 from headstart.inference.own_pages import OwnPagesOnly
 from headstart.inference.request_body import MAX_PICTURES, picture_files
@@ -128,6 +128,7 @@ def model_info(folder: Path, model: BatchPredictor, limits: Limits) -> dict[str,
         if measured.chosen == details.chosen:
             figures = measured.test["chosen"]
     return {
+        "task": model.task.kind,
         "classes": list(model.classes),
         "backbone": details.backbone,
         "chosen": details.chosen,
@@ -316,15 +317,13 @@ def _explain(model: BatchPredictor, picture: Array, label: str | None) -> dict[s
     """The response of POST /explain, for ``label`` or for the most probable class."""
     row = model.probabilities([picture])[0]
     prediction = _prediction(row, model)
-    label = label or prediction["label"]
+    label = label or model.classes[int(row.argmax())]
     return prediction | {"explained": label} | _explanation_images(model, picture, model.classes.index(label))
 
 
 def _prediction(row: Floats, model: BatchPredictor) -> dict[str, Any]:
     """The same as ``headstart predict --format json`` prints."""
-    label, confidence = model.task.answer(row, model.classes)
-    probabilities = dict(zip(model.classes, row.tolist(), strict=True))
-    return {"label": label, "probability": confidence, "probabilities": probabilities}
+    return answer_as_json(Selection(model.task, model.classes, None).answer(row), model.classes)
 
 
 def _explanation_images(model: BatchPredictor, picture: Array, target: int) -> dict[str, str | None]:

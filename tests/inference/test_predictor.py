@@ -37,17 +37,20 @@ def colours(num_classes):
 """
 
 
-def put_model(folder: Path, temperature: float = 1.0) -> Path:
-    """What the package stage puts below artifacts/classifier."""
+def put_model(folder: Path, temperature: float = 1.0, thresholds: tuple[float, ...] | None = None) -> Path:
+    """What the package stage puts below artifacts/classifier. With thresholds the model is multi-label: each colour that a
+    picture is half full of has the probability one half."""
     folder.mkdir(parents=True)
     (folder / "network.py").write_text(NETWORK)
     trunk = architecture("net.py:colours", folder / "network.py").trunk()
-    model = Classifier(trunk, FittedHead(LinearHead.of(torch.eye(3).flip(0) * 9, torch.zeros(3)), temperature, CLASSES))
+    bias = torch.full((3,), 0.0 if thresholds is None else -4.5)
+    model = Classifier(trunk, FittedHead(LinearHead.of(torch.eye(3).flip(0) * 9, bias), temperature, CLASSES))
     save_file(model.state_dict(), folder / "classifier.safetensors")
     details = {
         "backbone": "net.py:colours", "weights": "default", "preprocessing": trunk.view.as_dict(),
         "classes": CLASSES, "temperature": temperature, "chosen": "head", "max_megapixels": 0.5,
     }  # fmt: skip
+    details |= {} if thresholds is None else {"task": "multi-label", "thresholds": thresholds}
     (folder / "classifier.json").write_text(json.dumps(details))
     return folder
 

@@ -43,8 +43,11 @@ class ClassifierDetails(JsonFile):
     Attributes:
         tuned: how the fine-tuned network sees pictures that stands beside ``backbone`` in an ensemble.
         head: its kind, as ``head.kind`` in params.yaml.
+        task: whether a picture has one label, or any number of them.
+        thresholds: where it may have several, for each class the probability from which on it is an answer.
         max_megapixels, short_side, formats, white_level: how pictures are decoded, as prepare's parameters.
         answering: what a least confidence means.
+        answering_by_class: the same where a picture may have several labels, for each class's decision whether it is there.
     """
 
     made_by: ClassVar[str] = "dvc repro package"
@@ -56,9 +59,12 @@ class ClassifierDetails(JsonFile):
     head: str = "linear"
     classes: list[str]
     temperature: float
+    task: Literal["single-label", "multi-label"] = "single-label"
+    thresholds: list[float] | None = absent()
     chosen: Name | None = None
     max_megapixels: float
     short_side: int | None = None
     formats: Literal["all", "common"] = "all"
     white_level: int = 65535
     answering: Thresholds | None = None
+    answering_by_class: dict[str, Thresholds] | None = absent()

@@ -29,31 +29,31 @@ def iterative_stratification(counts: Ints, sizes: Ints, shares: Sequence[float],
         (G,) numbers of parts.
     """
     share = np.asarray(shares, float)
-    has_class, is_open = counts > 0, share > 0
+    has_class, open_parts = counts > 0, np.flatnonzero(share > 0).tolist()
     lacking, lacking_pictures = np.outer(share, counts.sum(axis=0)), share * sizes.sum()
     groups_left, pictures_left = has_class.sum(axis=0), counts.sum(axis=0)
-    everywhere = groups_left >= is_open.sum()
-    without: Bools = np.repeat(is_open[:, None], counts.shape[1], axis=1)  # parts that have none of a class yet
+    everywhere = groups_left >= len(open_parts)
+    without: Bools = np.repeat((share > 0)[:, None], counts.shape[1], axis=1)  # parts that have none of a class yet
     parts: Ints = np.full(len(sizes), -1)
 
-    def give(group: int, wishes: list[tuple[float, ...]]) -> None:
-        """Put a group into the open part whose wishes are greatest, the first of equal ones."""
-        part = max(np.flatnonzero(is_open).tolist(), key=lambda number: (*wishes[number], lacking_pictures[number]))
+    def give(group: int, part: int) -> None:
+        own = np.flatnonzero(has_class[group])
         parts[group] = part
-        lacking[part] -= counts[group]
+        lacking[part, own] -= counts[group, own]
         lacking_pictures[part] -= sizes[group]
-        groups_left[has_class[group]] -= 1
-        pictures_left[:] -= counts[group]
-        without[part, has_class[group]] = False
+        groups_left[own] -= 1
+        pictures_left[own] -= counts[group, own]
+        without[part, own] = False
 
     while groups_left.any():
         rarest = int(np.argmin(np.where(groups_left > 0, pictures_left, np.iinfo(np.int64).max)))
         for group in _in_order(np.flatnonzero(has_class[:, rarest] & (parts < 0)), sizes, order):
-            last_chance = has_class[group] & everywhere & (groups_left <= without.sum(axis=0))
-            missing = (without & last_chance).sum(axis=1)
-            give(group, list(zip(missing.tolist(), lacking[:, rarest].tolist(), strict=True)))
+            own = np.flatnonzero(has_class[group] & everywhere)
+            last_chance = own[groups_left[own] <= without[:, own].sum(axis=0)]
+            missing, wanted = without[:, last_chance].sum(axis=1), lacking[:, rarest]
+            give(group, max(open_parts, key=lambda part: (missing[part], wanted[part], lacking_pictures[part])))
     for group in _in_order(np.flatnonzero(parts < 0), sizes, order):
-        give(group, [()] * len(share))
+        give(group, max(open_parts, key=lambda part: lacking_pictures[part]))
     return parts
 
 

@@ -27,10 +27,12 @@ from headstart.base.identity import code_of
 from headstart.base.params import Params, network_and_view
 from headstart.base.paths import file_name_of
 from headstart.base.terminal import say
+from headstart.data.manifest import one_row_per_label
 from headstart.data.splits import unit_hash
 from headstart.engines.activations import folder_for, known_or_made
 from headstart.engines.base import Forward
 from headstart.models.backbones import architecture, load_trunk
+from headstart.models.task import SINGLE_LABEL, Task, task_of
 from headstart.models.trunk import Trunk
 from headstart.models.weights import NoWeightsError, store_backbone
 from headstart.training.features import FeatureExtractor
@@ -47,10 +49,11 @@ class Sample:
 
     Attributes:
         rows: (N,) rows of the manifest.
-        labels: (N,) numbers of the classes.
+        labels: (N, ...), encoded.
         groups: (N,) names; pictures of one group must not be on both sides of a fold.
         classes: names; those with fewer than five groups are left out, since not every fold could hold one.
         left_out: names of those.
+        task: what the labels are.
     """
 
     rows: Ints
@@ -58,23 +61,32 @@ class Sample:
     groups: NDArray[Any]
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
+    task: Task = SINGLE_LABEL
 
     @classmethod
     def of(cls, manifest: pd.DataFrame, seed: int) -> Self:
         """
         Raises:
-            HeadstartError: fewer than two classes have pictures enough.
+            HeadstartError: fewer than two classes have pictures enough; where there are several labels, none has.
         """
-        shown = manifest[manifest["split"].isin(["train", "val"])]
-        counts, groups_of = shown["label"].value_counts(), shown.groupby("label")["group"].nunique()
+        task, shown = task_of(manifest), manifest[manifest["split"].isin(["train", "val"])]
+        by_label = one_row_per_label(shown)
+        counts, groups_of = by_label["label"].value_counts(), by_label.groupby("label")["group"].nunique()
         classes = tuple(sorted(groups_of.index[groups_of >= FOLDS]))
-        if len(classes) < 2:
+        needed, noun = (2, "two classes") if task is SINGLE_LABEL else (1, "a class")
+        if len(classes) < needed:
             raise HeadstartError(
-                f"a comparison needs two classes with at least {FOLDS} training and validation pictures that are no "
+                f"a comparison needs {noun} with at least {FOLDS} training and validation pictures that are no "
                 f"near-duplicates nor of one group; found {len(classes)} in data/prepare/manifest.parquet"
             )
-        shown = shown[shown["label"].isin(classes)]
+        left_out = tuple(sorted(set(counts.index) - set(classes)))
         drawn = shown["path"].map(lambda path: unit_hash(str(path), seed))
+        if task is not SINGLE_LABEL:  # a picture of a class that is left out still tells of the others
+            rows = manifest.index.get_indexer(drawn.sort_values(kind="stable").index)
+            some = manifest.iloc[rows]
+            return cls(rows, task.labels_of(some, classes), some["group"].to_numpy(), classes, left_out, task)
+        shown = shown[shown["label"].isin(classes)]
+        drawn = drawn[shown.index]
         number = drawn.groupby(shown["label"]).rank(method="first").sub(1)
         # Each class is spread evenly over the whole order, after five of each that every sample needs.
         order = pd.DataFrame(
@@ -88,7 +100,7 @@ class Sample:
         rows = order["row"].to_numpy(np.int64, copy=True)  # pandas' own arrays are read-only, which torch warns of
         labels = order["label"].map({name: n for n, name in enumerate(classes)}).to_numpy(np.int64, copy=True)
         groups = manifest["group"].to_numpy()[rows]
-        return cls(rows, labels, groups, classes, tuple(sorted(set(counts.index) - set(classes))))
+        return cls(rows, labels, groups, classes, left_out)
 
     def sizes(self, first: int, most: int) -> list[int]:
         """How many pictures to look at in each round: ``first``, then twice as many, up to ``most`` or all; each with at

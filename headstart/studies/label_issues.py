@@ -22,9 +22,9 @@ from headstart.base.artifacts.labels import Counts, DuplicatePair, LabelIssues, 
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
-from headstart.data.manifest import read_manifest
+from headstart.data.manifest import is_multi_label, one_row_per_label, read_manifest
 from headstart.data.packed import Pixels
-from headstart.models.task import SINGLE_LABEL
+from headstart.models.task import LABEL_SEPARATOR, MULTI_LABEL, SINGLE_LABEL
 from headstart.studies import label_issues_report
 from headstart.training.feature_files import load_features
 from headstart.training.linear_probe import FOLDS, folds_of, held_out_logits
@@ -59,8 +59,12 @@ def examine(pictures: pd.DataFrame, features: Tensor) -> LabelIssues:
         HeadstartError: fewer than two classes have pictures enough.
     """
     classes, left_out = _classes(pictures)
-    known = pictures["label"].isin(classes).to_numpy(copy=True)  # torch warns of pandas' own, which are read-only
-    suspects, issues = find_suspects(pictures[known], features[torch.from_numpy(known).to(features.device)], classes)
+    if is_multi_label(pictures):
+        known = np.ones(len(pictures), bool)  # a label of a class that is left out is not judged, the others are
+        suspects, issues = find_suspects_of_several(pictures, features, classes)
+    else:
+        known = pictures["label"].isin(classes).to_numpy(copy=True)  # torch warns of pandas' own, which are read-only
+        suspects, issues = find_suspects(pictures[known], features[torch.from_numpy(known).to(features.device)], classes)
     graph = neighbours(features)
     outliers, duplicates = find_outliers(pictures, graph), find_duplicates(pictures, graph)
     counts = Counts(
@@ -77,9 +81,9 @@ def examine(pictures: pd.DataFrame, features: Tensor) -> LabelIssues:
 
 def _classes(pictures: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Classes of which each fold can hold something, and the others."""
-    groups = pictures.groupby("label")["group"].nunique()
+    groups = one_row_per_label(pictures).groupby("label")["group"].nunique()
     enough = groups >= FOLDS
-    if enough.sum() < 2:
+    if enough.sum() < (1 if is_multi_label(pictures) else 2):
         raise HeadstartError(
             f"to judge labels takes two classes with at least {FOLDS} training and validation pictures that are no "
             f"near-duplicates nor of one group; found {enough.sum()} in data/prepare/manifest.parquet"
@@ -114,6 +118,37 @@ def find_suspects(pictures: pd.DataFrame, features: Tensor, classes: list[str]) 
         if suggested[row] != labels[row]
     ]
     return suspects, int(num_label_issues(labels, p))
+
+
+def find_suspects_of_several(pictures: pd.DataFrame, features: Tensor, classes: list[str]) -> tuple[list[Suspect], int]:
+    """The same where a picture may have several labels: those of which a class is there and should not be, or the other way
+    round. The suggestion changes the one that the other pictures contradict most; the probabilities are that class's."""
+    from cleanlab.multilabel_classification import get_label_quality_scores
+    from cleanlab.multilabel_classification.filter import find_label_issues
+
+    labels = MULTI_LABEL.labels_of(pictures, classes)
+    logits = held_out_logits(features, labels, folds_of(labels, pictures["group"].to_numpy()), MULTI_LABEL)
+    p = MULTI_LABEL.probabilities(logits.astype(np.float64))
+    present = [np.flatnonzero(row).tolist() for row in labels]
+    quality = get_label_quality_scores(present, p)
+    own = np.where(labels == 1, p, 1 - p)
+    worst = own.argmin(axis=1)
+    suspects = []
+    for row in np.argsort(quality, kind="stable"):
+        name, probability = classes[worst[row]], own[row, worst[row]]
+        if probability < 0.5:
+            given = set(pictures["labels"].iloc[row])
+            suspects.append(
+                Suspect(
+                    path=pictures["path"].iloc[row],
+                    label=LABEL_SEPARATOR.join(sorted(given)),
+                    suggested=LABEL_SEPARATOR.join(sorted(given ^ {name})),
+                    quality=_rounded(quality[row]),
+                    probability=_rounded(probability),
+                    suggested_probability=_rounded(1 - probability),
+                )
+            )
+    return suspects, int(find_label_issues(present, p).sum())
 
 
 def neighbours(features: Tensor) -> csr_matrix:

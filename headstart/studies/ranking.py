@@ -106,7 +106,7 @@ def rank(
     def look(name: str, count: int) -> Probe:
         contender = contenders[name]
         contender.extend(count, wanted, state("rank"))
-        found = probe(contender.features[:count], sample.labels[:count], folds[count])
+        found = probe(contender.features[:count], sample.labels[:count], folds[count], sample.task)
         say(f"rank: {name} on {count} pictures: log-loss {found.losses.mean():.3f}, accuracy {found.correct.mean():.3f}")
         return found
 
@@ -117,7 +117,7 @@ def rank(
         for name in members:
             contenders[name].extend(count, wanted, state("rank"))
         features = torch.cat([contenders[name].features[:count] for name in members], dim=1)
-        return probe(features, sample.labels[:count], folds[count])
+        return probe(features, sample.labels[:count], folds[count], sample.task)
 
     halve(standings, sizes, look)
     choice, reason = choose(standings)
@@ -176,7 +176,7 @@ def _row(
     measured = _measured(standing.last, count) | {
         "size": card.preprocessing.size,
         "logme": log_me(features.cpu().numpy(), labels),
-        "knn_accuracy": knn_accuracy(features, labels, folds[count]),
+        "knn_accuracy": knn_accuracy(features, labels, folds[count], contender.sample.task),
         "gmacs": card.gmacs,
         "parameters": card.parameters,
         "megabytes": round(candidate.megabytes, 2),

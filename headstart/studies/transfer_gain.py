@@ -40,7 +40,7 @@ from headstart.base.identity import code_of, digest_of, inputs_of
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.terminal import say
-from headstart.data.manifest import read_manifest
+from headstart.data.manifest import is_multi_label, read_manifest
 from headstart.evaluation.intervals import Estimate, bootstrap, paired_difference, percentile_interval, wilson
 from headstart.models.backbones import load_classifier, load_trunk
 from headstart.models.catalogue import published
@@ -245,6 +245,11 @@ def answer(data: DataFolder, params: Params, device: torch.device, state: Callab
             "name weights in params.yaml"
         )
     manifest = read_manifest(data.prepare)
+    if is_multi_label(manifest):
+        raise HeadstartError(
+            "why draws its learning curves with the same number of pictures of each class, which pictures with several "
+            "labels do not allow; `headstart rank` and `headstart tune` take them"
+        )
     sample = Sample.of(manifest, params.seed)
     pictures = Pictures(data, manifest, sample, device)
     rate = images_per_s(FeatureExtractor(trunk, pictures.pixels, device), sample.rows, params.features.engine)

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from headstart.base.arrays import Bools, Floats, Ints
-from headstart.models.task import SINGLE_LABEL
+from headstart.models.task import SINGLE_LABEL, Task
 from headstart.training.linear_probe import Folds, held_out_logits
 
 NEIGHBOURS = 5
@@ -27,20 +27,20 @@ class Probe:
     correct: Bools
 
 
-def probe(features: Tensor, labels: Ints, folds: Folds) -> Probe:
+def probe(features: Tensor, labels: Ints, folds: Folds, task: Task = SINGLE_LABEL) -> Probe:
     """(N, D) features → what five regressions say of them, each of the fold that it was not fitted on."""
-    logits = held_out_logits(features, labels, folds)
-    return Probe(SINGLE_LABEL.losses(logits, labels), SINGLE_LABEL.correct(SINGLE_LABEL.predict(logits), labels))
+    logits = held_out_logits(features, labels, folds, task)
+    return Probe(task.losses(logits, labels), task.correct(task.predict(logits), labels))
 
 
-def knn_accuracy(features: Tensor, labels: Ints, folds: Folds) -> float:
+def knn_accuracy(features: Tensor, labels: Ints, folds: Folds, task: Task = SINGLE_LABEL) -> float:
     """Accuracy of the five nearest neighbours by cosine, those in a picture's own fold left out."""
     from sklearn.neighbors import KNeighborsClassifier
 
     x, right = features.cpu().numpy(), 0
     for fitted, held_out in folds:
         nearest = KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(x[fitted], labels[fitted])
-        right += int((nearest.predict(x[held_out]) == labels[held_out]).sum())
+        right += int(task.correct(nearest.predict(x[held_out]), labels[held_out]).sum())
     return right / len(labels)
 
 
@@ -53,14 +53,14 @@ def log_me(features: Floats, labels: Ints) -> float:
 
     Args:
         features: (N, D).
-        labels: (N,) of two classes or more.
+        labels: (N,) numbers of two classes or more, or (N, classes) ones and zeros.
     """
     n = len(labels)
     u, s, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
     some = s > s.max() * 1e-7  # directions in which the features have any extent
     u, squared = u[:, some], s[some] ** 2
     evidences = []
-    for y in (labels == number for number in np.unique(labels)):
+    for y in labels.T if labels.ndim == 2 else (labels == number for number in np.unique(labels)):
         along = (u.T @ y) ** 2
         outside = y.sum() - along.sum()  # of |y|², what no weights can reach
         alpha = beta = 1.0

@@ -69,8 +69,8 @@ Train = Callable[[Finetune, Path, Path, Callable[[Row], None]], None]
 
 
 def validation_labels(manifest: pd.DataFrame, classes: tuple[str, ...], task: Task = SINGLE_LABEL) -> Ints:
-    """(N,) class numbers of the validation pictures, in the order of ``load_val_logits``."""
-    return task.encode(manifest.loc[manifest["split"] == "val", "label"], classes)
+    """(N, ...) encoded labels of the validation pictures, in the order of ``load_val_logits``."""
+    return task.labels_of(manifest[manifest["split"] == "val"], classes)
 
 
 def tune(
@@ -90,7 +90,7 @@ def tune(
     minutes is decided once: a study that has ended goes on only with a larger budget.
 
     Args:
-        labels: (N,) of the validation pictures.
+        labels: (N, ...) of the validation pictures, encoded.
         key: the study's name.
         state: folder of what is kept from run to run.
 

@@ -14,6 +14,8 @@ from headstart.base.arrays import Floats
 from headstart.base.artifacts import ToLabelFolder
 from headstart.base.artifacts.drift import WorthLabelling
 from headstart.base.files import write_text
+from headstart.inference.selective import confidence_of_decisions
+from headstart.models.task import SINGLE_LABEL, MultiLabel, Task
 from headstart.monitoring.incoming import Incoming
 from headstart.monitoring.two_sample import NoveltyDetector
 
@@ -22,7 +24,9 @@ DUPLICATE_DISTANCE = 1e-6  # cosine distance
 CONFIDENT = 0.9
 
 
-def select_for_labelling(features: Floats, probabilities: Floats, labelled: Floats, count: int) -> list[int]:
+def select_for_labelling(
+    features: Floats, probabilities: Floats, labelled: Floats, count: int, task: Task = SINGLE_LABEL
+) -> list[int]:
     """The rows of at most ``count`` pictures, the one most worth labelling first.
 
     The greedy k-centre rule (Sener and Savarese 2018, "Active learning for convolutional neural networks: a core-set
@@ -33,8 +37,12 @@ def select_for_labelling(features: Floats, probabilities: Floats, labelled: Floa
         features: (N, D).
         probabilities: (N, C).
         labelled: (M, D) features of labelled pictures.
+        task: what the probabilities mean. Of several labels the entropy is the mean of the classes'.
     """
-    entropy = -(probabilities * np.log(np.clip(probabilities, 1e-12, 1))).sum(axis=1) / np.log(probabilities.shape[1])
+    if isinstance(task, MultiLabel):
+        entropy = (_surprise(probabilities) + _surprise(1 - probabilities)).mean(axis=1) / np.log(2)
+    else:
+        entropy = _surprise(probabilities).sum(axis=1) / np.log(probabilities.shape[1])
     weight = MIN_WEIGHT + (1 - MIN_WEIGHT) * entropy
     x, centres = _unit(features), _unit(labelled)
     distance = 1 - (x @ centres.T).max(axis=1)
@@ -49,6 +57,11 @@ def select_for_labelling(features: Floats, probabilities: Floats, labelled: Floa
     return selected
 
 
+def _surprise(probabilities: Floats) -> Floats:
+    surprise: Floats = -(probabilities * np.log(np.clip(probabilities, 1e-12, 1)))
+    return surprise
+
+
 def _unit(features: Floats) -> Floats:
     x = features.astype(np.float64)
     unit: Floats = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -61,19 +74,23 @@ def describe_selection(incoming: Incoming, rows: list[int], novelty: NoveltyDete
     described = []
     for number, (row, distance) in enumerate(zip(rows, distances, strict=True), start=1):
         p = incoming.probabilities[row]
-        first, second = np.argsort(-p, kind="stable")[:2]
+        guess, confidence = incoming.task.answer(p, incoming.classes)
+        unsure: list[int] = np.argsort(-p, kind="stable")[:2].tolist() if confidence < CONFIDENT else []
+        if isinstance(incoming.task, MultiLabel):
+            of_each = confidence_of_decisions(incoming.task, p)
+            unsure = [c for c in np.argsort(of_each, kind="stable")[:2].tolist() if of_each[c] < CONFIDENT]
         reasons = []
         if distance > novelty.limit:
             reasons.append(f"new in kind: {distance:.1f} times as far from the labelled pictures as is usual")
-        if p[first] < CONFIDENT:
-            names = (f"{incoming.classes[c]} {p[c]:.0%}" for c in (first, second))
+        if unsure:
+            names = (f"{incoming.classes[c]} {p[c]:.0%}" for c in unsure)
             reasons.append(f"unsure: {', '.join(names)}")
         described.append(
             WorthLabelling(
                 path=f"{number:03d}-{Path(incoming.paths[row]).name}",
                 original=incoming.paths[row],
-                guess=incoming.classes[first],
-                probability=round(float(p[first]), 4),
+                guess=guess,
+                probability=round(confidence, 4),
                 why="; ".join(reasons) or "unlike the others",
             )
         )

@@ -34,9 +34,10 @@ from headstart.base.artifacts.drift import (
 from headstart.base.artifacts.json_file import Interval
 from headstart.base.params import Params
 from headstart.base.paths import users_path
-from headstart.data.manifest import read_manifest
+from headstart.data.manifest import is_multi_label, one_row_per_label, read_manifest
 from headstart.data.splits import SPLITS
 from headstart.evaluation.intervals import DIGITS, Estimate, mean, proportion, rounded, unpaired_difference
+from headstart.models.task import LABEL_SEPARATOR, task_of
 from headstart.monitoring import drift_report
 from headstart.monitoring.two_sample import (
     MIN_PICTURES,
@@ -127,7 +128,7 @@ class ChampionPredictions:
 
     Attributes:
         rows: (N,) of the manifest.
-        labels: N predicted labels.
+        labels: N predicted labels; of several labels their names, joined.
         confidence: (N,) their probabilities.
         classes: that the champion knows.
     """
@@ -140,7 +141,8 @@ class ChampionPredictions:
 
 def _predict(
     champion: Path, manifest: pd.DataFrame, pixels: Pixels, new: Bools, device: torch.device, seed: int
-) -> ChampionPredictions:
+) -> ChampionPredictions | None:
+    """None if the champion's task is another than the pictures': it can neither be right nor wrong about them."""
     import torch
 
     from headstart.base.progress import progress
@@ -148,6 +150,8 @@ def _predict(
     from headstart.inference.predictor import load_predictor
 
     model = load_predictor(champion).model.to(device)
+    if model.task.kind != task_of(manifest).kind:
+        return None
     rng = np.random.default_rng(seed)
     old_test = ~new & (manifest["split"] == "test").to_numpy()
     rows = np.concatenate([subsample(np.flatnonzero(side), MAX_PREDICTED, rng) for side in (new, old_test)])
@@ -182,7 +186,7 @@ def compare(
         test=_separability(two_sample(features, new, groups, seed)),
         test_within_classes=_separability(two_sample(features, new, groups, seed, labels)),
         test_of_old_halves=_separability(two_sample(features[old], halves, groups[old], seed)),
-        classes=_classes(labels, new),
+        classes=_classes(manifest, new),
         strange=_strange(manifest, features, new, rng),
         champion=None if predictions is None else _champion(manifest, new, predictions, rng),
     )
@@ -197,9 +201,9 @@ def _rounded(estimate: Estimate) -> Interval:
     return Interval(value=value, low=low, high=high)
 
 
-def _classes(labels: Any, new: Bools) -> list[ClassCount]:
+def _classes(manifest: pd.DataFrame, new: Bools) -> list[ClassCount]:
     """How many pictures of each class are new and old, the class with most new ones first."""
-    counts, old_counts = Counter(labels[new].tolist()), Counter(labels[~new].tolist())
+    counts, old_counts = (Counter(one_row_per_label(manifest[side])["label"].tolist()) for side in (new, ~new))
     rows = [ClassCount(label=name, new=counts[name], old=old_counts[name]) for name in sorted({*counts, *old_counts})]
     return sorted(rows, key=lambda row: -row.new)
 
@@ -242,6 +246,8 @@ def _champion(
     rows = manifest.iloc[predictions.rows].assign(guess=predictions.labels, probability=predictions.confidence)
     is_new = new[predictions.rows]
     wrong = (rows["guess"] != rows["label"]).to_numpy()
+    if is_multi_label(manifest):
+        wrong = (rows["guess"].map(_names) != rows["label"].map(_names)).to_numpy()
     confidence = _difference(predictions.confidence, is_new, rng)
     disagreement = _difference(wrong.astype(float), is_new, rng)
     shown = rows[is_new & wrong & (rows["split"] != "test").to_numpy()]
@@ -249,11 +255,16 @@ def _champion(
     shown = shown.sort_values("probability", ascending=False, kind="stable")
     return ChampionAnswers(
         asked=Asked(new=int(is_new.sum()), old=int((~is_new).sum())),
-        unknown_classes=sorted(set(rows["label"]) - set(predictions.classes)),
+        unknown_classes=sorted(set(one_row_per_label(rows)["label"]) - set(predictions.classes)),
         confidence=confidence,
         disagreement=disagreement,
         contradicted=[Contradicted.model_validate(row) for row in shown.to_dict("records")],
     )
+
+
+def _names(labels: str) -> frozenset[str]:
+    """The names that a text joins, in whatever order."""
+    return frozenset(labels.split(LABEL_SEPARATOR))
 
 
 def _difference(values: Floats, is_new: Bools, rng: np.random.Generator) -> Difference:
@@ -264,6 +275,14 @@ def _difference(values: Floats, is_new: Bools, rng: np.random.Generator) -> Diff
 
 
 # --- pictures without labels ------------------------------------------------------------------------------------------
+
+
+def _guessed(incoming: Incoming, probabilities: Floats) -> list[str]:
+    """The classes that the classifier chose for a picture."""
+    from headstart.inference.predictor import names
+
+    several = names(incoming.task, probabilities, incoming.classes)
+    return [incoming.task.answer(probabilities, incoming.classes)[0]] if several is None else several
 
 
 def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: int, seed: int) -> IncomingPictures:
@@ -289,10 +308,10 @@ def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: 
         pictures = [NewInKind(path=incoming.paths[row], distance=round(float(distances[row]), DIGITS)) for row in order]
         strange = _strangeness(beyond, np.array(incoming.groups, str), novelty, pictures)
         if (test is not None and test.differ) or strange.differ:
-            rows = select_for_labelling(incoming.features, incoming.probabilities, novelty.features, at_most)
+            rows = select_for_labelling(incoming.features, incoming.probabilities, novelty.features, at_most, incoming.task)
             to_label = describe_selection(incoming, rows, novelty)
     confidence = incoming.task.confidence(incoming.probabilities)
-    guesses = Counter(incoming.task.answer(row, incoming.classes)[0] for row in incoming.probabilities)
+    guesses = Counter(name for row in incoming.probabilities for name in _guessed(incoming, row))
     return IncomingPictures(
         pictures=len(incoming.paths),
         found=incoming.files,

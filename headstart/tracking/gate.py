@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headstart.base.arrays import Floats, Ints
+from headstart.base.arrays import Bools, Floats, Ints
 from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.device import set_up
@@ -20,12 +20,13 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import write_json
 from headstart.base.params import Gate, Params
 from headstart.base.progress import progress
-from headstart.data.manifest import read_manifest
+from headstart.data.manifest import class_names, read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, permutation_p_value
-from headstart.evaluation.metrics import METRICS, Metric, Scores, measured
+from headstart.evaluation.metrics import METRICS, Metric, Scores, measured, metrics_of
 from headstart.evaluation.summary import interval
 from headstart.inference.predictor import BATCH, Predictor, load_predictor
+from headstart.models.task import MultiLabel, Task
 from headstart.tracking.registry import LONGEST_WHY, ROLLED_BACK, Registry, Version
 from headstart.tracking.result import result_digest
 from headstart.tracking.store import opened
@@ -33,6 +34,7 @@ from headstart.tracking.store import opened
 FOLDER = "gate"  # among a run's artifacts
 TIMED = 5  # batches, at least
 PERFECT_DRAWS = 1000
+MOST_AT_ONCE = 1 << 24  # drawn numbers: 128 MB
 LISTED = 3  # classes that a sentence names
 
 
@@ -159,9 +161,17 @@ def _log(version: Version, decision: Decision, file: Path) -> None:
 def _compare(registry: Registry, version: Version, data: DataFolder, params: Params, trust: bool) -> Decision:
     champion = registry.champion()
     models = [load_predictor(data.package.model)]
+    task: Task = models[0].model.task
+    _metric(params.gate, task)
     learned: set[str] = set()
     if champion is not None:
         models.append(load_predictor(registry.download(champion, trust)))
+        if models[1].model.task.kind != task.kind:
+            sentence = (
+                f"Version {version.number} is refused: it is {task.kind} and the champion, version {champion.number}, is "
+                f"{models[1].model.task.kind}, so nothing can be compared; promote by hand."
+            )
+            return Decision("refused", sentence, {})
         learned = registry.learned(champion)
     manifest, pixels = read_manifest(data.prepare), Pixels(data.prepare)
     on_test = manifest["split"] == "test"
@@ -175,8 +185,8 @@ def _compare(registry: Registry, version: Version, data: DataFolder, params: Par
             "test split, so nothing can be compared; see what has changed in the split, or promote by hand."
         )
         return Decision("refused", sentence, {"pictures": 0, "left_out": left_out})
-    names = sorted({*manifest["label"], *(name for model in models for name in model.classes)})
-    labels = models[0].model.task.encode(manifest["label"].iloc[rows], names)
+    names = sorted({*class_names(manifest), *(name for model in models for name in model.classes)})
+    labels = task.labels_of(manifest.iloc[rows], names)
     device = set_up(params.threads)
     predictions = _predictions(models, pixels, rows, device)
     versions = [version, *([champion] if champion is not None else [])]
@@ -222,7 +232,11 @@ def _side(
     columns = [names.index(name) for name in model.classes]
     wide = np.zeros((len(probabilities), len(names)))
     wide[:, columns] = probabilities
-    scores = Scores(wide, labels, model.model.task)
+    task: Task = model.model.task
+    if task.thresholds is not None:
+        thresholds = dict(zip(columns, task.thresholds, strict=True))
+        task = MultiLabel(tuple(thresholds.get(column, 0.5) for column in range(len(names))))
+    scores = Scores(wide, labels, task)
     return Side(version.number, scores, frozenset(columns), seconds, version.arithmetic)
 
 
@@ -247,7 +261,7 @@ def judge(
         seed: of the bootstrap.
         left_out: test pictures that were not compared, as the champion has learned from them.
     """
-    metric = METRICS[rules.metric]
+    metric = _metric(rules, challenger.scores.task)
     after = measured(challenger.scores, resamples, seed)
     n = len(challenger.scores.labels)
     numbers: dict[str, Any] = {"pictures": n, "left_out": left_out, "metric": rules.metric}
@@ -267,7 +281,7 @@ def judge(
         "only_champion_right": difference.lost,
         "p": difference.p_value(),
     }
-    numbers["unknown_to_champion"] = [names[c] for c in sorted(set(challenger.scores.labels.tolist()) - champion.known)]
+    numbers["unknown_to_champion"] = [names[c] for c in _present(challenger.scores) if c not in champion.known]
     numbers["classes"] = _classes(champion.scores, challenger.scores, names, rules)
     numbers["ece_by_chance"] = _ece_by_chance(challenger.scores, seed)
     numbers["slowdown"] = challenger.seconds / champion.seconds
@@ -287,27 +301,45 @@ def judge(
     return Decision("promoted", sentence, numbers)
 
 
+def _metric(rules: Gate, task: Task) -> Metric:
+    """The metric that the two are compared by.
+
+    Raises:
+        HeadstartError: there is no such metric of this task.
+    """
+    goals = {metric.name: metric for metric in metrics_of(task) if metric.is_goal}
+    if rules.metric not in goals:
+        raise HeadstartError(f"gate.metric {rules.metric} is none of {task.kind} pictures; allowed: {', '.join(goals)}")
+    return goals[rules.metric]
+
+
 def _gain(champion: Side, challenger: Side, metric: Metric, resamples: int, seed: int) -> dict[str, float]:
     """By how much the challenger is better, with its paired 95 % bootstrap interval: each resample is drawn once and both
     are measured on it. ``p`` is how often one that is no better looks as good: by a permutation test, of which McNemar's is
     the exact form for accuracy.
 
-    A class that one of them does not know has an infinite log-loss: such a metric is taken over the pictures of the others.
+    A class that one of them does not know has an infinite log-loss: such a metric is taken over the pictures of the others,
+    or, where pictures have several labels, over the other classes.
     """
-    rows = np.arange(len(challenger.scores.labels))
+    before, after = champion.scores, challenger.scores
+    rows = np.arange(len(after.labels))
     if not metric.is_bounded:
-        known = np.isin(challenger.scores.labels, sorted(champion.known & challenger.known))
-        rows = rows[known] if known.any() else rows
-    n, sign = len(challenger.scores.labels), 1 if metric.higher_is_better else -1
-    both = champion.scores.joined(challenger.scores)  # the challenger's answer to picture i is in row n + i
+        known = sorted(champion.known & challenger.known)
+        if isinstance(after.task, MultiLabel):
+            before, after = (_of_classes(scores, known) if known else scores for scores in (before, after))
+        else:
+            of_known = np.isin(after.labels, known)
+            rows = rows[of_known] if of_known.any() else rows
+    n, sign = len(after.labels), 1 if metric.higher_is_better else -1
+    both = before.joined(after)  # the challenger's answer to picture i is in row n + i
 
-    def gain(before: Ints, after: Ints) -> float:
-        difference = sign * (metric.measure(both, after) - metric.measure(both, before))
+    def gain(those_before: Ints, those_after: Ints) -> float:
+        difference = sign * (metric.measure(both, those_after) - metric.measure(both, those_before))
         return round(difference, 12)  # sums of the same addends in another order are equal
 
     low, high = percentile_interval(bootstrap(lambda drawn: gain(rows[drawn], rows[drawn] + n), len(rows), seed, resamples))
     if metric.is_proportion:
-        p = paired_difference(champion.scores.correct, challenger.scores.correct).p_value("greater")
+        p = paired_difference(before.correct, after.correct).p_value("greater")
     else:
         p = permutation_p_value(lambda swap: gain(rows + n * swap, rows + n * ~swap), len(rows), seed)
     return {
@@ -315,24 +347,48 @@ def _gain(champion: Side, challenger: Side, metric: Metric, resamples: int, seed
         "low": float(low),
         "high": float(high),
         "p": p,
-        "champion": metric.measure(champion.scores, rows),
-        "challenger": metric.measure(challenger.scores, rows),
+        "champion": metric.measure(before, rows),
+        "challenger": metric.measure(after, rows),
         "pictures": len(rows),
     }
+
+
+def _of_classes(scores: Scores, columns: list[int]) -> Scores:
+    """Those of some of the classes, where pictures may have several."""
+    thresholds = scores.task.thresholds
+    task = MultiLabel(None if thresholds is None else tuple(thresholds[column] for column in columns))
+    return Scores(scores.probabilities[:, columns], scores.labels[:, columns], task)
+
+
+def _present(scores: Scores) -> list[int]:
+    """Numbers of the classes that the pictures have."""
+    several = isinstance(scores.task, MultiLabel)
+    numbers: list[int] = (np.flatnonzero(scores.labels.any(0)) if several else np.unique(scores.labels)).tolist()
+    return numbers
+
+
+def _recalled(scores: Scores, number: int) -> Bools:
+    """Of each picture that has the class: whether it was predicted."""
+    recalled: Bools
+    if isinstance(scores.task, MultiLabel):
+        recalled = scores.predicted[scores.labels[:, number] == 1, number] == 1
+    else:
+        recalled = scores.correct[scores.labels == number]
+    return recalled
 
 
 def _classes(before: Scores, after: Scores, names: list[str], rules: Gate) -> list[dict[str, Any]]:
     """Recall of each class that has test pictures, the greatest loss first."""
     rows = []
-    for number in np.unique(after.labels).tolist():
-        own = after.labels == number
+    for number in _present(after):
+        recalled = _recalled(after, number)
         rows.append(
             {
                 "class": names[number],
-                "pictures": int(own.sum()),
-                "champion": float(before.correct[own].mean()),
-                "challenger": float(after.correct[own].mean()),
-                "judged": bool(own.sum() >= rules.min_pictures),
+                "pictures": len(recalled),
+                "champion": float(_recalled(before, number).mean()),
+                "challenger": float(recalled.mean()),
+                "judged": len(recalled) >= rules.min_pictures,
             }
         )
     return sorted(rows, key=lambda row: (row["challenger"] - row["champion"], row["class"]))
@@ -342,11 +398,14 @@ def _ece_by_chance(scores: Scores, seed: int) -> float:
     """The calibration error that a perfectly calibrated classifier, as confident as this one, stays below in 95 of 100
     draws of as many pictures: of few pictures, even such a one shows some (Bröcker & Smith 2007, "Increasing the
     reliability of reliability diagrams")."""
-    confidence, bins = scores.confidence, scores.confidence_bins
-    correct = np.random.default_rng(seed).random((PERFECT_DRAWS, len(confidence))) < confidence
+    confidence, bins = scores.claims[0].ravel(), scores.confidence_bins.ravel()
+    chance, at_once = np.random.default_rng(seed), max(1, MOST_AT_ONCE // len(confidence))
     errors: Floats = np.zeros(PERFECT_DRAWS)
-    for number in np.unique(bins):
-        errors += np.abs((confidence - correct)[:, bins == number].sum(axis=1)) / len(confidence)
+    for start in range(0, PERFECT_DRAWS, at_once):
+        part = errors[start : start + at_once]
+        correct = chance.random((len(part), len(confidence))) < confidence
+        for number in np.unique(bins):
+            part += np.abs((confidence - correct)[:, bins == number].sum(axis=1)) / len(confidence)
     return float(np.percentile(errors, 95))
 
 

@@ -69,6 +69,7 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         lineage: shown as it is, a line for each.
     """
     result, audit = Metrics.read(data.evaluate.metrics), AuditReport.read(data.prepare.audit)
+    packaged = ClassifierDetails.read(data.package.model.classifier.details)
     classes = pd.read_csv(data.evaluate.figures.per_class, keep_default_na=False, dtype={"class": str})
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -83,6 +84,8 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
     return environment.get_template(TEMPLATE).render(
         params=params,
         chosen=result.chosen,
+        task=packaged.task,
+        thresholds=zip(packaged.classes, packaged.thresholds or (), strict=False),
         test=result.test["chosen"],
         metrics=[metric for metric in METRICS.values() if metric.name in result.test["chosen"]],
         audit=audit,
@@ -96,6 +99,7 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         classes=sorted(audit.classes),
         weak=classes[classes["pictures"] > 0].head(WEAKEST).to_dict("records"),
         confused=_confused(data.evaluate.figures.confusion_table),
+        confusion=lambda true, predicted: _in_words(true, predicted, packaged.classes),
         megabytes=data.package.model.classifier.weights.stat().st_size / 1e6,
         images_per_s=images_per_s(data, params.threads),
         lineage=lineage,
@@ -127,6 +131,13 @@ def _confused(file: Path) -> list[tuple[str, str, int]]:
         (true, predicted, count)
         for (true, predicted), count in sorted(counted.items(), key=lambda c: (-c[1], c[0]))[:WEAKEST]
     ]
+
+
+def _in_words(true: str, predicted: str, classes: list[str]) -> str:
+    """A confusion; of several labels one of the two is no class, where a class was missed or is not on the picture."""
+    if predicted not in classes:
+        return f"{plain(true)} missed"
+    return f"{plain(true)} taken for {plain(predicted)}" if true in classes else f"{plain(predicted)} seen in vain"
 
 
 def images_per_s(data: DataFolder, threads: int | None) -> float:

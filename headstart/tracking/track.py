@@ -150,7 +150,7 @@ class Tracker(ResultRun):
         manifest = pd.read_parquet(data.prepare.manifest)
         source = masked(self.params.data.source)
         digest = hashlib.sha256(data.prepare.manifest.read_bytes()).hexdigest()[:16]
-        columns = manifest[["path", "label", "split", "sha256"]]
+        columns = manifest[["path", "label", "split", "sha256"]]  # MLflow takes no lists, such as the column labels
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*source can be interpreted in multiple ways")
             dataset = mlflow.data.from_pandas(

@@ -23,6 +23,7 @@ from headstart.base.params import Data, Params, Prepare, Split
 from headstart.data.fetch import fetch
 from headstart.data.packed import Pixels
 from headstart.data.prepare import prepare
+from headstart.models.task import MULTI_LABEL, MultiLabel
 from headstart.monitoring import drift_report, two_sample
 from headstart.monitoring.active_learning import describe_selection, export, select_for_labelling
 from headstart.monitoring.drift import ChampionPredictions, compare, compare_incoming, conclude, detect_drift
@@ -261,6 +262,27 @@ def test_classes_that_the_champion_does_not_know_are_named() -> None:
     assert "Classes it does not know: wasp." in drift_report.sentence(found, None)
 
 
+def test_several_labels_are_compared_as_sets_and_counted_one_by_one() -> None:
+    pictures, features, new = labelled(3)
+    pictures["labels"] = [["ant", "bee"] if n % 2 else [] for n in range(len(pictures))]
+    pictures["label"] = pictures["labels"].map(";".join)
+    guesses = pd.Series(["bee;ant" if n % 2 else "" for n in range(len(pictures))], pictures.index)
+    found = compare(pictures, features, new, answers_for(pictures, new, guesses, ("ant", "bee")), 0)
+    assert found.champion.disagreement.new.value == 0
+    assert found.champion.unknown_classes == []
+    both = int((new & (np.arange(200) % 2 == 1)).sum())
+    assert found.classes == [ClassCount(label=name, new=both, old=100 - both) for name in ("ant", "bee")]
+    pictures["labels"] = [
+        [*names, "wasp"] if is_new else names for names, is_new in zip(pictures["labels"], new, strict=True)
+    ]
+    pictures["label"] = pictures["labels"].map(";".join)
+    found = compare(pictures, features, new, answers_for(pictures, new, guesses, ("ant", "bee")), 0)
+    assert found.champion.disagreement.new.value == 1
+    assert found.champion.disagreement.old.value == 0
+    assert found.champion.unknown_classes == ["wasp"]
+    assert {(row.label, row.guess) for row in found.champion.contradicted} == {("wasp", ""), ("ant;bee;wasp", "bee;ant")}
+
+
 def test_without_old_pictures_nothing_is_compared_and_that_is_said() -> None:
     pictures, features, _ = labelled(4)
     everything = np.ones(200, bool)
@@ -354,6 +376,29 @@ def test_the_table_says_why(tmp_path: Path) -> None:
     assert unsure.why.endswith("unsure: bee 55%, ant 45%")
     assert (unsure.guess, unsure.probability) == ("bee", 0.55)
     assert strange.path == "001-<b>0.png"
+
+
+def test_of_several_labels_each_class_is_guessed_and_unsure_by_itself(tmp_path: Path) -> None:
+    incoming, old = arrived(tmp_path / "inbox", 4)
+    probabilities = np.tile([0.99, 0.98, 0.01], (40, 1))
+    probabilities[:4] = [[0.3, 0.01, 0.02], [0.95, 0.05, 0.6], [0.01, 0.01, 0.01], [0.4, 0.5, 0.5]]
+    changed = {"probabilities": probabilities, "classes": ("ant", "bee", "wasp"), "task": MultiLabel((0.4, 0.5, 0.5))}
+    incoming = Incoming(**{**vars(incoming), **changed})
+    found = compare_incoming(incoming, old, alone(150), 7, 0)
+    assert found.guesses == {"ant": 38, "bee": 37, "wasp": 2}
+    one, two, none, three = describe_selection(incoming, [0, 1, 2, 3], NoveltyDetector.fit(old))
+    assert one.why.endswith("unsure: ant 30%")
+    assert (two.guess, two.probability) == ("ant;wasp", round(0.95 * 0.95 * 0.6, 4))
+    assert two.why.endswith("unsure: wasp 60%")
+    assert none.guess == ""
+    assert "unsure" not in none.why
+    assert three.why.endswith("unsure: ant 40%, bee 50%")
+
+
+def test_of_several_labels_the_one_with_most_doubts_is_worth_labelling_first() -> None:
+    doubts = np.array([[0.9, 0.9], [0.5, 0.5], [0.01, 0.99], [0.5, 0.02]])
+    rows = select_for_labelling(np.eye(5)[1:], doubts, np.eye(5)[:1], 4, MULTI_LABEL)
+    assert rows == [1, 3, 0, 2]
 
 
 # --- pictures in a folder ---------------------------------------------------------------------------------------------

@@ -29,11 +29,12 @@ from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Gate, Params
-from headstart.evaluation.metrics import METRICS, Scores
+from headstart.evaluation.metrics import Scores, metrics_of
 from headstart.inference.provenance import digest_of_model, remember, write_sums
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
+from headstart.models.task import MULTI_LABEL, SINGLE_LABEL, MultiLabel, Task
 from headstart.tracking import gate, store
 from headstart.tracking.gate import Decision, Side, judge
 from headstart.tracking.registry import Registry, Version
@@ -184,7 +185,7 @@ def test_every_broken_rule_is_named() -> None:
     assert all(clause in decision.sentence for clause in decision.numbers["broken"])
 
 
-@pytest.mark.parametrize("metric", [metric.name for metric in METRICS.values() if metric.is_goal])
+@pytest.mark.parametrize("metric", [metric.name for metric in metrics_of(SINGLE_LABEL) if metric.is_goal])
 def test_every_metric_can_be_the_one_that_counts(metric: str) -> None:
     rules = Gate.model_validate({"metric": metric})
     worse, better = with_wrong(3, {0: 8, 1: 8}), with_wrong(4, {0: 4, 1: 4})
@@ -242,6 +243,76 @@ def test_a_model_against_itself_gains_exactly_nothing(answers: list[tuple[bool, 
         assert (gain["value"], gain["low"], gain["high"]) == (0, 0, 0)
 
 
+# --- the rules, where a picture may have several labels -----------------------------------------------------------------
+
+INSECTS = ["ants", "bees", "wasps"]
+PRESENT = np.random.default_rng(0).integers(0, 2, (150, 3))
+
+
+def side_of_several(number: int, wrong: float, task: MultiLabel = MULTI_LABEL, seed: int = 1) -> Side:
+    """One that decides wrongly about a share of the classes of 150 pictures."""
+    said = np.where(np.random.default_rng(seed).random(PRESENT.shape) < wrong, 1 - PRESENT, PRESENT)
+    probabilities = np.where(said == 1, 0.9, 0.1)
+    return Side(number, Scores(probabilities, PRESENT, task), frozenset({0, 1, 2}), 0.01)
+
+
+def judged(champion: Side, challenger: Side, rules: Gate = RULES) -> Decision:
+    return judge(champion, challenger, INSECTS, rules, 100, 0)
+
+
+@pytest.mark.parametrize("metric", [metric.name for metric in metrics_of(MULTI_LABEL) if metric.is_goal])
+def test_every_metric_of_several_labels_can_be_the_one_that_counts(metric: str) -> None:
+    rules = Gate.model_validate({"metric": metric})
+    worse, better = side_of_several(3, 0.2), side_of_several(4, 0.08)
+    assert judged(worse, better, rules).outcome == "promoted"
+    decision = judged(better, worse, rules)
+    assert decision.outcome == "refused"
+    assert decision.numbers["gain"]["low"] <= decision.numbers["gain"]["value"] <= decision.numbers["gain"]["high"] < 0
+
+
+@pytest.mark.parametrize(("metric", "task"), [("matthews_corrcoef", MULTI_LABEL), ("mean_average_precision", SINGLE_LABEL)])
+def test_a_metric_that_the_task_has_not_is_refused_with_those_that_it_has(metric: str, task: Any) -> None:
+    rules = Gate.model_validate({"metric": metric})
+    challenger = side_of_several(4, 0.1) if task is MULTI_LABEL else with_wrong(4, {})
+    with pytest.raises(HeadstartError) as refusal:
+        judge(None, challenger, INSECTS, rules, 100, 0)
+    allowed = ", ".join(each.name for each in metrics_of(task) if each.is_goal)
+    assert str(refusal.value) == f"gate.metric {metric} is none of {task.kind} pictures; allowed: {allowed}"
+
+
+def test_each_side_decides_by_its_own_thresholds() -> None:
+    champion = side_of_several(3, 0.1, MultiLabel((0.95, 0.5, 0.5)))  # so it never sees an ant
+    challenger = side_of_several(4, 0.1)
+    decision = judged(champion, challenger)
+    assert decision.outcome == "promoted"
+    gain = decision.numbers["gain"]
+    assert gain["value"] == pytest.approx(gain["challenger"] - gain["champion"])
+    assert gain["champion"] == champion.scores.correct.mean() < gain["challenger"]
+    recall = {row["class"]: (row["champion"], row["challenger"]) for row in decision.numbers["classes"]}
+    assert recall["ants"][0] == 0 < recall["ants"][1]
+    assert recall["bees"][0] == recall["bees"][1]
+    assert "'ants' from" in judged(challenger, champion).sentence
+
+
+def test_of_several_labels_the_log_loss_is_compared_on_the_classes_that_both_know() -> None:
+    champion, challenger = side_of_several(3, 0.1), side_of_several(4, 0.1, MultiLabel((0.4, 0.5, 0.6)))
+    champion.scores.probabilities[:, 2] = 0
+    champion = replace(champion, known=frozenset({0, 1}))
+    decision = judged(champion, challenger, Gate(metric="log_loss"))
+    assert (decision.outcome, decision.numbers["gain"]["value"]) == ("kept", 0)
+    assert decision.numbers["gain"]["pictures"] == len(PRESENT)
+    assert decision.numbers["unknown_to_champion"] == ["wasps"]
+    assert "Version 3 does not know wasps" in decision.sentence
+
+
+def test_the_calibration_that_chance_shows_is_drawn_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = side_of_several(3, 0.1).scores
+    at_once = gate._ece_by_chance(scores, 0)
+    assert 0 < at_once < 0.05
+    monkeypatch.setattr(gate, "MOST_AT_ONCE", 7 * PRESENT.size)
+    assert gate._ece_by_chance(scores, 0) == pytest.approx(at_once)
+
+
 # --- the whole gate, on a real store, with networks that know colours -----------------------------------------------------
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -288,8 +359,19 @@ class Project:
             prepared / "manifest.parquet"
         )
 
+    def several_labels(self) -> None:
+        """The same pictures as a multi-label set."""
+        file = PrepareFolder(self.data / "prepare").manifest
+        manifest = pd.read_parquet(file)
+        manifest["labels"] = [[label] for label in manifest["label"]]
+        manifest.to_parquet(file)
+
     def result(
-        self, name: str, taken_for: dict[str, str] | None = None, classes: tuple[str, ...] = tuple(COLOURS)
+        self,
+        name: str,
+        taken_for: dict[str, str] | None = None,
+        classes: tuple[str, ...] = tuple(COLOURS),
+        task: Task = SINGLE_LABEL,
     ) -> Version:
         """A result that is packaged, tracked and registered: one that takes some colours for others."""
         (self.data / "fetch" / "manifest.csv").write_text(name)
@@ -304,11 +386,13 @@ class Project:
             said = (taken_for or {}).get(colour, colour)
             if said in classes:
                 weight[classes.index(said)] += torch.tensor(rgb) / 255 * 6
-        model = Classifier(trunk, FittedHead(LinearHead.of(weight, torch.zeros(len(classes))), 1.0, classes))
+        bias = torch.full((len(classes),), -3.0 if isinstance(task, MultiLabel) else 0.0)
+        model = Classifier(trunk, FittedHead(LinearHead.of(weight, bias), 1.0, classes))
         save_file(model.state_dict(), parts / "classifier.safetensors")
         ClassifierDetails(
             backbone="net.py:colours", weights="default", preprocessing=trunk.view.stored(), classes=list(classes),
-            temperature=1.0, chosen="head", max_megapixels=1.0,
+            temperature=1.0, chosen="head", max_megapixels=1.0, task=task.kind,
+            thresholds=None if task.thresholds is None else list(task.thresholds),
         ).write(parts.details)  # fmt: skip
         write_sums(self.data.package.model)
         remember(self.data.package.model)
@@ -423,6 +507,30 @@ def test_a_class_that_is_new_since_the_champion_counts_against_it(project: Proje
     assert decision.numbers["unknown_to_champion"] == ["red"]
     assert "does not know red" in decision.sentence
     assert decision.numbers["champion"]["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_multi_label_results_that_know_other_classes_are_compared_and_other_tasks_are_not(project: Project) -> None:
+    project.pictures({"blue": 12, "green": 12})
+    project.several_labels()
+    project.result("two colours", classes=("blue", "green"), task=MultiLabel((0.5, 0.3)))
+    assert project.gate().numbers["challenger"]["mean_average_precision"] == 1
+    project.pictures(dict.fromkeys(COLOURS, 12))
+    project.several_labels()
+    project.result("three colours", task=MultiLabel((0.5, 0.5, 0.4)))
+    decision = project.gate()
+    assert decision.outcome == "promoted"
+    assert decision.numbers["unknown_to_champion"] == ["red"]
+    assert decision.numbers["champion"]["accuracy"] == pytest.approx(2 / 3)
+    assert decision.numbers["challenger"]["accuracy"] == 1
+    project.pictures(dict.fromkeys(COLOURS, 12))
+    project.result("one label each")
+    decision = project.gate()
+    assert (decision.outcome, decision.numbers) == ("refused", {})
+    assert decision.sentence == (
+        "Version 3 is refused: it is single-label and the champion, version 2, is multi-label, so nothing can be compared; "
+        "promote by hand."
+    )
+    assert project.champion() == 2
 
 
 def test_pictures_that_the_champion_has_learned_from_are_left_out(project: Project) -> None:

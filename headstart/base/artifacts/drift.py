@@ -89,7 +89,7 @@ class ChampionAnswers(Part):
     Attributes:
         asked: how many pictures.
         unknown_classes: labels that it does not know.
-        confidence: probability of its first choice.
+        confidence: probability of its answer.
         disagreement: share of the labels that it contradicts.
     """
 

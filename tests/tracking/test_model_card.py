@@ -18,7 +18,8 @@ from headstart.base.artifacts.finetune import FinetuneDetails, PrecisionChoice
 from headstart.base.artifacts.metrics import Metrics
 from headstart.base.files import write_text
 from headstart.base.params import Params
-from headstart.evaluation.metrics import METRICS
+from headstart.evaluation.metrics import METRICS, metrics_of
+from headstart.models.task import MULTI_LABEL
 from headstart.tracking import model_card
 from headstart.tracking.model_card import card, lineage, plain
 
@@ -101,6 +102,24 @@ def test_the_card_says_what_people_ask(data: DataFolder) -> None:
     ):
         assert said in text, said
     assert "<script>" not in text
+
+
+def test_the_card_of_a_multi_label_model_names_its_thresholds_and_its_own_metrics(data: DataFolder) -> None:
+    details = DETAILS.model_copy(update={"task": "multi-label", "thresholds": [0.3, 0.45, 0.5]})
+    details.write(data.package.model.classifier.details)
+    measured = {f"{m.name}{end}": 0.8 for m in metrics_of(MULTI_LABEL) for end in ("", "_low", "_high")}
+    Metrics(chosen="finetune", val={}, test={"chosen": measured | {"n": 30}}).write(data.evaluate.metrics)
+    write_text(data / "evaluate/figures/confusion.csv", "true,predicted\nNA,(none)\nNA,(none)\n(none),a|b\nNA,NA\n")
+    text = card(data, params(), {})
+    for said in (
+        "which of 3 classes a picture has, any number of them or none (multi-label)",
+        "| mean average precision | 0.800 | 0.800–0.800 |",
+        "which the validation pictures chose: NA 0.30, a\\|b 0.45, \\<script\\> 0.50.\n",
+        "Most often wrong: NA missed (2), a\\|b seen in vain (1).",
+    ):
+        assert said in text, said
+    assert "Matthews" not in text
+    assert "none of these" not in text
 
 
 def test_the_same_network_is_measured_once(data: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:

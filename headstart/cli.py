@@ -69,6 +69,9 @@ def predict(
 ) -> None:
     """Say what is on pictures, with the probability.
 
+    A multi-label model names every class that reaches its threshold; as label they are joined by ";". With --max-error it
+    names the classes that it is unsure of.
+
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ from tests.data.pictures import CANVAS_CLASSES, write_canvases
 from tests.inference.test_batch import picture, put_network
 from tests.inference.test_export import put_pictures, run_readme
 from tests.inference.test_predictor import CLASSES, known, png, put_model
+from tests.inference.test_server import PATIENCE_S, served
+from tests.stages.test_ui import BROWSERS, browser_page
 from tests.test_cli import Run
 from tests.training.test_finetune import SMALL
 
@@ -189,6 +192,22 @@ def test_the_server_and_its_page_name_all_classes(tmp_path: Path) -> None:
     with TestClient(application(single, model_info(tmp_path / "single", single, Limits()), Limits(), "ready")) as client:
         assert client.get("/model").json()["task"] == "single-label"
         assert list(client.post("/predict", content=png(plain("red"))).json()) == ["label", "probability", "probabilities"]
+
+
+@pytest.mark.browser
+def test_the_page_shows_all_classes(tmp_path: Path) -> None:
+    if not any(map(shutil.which, BROWSERS)):
+        pytest.skip(f"no browser on PATH (looked for {', '.join(BROWSERS)})")
+    folder = put_model(tmp_path / "model/artifacts/classifier", thresholds=THRESHOLDS).parents[1]
+    with served(folder) as server, browser_page(tmp_path / "profile") as page:
+        page.set_default_timeout(PATIENCE_S * 1000)
+        page.goto(server.address)
+        for name, said in (("magenta", "blue, red"), ("black", "(none)")):
+            plain(name).save(tmp_path / f"{name}.png")
+            page.set_input_files("#file", tmp_path / f"{name}.png")
+            page.get_by_role("status").filter(has_text=said).wait_for()
+            assert page.get_by_role("status").inner_text() == said
+            assert page.locator("#bars button").count() == len(CLASSES)
 
 
 # --- exports ----------------------------------------------------------------------------------------------------------

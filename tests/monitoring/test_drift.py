@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,10 +27,11 @@ from headstart.data.prepare import prepare
 from headstart.models.task import MULTI_LABEL, MultiLabel
 from headstart.monitoring import drift_report, two_sample
 from headstart.monitoring.active_learning import describe_selection, export, select_for_labelling
-from headstart.monitoring.drift import ChampionPredictions, compare, compare_incoming, conclude, detect_drift
+from headstart.monitoring.drift import ChampionPredictions, _predict, compare, compare_incoming, conclude, detect_drift
 from headstart.monitoring.incoming import Incoming, Reader
 from headstart.monitoring.two_sample import MIN_PICTURES, SIGNIFICANCE, NoveltyDetector, one_per_group
 from tests.data.pictures import encoded, photograph, write_pictures
+from tests.inference.test_predictor import known, put_model
 from tests.studies.test_label_issues import clouds
 from tests.training.test_features import packed
 
@@ -281,6 +283,19 @@ def test_several_labels_are_compared_as_sets_and_counted_one_by_one() -> None:
     assert found.champion.disagreement.old.value == 0
     assert found.champion.unknown_classes == ["wasp"]
     assert {(row.label, row.guess) for row in found.champion.contradicted} == {("wasp", ""), ("ant;bee;wasp", "bee;ant")}
+
+
+def test_a_champion_of_the_other_task_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels, manifest = packed(tmp_path / "prepare", 30, None)
+    several = manifest.assign(labels=[["red"]] * 30)
+    for folder, thresholds, own, other in (("one", None, manifest, several), ("any", (0.5,) * 3, several, manifest)):
+        champion = known(put_model(tmp_path / folder / "artifacts/classifier", thresholds=thresholds))
+        asked = (pixels, first(9, 30), torch.device("cpu"), 0)
+        answered = _predict(champion, own, *asked)
+        assert answered is not None
+        assert set(answered.rows) >= set(range(9))
+        assert _predict(champion, other, *asked) is None
 
 
 def test_without_old_pictures_nothing_is_compared_and_that_is_said() -> None:

@@ -81,8 +81,9 @@ class TrainedNetwork:
         return torch.autocast(next(self.classifier.parameters()).device.type, torch.bfloat16, enabled=rounded)
 
     def averaged_state(self) -> dict[str, Tensor]:
-        """The averaged classifier's state, copied to the CPU."""
-        return {key: value.detach().cpu().clone() for key, value in self.average.module.state_dict().items()}
+        """What training has changed of the averaged classifier's state, copied to the CPU; the rest is as in ``start``."""
+        state = {key: value.detach().cpu() for key, value in self.average.module.state_dict().items()}
+        return {key: value.clone() for key, value in state.items() if not torch.equal(value, self.start[key])}
 
     def to_train_mode(self, batch_norm: bool) -> None:
         """Set the trained layers to train; batch-norm uses and updates its statistics only if ``batch_norm``."""

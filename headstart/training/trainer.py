@@ -3,7 +3,9 @@
 The head is trained first, on frozen features, and fine-tuning starts from it: LP-FT (Kumar et al. 2022, "Fine-tuning can
 distort pretrained features and underperform out-of-distribution"). At the end the trained weights are mixed with those
 they started from, as far as validation asks for (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"): on a
-few hundred pictures a network learns noise too, and its start has none of it. The fine-tuned network is evaluated and
+few hundred pictures a network learns noise too, and its start has none of it. Before that, the weights of the best epochs
+are averaged as long as validation does not get worse (a greedy soup: Wortsman et al. 2022, "Model soups"), and the best one
+alone is a candidate beside them. The fine-tuned network is evaluated and
 used at the size it was trained at: a mismatch (Touvron et al. 2019, "Fixing the train-test resolution discrepancy")
 costs more here than fine-tuning gains.
 """
@@ -13,8 +15,8 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,7 +52,7 @@ def finetune(
     on_epoch: Callable[[Row], None] = lambda row: None,
     cache: Path | None = None,
 ) -> None:
-    """Train, keep the best epoch on validation, calibrate it, and write weights, details and the curve into ``folder``.
+    """Train, average the best epochs as validation asks for, calibrate, and write weights, details and curve to ``folder``.
 
     After every epoch, or every few of very many, the whole state goes to ``resume``; a run that finds it there goes on from
     it and ends with the same bytes as one that was never stopped. It is removed at the end.
@@ -79,7 +81,7 @@ def finetune(
         logits = trainer.validation_logits(network.averaged)
         row = {"epoch": epoch, "train_loss": train_loss} | _validation(logits.numpy(), data.val_labels, setup.head.task)
         _check_finite(row["val_log_loss"], epoch)
-        checkpoint.add(row, logits)
+        checkpoint.add(row)
         if epoch % max(1, recipe.epochs // SAVES) == 0:
             checkpoint.save()
         on_epoch(row)
@@ -145,25 +147,51 @@ class Trainer:
             return torch.cat([trained(activations).float().cpu() for activations in self.data.validation()])
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """Weights that training may end with.
+
+    Attributes:
+        epochs: whose weights are averaged in ``weights``.
+        share: of those in the final ones.
+        logits: of the validation pictures.
+    """
+
+    epochs: list[int]
+    share: float
+    weights: dict[str, Tensor]
+    logits: Tensor
+
+
 def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
-    """Mix the best epoch's weights with the start's as validation asks for, calibrate, and write all files."""
-    best, network, labels, task = checkpoint.best, trainer.network, trainer.data.val_labels, setup.head.task
-    assert best is not None
-    trained = {key: value.cpu() for key, value in best.weights.items()}
-    shares = (1.0,) if setup.recipe.scratch else MIXTURES
-    candidates: list[Tensor] = []  # validation logits of each mixture
-    for share in shares[:-1]:
-        network.classifier.load_state_dict(mix(network.start, trained, share))
-        candidates.append(trainer.validation_logits(network.trained))
-    candidates.append(best.logits.cpu())  # of the trained weights alone
-    losses = [calibrated_losses(logits.numpy(), labels, task) for logits in candidates]
-    chosen = within_one_standard_error(losses)
-    weights, logits = mix(network.start, trained, shares[chosen]), candidates[chosen]
+    """Average epochs, and mix their weights with the start's, as validation asks for; calibrate, and write all files."""
+    network, labels, task = trainer.network, trainer.data.val_labels, setup.head.task
+    best = checkpoint.best[0]
+
+    def logits_of(weights: dict[str, Tensor]) -> Tensor:
+        network.classifier.load_state_dict(weights)
+        return trainer.validation_logits(network.trained)
+
+    def loss_of(weights: dict[str, Tensor]) -> float:
+        return float(calibrated_losses(logits_of(weights).numpy(), labels, task).mean())
+
+    states = [network.start | {key: value.cpu() for key, value in kept.weights.items()} for kept in checkpoint.best]
+    taken, soup = greedy_soup(states, loss_of)
+    trained: dict[tuple[int, ...], dict[str, Tensor]] = {(best.epoch,): states[0]}
+    if len(taken) > 1:  # the most averaged one first: in that order the rule below prefers them
+        trained = {tuple(checkpoint.best[number].epoch for number in taken): soup} | trained
+    candidates = []
+    for share in (1.0,) if setup.recipe.scratch else MIXTURES:
+        for epochs, of_epochs in trained.items():
+            weights = mix(network.start, of_epochs, share)
+            candidates.append(_Candidate(list(epochs), share, weights, logits_of(weights)))
+    losses = [calibrated_losses(one.logits.numpy(), labels, task) for one in candidates]
+    chosen = candidates[within_one_standard_error(losses)]
     files = FinetuneFolder(folder)
     with replacing(files.weights) as part:
-        save_file({key: value.contiguous() for key, value in weights.items()}, part)
+        save_file({key: value.contiguous() for key, value in chosen.weights.items()}, part)
     with replacing(files.val_logits) as part:
-        save_file({"logits": logits}, part)
+        save_file({"logits": chosen.logits}, part)
     FinetuneDetails(
         ran=True,
         scratch=setup.recipe.scratch,
@@ -174,15 +202,29 @@ def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folde
         **made_on(setup.device),
         epochs=len(checkpoint.curve),
         best_epoch=best.epoch,
-        trained_share=shares[chosen],
+        averaged_epochs=chosen.epochs,
+        trained_share=chosen.share,
         mixtures=[
-            Mixture(trained_share=share, val_log_loss=float(loss.mean()))
-            for share, loss in zip(shares, losses, strict=True)
+            Mixture(epochs=one.epochs, trained_share=one.share, val_log_loss=float(loss.mean()))
+            for one, loss in zip(candidates, losses, strict=True)
         ],
-        temperature=fit_temperature(logits.numpy(), labels, task),
+        temperature=fit_temperature(chosen.logits.numpy(), labels, task),
         classes=list(setup.head.classes),
     ).write(files.details)
     write_rows(checkpoint.curve, files.curve)
+
+
+def greedy_soup(
+    states: Sequence[dict[str, Tensor]], loss_of: Callable[[dict[str, Tensor]], float]
+) -> tuple[list[int], dict[str, Tensor]]:
+    """The mean of the first of ``states``, the best one, and of those others with which its loss gets no worse, tried in
+    turn; the numbers of those that are in it, and the mean."""
+    taken, soup, loss = [0], states[0], loss_of(states[0])
+    for number, state in enumerate(states[1:], start=1):
+        tried = mix(soup, state, 1 / (len(taken) + 1))
+        if (found := loss_of(tried)) <= loss:
+            taken, soup, loss = [*taken, number], tried, found
+    return taken, soup
 
 
 def mix(start: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -29,6 +29,8 @@ from headstart.models.heads import LinearHead
 from headstart.models.preprocessing import View
 from headstart.training import augmentation, finetuned, trainer
 from headstart.training import network as training_network
+from headstart.training.checkpoint import Checkpoint
+from headstart.training.network import TrainedNetwork
 from headstart.training.recipe import Recipe, TrainingSetup
 
 CPU = torch.device("cpu")
@@ -154,15 +156,68 @@ def test_the_mixture_kept_is_the_calmest_that_validation_allows(
 ) -> None:
     train(network, pictures, tmp_path / "out", recipe(lr=0.01, head_lr=0.01))
     details = FinetuneDetails.read(FinetuneFolder(tmp_path, "out").details)
-    kept = next(row for row in details.mixtures if row.trained_share == details.trained_share)
+    (kept,) = [
+        row
+        for row in details.mixtures
+        if (row.epochs, row.trained_share) == (details.averaged_epochs, details.trained_share)
+    ]
     calmer = [row for row in details.mixtures if row.trained_share < kept.trained_share]
     assert all(row.val_log_loss > kept.val_log_loss for row in calmer)
-    assert [row.trained_share for row in details.mixtures] == list(trainer.MIXTURES)
+    alone = [row.trained_share for row in details.mixtures if row.epochs == [details.best_epoch]]
+    assert alone == list(trainer.MIXTURES)
     model = finetuned.load_finetuned(tmp_path / "out", architecture("small.py:net", network).trunk(), head())
     assert model is not None
     rows = [n for n in range(24) if n >= 16]
     again = torch.cat(list(model.eval().logits_of(pictures[0], rows, 4, CPU)))
     assert torch.allclose(again, finetuned.load_val_logits(tmp_path / "out"), atol=1e-5)
+
+
+def test_a_soup_takes_the_epochs_with_which_validation_does_not_get_worse() -> None:
+    states = [{"w": torch.tensor([w]), "count": torch.tensor(n)} for n, w in enumerate((4.0, 9.0, 0.0))]
+
+    def soup(target: float) -> tuple[list[int], float]:
+        taken, weights = trainer.greedy_soup(states, lambda state: abs(float(state["w"]) - target))
+        return taken, float(weights["w"])
+
+    assert soup(4) == ([0], 4)
+    assert soup(2) == ([0, 2], 2)
+    assert soup(7) == ([0, 1], 6.5)
+    assert soup(5.3) == ([0, 1, 2], pytest.approx(13 / 3))  # 4, then 6.5 and 4.33
+
+
+def test_a_soup_is_kept_only_where_validation_does_not_say_that_it_is_worse(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = [0, 1, 2]
+
+    def all_of_them(states: list[dict[str, torch.Tensor]], _: object) -> tuple[list[int], dict[str, torch.Tensor]]:
+        return everything, {
+            key: torch.stack([s[key].float() for s in states]).mean(0).to(v) for key, v in states[0].items()
+        }
+
+    monkeypatch.setattr(trainer, "greedy_soup", all_of_them)
+    train(network, pictures, tmp_path / "out", recipe(epochs=4, lr=0.1, head_lr=0.1, warmup=0.0, ema=0.0))
+    details = FinetuneDetails.read(FinetuneFolder(tmp_path, "out").details)
+    by_loss = (
+        pd.read_csv(FinetuneFolder(tmp_path, "out").curve).sort_values("val_log_loss", kind="stable")["epoch"].tolist()
+    )
+    assert [row.epochs for row in details.mixtures] == [by_loss[:3], by_loss[:1]] * len(trainer.MIXTURES)
+    assert {row.trained_share for row in details.mixtures} == set(trainer.MIXTURES)
+    assert (details.averaged_epochs, details.trained_share) in [(r.epochs, r.trained_share) for r in details.mixtures]
+
+
+def test_a_checkpoint_holds_of_the_best_epochs_what_training_has_changed(
+    network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    setup = TrainingSetup(architecture("small.py:net", network).trunk(seed=1), head(), *pictures, recipe(), CPU)
+    trained = TrainedNetwork(setup, torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    kept = Checkpoint(tmp_path / "epoch.pt", trained, torch.optim.AdamW(trained.parameter_groups), CPU)
+    for loss in (0.5, 0.3, 0.9, 0.3, 0.4):
+        with torch.no_grad():
+            next(trained.average.module.head.parameters()).add_(1)  # type: ignore[union-attr, operator]
+        kept.add({"val_log_loss": loss})
+    assert [epoch.epoch for epoch in kept.best] == [2, 4, 5]
+    assert all(set(epoch.weights) < set(trained.start) for epoch in kept.best)
 
 
 def test_training_learns_what_the_start_did_not_know(

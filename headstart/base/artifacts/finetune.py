@@ -11,8 +11,13 @@ from headstart.base.artifacts.json_file import JsonFile, Part, absent
 
 
 class Mixture(Part):
-    """Validation log-loss with that share of the trained weights, the rest being the start's."""
+    """Validation log-loss with that share of the trained weights, the rest being the start's.
 
+    Attributes:
+        epochs: whose trained weights are averaged, the best one first.
+    """
+
+    epochs: list[int]
     trained_share: float
     val_log_loss: float
 
@@ -31,6 +36,7 @@ class FinetuneDetails(JsonFile):
         scratch: whether it started from random weights.
         size: pixels of the network's input.
         frozen_part: what runs the layers that stay frozen.
+        averaged_epochs: whose weights, averaged, are the trained ones; mostly the best one's alone.
         trained_share: of the trained weights in the final ones.
     """
 
@@ -46,6 +52,7 @@ class FinetuneDetails(JsonFile):
     threads: int = absent()
     epochs: int = absent()
     best_epoch: int = absent()
+    averaged_epochs: list[int] = absent()
     trained_share: float = absent()
     mixtures: list[Mixture] = absent()
     temperature: float = absent()

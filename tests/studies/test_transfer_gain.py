@@ -265,7 +265,9 @@ def test_random_weights_are_trained_as_the_pipeline_trains_them(monkeypatch: pyt
     params = Params.model_validate({"weights": "none", "finetune": {"unfreeze": "last", "patience": 2}, "seed": 5})
     manifest = pd.DataFrame({"label": "a", "split": ["train"] * 700 + ["val"] * 9})
     monkeypatch.setattr("headstart.training.trainer.finetune", lambda setup, *more: ran.append(setup.recipe))
-    monkeypatch.setattr("headstart.models.backbones.load_trunk", lambda *_: (None, SimpleNamespace(pretrained=False)))
+    card = SimpleNamespace(pretrained=False)
+    for loader in ("load_trunk", "load_first"):
+        monkeypatch.setattr(f"headstart.models.backbones.{loader}", lambda *_: (None, card), raising=False)
     monkeypatch.setattr("headstart.data.manifest.read_manifest", lambda _: manifest)
     monkeypatch.setattr("headstart.data.packed.Pixels", lambda _: None)
     monkeypatch.setattr("headstart.training.head_files.load_start", lambda _: None)

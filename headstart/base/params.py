@@ -65,10 +65,12 @@ class View(Section):
     """
     Attributes:
         size: of what the network is shown, in pixels; None: as its publisher has it.
+        stages: whether the mean features of all its stages stand beside those of its last layer.
     """
 
     size: Annotated[int, Field(ge=16, le=2048)] | None = None
     frame: Frame = "centre"
+    stages: bool = False
 
 
 PUBLISHED_VIEW = View()
@@ -257,7 +259,7 @@ class Retrain(Section):
 
 
 def network_and_view(candidate: str, view: View = PUBLISHED_VIEW, key: str = "rank.candidates") -> tuple[str, View]:
-    """NAME, NAME@SIZE, NAME/FRAME or NAME@SIZE/FRAME, as ``backbone`` and ``rank.candidates`` have them, taken apart.
+    """NAME[@SIZE][/FRAME][/stages], as ``backbone`` and ``rank.candidates`` have them, taken apart.
 
     Args:
         view: what holds where ``candidate`` says nothing.
@@ -276,15 +278,17 @@ def network_and_view(candidate: str, view: View = PUBLISHED_VIEW, key: str = "ra
 
 def _taken_apart(candidate: str, key: str) -> tuple[str, dict[str, Any]]:
     """The name of the network, and what is said of its view."""
-    rest, slash, frame = candidate.partition("/")
+    rest, *chosen = candidate.split("/")
     name, at, size = rest.partition("@")
     if not NETWORK_NAME.fullmatch(name):
         raise ValueError(f"{key}: {quoted(candidate)} is not the name of a network; `headstart models` lists them")
     given: dict[str, Any] = {}
     if at:
         given["size"] = int(size) if re.fullmatch("[1-9][0-9]{0,6}", size) else size
-    if slash:
-        given["frame"] = frame
+    if chosen and chosen[-1] == "stages":
+        given["stages"] = bool(chosen.pop())
+    if chosen:
+        given["frame"] = "/".join(chosen)
     return name, given
 
 

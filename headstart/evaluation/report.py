@@ -37,7 +37,7 @@ from headstart.models.backbones import load_trunk
 from headstart.models.classifier import Classifier, averaged
 from headstart.models.heads import LinearHead
 from headstart.models.task import Task
-from headstart.models.trunk import members_of_trunk
+from headstart.models.trunk import members_of_trunk, plain
 from headstart.training import finetuned, head_files
 from headstart.training.feature_files import load_features
 from headstart.training.linear_probe import within_one_standard_error
@@ -101,7 +101,7 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
 def _classifiers(data: DataFolder) -> dict[Name, Classifier]:
     head, final = head_files.load_start(data.head), head_files.load_head(data.head, refit=True)
     trunk, _ = load_trunk(data.backbone, data.fetch.network)
-    tuned = finetuned.load_finetuned(data.finetune, deepcopy(members_of_trunk(trunk)[0]), head)
+    tuned = finetuned.load_finetuned(data.finetune, plain(deepcopy(members_of_trunk(trunk)[0])), head)
     classifiers: dict[Name, Classifier] = {"head": Classifier(trunk, final).eval()}
     if tuned is not None:
         classifiers["finetune"] = tuned.eval()

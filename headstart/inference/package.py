@@ -104,9 +104,11 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
 
 
 def _preprocessing(of_backbone: Preprocessing, tuned: FinetuneDetails | None) -> Preprocessing:
-    if tuned is None or tuned.size == of_backbone.size:
+    """Those of the fine-tuned network: at the size of its training, without the stages, which it was not trained on."""
+    if tuned is None:
         return of_backbone
-    return of_backbone.model_copy(update={"size": tuned.size, "built_for": of_backbone.size})
+    own = of_backbone.model_copy(update={"stages": False})
+    return own if tuned.size == own.size else own.model_copy(update={"size": tuned.size, "built_for": own.size})
 
 
 def _answering(data: DataFolder, task: Task, classes: list[str]) -> dict[str, Any]:

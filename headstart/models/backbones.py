@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from headstart.base.artifacts import BackboneFolder
 from headstart.base.artifacts.card import Card, Preprocessing
-from headstart.base.artifacts.members import member_folders
+from headstart.base.artifacts.members import first_of, member_folders
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of, network_of
 from headstart.base.private_names import without_torch_compiler
@@ -27,7 +27,7 @@ from headstart.base.safe_text import shortened
 from headstart.base.tensors import tensors_of
 from headstart.models.preprocessing import View
 from headstart.models.side_by_side import SideBySide
-from headstart.models.trunk import IMAGENET_CLASSES, Trunk
+from headstart.models.trunk import IMAGENET_CLASSES, Trunk, plain
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # These were published with ``transform_input``: a switch that turns torchvision's usual normalisation into the 0.5/0.5
@@ -138,6 +138,12 @@ def load_trunk(folder: Path, network_file: Path | None = None) -> tuple[Trunk, C
     with tensors_of(BackboneFolder(folder).weights, card.made_by) as state:
         trunk.network.load_state_dict(state)
     return trunk, card
+
+
+def load_first(folder: Path, network_file: Path | None = None) -> tuple[Trunk, Card]:
+    """What fine-tuning trains: of several networks in ``folder`` the first one, with its last layer's features alone."""
+    trunk, card = load_trunk(first_of(folder), network_file)
+    return plain(trunk), card
 
 
 def load_classifier(folder: Path) -> tuple[Tensor, Tensor] | None:

@@ -30,6 +30,7 @@ class View:
         mean, std: per channel, of pixel values in [0, 1].
         frame: ``centre`` cuts the centre out. The others show all of the picture: ``squeeze`` changes its proportions
             (timm's squash), ``pad`` fills the space beside it with the mean colour (a letterbox).
+        stages: of the network, whether its features are those of all its stages (``models.trunk.Trunk``).
         beside: views of further networks, which stand side by side with the one that this is of. They all get one tensor,
             in which each different view of a picture stands below the one before; what is left over on the right is black.
     """
@@ -40,6 +41,7 @@ class View:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     frame: Frame = "centre"
+    stages: bool = False
     beside: tuple[View, ...] = ()
 
     @classmethod
@@ -66,7 +68,12 @@ class View:
     @property
     def different(self) -> list[View]:
         """The views that differ, in the order in which they stand in the tensor."""
-        return list(dict.fromkeys([self.first, *self.beside]))
+        return list(dict.fromkeys(view.shown for view in [self.first, *self.beside]))
+
+    @property
+    def shown(self) -> View:
+        """The same without what makes no difference to the picture."""
+        return replace(self, stages=False)
 
     @property
     def shape(self) -> tuple[int, int]:

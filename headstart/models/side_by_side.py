@@ -29,7 +29,7 @@ class SideBySide(nn.Module):
             tops[different] = top
             top += different.size
         views = [view.first, *view.beside]
-        self.places = [(tops[own], own.size) for own in views]
+        self.places = [(tops[own.shown], own.size) for own in views]
         for number, own in enumerate(views):
             mean, std, first_mean, first_std = (
                 torch.tensor(values).view(1, 3, 1, 1) for values in (own.mean, own.std, view.mean, view.std)

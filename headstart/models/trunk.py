@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,17 @@ from headstart.models.side_by_side import SideBySide
 IMAGENET_CLASSES = 1000
 
 
+MOST_STAGES = 6  # more are the blocks of a transformer, of which every quarter's last is taken
+
+
 class Trunk(nn.Module):
-    """A network without its classifier: (N, 3, H, W) normalised pictures → (N, D) features."""
+    """A network without its classifier: (N, 3, H, W) normalised pictures → (N, D) features.
+
+    Where its view asks for the stages, the mean features of each stage stand behind those of the last layer: of a
+    convolutional network the mean of its maps, of a transformer the class token and the mean of the patches. What the first
+    layers know and the last have forgotten helps with pictures unlike those of the training (Evci et al. 2022, "Head2Toe:
+    utilizing intermediate representations for better transfer learning").
+    """
 
     def __init__(self, network: nn.Module, view: View) -> None:
         super().__init__()
@@ -26,6 +36,8 @@ class Trunk(nn.Module):
         self.view = view
 
     def forward(self, pictures: Tensor) -> Tensor:
+        if self.view.stages and not isinstance(self.network, SideBySide):  # whose members have views of their own
+            return _of_all_stages(self.network, pictures)
         features: Tensor = self.network(pictures)
         return features.flatten(1)
 
@@ -37,6 +49,32 @@ class Trunk(nn.Module):
         """
         total = sum(p.numel() for p in self.network.parameters())
         return [block for block in _blocks(self.network, total) if block]
+
+
+def plain(trunk: Trunk) -> Trunk:
+    """The same network, of which the last layer's features alone are wanted: those that fine-tuning trains."""
+    trunk.view = replace(trunk.view, stages=False)
+    return trunk
+
+
+def has_stages(network: nn.Module) -> bool:
+    """Whether it has timm's interface to the features of its stages."""
+    return hasattr(network, "forward_intermediates") and hasattr(network, "forward_head")
+
+
+def _of_all_stages(network: Any, pictures: Tensor) -> Tensor:
+    """(N, D) features: the last layer's, and behind them the means of each stage."""
+    count = len(network.feature_info)
+    indices = list(range(count)) if count <= MOST_STAGES else [count * part // 4 - 1 for part in range(1, 5)]
+    tokens = {"return_prefix_tokens": True} if getattr(network, "num_prefix_tokens", 0) else {}
+    last, stages = network.forward_intermediates(pictures, indices=indices, **tokens)
+    found = [network.forward_head(last).flatten(1)]
+    for stage in stages:
+        maps, prefix = stage if tokens else (stage, None)
+        found.append(maps.mean((2, 3)))
+        if prefix is not None:
+            found.append(prefix[:, 0])
+    return torch.cat(found, dim=1)
 
 
 def feature_width(trunk: Trunk) -> int:

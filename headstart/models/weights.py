@@ -35,7 +35,7 @@ from headstart.base.terminal import say
 from headstart.models import backbones
 from headstart.models.backbones import Architecture, architecture
 from headstart.models.complexity import gmacs
-from headstart.models.trunk import IMAGENET_CLASSES, Trunk, feature_width, find_classifier
+from headstart.models.trunk import IMAGENET_CLASSES, Trunk, feature_width, find_classifier, has_stages
 from headstart.models.weight_sources import MIRROR_VARIABLE, packages_installed, published_weights, sources_of
 
 # torchvision published its DenseNets when module names could hold dots: denselayer1.norm.1 is denselayer1.norm1 today.
@@ -66,7 +66,12 @@ def store_backbone(
     remove_cut_short(folder)
     files = BackboneFolder(folder)
     arch = architecture(name, network_file, weights, view.size)
-    arch = replace(arch, view=replace(arch.view, frame=view.frame))
+    arch = replace(arch, view=replace(arch.view, frame=view.frame, stages=view.stages))
+    if view.stages and not has_stages(arch.whole()):
+        raise HeadstartError(
+            f"backbone {name!r} has no stages that can be looked at: only timm's networks have; leave /stages out, or take "
+            "the network of that kind from timm (`headstart models` lists them)"
+        )
     if weights == "none" or (weights == "default" and arch.library == "own"):
         trunk, classifier = arch.trunk(seed), State()
         source = WeightsSource(origin=f"random initialisation, seed {seed}", digest="", licence="none")

@@ -28,8 +28,8 @@ from headstart.base.progress import hidden, progress
 from headstart.base.terminal import say
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
-from headstart.models.backbones import load_trunk, stored_architecture
-from headstart.models.trunk import Trunk
+from headstart.models.backbones import load_first, stored_architecture
+from headstart.models.trunk import Trunk, plain
 from headstart.studies.candidates import Sample
 from headstart.training.checkpoint import STATE
 from headstart.training.feature_files import load_first_features
@@ -238,11 +238,11 @@ class Laboratory:
         )
 
     def trunk(self, training: Training) -> Trunk:
-        trunk, card = load_trunk(self.backbone, self.network_file)
+        trunk, card = load_first(self.backbone, self.network_file)
         if training.start != SCRATCH:
             return trunk
         network = stored_architecture(card.name, card.weights, card.preprocessing, self.network_file)
-        return network.trunk(self.params.seed + training.fold)
+        return plain(network.trunk(self.params.seed + training.fold))
 
     def recipe(self, training: Training, n: int) -> Recipe:
         """The pipeline's own, so that no straw man is compared with; fine-tuned at the training's cut.

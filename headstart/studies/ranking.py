@@ -27,6 +27,7 @@ from headstart.engines.base import Forward
 from headstart.engines.select import SAMPLE, engine_for
 from headstart.evaluation.intervals import mean
 from headstart.models.catalogue import published
+from headstart.models.trunk import plain
 from headstart.studies import ranking_report
 from headstart.studies.candidates import Candidate, Sample, features_of, stored_candidates
 from headstart.studies.combination import Combination, Members, search
@@ -93,7 +94,7 @@ def rank(
             step = steps.known_or(
                 Measurements.key(machine(), name, card.sha256, params.finetune.model_dump(), len(sample.classes)),
                 lambda c=candidate: training_seconds(  # type: ignore[misc]
-                    c.trunk(), c.card.features, sample.classes, recipe, device
+                    plain(c.trunk()), sample.classes, recipe, device
                 ),
             )
             found["finetune_minutes"] = step * to_train * recipe.epochs / 60

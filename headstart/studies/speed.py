@@ -15,7 +15,7 @@ from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.graph import fold_batch_norm, split_frozen
 from headstart.models.heads import LinearHead
 from headstart.models.preprocessing import Normalise
-from headstart.models.trunk import Trunk
+from headstart.models.trunk import Trunk, feature_width
 from headstart.training.augmentation import train_size
 from headstart.training.features import FeatureExtractor
 from headstart.training.recipe import Recipe
@@ -31,13 +31,14 @@ def images_per_s(extractor: FeatureExtractor, rows: Ints, wanted: str) -> float:
     return len(few) / seconds(lambda: forward(few).cpu())
 
 
-def training_seconds(trunk: Trunk, width: int, classes: Sequence[str], recipe: Recipe, device: torch.device) -> float:
+def training_seconds(trunk: Trunk, classes: Sequence[str], recipe: Recipe, device: torch.device) -> float:
     """Seconds that fine-tuning takes for one picture in one epoch: a step's, without decoding and validation.
 
     The layers that stay frozen run in torch here, where fine-tuning may find them a faster engine.
     """
     trunk.view = replace(trunk.view, size=train_size(trunk, recipe.settings.size_ratio))
-    head = FittedHead(LinearHead.of(torch.zeros(len(classes), width), torch.zeros(len(classes))), 1.0, tuple(classes))
+    shape = len(classes), feature_width(trunk)
+    head = FittedHead(LinearHead.of(torch.zeros(shape), torch.zeros(len(classes))), 1.0, tuple(classes))
     model = Classifier(trunk, head).to(device).to(memory_format=torch.channels_last).eval()
     optimizer, loss_of = torch.optim.AdamW(recipe.parameter_groups(model), fused=True), head.task.training_loss()
     pictures = torch.zeros(STEP, 3, trunk.view.size, trunk.view.size, dtype=torch.uint8, device=device)

@@ -42,7 +42,7 @@ from headstart.base.paths import state_folder
 from headstart.base.terminal import say
 from headstart.data.manifest import is_multi_label, read_manifest
 from headstart.evaluation.intervals import Estimate, bootstrap, paired_difference, percentile_interval, wilson
-from headstart.models.backbones import load_classifier, load_trunk
+from headstart.models.backbones import load_classifier, load_first
 from headstart.models.catalogue import published
 from headstart.models.task import SINGLE_LABEL
 from headstart.studies.candidates import Sample
@@ -238,7 +238,7 @@ def answer(data: DataFolder, params: Params, device: torch.device, state: Callab
         HeadstartError: the backbone has random weights, so that there is nothing to compare; or pictures are too few.
     """
     backbone, network = first_of(data.backbone), data.fetch.network
-    trunk, card = load_trunk(backbone, network)
+    trunk, card = load_first(backbone, network)
     if not card.pretrained:
         raise HeadstartError(
             f"backbone {card.name!r} has random weights (weights: {params.weights}): there is no pre-training to judge; "

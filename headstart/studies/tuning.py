@@ -30,7 +30,6 @@ from optuna.trial import FrozenTrial, TrialState
 from headstart.base.arrays import Ints
 from headstart.base.artifacts import DataFolder, FinetuneFolder
 from headstart.base.artifacts.card import Card
-from headstart.base.artifacts.members import first_of
 from headstart.base.artifacts.tune import Knobs, State, Trial, Tuning, TuningGain
 from headstart.base.device import derived_seed, set_up
 from headstart.base.errors import HeadstartError
@@ -44,7 +43,7 @@ from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation.intervals import mean
-from headstart.models.backbones import load_trunk
+from headstart.models.backbones import load_first
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
 from headstart.models.trunk import Trunk
@@ -355,13 +354,13 @@ def run(params: Params, data: DataFolder) -> None:
     """The stage tune: try settings within a budget of time, and say whether any is better than the present ones."""
     manifest = read_manifest(data.prepare)
     scratch, pictures = not Card.read(data.backbone.card).pretrained, int((manifest["split"] == "train").sum())
-    trunk, _ = load_trunk(first_of(data.backbone), data.fetch.network)
+    trunk, _ = load_first(data.backbone, data.fetch.network)
     search = Search.of(params, scratch, pictures, _is_one_size(params, scratch, trunk))
     device = set_up(params.threads)
     head, pixels = load_start(data.head), Pixels(data.prepare)
 
     def train(settings: Finetune, folder: Path, resume: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
-        trunk, _ = load_trunk(first_of(data.backbone), data.fetch.network)
+        trunk, _ = load_first(data.backbone, data.fetch.network)
         recipe = search.recipe(settings)
         setup = TrainingSetup(trunk, head, pixels, manifest, recipe, device, params.features.engine)
         finetune(setup, folder, resume, on_epoch, state_folder("answers"))

@@ -38,7 +38,7 @@ from headstart.engines.select import PROBED, SAMPLE, engine_for
 from headstart.models.backbones import load_trunk
 from headstart.models.preprocessing import Normalise, batches
 from headstart.models.task import task_of
-from headstart.models.trunk import Trunk, members_of_trunk
+from headstart.models.trunk import Trunk, feature_width, members_of_trunk, plain
 
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
 
@@ -70,6 +70,7 @@ def extract(
     members = members_of_trunk(trunk)
     choices: list[EngineChoice] = []
     tables: list[Table] = []
+    widths: list[int] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".")))
         advance = stack.enter_context(progress("features", len(members) * len(manifest)))
@@ -84,6 +85,9 @@ def extract(
             known = all(is_whole(home / split) for split in SPLITS)
             choices.append(choice)
             tables.append(_table(extractor, forward, manifest, home, advance))
+            width = tables[-1].features[SPLITS[0]].shape[1]
+            own = feature_width(plain(member)) if number == 0 and member.view.stages else width
+            widths += [own, width - own] if own < width else [width]
         labels = _encoded(manifest)
         for split in SPLITS:
             rows = np.flatnonzero(manifest["split"] == split)
@@ -91,7 +95,6 @@ def extract(
             features = found[0] if len(found) == 1 else _side_by_side(found, scratch / split)
             with replacing(files.split(split)) as part:
                 save_file({"features": torch.from_numpy(features), "labels": torch.from_numpy(labels[rows])}, part)
-        widths = [table.features[SPLITS[0]].shape[1] for table in tables]
         FeaturesDetails(
             engine="; ".join(dict.fromkeys(choice.engine for choice in choices)),
             why="; ".join(dict.fromkeys(choice.why for choice in choices)),

@@ -34,17 +34,16 @@ def run(params: Params, data: DataFolder, live: Live) -> None:
 
 
 def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live) -> None:
-    from headstart.base.artifacts.members import first_of
     from headstart.base.device import set_up
     from headstart.data.manifest import read_manifest
     from headstart.data.packed import Pixels
-    from headstart.models.backbones import load_trunk
+    from headstart.models.backbones import load_first
     from headstart.training.head_files import load_start
     from headstart.training.recipe import Recipe, TrainingSetup
     from headstart.training.trainer import finetune
 
     device = set_up(params.threads)
-    trunk, card = load_trunk(first_of(data.backbone), data.fetch.network)
+    trunk, card = load_first(data.backbone, data.fetch.network)
     manifest = read_manifest(data.prepare)
     recipe = Recipe(params.finetune, not card.pretrained, params.seed, int((manifest["split"] == "train").sum()))
     settings = (params.finetune, params.features, params.seed, params.threads)

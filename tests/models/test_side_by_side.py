@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,18 +22,19 @@ from headstart.base.params import Params
 from headstart.data import fetch, prepare
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
+from headstart.engines.openvino import compiled_for
 from headstart.evaluation import explain, report
 from headstart.inference.export import export
 from headstart.inference.package import package
 from headstart.inference.predictor import Predictor, load_predictor
 from headstart.models import weights
-from headstart.models.backbones import load_trunk, stored_architecture
+from headstart.models.backbones import load_first, load_trunk, stored_architecture
 from headstart.models.preprocessing import View
 from headstart.models.weights import store_backbones
 from headstart.training import features, finetune, linear_probe
 from headstart.training.feature_files import load_features
 
-THREE = ["test_resnet@64", "test_vit/squeeze", "test_efficientnet@48/pad"]
+THREE = ["test_resnet@64", "test_vit/squeeze/stages", "test_efficientnet@48/pad"]
 NO_NETWORK = Path("none")
 
 
@@ -83,6 +85,35 @@ def test_the_features_are_those_of_each_network_alone(tmp_path: Path) -> None:
     again = stored_architecture(card.name, card.weights, card.preprocessing).trunk()
     again.network.load_state_dict(trunk.network.state_dict())
     assert torch.equal(again.eval()(trunk.view.batch(seen)), together)
+
+
+@pytest.mark.parametrize("name", ["test_resnet@64", "test_vit", "tf_efficientnet_lite0@64/squeeze"])
+def test_features_of_all_stages_begin_with_those_of_the_last_layer(name: str, tmp_path: Path) -> None:
+    store_backbones(params_of(f"{name}/stages", seed=1), NO_NETWORK, tmp_path)
+    trunk, card = load_trunk(tmp_path)
+    pictures = trunk.view.batch([picture(1), picture(2), picture(3)])
+    whole = trunk.eval()(pictures)
+    assert whole.shape == (3, card.features)
+    first, _ = load_first(tmp_path)
+    last = first.eval()(pictures)
+    assert torch.equal(whole[:, : last.shape[1]], last)
+    assert trunk.view.shown == first.view
+    rest = whole[:, last.shape[1] :]
+    network: Any = trunk.network
+    _, maps = network.forward_intermediates(pictures)
+    if "vit" in name:  # six blocks, of each the patches' mean and the class token
+        assert rest.shape[1] == 6 * 2 * last.shape[1]
+        torch.testing.assert_close(rest[:, : last.shape[1]], maps[0].mean((2, 3)))
+    else:
+        torch.testing.assert_close(rest, torch.cat([each.mean((2, 3)) for each in maps], dim=1))
+    compiled = compiled_for(trunk, pictures)("fp32")
+    torch.testing.assert_close(compiled(pictures), whole, rtol=1e-3, atol=1e-3)
+    assert "all stages" in card.preprocessing.described()
+
+
+def test_stages_are_those_of_timms_networks(tmp_path: Path) -> None:
+    with pytest.raises(HeadstartError, match="backbone 'squeezenet1_0' has no stages that can be looked at: only timm's"):
+        store_backbones(params_of("squeezenet1_0/stages"), NO_NETWORK, tmp_path)
 
 
 def test_one_network_under_two_names_is_refused(tmp_path: Path) -> None:
@@ -195,7 +226,9 @@ def test_one_network_more_is_the_only_one_that_looks_at_the_pictures(monkeypatch
     torch.testing.assert_close(held, trunk.eval()(trunk.view.batch(seen)), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", [THREE[:2], THREE[:1]], ids=len)
+@pytest.mark.parametrize(
+    "backbone", [THREE[:2], THREE[:1], [f"{THREE[0]}/stages"], [f"{THREE[0]}/stages", THREE[1]]], ids="+".join
+)
 @pytest.mark.usefixtures("project")
 def test_every_answer_is_the_same_in_the_package_as_in_the_evaluation(backbone: list[str]) -> None:
     params = settings(*backbone)
@@ -272,11 +305,14 @@ def test_a_list_of_networks_and_their_names_in_one_string_are_the_same() -> None
     ]  # fmt: skip
     for name, view, expected in [
         ("resnet18@288/pad", {}, (288, "pad")),
+        ("resnet18@288/pad/stages", {}, (288, "pad")),
+        ("resnet18/stages", {"size": 288, "frame": "pad"}, (288, "pad")),
         ("resnet18@288", {"frame": "squeeze"}, (288, "squeeze")),
         ("resnet18/squeeze", {"size": 96}, (96, "squeeze")),
     ]:
         single = Params.model_validate({"backbone": name, "view": view})
         assert (single.backbone, single.view.size, single.view.frame) == ("resnet18", *expected)
+        assert single.view.stages == name.endswith("/stages")
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,14 @@ class Preprocessing(Part):
     """As ``models.preprocessing.View``.
 
     Attributes:
+        stages: whether the mean features of all stages stand beside those of the last layer.
         built_for: pixels that the network was built for, where it was trained to be shown another size.
         beside: the same for the networks beside the first, where several stand side by side.
     """
 
     size: int
     frame: Frame = default("centre")
+    stages: bool = default(False)
     built_for: int | None = absent()
     crop: float
     interpolation: str
@@ -44,7 +46,7 @@ class Preprocessing(Part):
             "squeeze": "squeezed into a square",
             "pad": "padded to a square",
         }
-        own = f"{self.size} px, {self.interpolation}, {frames[self.frame]}"
+        own = f"{self.size} px, {self.interpolation}, {frames[self.frame]}{', all stages' if self.stages else ''}"
         return "; ".join([own, *(other.described() for other in self.beside or ())])
 
 

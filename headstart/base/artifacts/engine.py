@@ -22,7 +22,8 @@ class FeaturesDetails(JsonFile):
     """An ``EngineChoice`` and what the last digits depend on besides the inputs.
 
     Attributes:
-        widths: how many features each network has, where several stand side by side; absent otherwise.
+        widths: how many features each network has, where several stand side by side; of a first one with the features of
+            all its stages, its last layer's and the others come apart. Absent where there is one such part.
     """
 
     made_by: ClassVar[str] = "dvc repro features"

@@ -1,6 +1,7 @@
 """Several labels per picture: headstart's stages beside a plain loop that trains the whole network, on the same pictures.
 
     python bench/multi_label.py --pictures 1500     # about half an hour on two quiet cores
+    python bench/multi_label.py --unfreeze all      # headstart trains the whole network too
     python bench/multi_label.py --source TABLE      # your own, with the columns path and labels
 
 The pictures are canvases with one to three emoji each (tests/data/pictures.py), of 160 pixels. The plain loop is what a
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--source", help="a table with the columns path and labels (default: canvases)")
     parser.add_argument("--pictures", type=int, default=1500, help="canvases to make; default: 1500")
     parser.add_argument("--epochs", type=int, default=4, help="on both sides; default: 4")
+    parser.add_argument("--unfreeze", default="half", help="finetune.unfreeze of headstart's side; default: half")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -86,7 +88,7 @@ def main() -> None:
         folder = Path(name, "project")
         clone(
             folder, backbone=NETWORK, seed=asked.seed, data={"source": str(Path(asked.source).resolve())},
-            finetune={"epochs": asked.epochs},
+            finetune={"epochs": asked.epochs, "unfreeze": asked.unfreeze},
         )  # fmt: skip
         stages(folder, "fetch", "prepare", "backbone")
         data, start = DataFolder(folder / "data"), time.perf_counter()

@@ -11,7 +11,7 @@ from headstart.base.errors import HeadstartError, nearest, some
 from headstart.base.params import Data
 from headstart.base.paths import users_path
 from headstart.base.terminal import say
-from headstart.data.picture import Picture, classes_of, is_multi_label
+from headstart.data.picture import SEPARATOR, Picture, classes_of, is_multi_label
 from headstart.data.user_tables import composed, label_names, read_table, table_columns
 
 
@@ -49,7 +49,10 @@ def _new_classes(name: str | None, original: dict[str, Picture], separator: str)
     columns = ("path", "labels") if several else ("path", "label")
     for place, row in _rows("data.relabel", name, columns, original, separator):
         path, where = row["path"], f"data.relabel {name!r}, {place}"
-        labels = label_names(row["labels"], separator, where) if several else [composed(row["label"])]
+        if several:  # suspects.csv has headstart's own separator
+            labels = label_names(row["labels"].replace(SEPARATOR, separator), separator, where)
+        else:
+            labels = [composed(row["label"])]
         for label in labels:
             if label not in classes:
                 hint = nearest(label, classes) or f"it has {', '.join(classes)}"

@@ -46,7 +46,7 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
             f"data.source {data.source!r} holds no files in class folders; expected one folder per class ({listing.root})"
         )
     pictures = _hashed(Listing(listing.root, corrected(listing.pictures, data)), data.source)
-    check_classes([picture for picture in pictures if picture.sha256], data)
+    check_classes([picture for picture in pictures if picture.sha256], data, is_multi_label(listing.pictures))
     if data.limit:
         pictures = _first_of_each_class(pictures, data.limit)
     text = io.StringIO()
@@ -68,23 +68,26 @@ def _of_row(row: dict[str, Any]) -> Picture:
     return picture if labels is None else picture.with_labels(names_in(labels))
 
 
-def check_classes(pictures: list[Picture], data: Data) -> None:
+def check_classes(pictures: list[Picture], data: Data, several: bool) -> None:
     """Whether the pictures have classes that can be learned.
+
+    Args:
+        several: whether the set is a multi-label one, also if no picture of it is left.
 
     Raises:
         HeadstartError: there are too few, or one has a name that it cannot have.
     """
     classes, after = classes_of(pictures), " after data.exclude and data.relabel" if data.exclude or data.relabel else ""
     reserved = classes & RESERVED
-    if is_multi_label(pictures):
-        reserved |= classes & {"labels"}
+    if several:
+        reserved |= classes & {"labels", "unsure", "(none)"}  # the last is what predictions and figures call no class
         _check_labels(pictures, f"data.source {data.source!r}{after}", data.label_separator)
     elif len(classes) < 2:
         found = f"one class only ({min(classes)!r})" if classes else "no class"
         raise HeadstartError(f"data.source {data.source!r} has {found}{after}; at least two are needed")
     if reserved:
         raise HeadstartError(
-            f"data.source {data.source!r} has a class called {min(reserved)!r}, which is also the name of a column of the "
+            f"data.source {data.source!r} has a class called {min(reserved)!r}, which has a meaning of its own in the "
             "predictions; rename the class"
         )
 
@@ -105,8 +108,8 @@ def _check_labels(pictures: list[Picture], source: str, separator: str) -> None:
         )
     if max(counts.values()) < 2:
         raise HeadstartError(
-            f"no class of {source} has two pictures ({some(map(repr, sorted(counts)))}); at least one is needed that has: "
-            f"is data.label_separator, {separator!r}, what stands between the names?"
+            f"no class of {source} has two pictures ({some(map(repr, sorted(counts)))}); at least one is needed that has; "
+            f"in a table, is data.label_separator, {separator!r}, what stands between the names?"
         )
 
 

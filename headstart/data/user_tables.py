@@ -48,7 +48,10 @@ def read_table(
             )
         if columns.count(column) > 1:
             raise HeadstartError(f"{path} has {columns.count(column)} columns called {column!r}; keep one of them")
-    texts = [(place, {column: _text(row.get(column), separator) for column in (*needed, *optional)}) for place, row in rows]
+    texts = [
+        (place, {column: _text(row.get(column), separator, f"{path}, {place}") for column in (*needed, *optional)})
+        for place, row in rows
+    ]
     for place, row in texts:
         for column in needed:
             if not row[column] and column != "labels":
@@ -174,8 +177,21 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
     return columns, rows
 
 
-def _text(value: Any, separator: str) -> str:
+def _text(value: Any, separator: str, where: str) -> str:
+    """A cell as text, a list joined by ``separator``.
+
+    Raises:
+        HeadstartError: something in a list is no name, or holds the separator.
+    """
     if separator and isinstance(value, list):
-        return separator.join(_text(one, "") for one in value)
+        for one in value:
+            if not isinstance(one, str | int | float):
+                raise HeadstartError(f"{where}: {quoted(str(one))} among the labels is no text; give the names of classes")
+            if separator in str(one):
+                raise HeadstartError(
+                    f"{where}: the class {quoted(str(one))} holds {separator!r}, which data.label_separator says stands "
+                    "between names; set that to something that no name holds"
+                )
+        return separator.join(_text(one, "", where) for one in value)
     empty = value is None or value != value  # noqa: PLR0124  # pandas writes an empty cell as NaN
     return "" if empty else str(value).strip()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONFIDENCE_BINS = 15
+
+
+class Ranked(NamedTuple):
+    """The pictures of each class from the most probable on, as far as it does not depend on how often each is drawn.
+
+    Attributes:
+        order: (classes, N) pictures.
+        positive: places of those that have the class, among all of ``order``, class by class.
+        tied: for each of these, the place of the last picture that is as probable.
+        tied_positive: for each of these, which of them is the last that is as probable.
+        number: for each of these, of its class.
+    """
+
+    order: Ints
+    positive: Ints
+    tied: Ints
+    tied_positive: Ints
+    number: Ints
 
 
 @dataclass(frozen=True)
@@ -69,14 +87,14 @@ class Scores:
         return bins
 
     @cached_property
-    def ranked(self) -> tuple[Ints, Ints]:
-        """By class, both (N, classes): the pictures from the most probable on, and the place of the last one that is as
-        probable as the one in a place."""
-        order = np.argsort(-self.probabilities, axis=0, kind="stable")
-        descending = np.take_along_axis(self.probabilities, order, axis=0)
-        last = np.vstack([descending[:-1] != descending[1:], np.ones((1, self.classes), bool)])
-        places = np.where(last, np.arange(len(last))[:, None], len(last))
-        return order, np.minimum.accumulate(places[::-1], axis=0)[::-1]
+    def ranked(self) -> Ranked:
+        order = np.argsort(-self.probabilities.T, axis=1, kind="stable")
+        descending = np.take_along_axis(self.probabilities.T, order, axis=1)
+        last = np.hstack([descending[:, :-1] != descending[:, 1:], np.ones((self.classes, 1), bool)])
+        positive = np.flatnonzero(np.take_along_axis(self.labels.T, order, axis=1))
+        ends = np.flatnonzero(last)
+        tied = ends[np.searchsorted(ends, positive)]
+        return Ranked(order, positive, tied, np.searchsorted(positive, tied, side="right") - 1, positive // order.shape[1])
 
     @cached_property
     def losses(self) -> Floats:
@@ -169,12 +187,13 @@ def _mean_average_precision(scores: Scores, rows: Ints) -> float:
 def _average_precisions(scores: Scores, rows: Ints) -> Floats:
     """(classes,) average precisions, as ``sklearn.metrics.average_precision_score`` has them, which would take minutes for
     the bootstrap; NaN of a class without a picture."""
-    order, last = scores.ranked
-    drawn = np.bincount(rows, minlength=len(scores.labels))[order]
-    positive = drawn * np.take_along_axis(scores.labels, order, axis=0)
-    hits, shown = (np.take_along_axis(each.cumsum(0), last, axis=0) for each in (positive, drawn))
-    total = positive.sum(0)
-    precision = (positive * hits / np.maximum(shown, 1)).sum(0)
+    ranked, classes = scores.ranked, scores.classes
+    drawn = np.bincount(rows, minlength=len(scores.labels)).astype(np.int32)[ranked.order]
+    shown = drawn.cumsum(axis=1, dtype=np.int32).ravel()[ranked.tied]
+    own = drawn.ravel()[ranked.positive]
+    total = np.bincount(ranked.number, own, classes)
+    hits = own.cumsum()[ranked.tied_positive] - (total.cumsum() - total)[ranked.number]
+    precision = np.bincount(ranked.number, own * hits / np.maximum(shown, 1), classes)
     return np.where(total > 0, precision / np.maximum(total, 1), np.nan)
 
 

@@ -317,7 +317,7 @@ def _explain(model: BatchPredictor, picture: Array, label: str | None) -> dict[s
     """The response of POST /explain, for ``label`` or for the most probable class."""
     row = model.probabilities([picture])[0]
     prediction = _prediction(row, model)
-    label = label or model.classes[int(row.argmax())]
+    label = label or model.classes[int(np.argmax(row))]
     return prediction | {"explained": label} | _explanation_images(model, picture, model.classes.index(label))
 
 

@@ -259,9 +259,10 @@ PRIOR_PICTURES = 10
 
 def _f1_at_steps(probabilities: Floats, present: Ints) -> Floats:
     """(steps,) F1 of the answers with each of ``STEPS`` as threshold."""
-    answered = probabilities[:, None] >= STEPS
-    hits = (answered & (present[:, None] == 1)).sum(0)
-    f1: Floats = 2 * hits / np.maximum(answered.sum(0) + present.sum(), 1)
+    reached = np.searchsorted(STEPS, probabilities, side="right")  # how many of the thresholds
+    counts = [np.bincount(reached[some], minlength=len(STEPS) + 1) for some in (slice(None), present == 1)]
+    answered, hits = (count[::-1].cumsum()[::-1][1:] for count in counts)
+    f1: Floats = 2 * hits / np.maximum(answered + present.sum(), 1)
     return f1
 
 

@@ -148,8 +148,8 @@ def _pictures(params: Params) -> tuple[str, str]:
         raise HeadstartError(f"data.source {params.data.source!r} holds no files in class folders")
     pictures = corrected(listed, params.data)
     classes = classes_of(pictures)
-    if is_multi_label(pictures):
-        check_classes(pictures, params.data)
+    if is_multi_label(listed):
+        check_classes(pictures, params.data, several=True)
     elif len(classes) < 2:
         raise HeadstartError(f"data.source {params.data.source!r} has {len(classes)} classes; at least two are needed")
     return OK, f"{len(pictures)} in {len(classes)} classes from {params.data.source}"

@@ -82,7 +82,10 @@ class Sample:
         left_out = tuple(sorted(set(counts.index) - set(classes)))
         drawn = shown["path"].map(lambda path: unit_hash(str(path), seed))
         if task is not SINGLE_LABEL:  # a picture of a class that is left out still tells of the others
-            rows = manifest.index.get_indexer(drawn.sort_values(kind="stable").index)
+            drawn = drawn.sort_values(kind="stable")
+            of_each = by_label[by_label["label"].isin(classes)].loc[drawn.index.intersection(by_label.index)]
+            first = drawn.index.isin(of_each.groupby("label").head(FOLDS).index)
+            rows = manifest.index.get_indexer(drawn.index[np.argsort(~first, kind="stable")])
             some = manifest.iloc[rows]
             return cls(rows, task.labels_of(some, classes), some["group"].to_numpy(), classes, left_out, task)
         shown = shown[shown["label"].isin(classes)]

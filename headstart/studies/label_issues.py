@@ -17,6 +17,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from headstart.base.arrays import Floats, Ints
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.labels import Counts, DuplicatePair, LabelIssues, Outlier, Suspect
 from headstart.base.device import set_up
@@ -81,11 +82,15 @@ def examine(pictures: pd.DataFrame, features: Tensor) -> LabelIssues:
 
 def _classes(pictures: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Classes of which each fold can hold something, and the others."""
-    groups = one_row_per_label(pictures).groupby("label")["group"].nunique()
+    several, by_label = is_multi_label(pictures), one_row_per_label(pictures).groupby("label")
+    groups = by_label["group"].nunique()
     enough = groups >= FOLDS
-    if enough.sum() < (1 if is_multi_label(pictures) else 2):
+    if several:  # of a class that all have, no picture can tell what it looks like where it is missing
+        enough &= len(pictures) - by_label.size() >= FOLDS
+    if enough.sum() < (1 if several else 2):
+        noun, without = ("a class", " and as many without it,") if several else ("two classes", "")
         raise HeadstartError(
-            f"to judge labels takes two classes with at least {FOLDS} training and validation pictures that are no "
+            f"to judge labels takes {noun} with at least {FOLDS} training and validation pictures{without} that are no "
             f"near-duplicates nor of one group; found {enough.sum()} in data/prepare/manifest.parquet"
         )
     return sorted(groups.index[enough]), sorted(groups.index[~enough])
@@ -121,16 +126,12 @@ def find_suspects(pictures: pd.DataFrame, features: Tensor, classes: list[str]) 
 
 
 def find_suspects_of_several(pictures: pd.DataFrame, features: Tensor, classes: list[str]) -> tuple[list[Suspect], int]:
-    """The same where a picture may have several labels: those of which a class is there and should not be, or the other way
+    """As ``find_suspects`` where a picture may have several labels: a class is there and should not be, or the other way
     round. The suggestion changes the one that the other pictures contradict most; the probabilities are that class's."""
-    from cleanlab.multilabel_classification import get_label_quality_scores
-    from cleanlab.multilabel_classification.filter import find_label_issues
-
     labels = MULTI_LABEL.labels_of(pictures, classes)
     logits = held_out_logits(features, labels, folds_of(labels, pictures["group"].to_numpy()), MULTI_LABEL)
     p = MULTI_LABEL.probabilities(logits.astype(np.float64))
-    present = [np.flatnonzero(row).tolist() for row in labels]
-    quality = get_label_quality_scores(present, p)
+    quality, issues = _quality_of_several(labels, p)
     own = np.where(labels == 1, p, 1 - p)
     worst = own.argmin(axis=1)
     suspects = []
@@ -148,7 +149,27 @@ def find_suspects_of_several(pictures: pd.DataFrame, features: Tensor, classes: 
                     suggested_probability=_rounded(1 - probability),
                 )
             )
-    return suspects, int(find_label_issues(present, p).sum())
+    return suspects, issues
+
+
+def _quality_of_several(labels: Ints, p: Floats) -> tuple[Floats, int]:
+    """cleanlab's score of each picture's labels, (N,), and how many pictures it counts as wrong.
+
+    Args:
+        labels: (N, classes) ones and zeros.
+        p: (N, classes) probabilities.
+    """
+    if labels.shape[1] == 1:  # cleanlab takes one class for a mistake, and its being there or not for two classes
+        from cleanlab.count import num_label_issues
+        from cleanlab.rank import get_label_quality_scores as quality_of_one
+
+        there, both = labels[:, 0], np.hstack([1 - p, p])
+        return quality_of_one(there, both), int(num_label_issues(there, both))
+    from cleanlab.multilabel_classification import get_label_quality_scores
+    from cleanlab.multilabel_classification.filter import find_label_issues
+
+    present = [np.flatnonzero(row).tolist() for row in labels]
+    return get_label_quality_scores(present, p), int(find_label_issues(present, p).sum())
 
 
 def neighbours(features: Tensor) -> csr_matrix:

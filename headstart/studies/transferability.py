@@ -40,7 +40,8 @@ def knn_accuracy(features: Tensor, labels: Ints, folds: Folds, task: Task = SING
     x, right = features.cpu().numpy(), 0
     for fitted, held_out in folds:
         nearest = KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(x[fitted], labels[fitted])
-        right += int(task.correct(nearest.predict(x[held_out]), labels[held_out]).sum())
+        answers = nearest.predict(x[held_out]).reshape(labels[held_out].shape)  # of one class it leaves the axis out
+        right += int(task.correct(answers, labels[held_out]).sum())
     return right / len(labels)
 
 
@@ -60,7 +61,8 @@ def log_me(features: Floats, labels: Ints) -> float:
     some = s > s.max() * 1e-7  # directions in which the features have any extent
     u, squared = u[:, some], s[some] ** 2
     evidences = []
-    for y in labels.T if labels.ndim == 2 else (labels == number for number in np.unique(labels)):
+    of_class = labels.T if labels.ndim == 2 else [labels == number for number in np.unique(labels)]
+    for y in (each for each in of_class if each.any() and not each.all()):
         along = (u.T @ y) ** 2
         outside = y.sum() - along.sum()  # of |y|², what no weights can reach
         alpha = beta = 1.0

@@ -399,13 +399,14 @@ def _ece_by_chance(scores: Scores, seed: int) -> float:
     draws of as many pictures: of few pictures, even such a one shows some (Bröcker & Smith 2007, "Increasing the
     reliability of reliability diagrams")."""
     confidence, bins = scores.claims[0].ravel(), scores.confidence_bins.ravel()
+    order = np.argsort(bins, kind="stable")
+    first_of_bin = np.flatnonzero(np.diff(bins[order], prepend=-1))
     chance, at_once = np.random.default_rng(seed), max(1, MOST_AT_ONCE // len(confidence))
     errors: Floats = np.zeros(PERFECT_DRAWS)
     for start in range(0, PERFECT_DRAWS, at_once):
         part = errors[start : start + at_once]
-        correct = chance.random((len(part), len(confidence))) < confidence
-        for number in np.unique(bins):
-            part += np.abs((confidence - correct)[:, bins == number].sum(axis=1)) / len(confidence)
+        gaps = (confidence - (chance.random((len(part), len(confidence))) < confidence))[:, order]
+        part += np.abs(np.add.reduceat(gaps, first_of_bin, axis=1)).sum(axis=1) / len(confidence)
     return float(np.percentile(errors, 95))
 
 

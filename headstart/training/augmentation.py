@@ -16,6 +16,7 @@ from headstart.base.device import derived_seed
 from headstart.base.params import Finetune
 from headstart.data.packed import Pixels
 from headstart.models.preprocessing import View
+from headstart.models.task import SINGLE_LABEL, Task
 from headstart.models.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -84,12 +85,15 @@ class _Shown(nn.Module):
         return str(self.view)
 
 
-def augmentation(settings: Finetune, view: View) -> v2.Transform:
-    """(3, H, W) uint8 → (3, size, size) uint8."""
+def augmentation(settings: Finetune, view: View, task: Task = SINGLE_LABEL) -> v2.Transform:
+    """(3, H, W) uint8 → (3, size, size) uint8.
+
+    There are no random crops where pictures have several labels: one could cut off what a label is of.
+    """
     from torchvision.transforms import v2
 
     steps: list[nn.Module] = []
-    if settings.augment == "none":
+    if settings.augment == "none" or task.kind == "multi-label":
         steps.append(_Shown(view))
     else:
         if view.frame != "centre":

@@ -297,7 +297,7 @@ def _class_weights(labels: Tensor, classes: int, settings: Head) -> Tensor | Non
     if settings.class_weight is None:
         return None
     if labels.ndim == 2:  # each class's pictures weigh as much as those without it
-        present = labels.sum(0).double().clamp(min=1)
+        present = labels.sum(0).double().clamp(1, len(labels) - 1)  # a weight of nothing would leave a class untold
         return (len(labels) - present) / present
     return len(labels) / (classes * torch.bincount(labels, minlength=classes).double())
 

@@ -154,10 +154,10 @@ def _precision(setup: TrainingSetup, network: TrainedNetwork) -> PrecisionChoice
 def _objection(found: Tensor, expected: Tensor, labels: Ints, task: Task) -> str | None:
     """What speaks against logits ``found`` in place of ``expected``, with the limits that hold for engines; None where
     nothing does."""
-    before, after = (task.predict(logits).numpy().reshape(len(labels), -1) for logits in (expected, found))
-    same = float((before == after).all(1).mean())
+    before, after = (task.predict(logits) for logits in (expected, found))
+    same = float((before == after).float().mean())  # of several labels, each class of each picture
     if same < AGREEMENT:
-        return f"answers stay the same on {same:.1%} of the pictures, and {AGREEMENT:.0%} is required"
+        return f"{same:.1%} of the answers stay the same, and {AGREEMENT:.0%} is required"
     before_loss, after_loss = (task.losses(logits.numpy(), labels).mean() for logits in (expected, found))
     moved = float(abs(after_loss - before_loss))
     if not moved <= LOG_LOSS:

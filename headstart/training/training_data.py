@@ -43,7 +43,7 @@ class TrainingData:
         settings = setup.recipe.settings
         self.setup, self.frozen, self.eval_batch = setup, network.frozen, network.eval_batch
         train, val = setup.rows("train"), setup.rows("val")
-        transform = augmentation(settings, setup.trunk.view)
+        transform = augmentation(settings, setup.trunk.view, setup.head.task)
         self.views = TrainingViews(setup.pixels, train, setup.labels[train], transform, setup.recipe.seed)
         self.val_rows, self.val_labels = val, setup.labels[val]
         self.steps = max(1, len(train) // settings.batch_size)

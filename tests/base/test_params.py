@@ -141,7 +141,10 @@ def test_a_file_that_is_no_mapping_is_told_what_was_found(tmp_path: Path, text: 
         ("split: {xyz: 1}", "unknown key 'split.xyz', allowed here: val, test, near_duplicate_bits"),
         ("head: {1: 2}", "unknown key 'head.1', allowed here: kind, C, class_weight"),
         ("head:", "head must hold keys and values (kind, C, class_weight), found None"),
-        ("data: emoji", "data must hold keys and values (source, label_separator, mirror, exclude, relabel, limit), found 'emoji'"),
+        (
+            "data: emoji",
+            "data must hold keys and values (source, label_separator, mirror, exclude, relabel, limit), found 'emoji'",
+        ),
         ("seed: soon", "seed must be a valid integer, found 'soon'"),
         ("seed: true", "seed must be a valid integer, found True"),
         ("seed: 1.5", "seed must be a valid integer, found 1.5"),

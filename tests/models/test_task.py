@@ -172,6 +172,17 @@ def test_thresholds_suit_a_class_with_pictures_and_one_with_few_follows_the_othe
     assert task.thresholds[2] == pytest.approx(together[0], abs=0.35)
 
 
+@given(several())
+@settings(max_examples=50, deadline=None)
+def test_a_threshold_of_one_class_has_the_best_f1_of_all(drawn: tuple[Floats, Ints]) -> None:
+    logits, labels = drawn
+    probabilities, labels = MULTI_LABEL.probabilities(logits)[:, :1], labels[:, :1]
+    (chosen,) = MULTI_LABEL.with_thresholds(probabilities, labels).thresholds or ()
+    steps = np.round(np.arange(0.02, 0.99, 0.01), 2)
+    scores = [f1_score(labels[:, 0], probabilities[:, 0] >= step, zero_division=0) for step in steps]
+    assert f1_score(labels[:, 0], probabilities[:, 0] >= chosen, zero_division=0) == pytest.approx(max(scores))
+
+
 @pytest.mark.parametrize("weights", [None, "balanced"])
 def test_the_head_for_several_labels_is_scikit_learns_one_vs_rest(weights: str | None) -> None:
     rng = np.random.default_rng(1)
@@ -204,6 +215,17 @@ def test_a_head_for_several_labels_is_chosen_averaged_and_stored(kind: str, tmp_
     for number in range(2):
         assert average_precision_score(fresh[:, number] > 0.8, probabilities[:, number]) > 0.9
     assert probabilities[:, 2].mean() < 0.1
+
+
+def test_a_class_that_every_training_picture_has_is_said_to_be_there(tmp_path: Path) -> None:
+    x = torch.from_numpy(np.random.default_rng(3).normal(size=(120, 6)).astype(np.float32))
+    y = torch.stack([(x[:, 0] > 0).long(), torch.ones(120, dtype=torch.long)], dim=1)
+    for number, weights in enumerate((None, "balanced")):
+        settings_ = Head.model_validate({"C": [0.1, 1.0], "class_weight": weights})
+        head = train_head(
+            (x[:80], y[:80]), (x[80:], y[80:]), ["right", "all"], settings_, tmp_path / str(number), None, MULTI_LABEL
+        )
+        assert (MULTI_LABEL.probabilities(head.logits(x) / head.temperature)[:, 1] > 0.9).all()
 
 
 def test_several_labels_are_fine_tuned_and_calibrated(

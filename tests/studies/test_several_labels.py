@@ -97,3 +97,41 @@ def test_rounded_features_are_refused_by_what_they_do_to_a_class() -> None:
     poor = features.clone()
     poor[:, :3] += 0.02 * torch.randn(240, 3, generator=torch.Generator().manual_seed(1))
     assert "probe's" in (objection_to(poor, features, encoded) or "")
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_class_that_all_pictures_have_is_not_judged_and_one_class_is_enough(classes: int) -> None:
+    manifest, features, labels = made()
+    for names, row in zip(manifest["labels"], labels, strict=True):
+        names[:] = ["everywhere", *(name for name, there in zip(CLASSES[:classes], row, strict=False) if there)]
+    spoiled = list(range(10, 16))
+    for row in spoiled:
+        manifest.at[row, "labels"] = sorted(set(manifest.at[row, "labels"]) ^ {CLASSES[0]})
+    found = examine(manifest, features)
+    assert found.left_out == ["everywhere"]
+    first = {suspect.path for suspect in found.suspects[:12]}
+    assert len(first & {f"{row}.jpg" for row in spoiled}) >= 4
+    manifest["labels"] = [["everywhere"]] * 240
+    with pytest.raises(HeadstartError, match=r"takes a class with at least 5 .* pictures and as many without"):
+        examine(manifest, features)
+
+
+def test_neighbours_are_asked_about_one_class_as_about_two() -> None:
+    manifest, features, labels = made()
+    one = labels[:, :1]
+    folds = folds_of(one, manifest["group"].to_numpy())
+    assert knn_accuracy(features, one, folds, MULTI_LABEL) == knn_accuracy(features, one[:, 0], folds)
+    with_empty = np.hstack([labels, np.zeros((240, 1), int)])
+    assert log_me(features.numpy(), with_empty) == log_me(features.numpy(), labels)
+
+
+def test_the_first_pictures_of_a_sample_have_five_of_a_rare_class() -> None:
+    manifest, _, _ = made()
+    for row in range(200, 206):
+        manifest.at[row, "labels"] = [*manifest.at[row, "labels"], "zebra"]
+    manifest["group"] = [f"group {number}" for number in range(240)]
+    for seed in range(5):
+        sample = Sample.of(manifest, seed)
+        assert sample.classes[-1] == "zebra"
+        assert sample.labels[: FOLDS * len(sample.classes), -1].sum() >= FOLDS
+        assert len(set(sample.rows.tolist())) == 240

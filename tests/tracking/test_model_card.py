@@ -66,8 +66,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
     FinetuneDetails(
         ran=True, scratch=False, size=224, blocks_unfrozen=5, frozen_part=EngineChoice(engine="torch", why=""),
         precision=PrecisionChoice(precision="fp32", why=""),
-        processor="x86_64 AVX2", threads=2, epochs=4, best_epoch=3, averaged_epochs=[3], trained_share=1.0, mixtures=[], temperature=1.0,
-        classes=CLASSES,
+        processor="x86_64 AVX2", threads=2, epochs=4, best_epoch=3, averaged_epochs=[3], trained_share=1.0, mixtures=[],
+        temperature=1.0, classes=CLASSES,
     ).write(data.finetune.details)  # fmt: skip
     packaged = data.package.model.classifier
     write_text(packaged.weights, "x" * 2_000_000)

@@ -83,8 +83,9 @@ class Sample:
         drawn = shown["path"].map(lambda path: unit_hash(str(path), seed))
         if task is not SINGLE_LABEL:  # a picture of a class that is left out still tells of the others
             drawn = drawn.sort_values(kind="stable")
-            of_each = by_label[by_label["label"].isin(classes)].loc[drawn.index.intersection(by_label.index)]
-            first = drawn.index.isin(of_each.groupby("label").head(FOLDS).index)
+            kept = by_label[by_label["label"].isin(classes)]
+            in_order = kept.loc[drawn.index[drawn.index.isin(kept.index)].unique()]
+            first = drawn.index.isin(in_order.groupby("label").head(FOLDS).index)
             rows = manifest.index.get_indexer(drawn.index[np.argsort(~first, kind="stable")])
             some = manifest.iloc[rows]
             return cls(rows, task.labels_of(some, classes), some["group"].to_numpy(), classes, left_out, task)

@@ -37,10 +37,12 @@ def knn_accuracy(features: Tensor, labels: Ints, folds: Folds, task: Task = SING
     """Accuracy of the five nearest neighbours by cosine, those in a picture's own fold left out."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    x, right = features.cpu().numpy(), 0
+    x, right, asked = features.cpu().numpy(), 0, labels
+    if labels.ndim == 2 and labels.shape[1] == 1:  # scikit-learn warns of an axis for one class
+        asked = labels[:, 0]
     for fitted, held_out in folds:
-        nearest = KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(x[fitted], labels[fitted])
-        answers = nearest.predict(x[held_out]).reshape(labels[held_out].shape)  # of one class it leaves the axis out
+        nearest = KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(x[fitted], asked[fitted])
+        answers = nearest.predict(x[held_out]).reshape(labels[held_out].shape)
         right += int(task.correct(answers, labels[held_out]).sum())
     return right / len(labels)
 

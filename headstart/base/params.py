@@ -259,7 +259,7 @@ class Retrain(Section):
 
 
 def network_and_view(candidate: str, view: View = PUBLISHED_VIEW, key: str = "rank.candidates") -> tuple[str, View]:
-    """NAME[@SIZE][/FRAME][/stages], as ``backbone`` and ``rank.candidates`` have them, taken apart.
+    """``NAME[@SIZE][/FRAME][/stages]``, as ``backbone`` and ``rank.candidates`` have them, taken apart.
 
     Args:
         view: what holds where ``candidate`` says nothing.

@@ -111,9 +111,21 @@ def test_names_that_are_joined_are_the_names_that_are_read(names: list[str], sep
         ("path,labels,split", ["0.png,a,trian"], "set.csv, line 2: split 'trian'; allowed: train, val, test or empty"),
         ("path,labels", ["0.png,", "1.png,;"], "has a label; at least one class is needed"),
         ("path,labels", ["0.png,a;b", "1.png,b;a"], "has the same labels ('a', 'b'); pictures without them are needed too"),
-        ("path,labels", ["0.png,a;b", "1.png,c"], "has two pictures ('a', 'b', 'c'); at least one is needed that has; in a"),
-        ("path,labels", ["0.png,label", "1.png,label", "2.png,"], "has a class called 'label', which has a meaning of its own"),
-        ("path,labels", ["0.png,labels", "1.png,labels", "2.png,"], "has a class called 'labels', which has a meaning of its"),
+        (
+            "path,labels",
+            ["0.png,a;b", "1.png,c"],
+            "has two pictures ('a', 'b', 'c'); at least one is needed that has; in a",
+        ),
+        (
+            "path,labels",
+            ["0.png,label", "1.png,label", "2.png,"],
+            "has a class called 'label', which has a meaning of its own",
+        ),
+        (
+            "path,labels",
+            ["0.png,labels", "1.png,labels", "2.png,"],
+            "has a class called 'labels', which has a meaning of its",
+        ),
         ("path,labels", [], "set.csv has no rows"),
     ],
 )

@@ -19,7 +19,7 @@ from headstart.base.arrays import Floats
 from headstart.base.params import Gate
 from headstart.evaluation.intervals import wilson
 from headstart.evaluation.metrics import METRICS, Scores
-from headstart.tracking.gate import Side, judge
+from headstart.tracking.judge import Side, judge
 
 CLASSES, SKILL, COMMON = 4, 2.5, 0.8
 NAMES = [f"class {number}" for number in range(CLASSES)]

@@ -2,7 +2,7 @@
 
     python bench/mutants.py                                            # all of TESTS: hours
     python bench/mutants.py headstart/data/splits.py
-    python bench/mutants.py headstart/tracking/gate.py judge _gain     # these functions only
+    python bench/mutants.py headstart/tracking/judge.py judge _gain     # these functions only
 
 Changes one thing at a time (< to <=, 1 to 2, and to or, + to -, ...), runs the module's tests until one fails, and prints
 the changes that none notices. docs/promises.md explains those that are left. Each runs in a fork of one warm process.
@@ -35,6 +35,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 TESTS = {
     "headstart/data/splits.py": ["tests/data/test_splits.py", "tests/evaluation/test_metrics.py"],
     "headstart/tracking/gate.py": ["tests/tracking/test_gate.py"],
+    "headstart/tracking/judge.py": ["tests/tracking/test_gate.py"],
     "headstart/evaluation/metrics.py": ["tests/evaluation/test_metrics.py"],
     "headstart/evaluation/intervals.py": ["tests/evaluation/test_intervals.py"],
     "headstart/base/identity.py": ["tests/base/test_identity.py"],

@@ -39,7 +39,7 @@ from headstart.base.terminal import say
 from headstart.operations.git_branch import Branch
 
 if TYPE_CHECKING:
-    from headstart.tracking.gate import Decision
+    from headstart.tracking.judge import Decision
     from headstart.tracking.registry import Registry, Version
 
 # Exit statuses of the command. 75 is EX_TEMPFAIL of sysexits.h; Ctrl-C and SIGTERM give 130.

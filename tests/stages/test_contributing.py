@@ -24,7 +24,7 @@ GATE = """
 import numpy as np
 from headstart.base.params import Params
 from headstart.evaluation.metrics import Scores
-from headstart.tracking.gate import Side, judge
+from headstart.tracking.judge import Side, judge
 
 params, labels = Params.load(), np.zeros(20, np.int64)
 second, third = (Side(n, Scores(np.tile(p, (20, 1)), labels), frozenset(range(3)), 0.01) for n, p in enumerate(

@@ -36,7 +36,8 @@ from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
 from headstart.models.task import MULTI_LABEL, SINGLE_LABEL, MultiLabel, Task
 from headstart.tracking import gate, store
-from headstart.tracking.gate import Decision, Side, judge
+from headstart.tracking import judge as judging
+from headstart.tracking.judge import Decision, Side, judge
 from headstart.tracking.registry import Registry, Version
 from headstart.tracking.result import result_digest
 from headstart.tracking.track import track
@@ -307,10 +308,10 @@ def test_of_several_labels_the_log_loss_is_compared_on_the_classes_that_both_kno
 
 def test_the_calibration_that_chance_shows_is_drawn_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = side_of_several(3, 0.1).scores
-    at_once = gate._ece_by_chance(scores, 0)
+    at_once = judging._ece_by_chance(scores, 0)
     assert 0 < at_once < 0.05
-    monkeypatch.setattr(gate, "MOST_AT_ONCE", 7 * PRESENT.size)
-    assert gate._ece_by_chance(scores, 0) == pytest.approx(at_once)
+    monkeypatch.setattr(judging, "MOST_AT_ONCE", 7 * PRESENT.size)
+    assert judging._ece_by_chance(scores, 0) == pytest.approx(at_once)
 
 
 # --- the whole gate, on a real store, with networks that know colours -----------------------------------------------------

@@ -75,12 +75,12 @@ def predict(
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """
-    from headstart.inference import batch
+    from headstart.inference import batch, prediction_files
 
     suffix = output.suffix.lower() if output is not None else ""
-    form = form or batch.SUFFIXES.get(suffix, "text")
-    if form not in batch.FORMATS:
-        raise HeadstartError(f"--format {form!r}; allowed: {', '.join(batch.FORMATS)}")
+    form = form or prediction_files.SUFFIXES.get(suffix, "text")
+    if form not in prediction_files.FORMATS:
+        raise HeadstartError(f"--format {form!r}; allowed: {', '.join(prediction_files.FORMATS)}")
     batch.predict(_files(pictures), model, form, output, max_error, trust)
 
 

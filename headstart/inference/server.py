@@ -36,9 +36,10 @@ from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.data.decode import Array
 from headstart.evaluation import pages
-from headstart.inference.batch import BatchPredictor, Selection, answer_as_json
+from headstart.inference.batch import BatchPredictor, Selection
 from headstart.inference.lanes import OVERLOADED, Lanes
 from headstart.inference.own_pages import OwnPagesOnly
+from headstart.inference.prediction_files import answer_as_json
 from headstart.inference.request_body import MAX_PICTURES, picture_files
 
 MAX_PENDING_BYTES = 256 << 20  # of bodies not decoded yet, and again of pictures that wait for the network

@@ -50,7 +50,8 @@ def test_parameters_that_are_numbers_can_be_axes(finished: Clone) -> None:
     words = {key for key, value in run.data.params.items() if not is_number(value)}
     assert words == {
         "backbone", "weights", "data.source", "features.engine", "head.kind", "head.C", "finetune.unfreeze",
-        "finetune.batch_norm", "view.frame", "finetune.hflip", "finetune.augment", "finetune.precision", "prepare.formats",
+        "finetune.batch_norm", "view.frame", "view.stages", "finetune.hflip", "finetune.augment", "finetune.precision",
+        "prepare.formats", "data.label_separator",
     }  # fmt: skip
     sections = {key.split(".")[0] for key in run.data.params}
     assert not sections & {"rank", "why", "labels", "tune", "tracking"}

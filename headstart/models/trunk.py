@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -52,9 +53,11 @@ class Trunk(nn.Module):
 
 
 def plain(trunk: Trunk) -> Trunk:
-    """The same network, of which the last layer's features alone are wanted: those that fine-tuning trains."""
-    trunk.view = replace(trunk.view, stages=False)
-    return trunk
+    """The same network, with the same weights in memory, of which the last layer's features alone are wanted: those that
+    fine-tuning trains."""
+    same = copy(trunk)
+    same.view = replace(trunk.view, stages=False)
+    return same
 
 
 def has_stages(network: nn.Module) -> bool:

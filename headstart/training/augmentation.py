@@ -16,7 +16,7 @@ from headstart.base.device import derived_seed
 from headstart.base.params import Finetune
 from headstart.data.packed import Pixels
 from headstart.models.preprocessing import View
-from headstart.models.task import SINGLE_LABEL, Task
+from headstart.models.task import SINGLE_LABEL, MultiLabel, Task
 from headstart.models.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def augmentation(settings: Finetune, view: View, task: Task = SINGLE_LABEL) -> v
     from torchvision.transforms import v2
 
     steps: list[nn.Module] = []
-    if settings.augment == "none" or task.kind == "multi-label":
+    if settings.augment == "none" or isinstance(task, MultiLabel):
         steps.append(_Shown(view))
     else:
         if view.frame != "centre":

@@ -30,6 +30,7 @@ from headstart.inference.predictor import Predictor, load_predictor
 from headstart.models import weights
 from headstart.models.backbones import load_first, load_trunk, stored_architecture
 from headstart.models.preprocessing import View
+from headstart.models.trunk import plain
 from headstart.models.weights import store_backbones
 from headstart.training import features, finetune, linear_probe
 from headstart.training.feature_files import load_features
@@ -98,6 +99,8 @@ def test_features_of_all_stages_begin_with_those_of_the_last_layer(name: str, tm
     last = first.eval()(pictures)
     assert torch.equal(whole[:, : last.shape[1]], last)
     assert trunk.view.shown == first.view
+    assert torch.equal(plain(trunk)(pictures), last)
+    assert torch.equal(trunk(pictures), whole)  # which is left as it was
     rest = whole[:, last.shape[1] :]
     network: Any = trunk.network
     _, maps = network.forward_intermediates(pictures)

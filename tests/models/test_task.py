@@ -21,6 +21,7 @@ import headstart
 from headstart.base.arrays import Floats, Ints
 from headstart.base.params import Head
 from headstart.data.packed import Pixels
+from headstart.data.picture import SEPARATOR
 from headstart.evaluation.metrics import (
     METRICS,
     Scores,
@@ -38,7 +39,7 @@ from headstart.models.backbones import architecture
 from headstart.models.calibration import calibrated_losses, fit_temperature
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
-from headstart.models.task import MULTI_LABEL, SINGLE_LABEL, Task, task_of
+from headstart.models.task import LABEL_SEPARATOR, MULTI_LABEL, SINGLE_LABEL, Task, task_of
 from headstart.training import finetuned, trainer
 from headstart.training.head_files import load_head
 from headstart.training.linear_probe import train_head
@@ -144,6 +145,10 @@ def test_a_label_that_is_no_class_counts_for_nothing_and_a_picture_may_have_none
     assert encoded.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
     assert MULTI_LABEL.answer(np.array([0.6, 0.4, 0.9]), NAMES) == ("ant;wasp", pytest.approx(0.6 * 0.6 * 0.9))
     assert MULTI_LABEL.answer(np.array([0.1, 0.4, 0.2]), NAMES)[0] == ""
+
+
+def test_names_are_joined_by_what_no_class_may_have_in_its_name() -> None:
+    assert LABEL_SEPARATOR == SEPARATOR
 
 
 def test_labels_are_smoothed_towards_a_share_that_rare_classes_can_have() -> None:

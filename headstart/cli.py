@@ -276,12 +276,11 @@ def why(
     from headstart.base.params import Params
     from headstart.studies.summary import Story
 
-    data = DATA
-    story = Story.of(data, Params.load())
+    story = Story.of(DATA, Params.load())
     _say_if_made_by_other_code("why", command=TransferGain.made_by)
     say(*story.lines())
-    page = data.why.page
-    story.write_page(page, data)
+    page = DATA.why.page
+    story.write_page(page, DATA)
     say(f"The whole story, with plots: {page}")
     if show if show is not None else sys.stdout.isatty():
         webbrowser.open(page.resolve().as_uri())

@@ -33,9 +33,6 @@ from headstart.studies.learning_curves import (
     plan,
 )
 from headstart.studies.transfer_gain import (
-    CANT_TELL,
-    NOT_WORTH,
-    WORTH,
     Set,
     advice_230,
     advice_231,
@@ -44,6 +41,7 @@ from headstart.studies.transfer_gain import (
     verdict,
     with_more,
 )
+from headstart.studies.transfer_gain_report import CANT_TELL, NOT_WORTH, WORTH
 from headstart.training import finetune
 from headstart.training.checkpoint import STATE
 from headstart.training.linear_probe import folds_of

@@ -22,7 +22,7 @@ from typing import Any
 
 from _project import clone, stages
 
-from headstart.base.params import network_and_view
+from headstart.base.sections import network_and_view
 
 KEPT = Path(__file__).with_name("choices.json")
 FIGURES = {"log_loss": -1, "probe_accuracy": 1, "logme": 1, "knn_accuracy": 1, "imagenet_top1": 1}  # 1: more is better

@@ -70,7 +70,7 @@ def headstart(folder: Path) -> dict[str, float]:
     import torch
 
     from headstart.base.device import set_up
-    from headstart.base.params import Data, Finetune, Prepare, Split
+    from headstart.base.sections import Data, Finetune, Prepare, Split
     from headstart.base.threads import cores
     from headstart.data.fetch import fetch
     from headstart.data.packed import Pixels

@@ -60,7 +60,7 @@ def fill(asked: argparse.Namespace) -> None:
     """What fastai gets: the weights, and the pictures in folders as prepare split them."""
     from PIL import Image
 
-    from headstart.base.params import Data
+    from headstart.base.sections import Data
     from headstart.data.decode import decode
     from headstart.data.manifest import read_manifest
     from headstart.data.sources import locate

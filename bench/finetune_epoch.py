@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from tutorial_loop import generate
 
 from headstart.base.device import multiplies_bf16, processor, set_up
-from headstart.base.params import Data, Finetune, Prepare, Split
+from headstart.base.sections import Data, Finetune, Prepare, Split
 from headstart.base.threads import cores
 from headstart.data.fetch import fetch
 from headstart.data.packed import Pixels

@@ -16,7 +16,7 @@ import sys
 import numpy as np
 
 from headstart.base.arrays import Floats
-from headstart.base.params import Gate
+from headstart.base.sections import Gate
 from headstart.evaluation.intervals import wilson
 from headstart.evaluation.metrics import METRICS, Scores
 from headstart.tracking.judge import Side, judge

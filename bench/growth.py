@@ -53,7 +53,7 @@ def draw(folder: Path, first: int) -> None:
 
 def run(stage: str, pictures: Path) -> dict[str, float]:
     """Run a stage in the current folder, as its script does: seconds, and the peak of RSS."""
-    from headstart.base.params import Data, Prepare, Split
+    from headstart.base.sections import Data, Prepare, Split
     from headstart.base.threads import cores
     from headstart.data.fetch import fetch, read_manifest
 

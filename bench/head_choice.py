@@ -25,7 +25,7 @@ from _project import with_features
 from numpy.typing import NDArray
 
 from headstart.base.device import set_up
-from headstart.base.params import Head
+from headstart.base.sections import Head
 from headstart.data.manifest import class_names, read_manifest
 from headstart.models.calibration import calibrated_losses, fit_temperature
 from headstart.models.task import SINGLE_LABEL

@@ -37,9 +37,10 @@ sys.path.insert(0, str(ROOT))
 from headstart.base.artifacts import PrepareFolder
 from headstart.base.artifacts.audit import AuditReport
 from headstart.base.errors import HeadstartError, refusal
-from headstart.base.params import Data, Params, Prepare, Split
+from headstart.base.params import Params
 from headstart.base.paths import network_file, weights_file
 from headstart.base.safe_text import visible
+from headstart.base.sections import Data, Prepare, Split
 from headstart.data.archives import unpack
 from headstart.data.contact_sheet import write_contact_sheet
 from headstart.data.decode import Unusable

@@ -17,7 +17,7 @@ import torch
 from _project import with_features
 from why_digits import write_digits
 
-from headstart.base.params import Head
+from headstart.base.sections import Head
 from headstart.models import calibration
 from headstart.training import linear_probe
 from headstart.training.feature_files import load_features

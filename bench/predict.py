@@ -65,7 +65,7 @@ def package(model: Path) -> None:
 
 def features(folder: Path) -> dict[str, float]:
     from headstart.base.device import set_up
-    from headstart.base.params import Data, Prepare, Split
+    from headstart.base.sections import Data, Prepare, Split
     from headstart.base.threads import cores
     from headstart.data.fetch import fetch
     from headstart.data.packed import Pixels

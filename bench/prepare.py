@@ -62,7 +62,7 @@ def fill(asked: argparse.Namespace) -> None:
 
 
 def headstart(folder: Path) -> float:
-    from headstart.base.params import Data, Prepare, Split
+    from headstart.base.sections import Data, Prepare, Split
     from headstart.base.threads import cores
     from headstart.data.fetch import fetch
     from headstart.data.prepare import prepare

@@ -76,7 +76,7 @@ def headstart(folder: Path) -> dict[str, float]:
     import torch
 
     from headstart.base.device import set_up
-    from headstart.base.params import Data, Prepare, Split
+    from headstart.base.sections import Data, Prepare, Split
     from headstart.base.threads import cores
     from headstart.data.fetch import fetch
     from headstart.data.packed import Pixels

@@ -22,10 +22,14 @@ def _section(root: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel
     return model
 
 
-def explained(problem: Any, root: type[BaseModel]) -> str:
-    """A problem that pydantic found in ``root``: a sentence with the key's path, what was found and what is allowed."""
+def explained(problem: Any, root: type[BaseModel], prefix: str = "") -> str:
+    """A problem that pydantic found in ``root``: a sentence with the key's path, what was found and what is allowed.
+
+    Args:
+        prefix: of the key's path, where ``root`` is a section.
+    """
     location = tuple(problem["loc"])
-    key = shortened(".".join(str(part) for part in location), 120)
+    key = shortened(prefix + ".".join(str(part) for part in location), 120)
     if problem["type"] == "value_error":  # ours: it names its keys itself
         return str(problem["ctx"]["error"])
     if problem["type"] in ("extra_forbidden", "invalid_key"):

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from headstart.base.errors import HeadstartError, nearest, some
-from headstart.base.params import Data
 from headstart.base.paths import users_path
+from headstart.base.sections import Data
 from headstart.base.terminal import say
 from headstart.data.picture import SEPARATOR, Picture, classes_of, is_multi_label
 from headstart.data.user_tables import composed, label_names, read_table, table_columns

@@ -16,8 +16,9 @@ from headstart.base.errors import HeadstartError, some
 from headstart.base.files import replacing, sha256_of, write_text
 from headstart.base.identity import write_code
 from headstart.base.kept import read_kept, write_kept
-from headstart.base.params import Data, Params
+from headstart.base.params import Params
 from headstart.base.paths import network_file, state_folder, weights_file
+from headstart.base.sections import Data
 from headstart.base.terminal import say
 from headstart.data.corrections import corrected
 from headstart.data.picture import Listing, Picture, classes_of, is_multi_label, names_in

@@ -10,7 +10,7 @@ import numpy as np
 
 from headstart.base.arrays import Ints
 from headstart.base.errors import some
-from headstart.base.params import Split
+from headstart.base.sections import Split
 from headstart.base.terminal import say
 from headstart.data import duplicates
 from headstart.data.audit import Audit

@@ -24,8 +24,8 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, sha256_of, write_text
 from headstart.base.identity import code_of
 from headstart.base.kept import say_damaged
-from headstart.base.params import Prepare
 from headstart.base.progress import progress
+from headstart.base.sections import Prepare
 from headstart.base.terminal import say
 from headstart.data.audit import Audit
 from headstart.data.decode import RESIZE_ABOVE, Array, Unusable

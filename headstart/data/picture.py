@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from headstart.base.params import Data
+    from headstart.base.sections import Data
 
 
 SEPARATOR = ";"  # between the class names of a picture in headstart's own tables; no class name may hold it

@@ -13,8 +13,9 @@ import pandas as pd
 from headstart.base.artifacts import DataFolder, PrepareFolder
 from headstart.base.errors import HeadstartError, some
 from headstart.base.files import remove_cut_short, replacing
-from headstart.base.params import Params, Prepare, Split
+from headstart.base.params import Params
 from headstart.base.paths import state_folder
+from headstart.base.sections import Prepare, Split
 from headstart.base.terminal import say
 from headstart.base.threads import cores
 from headstart.data.audit import Audit

@@ -8,8 +8,8 @@ pandas before a source needs it, so that listing an unchanged folder is quick.
 from __future__ import annotations
 
 from headstart.base.errors import HeadstartError, nearest
-from headstart.base.params import Data
 from headstart.base.paths import users_path
+from headstart.base.sections import Data
 from headstart.data.picture import Listing, Source
 from headstart.data.sources_archive import Address, Archive
 from headstart.data.sources_coco import Coco

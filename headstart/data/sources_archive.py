@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from headstart.base.errors import HeadstartError
 from headstart.base.kept import read_kept, write_kept
-from headstart.base.params import Data
 from headstart.base.paths import state_folder, users_path
+from headstart.base.sections import Data
 from headstart.base.terminal import say
 from headstart.data.archives import is_archive, unpack
 from headstart.data.download import download, download_folder, is_address, stamp

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Data
 from headstart.base.paths import users_path
 from headstart.base.safe_text import quoted, shortened
+from headstart.base.sections import Data
 from headstart.data.picture import Listing, Picture, Source
 from headstart.data.sources_folder import NO_TEXT
 from headstart.data.sources_table import relative_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Data
+from headstart.base.sections import Data
 from headstart.data.picture import Listing, Picture, Source
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Data
 from headstart.base.paths import users_path
+from headstart.base.sections import Data
 from headstart.data.picture import Listing, Picture, Source
 
 SPLIT_NAMES = {

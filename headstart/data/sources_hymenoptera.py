@@ -7,8 +7,8 @@ from pathlib import Path
 
 from headstart.base.errors import HeadstartError
 from headstart.base.files import sha256_of
-from headstart.base.params import Data
 from headstart.base.paths import state_folder
+from headstart.base.sections import Data
 from headstart.data.archives import unpack
 from headstart.data.download import download
 from headstart.data.picture import Listing, Source

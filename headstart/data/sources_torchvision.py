@@ -10,9 +10,9 @@ from typing import Any
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.files import replacing
 from headstart.base.kept import read_kept, write_kept
-from headstart.base.params import Data
 from headstart.base.paths import state_folder
 from headstart.base.safe_text import shortened
+from headstart.base.sections import Data
 from headstart.data.picture import Listing, Picture, Source
 
 # The constructor arguments of each split. Left out are sets whose publisher holds back the test labels and sets that do

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
@@ -92,14 +93,29 @@ def fit_path(
 
         units = torch.cat([scale, bias_scale[:, None]], dim=1)
         start = units.reciprocal_() * _starting_point(solutions, math.log(strength))
-        result = minimize(
-            loss, start.double().cpu().numpy().ravel(), jac=True, method="L-BFGS-B",
-            options={"maxiter": MAX_ITERATIONS, "maxcor": 20, "ftol": TOLERANCE, "gtol": 0.0},
-        )  # fmt: skip
-        given = torch.from_numpy(result.x).to(features).view(classes, width + 1)
+        solved, steps = _minimised(loss, start.double().cpu().numpy().ravel())
+        given = torch.from_numpy(solved).to(features).view(classes, width + 1)
         solution, bias = given[:, :-1] * scale, given[:, -1] * bias_scale
         solutions.append((math.log(strength), torch.cat([solution, bias[:, None]], dim=1)))
-        yield solution @ axes.T, bias, int(result.nit)
+        yield solution @ axes.T, bias, steps
+
+
+def _minimised(loss: Callable[[Floats], tuple[float, Floats]], start: Floats) -> tuple[Floats, int]:
+    """Where ``loss`` is least, and the number of steps. SciPy's first step goes one unit along the gradient. Since the
+    curvature is about one in every direction, the right length is the gradient's own, so that is made the unit."""
+    at_start = loss(start)
+    unit = float(np.linalg.norm(at_start[1])) or 1.0
+    known = [(at_start[0], at_start[1] * unit)]  # SciPy's first call asks for the start
+
+    def in_units(flat: Floats) -> tuple[float, Floats]:
+        if known:
+            return known.pop()
+        value, gradient = loss(flat * unit)
+        return value, gradient * unit
+
+    options = {"maxiter": MAX_ITERATIONS, "maxcor": 20, "ftol": TOLERANCE, "gtol": 0.0}
+    result = minimize(in_units, start / unit, jac=True, method="L-BFGS-B", options=options)
+    return result.x * unit, int(result.nit)
 
 
 def loss_weights(labels: Tensor, class_weight: Tensor | None) -> Tensor:

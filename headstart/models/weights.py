@@ -28,9 +28,10 @@ from headstart.base.artifacts.card import Card, WeightsSource
 from headstart.base.errors import HeadstartError
 from headstart.base.files import remove_cut_short, replacing, sha256_of
 from headstart.base.kept import say_damaged
-from headstart.base.params import Params, View
+from headstart.base.params import Params
 from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of, weights_file
 from headstart.base.safe_text import shortened
+from headstart.base.sections import View
 from headstart.base.terminal import say
 from headstart.models import backbones
 from headstart.models.backbones import Architecture, architecture

@@ -24,8 +24,9 @@ from headstart.base.artifacts import BackboneFolder
 from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
 from headstart.base.identity import code_of
-from headstart.base.params import Params, network_and_view
+from headstart.base.params import Params
 from headstart.base.paths import file_name_of
+from headstart.base.sections import network_and_view
 from headstart.base.terminal import say
 from headstart.data.manifest import one_row_per_label
 from headstart.data.splits import unit_hash

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from headstart.base.params import Budget
+from headstart.base.sections import Budget
 from headstart.evaluation.intervals import mean
 from headstart.studies.transferability import Probe
 

@@ -23,8 +23,9 @@ from headstart.base.arrays import Bools, Floats, Ints
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.why import Cut
 from headstart.base.kept import read_kept, write_kept
-from headstart.base.params import Finetune, Params
+from headstart.base.params import Params
 from headstart.base.progress import hidden, progress
+from headstart.base.sections import Finetune
 from headstart.base.terminal import say
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch

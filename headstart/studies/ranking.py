@@ -18,8 +18,9 @@ from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.rank import RankedBackbone, Ranking
 from headstart.base.device import set_up
 from headstart.base.measurements import Measurements, machine
-from headstart.base.params import Params, network_and_view
+from headstart.base.params import Params
 from headstart.base.paths import SIDE_BY_SIDE, state_folder
+from headstart.base.sections import network_and_view
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels

@@ -8,8 +8,9 @@ from headstart.base import terminal
 from headstart.base.artifacts.rank import Ranking
 from headstart.base.errors import HeadstartError
 from headstart.base.files import write_text
-from headstart.base.params import Params, View, network_and_view
+from headstart.base.params import Params
 from headstart.base.paths import members_of
+from headstart.base.sections import View, network_and_view
 from headstart.base.terminal import Column, cells, number
 from headstart.base.yaml_file import set_values
 

@@ -11,7 +11,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from headstart.base.artifacts.tune import Knobs
 from headstart.base.errors import HeadstartError
 from headstart.base.identity import digest_of
-from headstart.base.params import Finetune, Params, is_range
+from headstart.base.params import Params
+from headstart.base.sections import Finetune, is_range
 from headstart.base.terminal import say
 from headstart.training.recipe import Recipe
 

@@ -36,9 +36,10 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, sha256_of_files
 from headstart.base.identity import code_of, inputs_of
 from headstart.base.kept import SEAL, is_whole, read_kept, say_damaged, seal, write_kept
-from headstart.base.params import Finetune, Params, Tune, is_range
+from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.safe_text import shortened
+from headstart.base.sections import Finetune, Tune, is_range
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels

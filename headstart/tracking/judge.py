@@ -9,7 +9,7 @@ import numpy as np
 
 from headstart.base.arrays import Bools, Floats, Ints
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Gate
+from headstart.base.sections import Gate
 from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, permutation_p_value
 from headstart.evaluation.metrics import METRICS, Metric, Scores, measured, metrics_of
 from headstart.evaluation.summary import interval

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from headstart.base.arrays import Ints
 from headstart.base.device import derived_seed
-from headstart.base.params import Finetune
+from headstart.base.sections import Finetune
 from headstart.data.packed import Pixels
 from headstart.models.preprocessing import View
 from headstart.models.task import SINGLE_LABEL, MultiLabel, Task

@@ -20,8 +20,9 @@ from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.head import HeadDetails, Strength
 from headstart.base.device import one_thread, set_up
-from headstart.base.params import Head, Params
+from headstart.base.params import Params
 from headstart.base.progress import Advance, progress
+from headstart.base.sections import Head
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.splits import FEW_PICTURES
 from headstart.data.stratification import iterative_stratification

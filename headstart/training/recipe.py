@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from headstart.base.arrays import Ints
-from headstart.base.params import Finetune
+from headstart.base.sections import Finetune
 from headstart.data.packed import Pixels
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.trunk import Trunk

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Params, View, network_and_view
+from headstart.base.params import Params
+from headstart.base.sections import View, network_and_view
 from headstart.base.yaml_file import set_values
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"

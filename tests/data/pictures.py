@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from headstart.base.params import Data
+from headstart.base.sections import Data
 from headstart.data.sources_emoji import Emoji
 
 

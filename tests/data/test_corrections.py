@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Data
+from headstart.base.sections import Data
 from headstart.data.corrections import corrected
 from headstart.data.fetch import fetch
 from headstart.data.picture import Picture

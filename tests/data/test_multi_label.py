@@ -22,7 +22,7 @@ from PIL import Image
 from headstart.base.artifacts import PrepareFolder
 from headstart.base.artifacts.audit import AuditReport
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Data, Prepare, Split
+from headstart.base.sections import Data, Prepare, Split
 from headstart.data.audit import Audit
 from headstart.data.contact_sheet import write_contact_sheet
 from headstart.data.decode import Array

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 
 from headstart.base.artifacts import PrepareFolder
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Data, Prepare, Split
+from headstart.base.sections import Data, Prepare, Split
 from headstart.data import decoders
 from headstart.data.audit import Audit
 from headstart.data.decode import Array
@@ -266,7 +266,7 @@ def test_new_pictures_are_decoded_and_no_others_and_none_moves(tmp_path: Path, c
 HALF = """
 import os, signal, sys
 from pathlib import Path
-from headstart.base.params import Data, Prepare, Split
+from headstart.base.sections import Data, Prepare, Split
 from headstart.data import pack
 from headstart.data.fetch import fetch
 from headstart.data.prepare import prepare

@@ -31,7 +31,7 @@ from moto.server import ThreadedMotoServer
 
 from headstart.base.errors import HeadstartError
 from headstart.base.files import sha256_of
-from headstart.base.params import Data
+from headstart.base.sections import Data
 from headstart.data import fetch as fetch_module
 from headstart.data import sources
 from headstart.data.fetch import fetch, read_manifest
@@ -364,7 +364,7 @@ def test_a_file_that_may_not_be_read_is_named() -> None:
         # root may read everything, so that it is given up, in a process of its own and after the imports.
         code = (
             "import os; from pathlib import Path; from headstart.data.fetch import fetch; "
-            "from headstart.base.params import Data\n"
+            "from headstart.base.sections import Data\n"
             f"os.chdir({name!r}); os.geteuid() or os.seteuid(65534)\n"
             f"fetch(Data(source={name!r}), Path('manifest.csv'))"
         )

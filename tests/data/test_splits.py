@@ -15,7 +15,7 @@ from headstart.base.artifacts import PrepareFolder
 from headstart.base.artifacts.audit import AuditReport
 from headstart.base.errors import HeadstartError
 from headstart.base.files import sha256_of
-from headstart.base.params import Prepare, Split
+from headstart.base.sections import Prepare, Split
 from headstart.data.picture import Picture
 from headstart.data.prepare import prepare
 from headstart.data.splits import SPLITS, split_of, unit_hash

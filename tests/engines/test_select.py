@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headstart.base.artifacts.engine import EngineChoice
 from headstart.base.device import multiplies_bf16
-from headstart.base.params import Features
+from headstart.base.sections import Features
 from headstart.engines.base import Engine, Forward, Precision
 from headstart.engines.eager import Torch
 from headstart.engines.openvino import PICTURES_PER_REQUEST, OpenVINO, compiled_for

@@ -17,7 +17,7 @@ from sklearn import metrics as theirs
 from torch import nn
 
 from headstart.base.arrays import Ints
-from headstart.base.params import Gate
+from headstart.base.sections import Gate
 from headstart.evaluation.explain import grad_cam
 from headstart.evaluation.figures import confusion, plt
 from headstart.evaluation.metrics import (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headstart.base.files import read_json
-from headstart.base.params import Head
+from headstart.base.sections import Head
 from headstart.engines.openvino import converted
 from headstart.inference.export import HEAD_OPERATIONS
 from headstart.models.heads import HEADS, ClassifierHead, LinearHead, MlpHead
@@ -160,7 +160,7 @@ class ClassMeans(LinearHead):
 def test_a_head_is_added_as_contributing_describes(tmp_path: Path) -> None:
     """A class in heads.py, its name in HEADS and in params.py: nothing else knows the kinds of heads."""
     shutil.copytree(PROJECT / "headstart", tmp_path / "headstart", ignore=shutil.ignore_patterns("__pycache__"))
-    heads, params = (tmp_path / "headstart" / name for name in ("models/heads.py", "base/params.py"))
+    heads, params = (tmp_path / "headstart" / name for name in ("models/heads.py", "base/sections.py"))
     before, registry = heads.read_text().split("HEADS: ", 1)
     heads.write_text(f"{before}{CLASS_MEANS.lstrip()}HEADS: {registry.replace('MlpHead)', 'MlpHead, ClassMeans)')}")
     params.write_text(

@@ -19,7 +19,7 @@ from torch import nn
 
 import headstart
 from headstart.base.arrays import Floats, Ints
-from headstart.base.params import Head
+from headstart.base.sections import Head
 from headstart.data.packed import Pixels
 from headstart.data.picture import SEPARATOR
 from headstart.evaluation.metrics import (

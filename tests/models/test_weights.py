@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
-from headstart.base.params import View
+from headstart.base.sections import View
 from headstart.models.backbones import architecture, load_classifier, load_trunk, torchvision_weights
 from headstart.models.preprocessing import Normalise
 from headstart.models.trunk import feature_width, find_classifier  # fmt: skip

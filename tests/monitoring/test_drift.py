@@ -20,7 +20,8 @@ from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.drift import ClassCount, NewPictures
 from headstart.base.artifacts.json_file import Interval
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Data, Params, Prepare, Split
+from headstart.base.params import Params
+from headstart.base.sections import Data, Prepare, Split
 from headstart.data.fetch import fetch
 from headstart.data.packed import Pixels
 from headstart.data.prepare import prepare

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from headstart.base.params import Params
-from headstart.base.params import Retrain as Settings
+from headstart.base.sections import Retrain as Settings
 from headstart.operations import retrain
 
 HERE = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

@@ -14,7 +14,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from headstart.base.params import Data
+from headstart.base.sections import Data
 from headstart.data.sources import locate
 from headstart.inference.predictor import load_predictor
 from tests.stages.conftest import Clone

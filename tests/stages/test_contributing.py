@@ -45,7 +45,7 @@ def test_a_metric_that_is_added_is_in_metrics_json_the_report_and_the_gate(proje
     metrics = clone.folder / "headstart/evaluation/metrics.py"
     insert(metrics, FUNCTION, "\nACCURACY = ")
     insert(metrics, ENTRY, "        LOG_LOSS,\n")
-    insert(clone.folder / "headstart/base/params.py", '"top_two_accuracy", ', '"log_loss"')
+    insert(clone.folder / "headstart/base/sections.py", '"top_two_accuracy", ', '"log_loss"')
     clone.set(gate={"metric": "top_two_accuracy"})
     clone.run_without_dvc("fetch", "prepare", "backbone", "features", "head", "finetune", "evaluate")
     test = json.loads(clone.read("data/evaluate/metrics.json"))["test"]["chosen"]

@@ -39,7 +39,7 @@ def test_photographs_among_emoji_are_drift_and_those_most_worth_labelling_are_co
     known = read_manifest(copy_of.folder / "data/prepare")["path"].iloc[0]
     source = copy_of.run(
         sys.executable, "-c",
-        "from headstart.data.sources import locate; from headstart.base.params import Data; print(locate(Data()).root)",
+        "from headstart.data.sources import locate; from headstart.base.sections import Data; print(locate(Data()).root)",
     ).stdout.strip()  # fmt: skip
     shutil.copy(f"{source}/{known}", inbox)
     copy_of.set(drift={"export": 5})

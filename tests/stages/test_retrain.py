@@ -15,7 +15,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from headstart.base.params import Data
+from headstart.base.sections import Data
 from headstart.data.sources import locate
 from tests.stages.conftest import ENVIRONMENT, Clone
 

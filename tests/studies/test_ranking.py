@@ -26,7 +26,8 @@ from sklearn.linear_model import LogisticRegression
 from headstart.base.artifacts import PrepareFolder
 from headstart.base.artifacts.rank import RankedBackbone, Ranking
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Budget, Data, Params, View
+from headstart.base.params import Params
+from headstart.base.sections import Budget, Data, View
 from headstart.data.decode import decode, encode
 from headstart.data.fetch import fetch
 from headstart.data.packed import Pixels

@@ -18,7 +18,8 @@ from mlflow.entities import Run
 
 from headstart.base.artifacts.tune import State, Trial, Tuning, TuningGain
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Finetune, Params
+from headstart.base.params import Params
+from headstart.base.sections import Finetune
 from headstart.data.packed import Pixels
 from headstart.models.backbones import architecture
 from headstart.models.calibration import calibrated_losses

@@ -28,7 +28,8 @@ from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Gate, Params
+from headstart.base.params import Params
+from headstart.base.sections import Gate
 from headstart.evaluation.metrics import Scores, metrics_of
 from headstart.inference.provenance import digest_of_model, remember, write_sums
 from headstart.models.backbones import architecture

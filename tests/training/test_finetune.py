@@ -20,7 +20,7 @@ from headstart.base.artifacts import FinetuneFolder, PrepareFolder
 from headstart.base.artifacts.card import Frame
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.errors import HeadstartError
-from headstart.base.params import Finetune
+from headstart.base.sections import Finetune
 from headstart.data.packed import Pixels
 from headstart.engines import activations
 from headstart.models.backbones import architecture

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json
-from headstart.base.params import Head
+from headstart.base.sections import Head
 from headstart.models.backbones import load_trunk
 from headstart.models.calibration import TEMPERATURE_PRIOR, fit_temperature
 from headstart.models.task import SINGLE_LABEL

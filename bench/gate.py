@@ -72,7 +72,7 @@ def main() -> None:
     for metric in asked.metrics:
         for case in CASES:
             count = false_promotions(case, metric, asked.simulations, asked.pictures)
-            low, high = wilson(count, asked.simulations)
+            low, high = wilson(np.arange(asked.simulations) < count)
             print(f"{metric:20}{case:50}{count / asked.simulations:6.1%} ({low:.1%} to {high:.1%})", flush=True)
             above += [f"{metric}, {case}"] if low > nominal else []
     if above:

@@ -49,11 +49,13 @@ class Scores:
     Attributes:
         probabilities: (N, classes), calibrated.
         labels: (N, ...), as the task encodes them.
+        groups: (N,) numbers of the groups that the pictures belong to; None where each is on its own.
     """
 
     probabilities: Floats
     labels: Ints
     task: Task = SINGLE_LABEL
+    groups: Ints | None = None
 
     @property
     def classes(self) -> int:
@@ -244,22 +246,28 @@ def measured(scores: Scores, resamples: int, seed: int) -> Measured:
 
     Of a proportion the interval is Wilson's (1927). Of the others it is the percentile bootstrap's, extended to the figure
     itself: a resample has pictures twice, which makes calibration look worse than it is, and F1 of classes with a picture
-    or two.
+    or two. Both respect groups.
     """
     n, metrics = len(scores.labels), metrics_of(scores.task)
     values = {metric.name: metric.measure(scores, np.arange(n)) for metric in metrics}
     bootstrapped = [metric for metric in metrics if not metric.is_proportion]
-    draws = bootstrap(lambda rows: [metric.measure(scores, rows) for metric in bootstrapped], n, seed, resamples)
-    lows, highs = percentile_interval(draws)
+    groups = scores.groups
+    draws = bootstrap(lambda rows: [metric.measure(scores, rows) for metric in bootstrapped], n, seed, resamples, groups)
+    lows, highs = percentile_interval(draws, groups)
     intervals = {
         metric.name: (min(float(low), values[metric.name]), max(float(high), values[metric.name]))
         for metric, low, high in zip(bootstrapped, lows, highs, strict=True)
     }
     result: Measured = {}
     for name, value in values.items():
-        low, high = intervals.get(name) or wilson(round(value * n), n)
+        low, high = intervals.get(name) or wilson(_hits(METRICS[name], scores), groups)
         result |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return result | {"n": n}
+
+
+def _hits(metric: Metric, scores: Scores) -> Bools:
+    """(N,) whether each picture counts, of a metric that is a share of them."""
+    return np.array([metric.measure(scores, np.array([row])) > 0.5 for row in range(len(scores.labels))])
 
 
 # --- head or fine-tuned network ---------------------------------------------------------------------------------------
@@ -267,7 +275,7 @@ def measured(scores: Scores, resamples: int, seed: int) -> Measured:
 
 def gain(before: Scores, after: Scores) -> dict[str, float]:
     """Accuracy of ``after`` minus ``before`` on the same pictures, with its 95 % interval."""
-    accuracy = paired_difference(before.correct, after.correct).accuracy
+    accuracy = paired_difference(before.correct, after.correct, after.groups).accuracy
     return {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
 
 
@@ -288,7 +296,7 @@ def choose(val: dict[Name, Scores]) -> Name:
     for name in preferred:
         if name == "head" or len(val["head"].labels) >= FEW_PICTURES:
             return name
-        difference = paired_difference(val["head"].correct, val[name].correct)
+        difference = paired_difference(val["head"].correct, val[name].correct, val["head"].groups)
         if difference.gained > difference.lost and difference.p_value("greater") < 0.05:
             return name
     return "head"

@@ -31,6 +31,7 @@ from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
 from headstart.evaluation import explain, figures, metrics, pages
+from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import Metric, Scores, metrics_of
 from headstart.evaluation.summary import arithmetic, headline, interval
 from headstart.models.backbones import load_trunk
@@ -112,11 +113,12 @@ def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device
     """The head's scores come from cached features; only the fine-tuned network is run on the test pictures."""
     classifiers = _classifiers(data)
     head, final = head_files.load_head(data.head), head_files.load_head(data.head, refit=True)
-    labels = {}
+    labels, groups = {}, {}
     calibrated: dict[Name, dict[str, torch.Tensor]] = {"head": {}}  # name → split → (N, classes) logits
     for split, used in (("val", head), ("test", final)):
         features, numbers = load_features(data.features, split)
         labels[split] = numbers.numpy()
+        groups[split] = numbered(manifest.loc[manifest["split"] == split, "group"].to_numpy(str))
         calibrated["head"][split] = used.logits(features).double() / used.temperature
     share = None
     if "finetune" in classifiers:
@@ -142,7 +144,7 @@ def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device
     for name, by in calibrated.items():
         probabilities = {split: head.task.probabilities(each).numpy() for split, each in by.items()}
         task = head.task.with_thresholds(probabilities["val"], labels["val"])
-        scores[name] = {split: Scores(each, labels[split], task) for split, each in probabilities.items()}
+        scores[name] = {split: Scores(each, labels[split], task, groups[split]) for split, each in probabilities.items()}
     return Candidates(classifiers, scores, share)
 
 

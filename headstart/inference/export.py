@@ -34,6 +34,7 @@ from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.openvino import converted, core
 from headstart.evaluation import metrics
+from headstart.evaluation.intervals import numbered
 from headstart.inference.predictor import BATCH, load_predictor
 from headstart.models.classifier import Classifier
 from headstart.models.preprocessing import Normalise, View, batches
@@ -269,7 +270,8 @@ def _cost(
             f"model is {task.kind}; run `dvc repro package`"
         )
     labels = task.labels_of(pictures.manifest.iloc[rows], classes)
-    before, after = (metrics.Scores(p, labels, task) for p in pictures.probabilities(rows, _torch(network), run))
+    groups = numbered(pictures.manifest["group"].to_numpy(str)[rows])
+    before, after = (metrics.Scores(p, labels, task, groups) for p in pictures.probabilities(rows, _torch(network), run))
     gain = metrics.gain(before, after)
     cost, low, high = (0.0 - gain[key] for key in ("accuracy", "high", "low"))  # never -0.0
     same = float(task.correct(after.predicted, before.predicted).mean())

@@ -36,7 +36,7 @@ from headstart.base.params import Params
 from headstart.base.paths import users_path
 from headstart.data.manifest import is_multi_label, one_row_per_label, read_manifest
 from headstart.data.splits import SPLITS
-from headstart.evaluation.intervals import DIGITS, Estimate, mean, proportion, rounded, unpaired_difference
+from headstart.evaluation.intervals import DIGITS, Estimate, mean, numbered, proportion, rounded, unpaired_difference
 from headstart.models.task import LABEL_SEPARATOR, task_of
 from headstart.monitoring import drift_report
 from headstart.monitoring.two_sample import (
@@ -236,7 +236,8 @@ def _strangeness(
 ) -> Strangeness:
     """The share of pictures that are new in kind, and whether chance explains so many; a group counts once."""
     p = novelty.p_value(len(np.unique(groups)), len(np.unique(groups[beyond])))
-    return Strangeness(**proportion(beyond), p=round(p, DIGITS), differ=p < SIGNIFICANCE, pictures=pictures)
+    share = proportion(beyond, numbered(groups))
+    return Strangeness(**share, p=round(p, DIGITS), differ=p < SIGNIFICANCE, pictures=pictures)
 
 
 def _champion(
@@ -248,8 +249,9 @@ def _champion(
     wrong = (rows["guess"] != rows["label"]).to_numpy()
     if is_multi_label(manifest):
         wrong = (rows["guess"].map(_names) != rows["label"].map(_names)).to_numpy()
-    confidence = _difference(predictions.confidence, is_new, rng)
-    disagreement = _difference(wrong.astype(float), is_new, rng)
+    groups = rows["group"].to_numpy(str)
+    confidence = _difference(predictions.confidence, is_new, groups, rng)
+    disagreement = _difference(wrong.astype(float), is_new, groups, rng)
     shown = rows[is_new & wrong & (rows["split"] != "test").to_numpy()]
     shown = shown.assign(probability=shown["probability"].round(DIGITS))
     shown = shown.sort_values("probability", ascending=False, kind="stable")
@@ -267,8 +269,9 @@ def _names(labels: str) -> frozenset[str]:
     return frozenset(labels.split(LABEL_SEPARATOR))
 
 
-def _difference(values: Floats, is_new: Bools, rng: np.random.Generator) -> Difference:
-    new, old, difference = unpaired_difference(values[is_new], values[~is_new], rng)
+def _difference(values: Floats, is_new: Bools, groups: NDArray[np.str_], rng: np.random.Generator) -> Difference:
+    of_new, of_old = (numbered(groups[side]) for side in (is_new, ~is_new))
+    new, old, difference = unpaired_difference(values[is_new], values[~is_new], rng, of_new, of_old)
     if old is None or difference is None:
         return Difference(new=_rounded(new), old=None, difference=None)
     return Difference(new=_rounded(new), old=_rounded(old), difference=_rounded(difference))
@@ -318,7 +321,7 @@ def compare_incoming(incoming: Incoming, old: Floats, old_groups: Any, at_most: 
         unusable=incoming.unusable,
         old=len(old),
         test=_separability(test),
-        confidence=_rounded(mean(confidence, rng)),
+        confidence=_rounded(mean(confidence, rng, numbered(np.array(incoming.groups, str)))),
         guesses=dict(guesses.most_common()),
         strange=strange,
         to_label=to_label,

@@ -48,7 +48,7 @@ class Standing:
         """On the largest sample that both saw: its size, this one's log-loss minus the other's on the same pictures, and
         the paired 95 % interval of that."""
         count = max(self.probes.keys() & other.probes.keys())
-        return count, *mean(self.probes[count].losses - other.probes[count].losses)
+        return count, *mean(self.probes[count].losses - other.probes[count].losses, groups=other.probes[count].groups)
 
 
 def halve(standings: list[Standing], sizes: list[int], look: Callable[[str, int], Probe]) -> None:

@@ -29,6 +29,7 @@ from headstart.base.sections import Finetune
 from headstart.base.terminal import say
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
+from headstart.evaluation.intervals import numbered
 from headstart.models.backbones import load_first, stored_architecture
 from headstart.models.trunk import Trunk, plain
 from headstart.studies.candidates import Sample
@@ -91,12 +92,14 @@ class Curve:
         correct: (S, N) whether the answer for each held-out picture was right.
         losses: (S, N) calibrated log-losses.
         seconds: (S,) that the training took, mean over folds.
+        groups: (N,) numbers of the groups that the held-out pictures belong to; None where each is on its own.
     """
 
     n: Ints
     correct: Bools
     losses: Floats
     seconds: Floats
+    groups: Ints | None = None
 
     @property
     def accuracy(self) -> Floats:
@@ -295,12 +298,14 @@ def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -
                 flush=True,
             )
             advance()
-    return {key: _curve(key, outcomes) for key in dict.fromkeys((t.start, t.cut) for t in trainings)}
+    keys = dict.fromkeys((t.start, t.cut) for t in trainings)
+    return {key: _curve(key, outcomes, laboratory.pictures) for key in keys}
 
 
-def _curve(key: tuple[str, str], outcomes: dict[Training, Outcome]) -> Curve:
+def _curve(key: tuple[str, str], outcomes: dict[Training, Outcome], pictures: Pictures) -> Curve:
     """Held-out pictures in the folds' order, shares in ascending order."""
     mine = {t: outcome for t, outcome in outcomes.items() if (t.start, t.cut) == key}
+    held_out = np.concatenate([pictures.folds[fold][1] for fold in sorted({t.fold for t in mine})])
     shares = sorted({t.share for t in mine})
     rows = [[mine[t] for t in sorted(mine, key=lambda t: t.fold) if t.share == share] for share in shares]
     return Curve(
@@ -308,4 +313,5 @@ def _curve(key: tuple[str, str], outcomes: dict[Training, Outcome]) -> Curve:
         np.array([[c for o in row for c in o.correct] for row in rows], bool),
         np.array([[loss for o in row for loss in o.losses] for row in rows]),
         np.array([float(np.mean([o.seconds for o in row])) for row in rows]),
+        numbered(pictures.sample.groups[held_out]),
     )

@@ -26,7 +26,7 @@ from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.base import Forward
 from headstart.engines.select import SAMPLE, engine_for
-from headstart.evaluation.intervals import mean
+from headstart.evaluation.intervals import mean, numbered
 from headstart.models.catalogue import published
 from headstart.models.trunk import plain
 from headstart.studies import ranking_report
@@ -108,7 +108,9 @@ def rank(
     def look(name: str, count: int) -> Probe:
         contender = contenders[name]
         contender.extend(count, wanted, state("rank"))
-        found = probe(contender.features[:count], sample.labels[:count], folds[count], sample.task)
+        found = probe(
+            contender.features[:count], sample.labels[:count], folds[count], sample.task, numbered(sample.groups[:count])
+        )
         say(f"rank: {name} on {count} pictures: log-loss {found.losses.mean():.3f}, accuracy {found.correct.mean():.3f}")
         return found
 
@@ -119,7 +121,7 @@ def rank(
         for name in members:
             contenders[name].extend(count, wanted, state("rank"))
         features = torch.cat([contenders[name].features[:count] for name in members], dim=1)
-        return probe(features, sample.labels[:count], folds[count], sample.task)
+        return probe(features, sample.labels[:count], folds[count], sample.task, numbered(sample.groups[:count]))
 
     halve(standings, sizes, look)
     choice, reason = choose(standings)
@@ -190,8 +192,8 @@ def _row(
 
 
 def _measured(probe: Probe, count: int) -> dict[str, float | int]:
-    accuracy, low, high = mean(probe.correct.astype(np.float64))
-    log_loss, loss_low, loss_high = mean(probe.losses)
+    accuracy, low, high = mean(probe.correct.astype(np.float64), groups=probe.groups)
+    log_loss, loss_low, loss_high = mean(probe.losses, groups=probe.groups)
     return {
         "probe_accuracy": accuracy, "low": low, "high": high,
         "log_loss": log_loss, "log_loss_low": loss_low, "log_loss_high": loss_high,

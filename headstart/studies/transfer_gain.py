@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.base.arrays import Bools
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.json_file import Interval
 from headstart.base.artifacts.members import first_of
@@ -108,19 +107,19 @@ def with_more(curve: Curve) -> Forecast:
         return Forecast(n=n, refused="a curve needs three points at least")
     count = curve.correct.shape[1]
     floor = 0.5 / count  # an error of none at all has no logarithm
-    resampled_accuracy = bootstrap(lambda rows: curve.correct[:, rows].mean(axis=1), count)  # the same rows for all points
+    resampled_accuracy = bootstrap(lambda rows: curve.correct[:, rows].mean(axis=1), count, groups=curve.groups)
     errors = np.log(np.maximum(1 - np.vstack([curve.accuracy, resampled_accuracy]), floor))
     x = np.log(curve.n) - np.log(curve.n).mean()
     slopes = errors @ x / (x @ x)
     fitted = np.exp(errors[0].mean() + slopes[0] * x)
-    low, high = percentile_interval(np.exp(errors[1:]))
+    low, high = percentile_interval(np.exp(errors[1:]), curve.groups)
     if ((fitted < low) | (fitted > high)).any():
         return Forecast(n=n, refused="the points do not lie on a power law")
-    if percentile_interval(slopes[1:])[1] > -1e-9:  # nothing but rounding is no decay
+    if percentile_interval(slopes[1:], curve.groups)[1] > -1e-9:  # nothing but rounding is no decay
         return Forecast(n=n, refused="from the pictures at hand it is not certain that more of them help")
     at = np.log(n) - np.log(curve.n).mean()
     expected = 1 - np.exp(errors.mean(axis=1) + slopes * at)
-    low, high = percentile_interval(expected[1:])
+    low, high = percentile_interval(expected[1:], curve.groups)
     return Forecast(n=n, accuracy=float(expected[0]), low=float(low), high=float(high), exponent=float(-slopes[0]))
 
 
@@ -190,7 +189,7 @@ def freezing(curves: Curves, cut: Cut, pictures: Set) -> Freezing:
     by_cut |= {c: curves[FINETUNED, c] for c in CUTS[1:] if (FINETUNED, c) in curves}
     table = []
     for name, curve in by_cut.items():
-        low, high = _interval(curve.correct[-1])
+        low, high = wilson(curve.correct[-1], curve.groups)
         table.append(
             CutResult(
                 cut=name,
@@ -207,7 +206,7 @@ def freezing(curves: Curves, cut: Cut, pictures: Set) -> Freezing:
     rules = {"CS230": advice_230(size)}
     if pictures.similar is not None:
         rules["CS231n"] = advice_231(size, pictures.similar)
-    gap = paired_difference(by_cut["none"].correct[-1], by_cut[cut].correct[-1]).accuracy
+    gap = paired_difference(by_cut["none"].correct[-1], by_cut[cut].correct[-1], by_cut[cut].groups).accuracy
     return Freezing(
         measured=measured,
         table=table,
@@ -277,7 +276,7 @@ def conclude(backbone: str, curves: Curves, cut: Cut, pictures: Set, left_out: S
     }
     pretrained: Start = min((FROZEN, FINETUNED), key=lambda start: rows[start].losses[-1].mean())
     best, scratch = rows[pretrained], rows[SCRATCH]
-    worth = paired_difference(scratch.correct[-1], best.correct[-1]).accuracy
+    worth = paired_difference(scratch.correct[-1], best.correct[-1], best.groups).accuracy
     enough, at_most = pictures_for(float(scratch.accuracy[-1]), best)
     gain = TransferGain(
         backbone=backbone,
@@ -292,18 +291,13 @@ def conclude(backbone: str, curves: Curves, cut: Cut, pictures: Set, left_out: S
         curves=[
             CurvePoint(start=start, n=int(n), accuracy=float(accuracy), low=low, high=high, seconds=float(seconds))
             for start, curve in rows.items()
-            for n, accuracy, (low, high), seconds in zip(
-                curve.n, curve.accuracy, map(_interval, curve.correct), curve.seconds, strict=True
-            )
+            for n, accuracy, correct, seconds in zip(curve.n, curve.accuracy, curve.correct, curve.seconds, strict=True)
+            for low, high in [wilson(correct, curve.groups)]
         ],
         sentences=[],
         left_out=list(left_out),
     )
     return gain.model_copy(update={"sentences": sentences(gain)})
-
-
-def _interval(correct: Bools) -> tuple[float, float]:
-    return wilson(int(correct.sum()), len(correct))
 
 
 def run(params: Params, data: DataFolder) -> None:

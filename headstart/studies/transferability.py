@@ -21,16 +21,18 @@ class Probe:
     Attributes:
         losses: (N,) log-losses, calibrated.
         correct: (N,) whether the answer was right.
+        groups: (N,) numbers of the groups that the pictures belong to; None where each is on its own.
     """
 
     losses: Floats
     correct: Bools
+    groups: Ints | None = None
 
 
-def probe(features: Tensor, labels: Ints, folds: Folds, task: Task = SINGLE_LABEL) -> Probe:
+def probe(features: Tensor, labels: Ints, folds: Folds, task: Task = SINGLE_LABEL, groups: Ints | None = None) -> Probe:
     """(N, D) features → what five regressions say of them, each of the fold that it was not fitted on."""
     logits = held_out_logits(features, labels, folds, task)
-    return Probe(task.losses(logits, labels), task.correct(task.predict(logits), labels))
+    return Probe(task.losses(logits, labels), task.correct(task.predict(logits), labels), groups)
 
 
 def knn_accuracy(features: Tensor, labels: Ints, folds: Folds, task: Task = SINGLE_LABEL) -> float:

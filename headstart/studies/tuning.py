@@ -15,8 +15,9 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import numpy as np
@@ -43,7 +44,7 @@ from headstart.base.sections import Finetune, Tune, is_range
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
-from headstart.evaluation.intervals import mean
+from headstart.evaluation.intervals import mean, numbered
 from headstart.models.backbones import load_first
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
@@ -68,20 +69,27 @@ Row = dict[str, float]
 Train = Callable[[Finetune, Path, Path, Callable[[Row], None]], None]
 
 
-def validation_labels(manifest: pd.DataFrame, classes: tuple[str, ...], task: Task = SINGLE_LABEL) -> Ints:
-    """(N, ...) encoded labels of the validation pictures, in the order of ``load_val_logits``."""
-    return task.labels_of(manifest[manifest["split"] == "val"], classes)
+@dataclass(frozen=True)
+class Validation:
+    """The validation pictures, in the order of ``load_val_logits``.
+
+    Attributes:
+        labels: (N, ...), encoded.
+        groups: (N,) numbers of the groups that they belong to; None where each is on its own.
+    """
+
+    labels: Ints
+    task: Task = SINGLE_LABEL
+    groups: Ints | None = None
+
+    @classmethod
+    def of(cls, manifest: pd.DataFrame, classes: tuple[str, ...], task: Task) -> Self:
+        rows = manifest[manifest["split"] == "val"]
+        return cls(task.labels_of(rows, classes), task, numbered(rows["group"].to_numpy(str)))
 
 
 def tune(
-    train: Train,
-    labels: Ints,
-    search: Search,
-    params: Params,
-    key: str,
-    state: Path,
-    runs: StudyRuns,
-    task: Task = SINGLE_LABEL,
+    train: Train, validation: Validation, search: Search, params: Params, key: str, state: Path, runs: StudyRuns
 ) -> Tuning:
     """Try settings until the budget is spent: what tune.json holds.
 
@@ -90,7 +98,6 @@ def tune(
     minutes is decided once: a study that has ended goes on only with a larger budget.
 
     Args:
-        labels: (N, ...) of the validation pictures, encoded.
         key: the study's name.
         state: folder of what is kept from run to run.
 
@@ -99,7 +106,7 @@ def tune(
     """
     folder = state / key
     with _alone(folder):
-        study = _Study(train, labels, search, params.seed, folder, runs, task)
+        study = _Study(train, validation, search, params.seed, folder, runs)
         study.prepare()
         again, ended = 0, study.has_ended(params.tune)
         while study.waiting or (
@@ -139,10 +146,10 @@ class _Study:
     """
 
     def __init__(
-        self, train: Train, labels: Ints, search: Search, seed: int, folder: Path, runs: StudyRuns, task: Task
+        self, train: Train, validation: Validation, search: Search, seed: int, folder: Path, runs: StudyRuns
     ) -> None:
-        self.train, self.labels, self.search, self.seed, self.folder, self.runs = train, labels, search, seed, folder, runs
-        self.task = task
+        self.train, self.validation, self.search = train, validation, search
+        self.seed, self.folder, self.runs = seed, folder, runs
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._restore()
         pruner = optuna.pruners.MedianPruner(STARTUP, FIRST_CUT) if search.prunes else optuna.pruners.NopPruner()
@@ -233,7 +240,7 @@ class _Study:
         else:
             trial.set_user_attr("curve", curve)
             trial.set_user_attr("accuracy", self._accuracy(home))
-            losses = calibrated_losses(load_val_logits(home).numpy(), self.labels, self.task)
+            losses = calibrated_losses(load_val_logits(home).numpy(), self.validation.labels, self.validation.task)
             trial.set_user_attr("losses", losses.tolist())
             self.study.tell(trial, float(losses.mean()))
         self._keep()
@@ -263,8 +270,8 @@ class _Study:
         return np.array(next(t for t in self.counted if t.user_attrs["knobs"] == knobs).user_attrs["losses"])
 
     def _accuracy(self, home: Path) -> float:
-        predicted = self.task.predict(load_val_logits(home).numpy())
-        return float(self.task.correct(predicted, self.labels).mean())
+        predicted = self.validation.task.predict(load_val_logits(home).numpy())
+        return float(self.validation.task.correct(predicted, self.validation.labels).mean())
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """In the order they were asked for; of all states where none is named."""
@@ -314,8 +321,10 @@ class _Study:
         present = next(row for row in rows if row.knobs == self.search.present)
         gain = None
         if complete and present.state == "complete" and complete[0] is not present:
-            lower_by = mean(self._losses(present.knobs) - self._losses(complete[0].knobs))
-            gain = TuningGain(value=lower_by.value, low=lower_by.low, high=lower_by.high, pictures=len(self.labels))
+            lower_by = mean(self._losses(present.knobs) - self._losses(complete[0].knobs), groups=self.validation.groups)
+            gain = TuningGain(
+                value=lower_by.value, low=lower_by.low, high=lower_by.high, pictures=len(self.validation.labels)
+            )
         best = _changed(complete[0].knobs, self.search.present) if complete else None
         return Tuning(
             best=best,
@@ -368,8 +377,8 @@ def run(params: Params, data: DataFolder) -> None:
 
     made_by = code_of("headstart.training.trainer")
     study = search.key(made_by, inputs_of("finetune"), params.features, params.seed, params.threads)
-    labels = validation_labels(manifest, head.classes, head.task)
-    tuning = tune(train, labels, search, params, study, state_folder("tune"), StudyRuns(params, study), head.task)
+    validation = Validation.of(manifest, head.classes, head.task)
+    tuning = tune(train, validation, search, params, study, state_folder("tune"), StudyRuns(params, study))
     tuning_report.write_page(tuning, data.tune.page)
     tuning.write(data.tune.details)
     tuning_report.show(tuning)

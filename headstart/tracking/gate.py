@@ -21,6 +21,7 @@ from headstart.base.params import Params
 from headstart.base.progress import progress
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.packed import Pixels
+from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import Scores
 from headstart.inference.predictor import BATCH, Predictor, load_predictor
 from headstart.models.task import MultiLabel, Task
@@ -147,11 +148,18 @@ def _compare(registry: Registry, version: Version, data: DataFolder, params: Par
         return Decision("refused", sentence, {"pictures": 0, "left_out": left_out})
     names = sorted({*class_names(manifest), *(name for model in models for name in model.classes)})
     labels = task.labels_of(manifest.iloc[rows], names)
+    groups = numbered(manifest["group"].to_numpy(str)[rows])
     device = set_up(params.threads)
     predictions = _predictions(models, pixels, rows, device)
     versions = [version, *([champion] if champion is not None else [])]
     sides = [
-        _side(of, model, probabilities, seconds, labels, names)
+        Side(
+            number=of.number,
+            scores=_scores(model, probabilities, labels, groups, names),
+            known=frozenset(map(names.index, model.classes)),
+            seconds=seconds,
+            arithmetic=of.arithmetic,
+        )
         for of, model, (probabilities, seconds) in zip(versions, models, predictions, strict=True)
     ]
     before = sides[1] if champion is not None else None
@@ -186,9 +194,8 @@ def _predictions(models: list[Predictor], pixels: Pixels, rows: Ints, device: to
     return [(np.concatenate(parts), seconds) for parts, seconds in zip(batches, quickest, strict=True)]
 
 
-def _side(
-    version: Version, model: Predictor, probabilities: Floats, seconds: float, labels: Ints, names: list[str]
-) -> Side:
+def _scores(model: Predictor, probabilities: Floats, labels: Ints, groups: Ints | None, names: list[str]) -> Scores:
+    """With the classes ``names``; those that the model does not know have the probability 0."""
     columns = [names.index(name) for name in model.classes]
     wide = np.zeros((len(probabilities), len(names)))
     wide[:, columns] = probabilities
@@ -196,8 +203,7 @@ def _side(
     if task.thresholds is not None:
         thresholds = dict(zip(columns, task.thresholds, strict=True))
         task = MultiLabel(tuple(thresholds.get(column, 0.5) for column in range(len(names))))
-    scores = Scores(wide, labels, task)
-    return Side(version.number, scores, frozenset(columns), seconds, version.arithmetic)
+    return Scores(wide, labels, task, groups)
 
 
 # --- the rules ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 from headstart.base.arrays import Bools, Floats, Ints
 from headstart.base.errors import HeadstartError
 from headstart.base.sections import Gate
-from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, permutation_p_value
+from headstart.evaluation.intervals import bootstrap, numbered, paired_difference, percentile_interval, permutation_p_value
 from headstart.evaluation.metrics import METRICS, Metric, Scores, measured, metrics_of
 from headstart.evaluation.summary import interval
 from headstart.models.task import MultiLabel, Task
@@ -87,7 +87,7 @@ def judge(
     before = measured(champion.scores, resamples, seed)
     numbers["champion"] = {"version": champion.number, "seconds_per_picture": champion.seconds, **before}
     numbers["gain"] = gain = _gain(champion, challenger, metric, resamples, seed)
-    difference = paired_difference(champion.scores.correct, challenger.scores.correct)
+    difference = paired_difference(champion.scores.correct, challenger.scores.correct, challenger.scores.groups)
     numbers["mcnemar"] = {
         "only_challenger_right": difference.gained,
         "only_champion_right": difference.lost,
@@ -149,11 +149,13 @@ def _gain(champion: Side, challenger: Side, metric: Metric, resamples: int, seed
         difference = sign * (metric.measure(both, those_after) - metric.measure(both, those_before))
         return round(difference, 12)  # sums of the same addends in another order are equal
 
-    low, high = percentile_interval(bootstrap(lambda drawn: gain(rows[drawn], rows[drawn] + n), len(rows), seed, resamples))
+    groups = None if after.groups is None else numbered(after.groups[rows])
+    draws = bootstrap(lambda drawn: gain(rows[drawn], rows[drawn] + n), len(rows), seed, resamples, groups)
+    low, high = percentile_interval(draws, groups)
     if metric.is_proportion:
-        p = paired_difference(before.correct, after.correct).p_value("greater")
+        p = paired_difference(before.correct, after.correct, groups).p_value("greater")
     else:
-        p = permutation_p_value(lambda swap: gain(rows + n * swap, rows + n * ~swap), len(rows), seed)
+        p = permutation_p_value(lambda swap: gain(rows + n * swap, rows + n * ~swap), len(rows), seed, groups=groups)
     return {
         "value": gain(rows, rows + n),
         "low": float(low),
@@ -169,7 +171,7 @@ def _of_classes(scores: Scores, columns: list[int]) -> Scores:
     """Those of some of the classes, where pictures may have several."""
     thresholds = scores.task.thresholds
     task = MultiLabel(None if thresholds is None else tuple(thresholds[column] for column in columns))
-    return Scores(scores.probabilities[:, columns], scores.labels[:, columns], task)
+    return Scores(scores.probabilities[:, columns], scores.labels[:, columns], task, scores.groups)
 
 
 def _present(scores: Scores) -> list[int]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from headstart.base.arrays import Bools
+from headstart.base.arrays import Bools, Ints
 from headstart.evaluation.intervals import (
     bootstrap,
     mean,
+    numbered,
     paired_difference,
     percentile_interval,
     permutation_p_value,
@@ -56,7 +60,7 @@ def test_the_interval_of_a_mean_covers_the_mean_as_often_as_it_says() -> None:
 
 def test_a_single_picture_has_an_interval_too() -> None:
     assert mean(np.array([0.4])) == (0.4, 0.4, 0.4)
-    assert wilson(1, 1) == pytest.approx((0.2065, 1.0), abs=1e-4)
+    assert wilson(np.array([True])) == pytest.approx((0.2065, 1.0), abs=1e-4)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -66,7 +70,7 @@ def test_a_proportion_has_wilsons_interval(hits_of: tuple[int, int]) -> None:
     p, z = hits / n, stats.norm.ppf(0.975)
     middle, reach = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))  # Wilson 1927
     expected = (max(0, (middle - reach) / (1 + z**2 / n)), min(1, (middle + reach) / (1 + z**2 / n)))
-    assert wilson(hits, n) == pytest.approx(expected, abs=1e-12)
+    assert wilson(np.arange(n) < hits) == pytest.approx(expected, abs=1e-12)
     found = proportion(np.arange(n) < hits)
     assert (found["count"], found["share"]) == (hits, pytest.approx(p, abs=5e-5))
 
@@ -130,3 +134,101 @@ def test_what_no_draw_reaches_has_the_smallest_p_value_and_no_zero() -> None:
     value = np.full(40, 1.0)
     assert permutation_p_value(lambda swapped: value[~swapped].sum() - value[swapped].sum(), 40) == 1 / 1000
     assert permutation_p_value(lambda swapped: 0.0, 40) == 1
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+SIZES = st.lists(st.integers(1, 6), min_size=2, max_size=12)
+
+
+def groups_of(sizes: list[int], seed: int) -> Ints:
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+
+
+def test_names_are_numbered_and_pictures_that_are_all_on_their_own_have_no_groups() -> None:
+    assert numbered(np.array(["b", "a", "c"])) is None
+    assert (numbered(np.array(["b", "a", "b"])) == [1, 0, 1]).all()
+
+
+@given(SIZES, st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_groups_are_drawn_whole_and_as_many_as_there_are(sizes: list[int], seed: int) -> None:
+    groups = groups_of(sizes, seed)
+    for rows in resample(len(groups), 20, np.random.default_rng(seed), groups):
+        drawn = np.bincount(rows, minlength=len(groups))
+        times = [set(drawn[groups == group].tolist()) for group in range(len(sizes))]
+        assert all(len(each) == 1 for each in times)
+        assert sum(each.pop() for each in times) == len(sizes)
+
+
+@given(SIZES, st.integers(0, 999), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_an_interval_is_never_narrower_for_knowing_the_groups(sizes: list[int], seed: int, share: float) -> None:
+    groups, chance = groups_of(sizes, seed), np.random.default_rng(seed)
+    hits, others = (chance.random(len(groups)) < each for each in (share, 0.5))
+    (low, high), (wide_low, wide_high) = wilson(hits), wilson(hits, groups)
+    assert wide_high - wide_low >= high - low - 1e-12
+    assert wide_low <= hits.mean() <= wide_high
+    plain, wide = (paired_difference(hits, others, each).accuracy for each in (None, groups))
+    assert wide.value == plain.value
+    assert wide.high - wide.low >= min(plain.high - plain.low, 1.0) - 1e-12 or (wide.low, wide.high) == (-1.0, 1.0)
+
+
+def test_ten_copies_of_each_picture_say_hardly_more_than_one() -> None:
+    hits = np.arange(100) < 80
+    (low, high), (wide_low, wide_high) = wilson(hits), wilson(np.repeat(hits, 10), np.repeat(np.arange(100), 10))
+    assert (wide_low, wide_high) == pytest.approx((low, high), abs=0.01)
+    values = np.random.default_rng(0).normal(0, 1, 100)
+    one, ten = mean(values), mean(np.repeat(values, 10), groups=np.repeat(np.arange(100), 10))
+    assert ten.high - ten.low == pytest.approx(one.high - one.low, rel=0.1)
+    new, _, _ = unpaired_difference(
+        np.repeat(values, 10), values[:0], np.random.default_rng(0), np.repeat(np.arange(100), 10)
+    )
+    assert new.high - new.low == pytest.approx(one.high - one.low, rel=0.1)
+
+
+def test_one_group_alone_says_nothing_for_certain() -> None:
+    alone = np.zeros(30, int)
+    assert wilson(np.arange(30) < 20, alone) == (0.0, 1.0)
+    difference = paired_difference(np.arange(30) < 10, np.arange(30) < 20, alone)
+    assert (difference.accuracy.low, difference.accuracy.high) == (-1.0, 1.0)
+    assert difference.p_value() == 1.0
+    assert permutation_p_value(lambda swapped: float((~swapped).sum()), 30, groups=alone) > 0.4
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+@settings(max_examples=50, deadline=None)
+def test_where_each_group_is_one_picture_the_sign_test_is_mcnemars(answers: list[tuple[bool, bool]]) -> None:
+    before, after = np.array(answers).T
+    exact, by_sign = paired_difference(before, after), paired_difference(before, after, np.arange(len(answers)))
+    for alternative in ("two-sided", "greater"):
+        assert by_sign.p_value(alternative) == pytest.approx(exact.p_value(alternative), abs=1e-12)
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_the_sign_test_counts_all_signs(differences: list[int]) -> None:
+    groups = np.repeat(np.arange(len(differences)), 4)
+    after = np.concatenate([np.arange(4) < max(each, 0) for each in differences])
+    before = np.concatenate([np.arange(4) < max(-each, 0) for each in differences])
+    sums = [
+        sum(map(math.prod, zip(signs, differences, strict=True))) for signs in product((1, -1), repeat=len(differences))
+    ]
+    found, total = paired_difference(before, after, groups), sum(differences)
+    assert found.p_value("greater") == pytest.approx(np.mean([each >= total for each in sums]))
+    assert found.p_value() == pytest.approx(np.mean([abs(each) >= abs(total) for each in sums]))
+
+
+def test_intervals_that_know_the_groups_cover_the_truth_and_others_do_not() -> None:
+    chance, groups = np.random.default_rng(0), np.repeat(np.arange(30), 10)
+    cut, held = stats.norm.ppf(0.8), np.zeros((2, 2))
+    for _ in range(400):
+        before, after = (
+            chance.normal(0, 0.8, 30)[groups] + chance.normal(0, 0.6, 300) < cut for _ in range(2)
+        )  # each right on 80 of 100 pictures
+        for column, known in enumerate((groups, None)):
+            low, high = wilson(before, known)
+            difference = paired_difference(before, after, known).accuracy
+            held[:, column] += low <= 0.8 <= high, difference.low <= 0 <= difference.high
+    assert (held[:, 0] / 400 > 0.92).all()
+    assert (held[:, 1] / 400 < 0.85).all()

@@ -146,6 +146,8 @@ def test_a_result_that_is_damaged_is_measured_again(
 
         def __init__(self) -> None:
             self.ran: list[Training] = []
+            folds = [(np.arange(0), np.array([0, 1])), (np.arange(0), np.array([2, 3]))]
+            self.pictures = SimpleNamespace(folds=folds, sample=SimpleNamespace(groups=np.array(["a", "b", "b", "c"])))
 
         def run(self, training: Training) -> Outcome:
             self.ran.append(training)
@@ -162,6 +164,8 @@ def test_a_result_that_is_damaged_is_measured_again(
     assert again.ran == [trainings[1]]
     assert capsys.readouterr().err.startswith(f"headstart: {file} is damaged or of an older version; it is made again\n")
     assert all(np.array_equal(found[key].losses, whole[key].losses) for key in whole)
+    assert all(np.array_equal(curve.groups, [0, 1, 1, 2]) for curve in found.values() if curve.groups is not None)
+    assert found[FROZEN, "none"].groups is not None
 
 
 # --- labels and more pictures -----------------------------------------------------------------------------------------

@@ -23,9 +23,10 @@ from headstart.base.sections import Finetune
 from headstart.data.packed import Pixels
 from headstart.models.backbones import architecture
 from headstart.models.calibration import calibrated_losses
+from headstart.models.task import SINGLE_LABEL
 from headstart.studies import tuning, tuning_report
 from headstart.studies.search_space import Search
-from headstart.studies.tuning import tune
+from headstart.studies.tuning import Validation, tune
 from headstart.studies.tuning_report import sentence
 from headstart.tracking.study_runs import StudyRuns
 from headstart.training import finetuned, trainer
@@ -69,8 +70,8 @@ class Bench:
 
     def tune(self, params: Params, name: str = "study") -> Tuning:
         search = Search.of(params, scratch=False, pictures=16)
-        labels = tuning.validation_labels(self.pictures[1], head().classes)
-        return tune(self.train, labels, search, params, name, self.folder / "state", StudyRuns(params, name))
+        validation = Validation.of(self.pictures[1], head().classes, SINGLE_LABEL)
+        return tune(self.train, validation, search, params, name, self.folder / "state", StudyRuns(params, name))
 
     def kept(self, name: str = "study") -> list[Path]:
         return [path for path in (self.folder / "state" / name).iterdir() if path.is_dir()]
@@ -109,7 +110,7 @@ def test_a_study_starts_with_the_present_settings_and_ends_with_the_best(bench: 
     assert found.sentence.startswith("Better" if found.gain.low > 0 else "No better")
     bench.train(params.finetune.model_copy(update=rows[0].knobs), tmp_path / "o", tmp_path / "r", lambda row: None)
     logits = finetuned.load_val_logits(tmp_path / "o").numpy()
-    labels = tuning.validation_labels(bench.pictures[1], head().classes)
+    labels = Validation.of(bench.pictures[1], head().classes, SINGLE_LABEL).labels
     assert calibrated_losses(logits, labels).mean() == pytest.approx(rows[0].val_log_loss)
     assert not list((tmp_path / "state").rglob("weights.safetensors"))
     assert Tuning.model_validate_json(found.model_dump_json()) == found
@@ -438,5 +439,10 @@ def test_without_a_tuning_the_command_to_run_is_named(tmp_path: Path) -> None:
 
 
 def test_labels_are_in_the_order_of_the_logits() -> None:
-    manifest = pd.DataFrame({"label": ["b", "a", "b", "c"], "split": ["val", "train", "test", "val"]})
-    assert np.array_equal(tuning.validation_labels(manifest, ("a", "b", "c")), [1, 2])
+    manifest = pd.DataFrame(
+        {"label": ["b", "a", "b", "c"], "split": ["val", "train", "test", "val"], "group": ["x", "y", "z", "x"]}
+    )
+    validation = Validation.of(manifest, ("a", "b", "c"), SINGLE_LABEL)
+    assert np.array_equal(validation.labels, [1, 2])
+    assert validation.groups is not None
+    assert np.array_equal(validation.groups, [0, 0])

@@ -357,7 +357,7 @@ class Project:
         packing = {b"headstart": json.dumps({"jpeg_quality": None}).encode()}
         pq.write_table(pa.table(index).replace_schema_metadata(packing), PrepareFolder(prepared).pixels_index)
         digests = [f"{seed}-{label}-{n}" for n, label in enumerate(labels)]
-        pd.DataFrame({"path": digests, "label": labels, "split": splits, "sha256": digests}).to_parquet(
+        pd.DataFrame({"path": digests, "label": labels, "split": splits, "sha256": digests, "group": digests}).to_parquet(
             prepared / "manifest.parquet"
         )
 

@@ -63,7 +63,7 @@ def pictures(tmp_path: Path) -> tuple[Pixels, pd.DataFrame]:
         array = rng.integers(0, 90, (40, 40, 3), dtype=np.uint8)
         array[..., 0 if label == "red" else 2] += 120
         arrays.append(array)
-        rows.append({"label": label, "split": "val" if number >= 16 else "train"})
+        rows.append({"label": label, "split": "val" if number >= 16 else "train", "group": str(number)})
     folder = tmp_path / "prepare"
     folder.mkdir()
     PrepareFolder(folder).pixels.write_bytes(b"".join(a.tobytes() for a in arrays))

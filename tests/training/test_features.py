@@ -56,6 +56,7 @@ def packed(folder: Path, count: int, quality: int | None) -> tuple[Pixels, pd.Da
             "split": rng.permutation([("train", "train", "test", "val")[n % 4] for n in range(count)]),
         }
     )
+    manifest["group"] = manifest.index.astype(str)  # each on its own
     return Pixels(folder), manifest
 
 

@@ -1,4 +1,4 @@
-.PHONY: help setup repro rank why labels tune test lint format schemas ui docs bench sbom clean lock
+.PHONY: help setup repro rank why labels groups tune test lint format schemas ui docs bench sbom clean lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -42,6 +42,9 @@ why: setup  ## is pre-training worth it? dvc repro studies/dvc.yaml:why
 
 labels: setup  ## which labels look wrong? dvc repro studies/dvc.yaml:labels
 	dvc repro studies/dvc.yaml:labels
+
+groups: setup  ## which pictures belong together? dvc repro studies/dvc.yaml:groups
+	dvc repro studies/dvc.yaml:groups
 
 tune: setup  ## better settings of fine-tuning? dvc repro studies/dvc.yaml:tune
 	dvc repro studies/dvc.yaml:tune

@@ -29,6 +29,10 @@ NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # folders are named a
 
 MOST_MEMBERS = 8  # networks side by side
 
+GROUP_WORDS = ("auto", "column", "none")
+
+TABLES = (".csv", ".parquet")
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -40,7 +44,21 @@ class Data(Section):
     mirror: str | None = None
     exclude: Text | None = None
     relabel: Text | None = None
+    group: Text = "auto"
     limit: Count | None = None
+
+    @field_validator("group")
+    @classmethod
+    def a_word_a_table_or_a_pattern(cls, group: str) -> str:
+        if group not in GROUP_WORDS and not group.lower().endswith(TABLES):
+            try:
+                re.compile(group)
+            except re.error as error:
+                raise ValueError(
+                    f"data.group must be {', '.join(GROUP_WORDS)}, a table (.csv or .parquet) or a regular expression on "
+                    f"the path, found {quoted(group)}: {error}"
+                ) from None
+        return group
 
 
 class Prepare(Section):

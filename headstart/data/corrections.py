@@ -1,7 +1,8 @@
-"""The user's corrections of a source: pictures to leave out, and labels to put right."""
+"""The user's corrections of a source: pictures to leave out, labels to put right, and pictures that belong together."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -9,7 +10,8 @@ from pathlib import PurePosixPath
 
 from headstart.base.errors import HeadstartError, nearest, some
 from headstart.base.paths import users_path
-from headstart.base.sections import Data
+from headstart.base.safe_text import quoted
+from headstart.base.sections import TABLES, Data
 from headstart.base.terminal import say
 from headstart.data.picture import SEPARATOR, Picture, classes_of, is_multi_label
 from headstart.data.user_tables import composed, label_names, read_table, table_columns
@@ -34,6 +36,43 @@ def corrected(pictures: list[Picture], data: Data) -> list[Picture]:
         for picture in pictures
         if picture.path not in excluded
     ]
+
+
+def grouped(pictures: list[Picture], setting: str) -> list[Picture]:
+    """The pictures with the groups of ``data.group``: those of the source (auto, column), none, those of a table, or the
+    part of the path that a regular expression finds (its groups in parentheses, where it has any). A picture of which that
+    says nothing is on its own.
+
+    Raises:
+        HeadstartError: there are no such groups, or all pictures would be in one.
+    """
+    if setting in ("auto", "column"):
+        if setting == "column" and not any(picture.group for picture in pictures):
+            raise HeadstartError("data.group is column, and data.source has no column group; write auto, or a pattern")
+        return pictures
+    if setting == "none":
+        return [replace(picture, group="") for picture in pictures]
+    if setting.lower().endswith(TABLES):
+        rows = _rows("data.group", setting, ("path", "group"), {picture.path for picture in pictures})
+        names = {row["path"]: composed(row["group"]) for _, row in rows}
+    else:
+        pattern = re.compile(setting)
+        names = {picture.path: group_in(picture.path, pattern) for picture in pictures}
+    together = [replace(picture, group=names.get(picture.path, "")) for picture in pictures]
+    groups = {picture.group for picture in together}
+    if pictures and len(groups) == 1:
+        what = "is in no group" if groups == {""} else f"is in one group ({min(groups)!r})"
+        raise HeadstartError(
+            f"data.group {quoted(setting)}: every picture {what}; the first path is {quoted(pictures[0].path)}. "
+            "`dvc repro studies/dvc.yaml:groups` suggests some"
+        )
+    return together
+
+
+def group_in(path: str, pattern: re.Pattern[str]) -> str:
+    """The name of the group that a regular expression finds in a path; "" if it finds nothing."""
+    match = pattern.search(path)
+    return "" if match is None else "/".join(part for part in match.groups() if part) or match[0]
 
 
 def _relabelled(picture: Picture, classes: Sequence[str]) -> Picture:

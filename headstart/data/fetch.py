@@ -20,7 +20,7 @@ from headstart.base.params import Params
 from headstart.base.paths import network_file, state_folder, weights_file
 from headstart.base.sections import Data
 from headstart.base.terminal import say
-from headstart.data.corrections import corrected
+from headstart.data.corrections import corrected, grouped
 from headstart.data.picture import Listing, Picture, classes_of, is_multi_label, names_in
 from headstart.data.sources import locate
 
@@ -46,7 +46,7 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
         raise HeadstartError(
             f"data.source {data.source!r} holds no files in class folders; expected one folder per class ({listing.root})"
         )
-    pictures = _hashed(Listing(listing.root, corrected(listing.pictures, data)), data.source)
+    pictures = _hashed(Listing(listing.root, corrected(grouped(listing.pictures, data.group), data)), data.source)
     check_classes([picture for picture in pictures if picture.sha256], data, is_multi_label(listing.pictures))
     if data.limit:
         pictures = _first_of_each_class(pictures, data.limit)

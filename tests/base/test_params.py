@@ -144,7 +144,8 @@ def test_a_file_that_is_no_mapping_is_told_what_was_found(tmp_path: Path, text: 
         ("head:", "head must hold keys and values (kind, C, class_weight), found None"),
         (
             "data: emoji",
-            "data must hold keys and values (source, label_separator, mirror, exclude, relabel, limit), found 'emoji'",
+            "data must hold keys and values (source, label_separator, mirror, exclude, relabel, group, limit), "
+            "found 'emoji'",
         ),
         ("seed: soon", "seed must be a valid integer, found 'soon'"),
         ("seed: true", "seed must be a valid integer, found True"),

@@ -200,3 +200,45 @@ def test_each_picture_comes_out_as_the_tables_say_whatever_its_name(
         found = corrected(pictures, Data(**{key: str(table) for key, table in tables.items()}))  # type: ignore[arg-type]
     wanted = [Picture(f"x/{path}", new or label) for path, (label, out, new) in plan.items() if not out]
     assert found == wanted + pictures[len(plan) :]
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def groups(**keys: object) -> dict[str, str]:
+    return {p.path: p.group for p in fetch(Data(source="set", **keys), MANIFEST)}  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("source")
+def test_groups_are_those_of_a_table_or_of_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(groups().values()) == {""}
+    assert groups(group=r"(\d)\.png$") == {path: path[-5] for path in NAMES}
+    assert groups(group=r"[01]\.png$") == {path: path[-5:] if path[-5] in "01" else "" for path in NAMES}
+    assert groups(group=r"(ant|bee)s/(\d)|wasps")["ants/2.png"] == "ant/2"
+    table = write("groups.csv", "path,group,more\nants/0.png,café,x\n./bees/1.png,cafe\u0301,y\nelse.png,z,\n")
+    found = groups(group=table)
+    assert found["ants/0.png"] == found["bees/1.png"] == "café"
+    assert [path for path, group in found.items() if group] == ["ants/0.png", "bees/1.png"]
+    assert "data.group names else.png" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("source")
+def test_groups_of_the_source_are_kept_demanded_or_dropped() -> None:
+    table = write("pictures.csv", "path,label,group\n" + "".join(f"set/{p},{p.split('/')[0]},g{p[-5]}\n" for p in NAMES))
+    for setting, expected in (("auto", {"g0", "g1", "g2"}), ("column", {"g0", "g1", "g2"}), ("none", {""})):
+        assert {p.group for p in fetch(Data(source=table, group=setting), MANIFEST)} == expected
+    with pytest.raises(HeadstartError, match=r"data\.group is column, and data.source has no column group"):
+        groups(group="column")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("nothing like this", "every picture is in no group; the first path is 'ants/0.png'"),
+        ("s/", "every picture is in one group ('s/')"),
+        ("lost.csv", "there is no file"),
+    ],
+)
+@pytest.mark.usefixtures("source")
+def test_groups_that_are_none_are_one_sentence(setting: str, words: str) -> None:
+    assert words in complaint(group=setting)

@@ -161,6 +161,12 @@ class LabelsFolder(Folder):
     suspects = File("suspects.csv")
 
 
+class GroupsFolder(Folder):
+    details = File("groups.json")
+    page = File("groups.html")
+    table = File("groups.csv")
+
+
 class TuneFolder(Folder):
     details = File("tune.json")
     page = File("tune.html")
@@ -195,6 +201,7 @@ class DataFolder(Folder):
     rank = Subfolder("rank", RankFolder)
     why = Subfolder("why", WhyFolder)
     labels = Subfolder("labels", LabelsFolder)
+    groups = Subfolder("groups", GroupsFolder)
     tune = Subfolder("tune", TuneFolder)
     drift = Subfolder("drift", DriftFolder)
     gate = Subfolder("gate", GateFolder)

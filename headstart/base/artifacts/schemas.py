@@ -14,6 +14,7 @@ from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.drift import Drift
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.groups import GroupSuggestions
 from headstart.base.artifacts.head import HeadDetails
 from headstart.base.artifacts.json_file import JsonFile
 from headstart.base.artifacts.labels import LabelIssues
@@ -36,6 +37,7 @@ JSON_FILES: dict[Path, type[JsonFile]] = {
     DATA.rank.details: Ranking,
     DATA.why.details: TransferGain,
     DATA.labels.details: LabelIssues,
+    DATA.groups.details: GroupSuggestions,
     DATA.tune.details: Tuning,
     DATA.drift.details: Drift,
 }

@@ -143,6 +143,14 @@ class Finetune(Section):
 class Evaluate(Section):
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 2000
     mistakes: Annotated[int, Field(ge=0, le=1000)] = 12
+    folds: Literal["auto"] | int | None = "auto"
+
+    @field_validator("folds", mode="before")
+    @classmethod
+    def auto_or_a_number(cls, folds: Any) -> Any:
+        if folds is None or folds == "auto" or (type(folds) is int and 3 <= folds <= 100):
+            return folds
+        raise ValueError(f"evaluate.folds must be 'auto', a whole number from 3 to 100 or null, found {quoted(folds)}")
 
 
 class Tracking(Section):

@@ -40,7 +40,7 @@ class Audit:
         were = "file was" if len(self.dropped) == 1 else "files were"
         return f"{len(self.dropped)} {were} left out: {some(named)}" if self.dropped else ""
 
-    def report(self, manifest: pd.DataFrame, leaks: int) -> AuditReport:
+    def report(self, manifest: pd.DataFrame, leaks: int, own_test: bool) -> AuditReport:
         """What is written to audit.json, in order of paths and names."""
         counts = one_row_per_label(manifest).groupby(["label", "split"]).size()
         return AuditReport(
@@ -53,4 +53,5 @@ class Audit:
                 str(label): {split: int(counts.get((label, split), 0)) for split in SPLITS}
                 for label in class_names(manifest)
             },
+            own_test=own_test,
         )

@@ -65,7 +65,8 @@ def prepare(
     write_index(usable, packing, folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     manifest = _write_manifest(usable, folder)
-    audit.report(manifest, count_leaks(usable, split)).write(files.audit)
+    own_test = usable[0].picture.split != ""
+    audit.report(manifest, count_leaks(usable, split), own_test).write(files.audit)
     return manifest
 
 

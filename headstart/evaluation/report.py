@@ -30,7 +30,7 @@ from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
-from headstart.evaluation import explain, figures, metrics, pages
+from headstart.evaluation import explain, figures, folds, metrics, pages
 from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import Metric, Scores, metrics_of
 from headstart.evaluation.summary import arithmetic, headline, interval
@@ -68,6 +68,8 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
         What metrics.json holds.
     """
     manifest, pixels = read_manifest(data.prepare), Pixels(data.prepare)
+    pictures = folds.of_all_splits(data, manifest, device)
+    parts = folds.folds_asked_for(params.evaluate.folds, pictures)  # before any work: it may be more than there can be
     candidates = _candidates(data, manifest, pixels, device)
     resamples, seed = params.evaluate.bootstrap, params.seed
     measured = {
@@ -86,6 +88,7 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
     result = Metrics(
         chosen=chosen, val=measured["val"], test=test, gain=gain, head_share=candidates.head_share,
         thresholds=scores["val"].task.thresholds,
+        folds=folds.estimate(pictures, parts, chosen, AuditReport.read(data.prepare.audit), params),
     )  # fmt: skip
     classes = list(candidates.classifiers[chosen].classes)
     table = metrics.per_class(scores["test"], classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
-from headstart.base.artifacts.metrics import Measured, Metrics, Name
+from headstart.base.artifacts.metrics import Folds, Measured, Metrics, Name
 
 NAMES: dict[Name, str] = {
     "head": "the head on frozen features",
@@ -30,15 +30,27 @@ def arithmetic(features: FeaturesDetails, finetune: FinetuneDetails) -> str:
 
 
 def headline(result: Metrics) -> str:
-    """One sentence on what was chosen and what it is worth."""
+    """A sentence or a few on what was chosen and what it is worth."""
     best = result.test["chosen"]
     chose = f"Validation chose {NAMES[result.chosen]}" if "finetune" in result.test else "The head on frozen features"
-    measured = f"accuracy {interval(best)}"
-    if result.thresholds:
-        measured = f"mean average precision {interval(best, 'mean_average_precision')}, {measured}"
-    sentence = f"{chose}; test {measured} on {best['n']} pictures."
+    sentence = f"{chose}; test {_figures(best)} on {best['n']} pictures."
     if result.gain:
         gain = result.gain["test"]
         points = f"{100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
         sentence += f" Fine-tuning changed test accuracy by {points}."
-    return sentence
+    return f"{sentence} {in_folds(result.folds)}" if result.folds else sentence
+
+
+def in_folds(folds: Folds) -> str:
+    """What the folds say, and which figure to quote."""
+    return (
+        f"In {folds.count} folds over all {folds.head['n']} pictures, heads made like this one from {folds.count - 1}/"
+        f"{folds.count} of them reach {_figures(folds.head)}. "
+        f"Quote {'the figure of the folds' if folds.quote == 'folds' else 'the test figure'}: {folds.reason}."
+    )
+
+
+def _figures(measured: Measured) -> str:
+    accuracy = f"accuracy {interval(measured)}"
+    several = "mean_average_precision" in measured
+    return f"mean average precision {interval(measured, 'mean_average_precision')}, {accuracy}" if several else accuracy

@@ -32,7 +32,7 @@ from headstart.base.threads import cores
 from headstart.data.splits import SPLITS
 from headstart.evaluation.metrics import METRICS
 from headstart.evaluation.pages import TEMPLATES, finalize
-from headstart.evaluation.summary import NAMES, arithmetic
+from headstart.evaluation.summary import NAMES, arithmetic, in_folds
 from headstart.tracking.result import stages_of_the_result
 from headstart.tracking.store import ARITHMETIC, RESULT
 
@@ -87,6 +87,7 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         task=packaged.task,
         thresholds=zip(packaged.classes, packaged.thresholds or (), strict=False),
         test=result.test["chosen"],
+        folds=in_folds(result.folds) if result.folds else "",
         metrics=[metric for metric in METRICS.values() if metric.name in result.test["chosen"]],
         audit=audit,
         counts={part: sum(counts[part] for counts in audit.classes.values()) for part in SPLITS},

@@ -75,7 +75,7 @@ def train_head(
     truth, t_labels, v_labels = (each.cpu().numpy() for each in (labels, train[1], val[1]))
     work = both.numel() * len(classes) * len(strengths)
     pay = work <= MOST_IN_FOLDS if kind is LinearHead else len(v_labels) < FEW_PICTURES
-    folds = _folds_that_hold_each_class(truth, groups) if pay else []
+    folds = folds_that_hold_each_class(truth, groups) if pay else []
     rows: list[Strength] = []
     heads: list[ClassifierHead] = []
     losses: list[Floats] = []
@@ -147,41 +147,41 @@ def _fits(
 Folds = list[tuple[Ints, Ints]]
 
 
-def folds_of(labels: Ints, groups: NDArray[Any] | None = None) -> Folds:
-    """Five times the pictures to fit on and those held out, (N,) numbers in all; ``groups``, (N,), stay together.
+def folds_of(labels: Ints, groups: NDArray[Any] | None = None, count: int = FOLDS) -> Folds:
+    """``count`` times the pictures to fit on and those held out, (N,) numbers in all; ``groups``, (N,), stay together.
 
     Args:
         labels: (N,) numbers of the classes, or (N, classes) ones and zeros.
     """
     if labels.ndim == 2:
-        return _folds_of_several_labels(labels, np.arange(len(labels)) if groups is None else groups)
+        return _folds_of_several_labels(labels, np.arange(len(labels)) if groups is None else groups, count)
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # seconds, which not everybody need wait for
 
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    return list(kind(FOLDS, shuffle=True, random_state=0).split(labels, labels, groups))
+    return list(kind(count, shuffle=True, random_state=0).split(labels, labels, groups))
 
 
-def _folds_of_several_labels(labels: Ints, groups: NDArray[Any]) -> Folds:
+def _folds_of_several_labels(labels: Ints, groups: NDArray[Any], count: int) -> Folds:
     """scikit-learn has no stratification of several labels."""
     _, group_of = np.unique(groups, return_inverse=True)
     sizes = np.bincount(group_of)
     counts = np.zeros((len(sizes), labels.shape[1]), np.int64)
     np.add.at(counts, group_of, labels)
     order = np.random.default_rng(0).permutation(len(sizes))
-    fold_of = iterative_stratification(counts, sizes, [1 / FOLDS] * FOLDS, order)[group_of]
-    return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(FOLDS)]
+    fold_of = iterative_stratification(counts, sizes, [1 / count] * count, order)[group_of]
+    return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(count)]
 
 
-def _folds_that_hold_each_class(labels: Ints, groups: NDArray[Any] | None) -> Folds:
-    """Five folds of (N,) training and validation pictures; none where a class has too few that are independent. Of several
+def folds_that_hold_each_class(labels: Ints, groups: NDArray[Any] | None, count: int = FOLDS) -> Folds:
+    """As ``folds_of`` has them; none where a class has fewer than ``count`` pictures that are independent. Of several
     labels a class may be rare: each has a regression of its own, which without its pictures says that it is never there."""
     if labels.ndim == 2:
-        return folds_of(labels, groups) if len(labels if groups is None else set(groups)) >= FOLDS else []
+        return folds_of(labels, groups, count) if len(labels if groups is None else set(groups)) >= count else []
     if groups is None or len(set(groups)) == len(groups):
         independent, groups = np.bincount(labels), None
     else:
         independent = np.array([len(set(groups[labels == number])) for number in range(int(labels.max()) + 1)])
-    return folds_of(labels, groups) if int(independent.min()) >= FOLDS else []
+    return folds_of(labels, groups, count) if int(independent.min()) >= count else []
 
 
 def cross_validated(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from headstart.base.artifacts.json_file import JsonFile, Part
+from headstart.base.artifacts.json_file import JsonFile, Part, default
 
 
 class Dropped(Part):
@@ -20,6 +20,7 @@ class AuditReport(JsonFile):
         leaks: near-duplicates that are on two sides of the split.
         converted: how many pictures were changed, by what was done.
         classes: pictures by class and split; one with several labels counts in each of its classes.
+        own_test: whether the test pictures are those of the source; left out where they were drawn from all.
     """
 
     made_by: ClassVar[str] = "dvc repro prepare"
@@ -30,3 +31,4 @@ class AuditReport(JsonFile):
     leaks: int
     converted: dict[str, int]
     classes: dict[str, dict[str, int]]
+    own_test: bool = default(False)

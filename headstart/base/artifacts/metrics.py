@@ -18,6 +18,23 @@ class Gain(Part):
     high: float
 
 
+class Folds(Part):
+    """What heads made like this result's reach on the pictures of all splits, each tested by one that saw neither it nor
+    any of its group: an estimate for heads that learned from (count - 1) / count of all pictures, not for this one.
+
+    Attributes:
+        count: of folds.
+        head: over all pictures.
+        quote: which estimate to quote, this one or that on the test split.
+        reason: why that one, as a sentence goes on.
+    """
+
+    count: int
+    head: Measured
+    quote: Literal["folds", "test"]
+    reason: str
+
+
 class Metrics(JsonFile):
     """Measured by classifier. All but ``head`` and ``gain`` are absent where fine-tuning is off, and ``ensemble`` where a
     head is not linear.
@@ -28,6 +45,7 @@ class Metrics(JsonFile):
         head_share: of the head in the ensemble, in log-probabilities.
         thresholds: where pictures have several labels, for each class the probability from which on it is an answer of
             ``chosen``; the validation pictures chose them.
+        folds: absent where ``evaluate.folds`` asks for none.
     """
 
     made_by: ClassVar[str] = "dvc repro evaluate"
@@ -38,3 +56,4 @@ class Metrics(JsonFile):
     gain: dict[str, Gain] | None = absent()
     head_share: float | None = absent()
     thresholds: tuple[float, ...] | None = absent()
+    folds: Folds | None = absent()

@@ -25,7 +25,7 @@ from headstart.base.artifacts import DataFolder
 from headstart.base.device import set_up
 from headstart.base.sections import Head
 from headstart.data.manifest import read_manifest
-from headstart.evaluation.folds import Pictures, folds_asked_for, of_all_splits, tested_in_folds
+from headstart.evaluation.folds import Pictures, folds_asked_for, of_all_splits, scores_in_folds
 from headstart.evaluation.metrics import Scores, measured
 from headstart.evaluation.summary import interval
 from headstart.training.head_files import load_head
@@ -46,9 +46,7 @@ def small_set(pictures: Pictures, per_class: int, generator: np.random.Generator
 
 
 def of(pictures: Pictures, rows: Array) -> Pictures:
-    return pictures._replace(
-        features=pictures.features[rows], labels=pictures.labels[rows], groups=pictures.groups[rows]
-    )
+    return pictures._replace(features=pictures.features[rows], labels=pictures.labels[rows], groups=pictures.groups[rows])
 
 
 def head_of(pictures: Pictures, train: Array, val: Array) -> Any:
@@ -83,7 +81,7 @@ def draw(pictures: Pictures, per_class: int, seed: int) -> dict[str, Any]:
     return {
         "truth": alike(scores(packaged, world)),
         "held out": measured(scores(packaged, of(small, test)), 100, 0),
-        "folds": measured(tested_in_folds(small, Head(), folds), 100, 0),
+        "folds": measured(scores_in_folds(small, Head(), folds), 100, 0),
     }
 
 
@@ -112,7 +110,9 @@ def main() -> None:
         )
     truth = np.array([row["truth"] for row in found])
     for name in ("held out", "folds"):
-        low, value, high = (np.array([row[name][key] for row in found]) for key in ("accuracy_low", "accuracy", "accuracy_high"))
+        low, value, high = (
+            np.array([row[name][key] for row in found]) for key in ("accuracy_low", "accuracy", "accuracy_high")
+        )
         covered = int(((low <= truth) & (truth <= high)).sum())
         off = value - truth
         print(

@@ -92,7 +92,7 @@ def _fewest(pictures: Pictures) -> str:
     return f"{what} has {counts[what]} that are no near-duplicates nor of one group"
 
 
-def tested_in_folds(pictures: Pictures, settings: sections.Head, folds: linear_probe.Folds) -> Scores:
+def scores_in_folds(pictures: Pictures, settings: sections.Head, folds: linear_probe.Folds) -> Scores:
     """What heads that were made as the stage head makes them, each without its fold, say of the fold's pictures, fold by
     fold. Where the stage needs validation pictures, to choose by, it gets those of the next fold."""
     features, labels, groups, classes, task = pictures
@@ -125,7 +125,7 @@ def estimate(
     pictures happen to be all right theirs is."""
     if not folds:
         return None
-    scores = tested_in_folds(pictures, params.head, folds)
+    scores = scores_in_folds(pictures, params.head, folds)
     reason = _against_quoting(chosen, audit, params)
     return Folds(
         count=len(folds),

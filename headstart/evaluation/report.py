@@ -20,7 +20,7 @@ from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.artifacts.head import HeadDetails
 from headstart.base.artifacts.members import first_of
-from headstart.base.artifacts.metrics import Gain, Metrics, Name
+from headstart.base.artifacts.metrics import Gain, Leaks, Metrics, Name, SamePicture
 from headstart.base.device import set_up
 from headstart.base.files import replacing, write_text
 from headstart.base.identity import made_by_other_code, recorded_libraries
@@ -30,10 +30,10 @@ from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
-from headstart.evaluation import explain, figures, folds, metrics, pages
+from headstart.evaluation import explain, figures, folds, leaks, metrics, pages
 from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import Metric, Scores, metrics_of
-from headstart.evaluation.summary import arithmetic, headline, interval
+from headstart.evaluation.summary import arithmetic, headline, interval, of_leaks
 from headstart.models.backbones import load_trunk
 from headstart.models.classifier import Classifier, averaged
 from headstart.models.heads import LinearHead
@@ -46,6 +46,7 @@ from headstart.training.linear_probe import within_one_standard_error
 ALWAYS_REPORTED = ("val", "test")
 ENSEMBLE_SHARES = (0.5, 0.25, 0.75)  # of the head; the simplest comes first
 NO_CLASS = "(none)"  # in a confusion matrix of several labels: what was missed, or is not there
+PAIRS_SHOWN = 24
 MADE_BY = ("prepare", "backbone", "features", "head", "finetune", "evaluate")  # stages whose outputs the report is about
 
 
@@ -85,10 +86,13 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
         }
     test = measured["test"] | {"chosen": measured["test"][chosen]}
     scores = candidates.scores[chosen]
+    of_test = int((manifest["split"] == "test").sum())
+    learned, tested = pictures.features[:-of_test], pictures.features[-of_test:]
     result = Metrics(
         chosen=chosen, val=measured["val"], test=test, gain=gain, head_share=candidates.head_share,
         thresholds=scores["val"].task.thresholds,
         folds=folds.estimate(pictures, parts, chosen, AuditReport.read(data.prepare.audit), params),
+        leaks=leaks.find_leaks(manifest, learned, tested, scores["test"], resamples, seed),
     )  # fmt: skip
     classes = list(candidates.classifiers[chosen].classes)
     table = metrics.per_class(scores["test"], classes)
@@ -196,6 +200,16 @@ def _mistakes(
     figures.mistakes(views, heat, captions, folder.figures.mistakes)
 
 
+def _pairs(data: DataFolder, leaks: Leaks) -> list[tuple[SamePicture, str, str]]:
+    """The first pairs of pictures that look the same, with addresses of both inside the page."""
+    pixels, paths = Pixels(data.prepare), read_manifest(data.prepare)["path"].tolist()
+    row = {path: number for number, path in enumerate(paths)}
+    return [
+        (pair, *(pages.thumbnail(pixels[row[path]]) for path in (pair.test, pair.learned)))
+        for pair in leaks.pairs[:PAIRS_SHOWN]
+    ]
+
+
 def _page(
     data: DataFolder, params: Params, result: Metrics, columns: list[Metric], table: list[dict[str, Any]], drawn: Path
 ) -> str:
@@ -207,6 +221,8 @@ def _page(
         params=params,
         result=result,
         headline=headline(result),
+        leaks=of_leaks(result.leaks, result.test["chosen"]) if result.leaks else "",
+        pairs=_pairs(data, result.leaks) if result.leaks else [],
         metrics=columns,
         table=table,
         most_classes_shown=figures.MOST_CLASSES_SHOWN,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
-from headstart.base.artifacts.metrics import Folds, Measured, Metrics, Name
+from headstart.base.artifacts.metrics import Folds, Leaks, Measured, Metrics, Name
 
 NAMES: dict[Name, str] = {
     "head": "the head on frozen features",
@@ -48,6 +48,20 @@ def in_folds(folds: Folds) -> str:
         f"{folds.count} of them reach {_figures(folds.head)}. "
         f"Quote {'the figure of the folds' if folds.quote == 'folds' else 'the test figure'}: {folds.reason}."
     )
+
+
+def of_leaks(leaks: Leaks, test: Measured) -> str:
+    """How many test pictures look the same as one that was learned from, and what that adds to the accuracy of ``test``."""
+    if not leaks.pictures:
+        return ""
+    sentence = (
+        f"{leaks.pictures} of {test['n']} test pictures look the same to the network as a training or validation picture."
+    )
+    if leaks.without is None or leaks.added is None:
+        return f"{sentence} Test figures tell nothing of new pictures."
+    added = leaks.added
+    points = f"{100 * added.value:+.1f} points ({100 * added.low:+.1f} to {100 * added.high:+.1f})"
+    return f"{sentence} Without them test accuracy is {interval(leaks.without)}: they change it by {points}."
 
 
 def _figures(measured: Measured) -> str:

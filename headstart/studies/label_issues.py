@@ -25,6 +25,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.data.manifest import is_multi_label, one_row_per_label, read_manifest
 from headstart.data.packed import Pixels
+from headstart.evaluation.leaks import ROUNDING, SAME
 from headstart.models.task import LABEL_SEPARATOR, MULTI_LABEL, SINGLE_LABEL
 from headstart.studies import label_issues_report
 from headstart.training.feature_files import load_features
@@ -33,12 +34,6 @@ from headstart.training.linear_probe import FOLDS, folds_of, held_out_logits
 NEIGHBOURS = 10
 # Outliers are beyond Tukey's fence, as wide as in cleanlab's Datalab: in interquartile ranges above the upper quartile.
 FENCE = 1 / 0.37037 - 1
-# Duplicates are nearer than this part of the median distance to a nearest neighbour. With the default backbone most copies
-# of a photograph that are mirrored, cropped to 85 %, halved or lighter are (the median of each is 0.03 to 0.28), while no
-# two of the ants and bees are (0.56 at least), nor of 2,000 photographs of hands (0.45). Datalab's own 0.13 misses what is
-# cropped.
-SAME = 0.3
-ROUNDING = 1e-6  # of cosine distances in single precision: what identical pictures are apart
 DIGITS = 6
 
 

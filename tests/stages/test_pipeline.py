@@ -53,6 +53,7 @@ def test_the_whole_pipeline_gives_what_the_design_promises(finished: Clone) -> N
             assert {"balanced_accuracy", "macro_f1", "log_loss", "ece", "n"} <= m.keys()
     assert metrics["test"]["chosen"] == metrics["test"][metrics["chosen"]]
     manifest = pd.read_parquet(finished.folder / "data/prepare/manifest.parquet")
+    assert metrics["folds"]["head"]["n"] == len(manifest)
     assert list(manifest) == ["path", "label", "split", "group", "sha256", "width", "height"]
     for split in ("train", "val", "test"):
         stored = load_file(finished.folder / f"data/features/{split}.safetensors")
@@ -87,6 +88,8 @@ def test_the_json_files_are_what_their_schemas_say_and_their_bytes_those_of_the_
 def test_the_report_is_one_page_that_needs_no_network(finished: Clone) -> None:
     page = finished.read("data/evaluate/report.html")
     assert 'src="data:image/png;base64,' in page
+    assert "Quote the " in page
+    assert "5 folds of all" in page
     assert "http://" not in page
     assert "https://" not in page
 

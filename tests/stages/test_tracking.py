@@ -51,7 +51,7 @@ def test_parameters_that_are_numbers_can_be_axes(finished: Clone) -> None:
     assert words == {
         "backbone", "weights", "data.source", "features.engine", "head.kind", "head.C", "finetune.unfreeze",
         "finetune.batch_norm", "view.frame", "view.stages", "finetune.hflip", "finetune.augment", "finetune.precision",
-        "prepare.formats", "data.label_separator",
+        "prepare.formats", "data.label_separator", "evaluate.folds",
     }  # fmt: skip
     sections = {key.split(".")[0] for key in run.data.params}
     assert not sections & {"rank", "why", "labels", "tune", "tracking"}
@@ -75,7 +75,7 @@ def test_figures_of_the_chosen_classifier_are_grouped_for_validation_and_test(fi
     assert groups == {
         "val/chosen", "val/head", "val/finetune", "val/ensemble",
         "test/chosen", "test/head", "test/finetune", "test/ensemble",
-        "gain/val", "gain/test", "ensemble", "prepare", "backbone", "head", "finetune",
+        "gain/val", "gain/test", "folds", "folds/head", "ensemble", "prepare", "backbone", "head", "finetune",
     }  # fmt: skip
     assert groups - {"finetune"} <= set(saved_view.CLOSED)
 

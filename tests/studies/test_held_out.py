@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.params import Params
 from headstart.data import fetch, prepare
+from headstart.evaluation import report
 from headstart.models import weights
 from headstart.models.backbones import architecture
 from headstart.studies import label_issues, ranking, transfer_gain, tuning
@@ -27,7 +28,7 @@ COUNTS = {"train": (15, 15), "val": (8, 8)}
 CANDIDATE = "tf_efficientnet_lite0"
 PARAMS = {
     "data": {"source": "set"}, "backbone": "small.py:net", "weights": "small.safetensors", "threads": 1,
-    "features": {"engine": "torch"},
+    "features": {"engine": "torch"}, "evaluate": {"bootstrap": 100, "mistakes": 0, "folds": 5},
     "finetune": {"epochs": 1, "batch_size": 8, "size_ratio": 0.5, "unfreeze": "last", "scratch_passes": 100,
                  "scratch_size": 32},
     "tune": {"trials": 2, "minutes": 60, "space": {"lr": [0.0003, 0.03]}},
@@ -58,6 +59,7 @@ def all_that_is_chosen(
     for stage in (fetch, prepare, weights, features, linear_probe):
         stage.run(params, DATA)
     finetune.run(params, DATA, lambda *_: lambda row: None)
+    report.run(params, DATA)
     for study in (tuning, transfer_gain, label_issues):
         study.run(params, DATA)
     ranking.run(params, DATA)
@@ -72,6 +74,9 @@ def all_that_is_chosen(
     files = {path.name: content(path) for path in shaped}
     for details in (data.tune.details, data.why.details, data.rank.details):
         files[details.name] = without_times(json.loads(details.read_text()))
+    measured = json.loads(data.evaluate.metrics.read_text())
+    assert measured["folds"]["head"]["n"] == sum(map(sum, counts.values()))  # test pictures too, which only reports
+    files["metrics.json"] = {key: measured[key] for key in ("chosen", "val", "head_share")}
     assert files["why.json"]["sentences"].pop(2).startswith("In minutes")
     return files
 

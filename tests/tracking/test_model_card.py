@@ -15,7 +15,7 @@ from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.engine import EngineChoice, FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails, PrecisionChoice
-from headstart.base.artifacts.metrics import Metrics
+from headstart.base.artifacts.metrics import Folds, Metrics
 from headstart.base.files import write_text
 from headstart.base.params import Params
 from headstart.evaluation.metrics import METRICS, metrics_of
@@ -102,6 +102,15 @@ def test_the_card_says_what_people_ask(data: DataFolder) -> None:
     ):
         assert said in text, said
     assert "<script>" not in text
+
+
+def test_the_card_says_which_figure_to_quote(data: DataFolder) -> None:
+    assert "folds" not in card(data, params(), {})
+    folds = Folds(count=5, head=MEASURED | {"n": 105}, quote="test", reason="it is about the packaged model")
+    measured = Metrics.read(data.evaluate.metrics)
+    measured.model_copy(update={"folds": folds}).write(data.evaluate.metrics)
+    said = "In 5 folds over all 105 pictures, heads made like this one from 4/5 of them reach accuracy 0.800 (0.700–0.900)."
+    assert f"\n\n{said} Quote the test figure: it is about the packaged model.\n\n" in card(data, params(), {})
 
 
 def test_the_card_of_a_multi_label_model_names_its_thresholds_and_its_own_metrics(data: DataFolder) -> None:

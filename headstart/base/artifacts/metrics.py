@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from headstart.base.artifacts.json_file import JsonFile, Part, absent
+from headstart.base.artifacts.json_file import Interval, JsonFile, Part, absent
 
 Name = Literal["head", "finetune", "ensemble"]  # of a classifier; the last is the average of the others
 Measured = dict[str, int | float]  # each metric with its interval (accuracy, accuracy_low, accuracy_high), and n
@@ -35,6 +35,34 @@ class Folds(Part):
     reason: str
 
 
+class SamePicture(Part):
+    """A test picture and the training or validation picture that looks the same.
+
+    Attributes:
+        distance: of their frozen features, as a multiple of the median distance to a nearest neighbour.
+    """
+
+    test: str
+    learned: str
+    distance: float
+
+
+class Leaks(Part):
+    """Test pictures that look the same to the network as one that was learned from.
+
+    Attributes:
+        pictures: how many there are.
+        without: what the chosen classifier reaches on the other test pictures; absent where all or none are such pictures.
+        added: test accuracy minus that of ``without``.
+        pairs: the nearest first.
+    """
+
+    pictures: int
+    without: Measured | None = absent()
+    added: Interval | None = absent()
+    pairs: list[SamePicture]
+
+
 class Metrics(JsonFile):
     """Measured by classifier. All but ``head`` and ``gain`` are absent where fine-tuning is off, and ``ensemble`` where a
     head is not linear.
@@ -46,6 +74,7 @@ class Metrics(JsonFile):
         thresholds: where pictures have several labels, for each class the probability from which on it is an answer of
             ``chosen``; the validation pictures chose them.
         folds: absent where ``evaluate.folds`` asks for none.
+        leaks: absent in files of versions that did not look for them.
     """
 
     made_by: ClassVar[str] = "dvc repro evaluate"
@@ -57,3 +86,4 @@ class Metrics(JsonFile):
     head_share: float | None = absent()
     thresholds: tuple[float, ...] | None = absent()
     folds: Folds | None = absent()
+    leaks: Leaks | None = absent()

@@ -204,10 +204,11 @@ def _pairs(data: DataFolder, leaks: Leaks) -> list[tuple[SamePicture, str, str]]
     """The first pairs of pictures that look the same, with addresses of both inside the page."""
     pixels, paths = Pixels(data.prepare), read_manifest(data.prepare)["path"].tolist()
     row = {path: number for number, path in enumerate(paths)}
-    return [
-        (pair, *(pages.thumbnail(pixels[row[path]]) for path in (pair.test, pair.learned)))
-        for pair in leaks.pairs[:PAIRS_SHOWN]
-    ]
+
+    def shown(path: str) -> str:
+        return pages.thumbnail(pixels[row[path]])
+
+    return [(pair, shown(pair.test), shown(pair.learned)) for pair in leaks.pairs[:PAIRS_SHOWN]]
 
 
 def _page(
@@ -216,7 +217,7 @@ def _page(
     pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
     pictures["sheet"] = pages.embedded(data.prepare.sheet.read_bytes())
     page = pages.template("report.html.j2", percent=lambda value: f"{100 * value:.1f} %", interval=interval)
-    tuned = FinetuneDetails.read(data.finetune.details)
+    tuned, audit = FinetuneDetails.read(data.finetune.details), AuditReport.read(data.prepare.audit)
     return page.render(
         params=params,
         result=result,
@@ -227,7 +228,8 @@ def _page(
         table=table,
         most_classes_shown=figures.MOST_CLASSES_SHOWN,
         pictures=pictures,
-        audit=AuditReport.read(data.prepare.audit),
+        audit=audit,
+        copies=sum(entry.reason.endswith("which is in test") for entry in audit.dropped),
         card=Card.read(data.backbone.card),
         first=Card.read(first_of(data.backbone).card),
         head=HeadDetails.read(data.head.details),

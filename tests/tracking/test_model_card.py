@@ -106,7 +106,8 @@ def test_the_card_says_what_people_ask(data: DataFolder) -> None:
 
 def test_the_card_says_which_figure_to_quote(data: DataFolder) -> None:
     assert "folds" not in card(data, params(), {})
-    folds = Folds(count=5, head=MEASURED | {"n": 105}, quote="test", reason="it is about the packaged model")
+    head = {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9, "n": 105}
+    folds = Folds(count=5, head=head, quote="test", reason="it is about the packaged model")
     measured = Metrics.read(data.evaluate.metrics)
     measured.model_copy(update={"folds": folds}).write(data.evaluate.metrics)
     said = "In 5 folds over all 105 pictures, heads made like this one from 4/5 of them reach accuracy 0.800 (0.700–0.900)."

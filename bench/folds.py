@@ -6,7 +6,8 @@
 The source's pictures go through one frozen network once. Then, draw by draw, 30 pictures of each class are a small set, and
 the pictures of all other groups are the world that it comes from. The small set is split at random as the pipeline does
 (15 % to validate, 15 % to test), and the head that would be packaged is made. The truth is its accuracy on the world, each
-class weighed alike, as in the small set. That of the folds' heads is what the folds estimate, strictly.
+class weighed alike, as in the small set. What the folds estimate is its mean over the draws: how good such heads are, not
+how good this one is.
 """
 
 from __future__ import annotations
@@ -113,11 +114,11 @@ def main() -> None:
         low, value, high = (
             np.array([row[name][key] for row in found]) for key in ("accuracy_low", "accuracy", "accuracy_high")
         )
-        covered = int(((low <= truth) & (truth <= high)).sum())
+        covered = [int(((low <= true) & (true <= high)).sum()) for true in (truth, truth.mean())]
         off = value - truth
         print(
-            f"{name}: the interval is {100 * (high - low).mean():.1f} points wide on average and covers the truth in "
-            f"{covered} of {len(found)} draws; off by {100 * off.mean():+.1f} ± {100 * off.std():.1f} points"
+            f"{name}: the interval is {100 * (high - low).mean():.1f} points wide on average; of {len(found)} intervals "
+            f"{covered[0]} hold the truth and {covered[1]} its mean; off by {100 * off.mean():+.1f} ± {100 * off.std():.1f} points"
         )
 
 

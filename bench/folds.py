@@ -118,7 +118,7 @@ def main() -> None:
         off = value - truth
         print(
             f"{name}: the interval is {100 * (high - low).mean():.1f} points wide on average; of {len(found)} intervals "
-            f"{covered[0]} hold the truth and {covered[1]} its mean; off by {100 * off.mean():+.1f} ± {100 * off.std():.1f} points"
+            f"{covered[0]} hold the truth and {covered[1]} its mean; off by {100 * off.mean():+.1f} ± {100 * off.std():.1f}"
         )
 
 

@@ -27,6 +27,7 @@ from headstart.base.device import set_up
 from headstart.base.sections import Head
 from headstart.data.manifest import read_manifest
 from headstart.evaluation.folds import Pictures, folds_asked_for, of_all_splits, scores_in_folds
+from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import Scores, measured
 from headstart.evaluation.summary import interval
 from headstart.training.head_files import load_head
@@ -61,7 +62,7 @@ def head_of(pictures: Pictures, train: Array, val: Array) -> Any:
 
 def scores(head: Any, pictures: Pictures) -> Scores:
     logits = head.logits(pictures.features).double() / head.temperature
-    return Scores(logits.softmax(1).numpy(), pictures.labels.numpy())
+    return Scores(logits.softmax(1).numpy(), pictures.labels.numpy(), groups=numbered(pictures.groups.astype(str)))
 
 
 def alike(found: Scores) -> float:

@@ -10,7 +10,6 @@ are thrown away.
 from __future__ import annotations
 
 import tempfile
-from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from headstart.base.progress import hidden, progress
 from headstart.base.terminal import say
 from headstart.data.manifest import class_names
 from headstart.data.splits import SPLITS
+from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import Scores, measured
 from headstart.models.classifier import FittedHead
 from headstart.models.task import Task, task_of
@@ -93,10 +93,11 @@ def _fewest(pictures: Pictures) -> str:
 
 
 def scores_in_folds(pictures: Pictures, settings: sections.Head, folds: linear_probe.Folds) -> Scores:
-    """What heads that were made as the stage head makes them, each without its fold, say of the fold's pictures, fold by
-    fold. Where the stage needs validation pictures, to choose by, it gets those of the next fold."""
+    """What heads that were made as the stage head makes them, each without its fold, say of the fold's pictures. Where the
+    stage needs validation pictures, to choose by, it gets those of the next fold."""
     features, labels, groups, classes, task = pictures
-    found: list[Scores] = []
+    answers = labels.cpu().numpy()
+    probabilities, predicted = np.zeros((len(answers), len(classes))), np.zeros_like(answers)
     with progress("folds", len(folds), "heads") as advance, tempfile.TemporaryDirectory() as scratch:
         for (learned, held_out), (_, val) in zip(folds, folds[1:] + folds[:1], strict=True):
             train, folder = np.setdiff1d(learned, val), Path(scratch)
@@ -104,11 +105,13 @@ def scores_in_folds(pictures: Pictures, settings: sections.Head, folds: linear_p
             of_train, of_val = ((features[side], labels[side]) for side in (train, val))
             with hidden():
                 start = linear_probe.train_head(of_train, of_val, classes, settings, folder, both, task)
-            decided = task.with_thresholds(_probabilities(start, of_val[0]), of_val[1].cpu().numpy())
-            probabilities = _probabilities(load_head(folder, refit=True), features[held_out])
-            found.append(Scores(probabilities, labels[held_out].cpu().numpy(), decided))
+            decided = task.with_thresholds(_probabilities(start, of_val[0]), answers[val])
+            probabilities[held_out] = _probabilities(load_head(folder, refit=True), features[held_out])
+            predicted[held_out] = decided.decide(probabilities[held_out])
             advance()
-    return reduce(Scores.joined, found)
+    scores = Scores(probabilities, answers, task, numbered(groups.astype(str)))
+    vars(scores)["predicted"] = predicted  # each head has thresholds of its own
+    return scores
 
 
 def _probabilities(head: FittedHead, features: Tensor) -> Floats:

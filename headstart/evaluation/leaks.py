@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from headstart.base.arrays import Bools, Floats, Ints
 from headstart.base.artifacts.json_file import Interval
 from headstart.base.artifacts.metrics import Leaks, SamePicture
-from headstart.evaluation.intervals import bootstrap, percentile_interval
+from headstart.evaluation.intervals import bootstrap, numbered, percentile_interval
 from headstart.evaluation.metrics import Scores, measured
 
 # Pictures look the same that are nearer than this part of the median distance to a nearest neighbour. With the default
@@ -46,8 +46,9 @@ def find_leaks(manifest: pd.DataFrame, learned: Tensor, test: Tensor, scores: Sc
     ]
     if not pairs or same.all():
         return Leaks(pictures=len(pairs), pairs=pairs)
-    others = Scores(scores.probabilities[~same], scores.labels[~same], scores.task)
-    added = _added(scores.correct, same, resamples, seed)
+    groups = None if scores.groups is None else numbered(scores.groups[~same])
+    others = Scores(scores.probabilities[~same], scores.labels[~same], scores.task, groups)
+    added = _added(scores, same, resamples, seed)
     return Leaks(pictures=len(pairs), without=measured(others, resamples, seed), added=added, pairs=pairs)
 
 
@@ -76,12 +77,13 @@ def _nearest(learned: Tensor, new: Tensor, but: Tensor | None = None) -> tuple[F
     return np.maximum(1 - values.astype(np.float64), 0), rows
 
 
-def _added(correct: Bools, same: Bools, resamples: int, seed: int) -> Interval:
+def _added(scores: Scores, same: Bools, resamples: int, seed: int) -> Interval:
     """The accuracy of all minus that of those that are not ``same``."""
+    correct, groups = scores.correct, scores.groups
 
     def difference(rows: Ints) -> float:
         others = rows[~same[rows]]
         return float(correct[rows].mean() - correct[others].mean()) if len(others) else 0.0
 
-    low, high = percentile_interval(bootstrap(difference, len(correct), seed, resamples))
+    low, high = percentile_interval(bootstrap(difference, len(correct), seed, resamples, groups), groups)
     return Interval(value=difference(np.arange(len(correct))), low=float(low), high=float(high))

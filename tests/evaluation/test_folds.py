@@ -16,6 +16,8 @@ from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.sections import Head
 from headstart.evaluation.folds import Pictures, estimate, folds_asked_for, scores_in_folds
+from headstart.evaluation.intervals import wilson
+from headstart.evaluation.metrics import measured
 from headstart.evaluation.summary import headline
 from headstart.models.task import MULTI_LABEL, SINGLE_LABEL
 from headstart.training.head_files import load_head
@@ -49,18 +51,17 @@ def people(seed: int = 0) -> Pictures:
 def test_what_is_held_out_changes_no_other_answer_of_its_fold(changed: str) -> None:
     pictures = blobs((20, 20, 20))
     folds = folds_asked_for(5, pictures)
-    where = np.concatenate([held_out for _, held_out in folds])
-    assert sorted(where) == list(range(60))
+    assert sorted(np.concatenate([held_out for _, held_out in folds])) == list(range(60))
     before = scores_in_folds(pictures, FEW_STRENGTHS, folds)
-    one = int(folds[0][1][0])
+    one, *beside = folds[0][1].tolist()
     if changed == "features":
         other = pictures._replace(features=pictures.features.index_fill(0, torch.tensor([one]), 50.0))
     else:
         other = pictures._replace(labels=(pictures.labels + (torch.arange(60) == one)) % 3)
     after = scores_in_folds(other, FEW_STRENGTHS, folds)
-    first = len(folds[0][1])
-    assert np.array_equal(before.probabilities[1:first], after.probabilities[1:first])
-    assert not np.allclose(before.probabilities[first:], after.probabilities[first:])
+    assert np.array_equal(before.probabilities[beside], after.probabilities[beside])
+    for _, held_out in folds[1:]:
+        assert not np.allclose(before.probabilities[held_out], after.probabilities[held_out])
 
 
 def test_a_group_is_in_one_fold() -> None:
@@ -68,7 +69,11 @@ def test_a_group_is_in_one_fold() -> None:
     folds = folds_asked_for(5, apart)
     for learned, held_out in folds:
         assert not set(apart.groups[learned]) & set(apart.groups[held_out])
-    assert scores_in_folds(apart, FEW_STRENGTHS, folds).correct.mean() < 0.75
+    found = scores_in_folds(apart, FEW_STRENGTHS, folds)
+    assert found.correct.mean() < 0.75
+    low, high = wilson(found.correct)  # as if there were 300 people
+    told = measured(found, 10, 0)
+    assert told["accuracy_high"] - told["accuracy_low"] > 2 * (high - low)
     mixed = apart._replace(groups=np.arange(300).astype(str))  # who is on a picture then tells the answer
     assert scores_in_folds(mixed, FEW_STRENGTHS, folds_asked_for(5, mixed)).correct.mean() > 0.95
 

@@ -441,6 +441,7 @@ def test_a_near_duplicate_across_a_given_split_leaves_training(tmp_path: Path) -
     (source / "train/ants/leak.jpg").write_bytes(encoded(photograph(2000), "JPEG", quality=85))  # as test/ants/0.png
     write_pictures(source, {"train/bees/copy.png": 1100})  # as val/bees/0.png
     manifest = prepared(source, tmp_path / "out")
+    assert report(tmp_path / "out")["own_test"] is True
     assert {entry["path"]: entry["reason"] for entry in report(tmp_path / "out")["dropped"]} == {
         "train/ants/leak.jpg": "near-duplicate of test/ants/0.png, which is in test",
         "train/bees/copy.png": "exact duplicate of val/bees/0.png, which is in val",

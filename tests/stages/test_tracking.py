@@ -51,7 +51,7 @@ def test_parameters_that_are_numbers_can_be_axes(finished: Clone) -> None:
     assert words == {
         "backbone", "weights", "data.source", "features.engine", "head.kind", "head.C", "finetune.unfreeze",
         "finetune.batch_norm", "view.frame", "view.stages", "finetune.hflip", "finetune.augment", "finetune.precision",
-        "prepare.formats", "data.label_separator", "evaluate.folds",
+        "prepare.formats", "data.label_separator", "data.group", "evaluate.folds",
     }  # fmt: skip
     sections = {key.split(".")[0] for key in run.data.params}
     assert not sections & {"rank", "why", "labels", "tune", "tracking"}

@@ -25,7 +25,7 @@ from headstart.data.picture import Listing, Picture, classes_of, is_multi_label,
 from headstart.data.sources import locate
 
 # Columns of predictions, which also have one column per class.
-RESERVED = {"image", "split", "label", "predicted", "probability"}
+RESERVED = {"image", "split", "label", "predicted", "probability", "unfamiliar", "nearest"}
 
 COLUMNS = ("path", "label", "split", "group", "size", "sha256")
 MULTI_LABEL_COLUMNS = tuple("labels" if column == "label" else column for column in COLUMNS)

@@ -30,7 +30,7 @@ from headstart.engines.batching import inference_batch
 from headstart.engines.openvino import PICTURES_PER_REQUEST
 from headstart.engines.select import SAMPLE, engine_for
 from headstart.inference.prediction_files import Answer, is_special, opened
-from headstart.inference.predictor import load_predictor, names
+from headstart.inference.predictor import Output, load_predictor, names
 from headstart.inference.selective import confidence_of_decisions, threshold_for, thresholds_by_class
 from headstart.models.preprocessing import Normalise, View
 from headstart.models.task import LABEL_SEPARATOR, MultiLabel, Task
@@ -74,7 +74,7 @@ class BatchPredictor:
         self.predictor = load_predictor(model, trust)
         self.lock = threading.Lock()
         device = set_up(threads)
-        network = nn.Sequential(Normalise(self.view), self.predictor.model).eval()
+        network = nn.Sequential(Normalise(self.view), self.predictor.model.trunk).eval()
         if device.type != "cpu":
             network = copy.deepcopy(network).to(device)
         self.batch = inference_batch(network, self.view, device)
@@ -113,14 +113,19 @@ class BatchPredictor:
         """Pictures of any size, each (height, width, 3) uint8 → (N, classes) calibrated probabilities."""
         if not pictures:
             return np.zeros((0, len(self.classes)))
+        return np.stack([output.probabilities for output in self.outputs(pictures)])
+
+    def outputs(self, pictures: Sequence[Array]) -> list[Output]:
+        """Probabilities, and whether the picture is unlike anything learned, for pictures of any size, each
+        (height, width, 3) uint8."""
         return self._forward(self.view.stacked(pictures))
 
-    def predict_views(self, pictures: Sequence[Array]) -> Floats:
+    def predict_views(self, pictures: Sequence[Array]) -> list[Output]:
         """The same for pictures that have passed through ``view``, each (size, size, 3) uint8."""
         return self._forward(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
 
-    def predict_files(self, files: Iterable[Path]) -> Generator[tuple[Path, Floats | Unusable], None, None]:
-        """Each file with its (classes,) probabilities, or with the reason why it cannot be used, in the order given.
+    def predict_files(self, files: Iterable[Path]) -> Generator[tuple[Path, Output | Unusable], None, None]:
+        """Each file with what the model makes of it, or with the reason why it cannot be used, in the order given.
 
         One process per core decodes the next batch while the network runs on this one. Memory does not grow with the number
         of files.
@@ -153,11 +158,11 @@ class BatchPredictor:
             pool.shutdown(cancel_futures=True)
             decoders.close()
 
-    def _forward(self, pictures: Tensor) -> Floats:
-        """(N, 3, size, size) uint8 → (N, classes)."""
+    def _forward(self, pictures: Tensor) -> list[Output]:
+        """(N, 3, size, size) uint8. The engine runs the trunk; head and distances cost next to nothing."""
         with self.lock:
-            logits = (self._forward_few if len(pictures) <= TORCH_UP_TO else self._forward_many)(pictures)
-        return self.predictor.model.probabilities(logits.double().cpu()).numpy()
+            features = (self._forward_few if len(pictures) <= TORCH_UP_TO else self._forward_many)(pictures)
+        return self.predictor.outputs(features.float().cpu())
 
 
 def _sample_pictures(size: int) -> list[Array]:
@@ -198,11 +203,11 @@ def predict(
     if output is not None and output.is_dir():
         raise HeadstartError(f"--output {output} is a folder; name a file")
     predictor = BatchPredictor(model, len(files), trust=trust)
-    selection = _selection(model, predictor.task, predictor.classes, max_error)
+    selection = _selection(model, predictor, max_error)
     failed = 0
     try:
         with (
-            opened(output_format, output, predictor.classes, selection.has_unsure) as write,
+            opened(output_format, output, predictor.classes, selection.columns) as write,
             _progress(len(files), output) as advance,
             contextlib.closing(predictor.predict_files(files)) as predictions,
             quiet(),
@@ -230,34 +235,45 @@ class Selection:
 
     Attributes:
         rows: of the model's tables, one for each class, or one for all where pictures have one label each; None where
-            everything is answered.
+            everything is answered. Then nothing is answered about unfamiliar pictures, of which the tables say nothing.
+        knows_unfamiliar: whether the model says which pictures are unlike anything learned.
         answered: how many answers, or decisions, were given.
+        unfamiliar: how many pictures were unlike anything learned.
     """
 
     task: Task
     classes: tuple[str, ...]
-    rows: list[Threshold] | None
+    rows: list[Threshold] | None = None
+    knows_unfamiliar: bool = False
     answered: int = 0
+    unfamiliar: int = 0
 
     @property
     def has_unsure(self) -> bool:
         return self.rows is not None and isinstance(self.task, MultiLabel)
 
-    def answer(self, probabilities: Floats) -> Answer:
-        """From the (classes,) probabilities of a picture."""
+    @property
+    def columns(self) -> list[str]:
+        """The names of ``Answer.columns``."""
+        return ["unsure"] * self.has_unsure + ["unfamiliar", "nearest"] * self.knows_unfamiliar
+
+    def answer(self, output: Output) -> Answer:
+        """From what the model makes of a picture."""
+        probabilities, nearest = output.probabilities, output.nearest
         label, confidence = self.task.answer(probabilities, self.classes)
+        self.unfamiliar += bool(nearest)
         if not isinstance(self.task, MultiLabel):
-            given = self.rows is None or confidence >= self.rows[0].confidence
+            given = self.rows is None or (confidence >= self.rows[0].confidence and not nearest)
             self.answered += given
-            return Answer(label if given else None, label, None, None, confidence, probabilities)
+            return Answer(label if given else None, label, None, None, confidence, probabilities, nearest)
         present, unsure = names(self.task, probabilities, self.classes) or [], None
         if self.rows is not None:
             least = [row.confidence for row in self.rows]
-            sure = confidence_of_decisions(self.task, probabilities) >= least
+            sure = (confidence_of_decisions(self.task, probabilities) >= least) & (not nearest)
             self.answered += int(sure.sum())
             unsure = [name for name, is_sure in zip(self.classes, sure, strict=True) if not is_sure]
             present = [name for name in present if name not in unsure]
-        return Answer(LABEL_SEPARATOR.join(present), label, present, unsure, confidence, probabilities)
+        return Answer(LABEL_SEPARATOR.join(present), label, present, unsure, confidence, probabilities, nearest)
 
     def sentence(self, pictures: int) -> str:
         """How many of them were answered."""
@@ -270,20 +286,23 @@ class Selection:
         )
         by_class = "" if len(least) == 1 else f" to {least[-1]}, by class,"
         those = "decisions" if self.has_unsure else "pictures"
+        unfamiliar = f"; {self.unfamiliar} unfamiliar pictures got no answer" if self.unfamiliar else ""
+        familiar = "familiar " if self.knows_unfamiliar and not self.has_unsure else ""
         return (
-            f"{self.answered} of {of} answered, those of probability {least[0]}{by_class} and more; on validation that was "
-            f"{answered.mean():.0%} of the {those}, and {error:.1%} of these were wrong"
+            f"{self.answered} of {of} answered, those of probability {least[0]}{by_class} and more{unfamiliar}; on "
+            f"validation that was {answered.mean():.0%} of the {familiar}{those}, and {error:.1%} of these were wrong"
         )
 
 
-def _selection(model: Path, task: Task, classes: tuple[str, ...], max_error: float | None) -> Selection:
+def _selection(model: Path, predictor: BatchPredictor, max_error: float | None) -> Selection:
+    task, classes, knows_unfamiliar = predictor.task, predictor.classes, predictor.predictor.familiarity is not None
     if max_error is None:
-        return Selection(task, classes, None)
+        return Selection(task, classes, None, knows_unfamiliar)
     details = ClassifierDetails.read(ModelFolder(model).classifier.details)
     if not isinstance(task, MultiLabel):
-        return Selection(task, classes, [threshold_for(max_error, details.answering)])
+        return Selection(task, classes, [threshold_for(max_error, details.answering)], knows_unfamiliar)
     rows = thresholds_by_class(max_error, details.answering_by_class)
-    return Selection(task, classes, [rows[name] for name in classes])
+    return Selection(task, classes, [rows[name] for name in classes], knows_unfamiliar)
 
 
 def _progress(count: int, output: Path | None) -> contextlib.AbstractContextManager[Advance]:

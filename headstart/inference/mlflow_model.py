@@ -20,7 +20,8 @@ COLUMN = "image"
 
 class PictureClassifier(PythonModel):  # type: ignore[misc]
     """Predicts the label and probabilities of each picture: a path, bytes, base64 text or an array; in a list, or as the
-    column ``image`` of a data frame. Where there may be several labels, they are joined by ";"."""
+    column ``image`` of a data frame. Where there may be several labels, they are joined by ";", and so are the training
+    pictures that one is nearest to which is unlike all of them."""
 
     def load_context(self, context: PythonModelContext) -> None:
         model = Path(context.artifacts["classifier"]).parents[1]
@@ -37,8 +38,18 @@ class PictureClassifier(PythonModel):  # type: ignore[misc]
             predictions = self.predictor.predict(_pictures(model_input))
         except self.refusal as error:
             raise MlflowException(str(error), BAD_REQUEST) from None
-        rows = [{"label": p.label, "probability": p.probability} | p.probabilities for p in predictions]
-        return pd.DataFrame(rows, columns=["label", "probability", *self.predictor.classes])
+        rows = [
+            {
+                "label": p.label,
+                "probability": p.probability,
+                "unfamiliar": p.unfamiliar,
+                "nearest": ";".join(p.nearest or ()),
+            }
+            | p.probabilities
+            for p in predictions
+        ]
+        also = [] if self.predictor.familiarity is None else ["unfamiliar", "nearest"]
+        return pd.DataFrame(rows, columns=["label", "probability", *also, *self.predictor.classes])
 
 
 def _pictures(given: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from headstart.base.arrays import Bools, Ints
 from headstart.base.artifacts import ClassifierFolder, DataFolder, PackageFolder
 from headstart.base.artifacts.card import Card, Preprocessing
 from headstart.base.artifacts.classifier import ClassifierDetails
@@ -26,16 +27,23 @@ from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.artifacts.head import REFIT, HeadDetails
 from headstart.base.artifacts.members import first_of, member_folders
 from headstart.base.artifacts.metrics import Metrics, Name
+from headstart.base.device import set_up
 from headstart.base.files import sha256_of_files, write_text
 from headstart.base.identity import PACKAGE, modules_of, without_docstrings
 from headstart.base.params import Params
 from headstart.base.private_names import list_no_packages_in_mlflow
+from headstart.base.progress import progress
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
-from headstart.inference import provenance, selective
+from headstart.data.splits import SPLITS
+from headstart.inference import familiarity, provenance, selective
+from headstart.inference.predictor import Predictor
 from headstart.models.calibration import averaged_head
 from headstart.models.task import LABEL_SEPARATOR, MultiLabel, Task, task_named
+from headstart.models.trunk import feature_width
+from headstart.training.feature_files import load_features
+from headstart.training.features import FeatureExtractor
 
 # The module that MLflow loads. It is copied into the model, with every module that it imports.
 MODEL = "headstart.inference.mlflow_model"
@@ -61,7 +69,7 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
         parts = ClassifierFolder(scratch, "classifier")
         parts.mkdir()
         save_file(_tensors(data, measured, head, tuned), parts.weights)
-        ClassifierDetails(
+        details = ClassifierDetails(
             backbone=first.name if chosen == "finetune" else card.name,
             weights=card.weights,
             preprocessing=of_tuned if chosen == "finetune" else card.preprocessing,
@@ -76,11 +84,16 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
             short_side=params.prepare.short_side,
             formats=params.prepare.formats,
             white_level=params.prepare.white_level,
-            **_answering(data, task_named(head.task, measured.thresholds), head.classes),
-        ).write(parts.details)
+        )
+        details.write(parts.details)
         shutil.copyfile(data.fetch.network, parts.network)
+        familiar = _familiarity(data, params, chosen, parts)
+        answering = _answering(data, task_named(head.task, measured.thresholds), head.classes, familiar)
+        details.model_copy(update=answering).write(parts.details)
         code = _packed_code(Path(scratch) / "code")
         outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
+        if familiar is not None:
+            outputs += [ColSpec("boolean", "unfamiliar"), ColSpec("string", "nearest")]
         outputs += [ColSpec("double", name) for name in head.classes]
         target = folder.model
         shutil.rmtree(target, ignore_errors=True)
@@ -111,10 +124,60 @@ def _preprocessing(of_backbone: Preprocessing, tuned: FinetuneDetails | None) ->
     return own if tuned.size == own.size else own.model_copy(update={"size": tuned.size, "built_for": own.size})
 
 
-def _answering(data: DataFolder, task: Task, classes: list[str]) -> dict[str, Any]:
-    """``answering`` or ``answering_by_class``, from the chosen classifier's predictions on the validation pictures."""
+def _familiarity(data: DataFolder, params: Params, chosen: Name, parts: ClassifierFolder) -> Bools | None:
+    """Put into ``parts``, which hold the rest of the model, what tells pictures that are unlike anything learned.
+
+    The features are those that the stage features has stored. A fine-tuned network alone has others, and has to look at the
+    pictures again: those of validation and test, and as many of training as are kept.
+
+    Returns:
+        (N,) which of the validation pictures are familiar; None where these are too few to tell, and nothing is written.
+    """
+    manifest = read_manifest(data.prepare)
+    rows = {split: np.flatnonzero(manifest["split"] == split) for split in SPLITS}
+    if len(rows["val"]) < familiarity.FEWEST:
+        say(
+            f"{len(rows['val'])} validation pictures are too few to say which pictures are unlike anything learned: it takes "
+            f"{familiarity.FEWEST}"
+        )
+        return None
+    device = set_up(params.threads)
+    if chosen == "finetune":
+        extractor = FeatureExtractor(Predictor(parts).model.trunk, Pixels(data.prepare), device)
+        width = feature_width(extractor.trunk)
+        kept = rows["train"][_spread(manifest["label"].iloc[rows["train"]], width)]
+        seen = {"train": kept, "val": rows["val"], "test": rows["test"]}
+        with progress("package", sum(map(len, seen.values()))) as advance:
+            features = {split: extractor.features(of_split, advance) for split, of_split in seen.items()}
+    else:
+        features = {split: load_features(data.features, split)[0] for split in SPLITS}
+        places = _spread(manifest["label"].iloc[rows["train"]], features["train"].shape[1])
+        kept, features["train"] = rows["train"][places], features["train"][places]
+    images = manifest["path"].iloc[kept].tolist()
+    return familiarity.fit(features["train"], images, features["val"], features["test"], parts)
+
+
+def _spread(labels: pd.Series, width: int) -> Ints:
+    """The places of the training pictures that a model keeps the features of: all, or as many as there is room for, of every
+    class alike, so that rare ones are familiar too.
+
+    Args:
+        labels: of all training pictures; of several labels each combination counts as a class.
+        width: of their features.
+    """
+    most = familiarity.MOST_BYTES // (2 * width)
+    mixed = labels.reset_index(drop=True).sample(frac=1, random_state=0)
+    turn = mixed.groupby(mixed).cumcount()  # whose turn it is, where each class gives one after the other
+    return np.sort(turn.sort_values(kind="stable").index[:most].to_numpy())
+
+
+def _answering(data: DataFolder, task: Task, classes: list[str], familiar: Bools | None) -> dict[str, Any]:
+    """``answering`` or ``answering_by_class``, from the chosen classifier's predictions on the validation pictures, those that
+    are not ``familiar`` left out: they would not be answered."""
     table = pd.read_parquet(data.evaluate.predictions)
     val = table[table["split"] == "val"]
+    if familiar is not None:
+        val = val[familiar]
     probabilities = val[classes].to_numpy()
     if not isinstance(task, MultiLabel):
         right = (val["label"] == val["predicted"]).to_numpy()

@@ -37,6 +37,8 @@ class Answer:
             or pictures have one label each.
         confidence: the probability of the whole answer.
         probabilities: (classes,).
+        nearest: the training pictures that it is most like, where it is unlike anything learned; empty where it is not, None
+            where the model cannot say.
     """
 
     label: str | None
@@ -45,25 +47,37 @@ class Answer:
     unsure: list[str] | None
     confidence: float
     probabilities: Floats
+    nearest: list[str] | None = None
+
+    def columns(self) -> dict[str, str | bool]:
+        """What only some tables have, between ``probability`` and the classes; the same columns for all answers of a model."""
+        unsure = {} if self.unsure is None else {"unsure": LABEL_SEPARATOR.join(self.unsure)}
+        if self.nearest is None:
+            return {**unsure}
+        return {**unsure, "unfamiliar": bool(self.nearest), "nearest": LABEL_SEPARATOR.join(self.nearest)}
 
 
 Write = Callable[[Path, Answer], None]
 
 
 @contextmanager
-def opened(output_format: str, output: Path | None, classes: tuple[str, ...], has_unsure: bool) -> Iterator[Write]:
+def opened(output_format: str, output: Path | None, classes: tuple[str, ...], columns: Sequence[str]) -> Iterator[Write]:
+    """
+    Args:
+        columns: the names of ``Answer.columns``.
+    """
     if output_format == "parquet":
         assert output is not None
-        with _temporary(output) as part, _parquet(part, classes, has_unsure) as write:
+        with _temporary(output) as part, _parquet(part, classes, columns) as write:
             yield write
     elif output is not None:
         with _temporary(output) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-            yield _lines(output_format, stream, classes, has_unsure)
+            yield _lines(output_format, stream, classes, columns)
     else:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
         yield _lines(
-            output_format, sys.stdout, classes, has_unsure
+            output_format, sys.stdout, classes, columns
         )  # the stream itself, before a progress bar replaces sys.stdout
 
 
@@ -80,12 +94,14 @@ def is_special(output: Path) -> bool:
 def answer_as_json(answer: Answer, classes: Sequence[str]) -> dict[str, Any]:
     """The keys that the command and the server both answer with; some only where there may be several labels."""
     labels = {} if answer.names is None else {"labels": answer.names}
-    unsure = {} if answer.unsure is None else {"unsure": answer.unsure}
+    more: dict[str, Any] = {} if answer.unsure is None else {"unsure": answer.unsure}
+    if answer.nearest is not None:
+        more |= {"unfamiliar": bool(answer.nearest)} | ({"nearest": answer.nearest} if answer.nearest else {})
     probabilities = dict(zip(classes, answer.probabilities.tolist(), strict=True))
-    return {"label": answer.label, **labels, "probability": answer.confidence, **unsure, "probabilities": probabilities}
+    return {"label": answer.label, **labels, "probability": answer.confidence, **more, "probabilities": probabilities}
 
 
-def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...], has_unsure: bool) -> Write:
+def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...], columns: Sequence[str]) -> Write:
     def as_text(path: Path, answer: Answer) -> None:
         if answer.names is None:
             words = answer.likeliest if answer.label is not None else f"no answer ({answer.likeliest}?)"
@@ -93,48 +109,45 @@ def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...], has_uns
             words = ", ".join(answer.names) or "(none)"
         if answer.unsure:
             words += f"  unsure: {', '.join(answer.unsure)}"
-        say(f"{answer.confidence:6.1%}  {words}  {path}", file=stream)
+        unfamiliar = f"  unfamiliar, nearest: {', '.join(answer.nearest)}" if answer.nearest else ""
+        say(f"{answer.confidence:6.1%}  {words}  {path}{unfamiliar}", file=stream)
 
     def as_json(path: Path, answer: Answer) -> None:
         say_json({"image": str(path)} | answer_as_json(answer, classes), file=stream)
 
     def as_csv(path: Path, answer: Answer) -> None:
-        unsure = [] if answer.unsure is None else [told(LABEL_SEPARATOR.join(answer.unsure))]
-        row = [told(str(path)), told(answer.label or ""), answer.confidence, *unsure, *answer.probabilities.tolist()]
+        more = [told(value) if isinstance(value, str) else str(value).lower() for value in answer.columns().values()]
+        row = [told(str(path)), told(answer.label or ""), answer.confidence, *more, *answer.probabilities.tolist()]
         writer.writerow(row)
 
     if output_format != "csv":
         return as_json if output_format == "json" else as_text
     told = visible if stream.isatty() else str  # a table is exact, but for a terminal that would act on names in it
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["image", "label", "probability", *_unsure_column(has_unsure), *map(told, classes)])
+    writer.writerow(["image", "label", "probability", *columns, *map(told, classes)])
     return as_csv
 
 
-def _unsure_column(has_unsure: bool) -> list[str]:
-    return ["unsure"] if has_unsure else []
-
-
 @contextmanager
-def _parquet(file: Path, classes: tuple[str, ...], has_unsure: bool) -> Iterator[Write]:
+def _parquet(file: Path, classes: tuple[str, ...], columns: Sequence[str]) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    unsure = [(name, pa.string()) for name in _unsure_column(has_unsure)]
+    more = [(name, pa.bool_() if name == "unfamiliar" else pa.string()) for name in columns]
     numbers = [(name, pa.float64()) for name in classes]
-    schema = pa.schema([("image", pa.string()), ("label", pa.string()), ("probability", pa.float64()), *unsure, *numbers])
+    schema = pa.schema([("image", pa.string()), ("label", pa.string()), ("probability", pa.float64()), *more, *numbers])
     rows: list[tuple[str, Answer]] = []
 
     def flush() -> None:
         answers = [answer for _, answer in rows]
-        columns = [
+        arrays = [
             pa.array([name for name, _ in rows]),
             pa.array([answer.label for answer in answers], pa.string()),
             pa.array([answer.confidence for answer in answers]),
-            *(pa.array([LABEL_SEPARATOR.join(answer.unsure or []) for answer in answers]) for _ in unsure),
+            *(pa.array([answer.columns()[name] for answer in answers]) for name in columns),
             *map(pa.array, np.stack([answer.probabilities for answer in answers]).T),
         ]
-        writer.write_table(pa.table(columns, schema=schema))
+        writer.write_table(pa.table(arrays, schema=schema))
         rows.clear()
 
     def write(path: Path, answer: Answer) -> None:

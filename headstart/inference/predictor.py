@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from headstart.base.arrays import Floats
 from headstart.base.artifacts import ClassifierFolder, ModelFolder
@@ -22,6 +23,7 @@ from headstart.base.paths import members_of, network_of
 from headstart.base.tensors import tensors_of
 from headstart.data.decode import Array, Unusable, decode, quiet
 from headstart.data.decoders import Rules
+from headstart.inference import familiarity
 from headstart.inference.provenance import check_known, check_whole
 from headstart.models.backbones import stored_architecture
 from headstart.models.classifier import Classifier, FittedHead
@@ -38,11 +40,33 @@ class Prediction:
 
     Of a multi-label classifier ``label`` is the names of all predicted classes joined by ";", or empty where there is none,
     and ``probability`` that of the whole answer.
+
+    Attributes:
+        nearest: the paths of the training pictures that a picture is most like, if it is unlike anything learned; empty if it
+            is not, and None where the model cannot say.
     """
 
     label: str
     probability: float
     probabilities: dict[str, float]
+    nearest: list[str] | None = None
+
+    @property
+    def unfamiliar(self) -> bool | None:
+        return None if self.nearest is None else bool(self.nearest)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the model makes of one picture.
+
+    Attributes:
+        probabilities: (classes,) calibrated.
+        nearest: as ``Prediction`` has it.
+    """
+
+    probabilities: Floats
+    nearest: list[str] | None
 
 
 class Predictor:
@@ -76,6 +100,7 @@ class Predictor:
             self.model = Classifier(trunk, FittedHead(module, details.temperature, tuple(details.classes), task=task))
             self.model.load_state_dict(state)
         self.model.eval().requires_grad_(False)
+        self.familiarity = familiarity.load(files, module.first.in_features)
         self.rules = Rules(details.short_side, details.max_megapixels, details.formats, details.white_level)
 
     @property
@@ -110,10 +135,18 @@ class Predictor:
 
     def _predict_batch(self, pictures: list[Array]) -> Iterator[Prediction]:
         with torch.inference_mode():
-            probabilities = self.model.probabilities(self.model(self.model.trunk.view.batch(pictures)))
-        for row in probabilities.double().numpy():
-            label, confidence = self.model.task.answer(row, self.classes)
-            yield Prediction(label, confidence, dict(zip(self.classes, row.tolist(), strict=True)))
+            outputs = self.outputs(self.model.trunk(self.model.trunk.view.batch(pictures)))
+        for output in outputs:
+            label, confidence = self.model.task.answer(output.probabilities, self.classes)
+            probabilities = dict(zip(self.classes, output.probabilities.tolist(), strict=True))
+            yield Prediction(label, confidence, probabilities, output.nearest)
+
+    def outputs(self, features: Tensor) -> list[Output]:
+        """(N, D) features of the trunk, on the CPU."""
+        with torch.inference_mode():
+            probabilities = self.model.probabilities(self.model.head(features).double()).numpy()
+            nearest = [None] * len(features) if self.familiarity is None else self.familiarity.nearest(features)
+        return [Output(row, paths) for row, paths in zip(probabilities, nearest, strict=True)]
 
     def _load(self, picture: Any, number: int) -> Array:
         name = str(picture) if isinstance(picture, str | Path) and len(str(picture)) < 300 else f"picture {number}"

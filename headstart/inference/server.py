@@ -27,7 +27,6 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from headstart import __version__
-from headstart.base.arrays import Floats
 from headstart.base.artifacts import DataFolder, ModelFolder
 from headstart.base.artifacts.classifier import ClassifierDetails
 from headstart.base.artifacts.metrics import Metrics
@@ -40,6 +39,7 @@ from headstart.inference.batch import BatchPredictor, Selection
 from headstart.inference.lanes import OVERLOADED, Lanes
 from headstart.inference.own_pages import OwnPagesOnly
 from headstart.inference.prediction_files import answer_as_json
+from headstart.inference.predictor import Output
 from headstart.inference.request_body import MAX_PICTURES, picture_files
 
 MAX_PENDING_BYTES = 256 << 20  # of bodies not decoded yet, and again of pictures that wait for the network
@@ -186,8 +186,8 @@ def application(model: BatchPredictor, info: dict[str, Any], limits: Limits, rea
         async with bodies.read(request) as body:
             files, is_list = await files_in(body, request)
             pictures = await lanes.decode(files, model.view)
-        rows = await asyncio.gather(*(batches.predict(picture, place) for place, picture in enumerate(pictures)))
-        predictions = [_prediction(row, model) for row in rows]
+        outputs = await asyncio.gather(*(batches.predict(picture, place) for place, picture in enumerate(pictures)))
+        predictions = [_prediction(output, model) for output in outputs]
         return JSONResponse(predictions if is_list else predictions[0])
 
     @app.post("/explain")
@@ -220,13 +220,13 @@ class Batches:
         self.model, self.max_batch, self.wait_s = model, max_batch, wait_s
         capacity = max(MAX_PICTURES, MAX_PENDING_BYTES // (3 * math.prod(model.view.shape)))
         # The number to be served after, the number in order of arrival, the picture, its answer.
-        self._waiting: asyncio.PriorityQueue[tuple[int, int, Array, asyncio.Future[Floats]]] = asyncio.PriorityQueue(
+        self._waiting: asyncio.PriorityQueue[tuple[int, int, Array, asyncio.Future[Output]]] = asyncio.PriorityQueue(
             capacity
         )
         self._arrived = self._served = 0
 
-    async def predict(self, picture: Array, place: int = 0) -> Floats:
-        """(size, size, 3) uint8, as the model's view returns it → (classes,) probabilities.
+    async def predict(self, picture: Array, place: int = 0) -> Output:
+        """(size, size, 3) uint8, as the model's view returns it → what the model makes of it.
 
         Args:
             place: of the picture in its request.
@@ -234,13 +234,13 @@ class Batches:
         Raises:
             HTTPException: 503 too many are waiting already.
         """
-        probabilities: asyncio.Future[Floats] = asyncio.get_running_loop().create_future()
+        output: asyncio.Future[Output] = asyncio.get_running_loop().create_future()
         try:
             self._arrived += 1
-            self._waiting.put_nowait((self._served + TURN * place, self._arrived, picture, probabilities))
+            self._waiting.put_nowait((self._served + TURN * place, self._arrived, picture, output))
         except asyncio.QueueFull:
             raise HTTPException(*OVERLOADED) from None
-        return await probabilities
+        return await output
 
     async def run(self, network: Executor) -> None:
         """Predict until cancelled. Pictures that arrive while the network runs make the next batch."""
@@ -253,15 +253,15 @@ class Batches:
             self._served += len(batch)
             pictures = [picture for _, _, picture, _ in batch]
             try:
-                rows = await asyncio.get_running_loop().run_in_executor(network, self.model.predict_views, pictures)
+                outputs = await asyncio.get_running_loop().run_in_executor(network, self.model.predict_views, pictures)
             except Exception as error:  # raised in the requests, which log it
-                for *_, probabilities in batch:
-                    if not probabilities.done():
-                        probabilities.set_exception(error)
+                for *_, output in batch:
+                    if not output.done():
+                        output.set_exception(error)
             else:
-                for (*_, probabilities), row in zip(batch, rows, strict=True):
-                    if not probabilities.done():
-                        probabilities.set_result(row)
+                for (*_, output), found in zip(batch, outputs, strict=True):
+                    if not output.done():
+                        output.set_result(found)
 
 
 class Bodies:
@@ -316,15 +316,15 @@ def _closing(status: int, sentence: str, headers: dict[str, str] | None = None) 
 
 def _explain(model: BatchPredictor, picture: Array, label: str | None) -> dict[str, Any]:
     """The response of POST /explain, for ``label`` or for the most probable class."""
-    row = model.probabilities([picture])[0]
-    prediction = _prediction(row, model)
-    label = label or model.classes[int(np.argmax(row))]
+    (output,) = model.outputs([picture])
+    prediction = _prediction(output, model)
+    label = label or model.classes[int(np.argmax(output.probabilities))]
     return prediction | {"explained": label} | _explanation_images(model, picture, model.classes.index(label))
 
 
-def _prediction(row: Floats, model: BatchPredictor) -> dict[str, Any]:
+def _prediction(output: Output, model: BatchPredictor) -> dict[str, Any]:
     """The same as ``headstart predict --format json`` prints."""
-    return answer_as_json(Selection(model.task, model.classes, None).answer(row), model.classes)
+    return answer_as_json(Selection(model.task, model.classes).answer(output), model.classes)
 
 
 def _explanation_images(model: BatchPredictor, picture: Array, target: int) -> dict[str, str | None]:

@@ -187,6 +187,15 @@ class FeatureExtractor:
     def at_once(self, rows: Ints) -> Tensor:
         return torch.cat(list(self.batches(rows)))
 
+    def features(self, rows: Ints, advance: Advance) -> Tensor:
+        """(N, D), by torch."""
+        found = []
+        for pictures in self.batches(rows):
+            with torch.inference_mode():
+                found.append(self.network(pictures.to(self.device)).float().cpu())
+            advance(len(pictures))
+        return torch.cat(found)
+
 
 def run(params: Params, data: DataFolder) -> None:
     """The stage features: pass every picture through the frozen backbone, once."""

@@ -124,6 +124,8 @@ class ClassifierFolder(Folder):
     details = File("classifier.json")
     weights = File("classifier.safetensors")
     network = File("network.py")
+    familiarity = File("familiarity.json")  # like the next, not in models with few validation pictures
+    reference = File("familiarity.safetensors")
 
 
 class ModelFolder(Folder):

@@ -1,4 +1,4 @@
-"""classifier.json: what a packaged model is used with."""
+"""classifier.json and familiarity.json: what a packaged model is used with."""
 
 from __future__ import annotations
 
@@ -37,6 +37,35 @@ class Thresholds(Part):
     thresholds: list[Threshold]
 
 
+class Passed(Part):
+    """How many of how many pictures were familiar."""
+
+    pictures: int
+    familiar: int
+
+
+class FamiliarityDetails(JsonFile):
+    """familiarity.json: from when on a picture is unlike anything learned.
+
+    Attributes:
+        neighbour: the distance is that to the training picture which is so many-th nearest.
+        threshold: the largest distance of a picture that is familiar: 1 - cosine.
+        share: of pictures like those of validation that were to pass.
+        val, test: how many did.
+        images: the training pictures that distances are measured to, by their paths in the manifest, in the order of the
+            features in familiarity.safetensors.
+    """
+
+    made_by: ClassVar[str] = "dvc repro package"
+
+    neighbour: int
+    threshold: float
+    share: float
+    val: Passed
+    test: Passed
+    images: list[str]
+
+
 class ClassifierDetails(JsonFile):
     """What has a default is not in models that were packaged by older versions.
 
@@ -46,7 +75,7 @@ class ClassifierDetails(JsonFile):
         task: whether a picture has one label, or any number of them.
         thresholds: where it may have several, for each class the probability from which on it is an answer.
         max_megapixels, short_side, formats, white_level: how pictures are decoded, as prepare's parameters.
-        answering: what a least confidence means.
+        answering: what a least confidence means, on the validation pictures that are familiar.
         answering_by_class: the same where a picture may have several labels, for each class's decision whether it is there.
     """
 

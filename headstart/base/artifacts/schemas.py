@@ -10,7 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from headstart.base.artifacts import DATA
 from headstart.base.artifacts.audit import AuditReport
 from headstart.base.artifacts.card import Card
-from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.classifier import ClassifierDetails, FamiliarityDetails
 from headstart.base.artifacts.drift import Drift
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
@@ -33,6 +33,7 @@ JSON_FILES: dict[Path, type[JsonFile]] = {
     DATA.finetune.details: FinetuneDetails,
     DATA.evaluate.metrics: Metrics,
     DATA.package.model.classifier.details: ClassifierDetails,
+    DATA.package.model.classifier.familiarity: FamiliarityDetails,
     DATA.track.details: TrackedResult,
     DATA.rank.details: Ranking,
     DATA.why.details: TransferGain,

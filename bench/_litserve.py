@@ -31,7 +31,7 @@ class Pictures(litserve.LitAPI):  # type: ignore[misc]
         return inputs
 
     def predict(self, inputs: list[Any]) -> Any:
-        return self.model.predict_views(inputs)
+        return [output.probabilities for output in self.model.predict_views(inputs)]
 
     def unbatch(self, output: Any) -> list[Any]:
         return list(output)

@@ -286,7 +286,8 @@ class Selection:
         )
         by_class = "" if len(least) == 1 else f" to {least[-1]}, by class,"
         those = "decisions" if self.has_unsure else "pictures"
-        unfamiliar = f"; {self.unfamiliar} unfamiliar pictures got no answer" if self.unfamiliar else ""
+        without = f"{self.unfamiliar} unfamiliar picture{'s' * (self.unfamiliar > 1)}"
+        unfamiliar = f"; {without} got no answer" if self.unfamiliar else ""
         familiar = "familiar " if self.knows_unfamiliar and not self.has_unsure else ""
         return (
             f"{self.answered} of {of} answered, those of probability {least[0]}{by_class} and more{unfamiliar}; on "

@@ -39,12 +39,8 @@ class PictureClassifier(PythonModel):  # type: ignore[misc]
         except self.refusal as error:
             raise MlflowException(str(error), BAD_REQUEST) from None
         rows = [
-            {
-                "label": p.label,
-                "probability": p.probability,
-                "unfamiliar": p.unfamiliar,
-                "nearest": ";".join(p.nearest or ()),
-            }
+            {"label": p.label, "probability": p.probability, "unfamiliar": p.unfamiliar}
+            | {"nearest": ";".join(p.nearest or ())}
             | p.probabilities
             for p in predictions
         ]

@@ -137,7 +137,7 @@ def _familiarity(data: DataFolder, params: Params, chosen: Name, parts: Classifi
     rows = {split: np.flatnonzero(manifest["split"] == split) for split in SPLITS}
     if len(rows["val"]) < familiarity.FEWEST:
         say(
-            f"{len(rows['val'])} validation pictures are too few to say which pictures are unlike anything learned: it takes "
+            f"{len(rows['val'])} validation pictures are too few to say what is unlike anything learned; that takes "
             f"{familiarity.FEWEST}"
         )
         return None
@@ -158,8 +158,8 @@ def _familiarity(data: DataFolder, params: Params, chosen: Name, parts: Classifi
 
 
 def _spread(labels: pd.Series, width: int) -> Ints:
-    """The places of the training pictures that a model keeps the features of: all, or as many as there is room for, of every
-    class alike, so that rare ones are familiar too.
+    """The places of the training pictures that a model keeps the features of: all, or as many as there is room for, of
+    every class alike, so that rare ones are familiar too.
 
     Args:
         labels: of all training pictures; of several labels each combination counts as a class.
@@ -172,8 +172,8 @@ def _spread(labels: pd.Series, width: int) -> Ints:
 
 
 def _answering(data: DataFolder, task: Task, classes: list[str], familiar: Bools | None) -> dict[str, Any]:
-    """``answering`` or ``answering_by_class``, from the chosen classifier's predictions on the validation pictures, those that
-    are not ``familiar`` left out: they would not be answered."""
+    """``answering`` or ``answering_by_class``, from the chosen classifier's predictions on the validation pictures. Those
+    that are not ``familiar`` are left out, since they would not be answered."""
     table = pd.read_parquet(data.evaluate.predictions)
     val = table[table["split"] == "val"]
     if familiar is not None:

@@ -37,8 +37,8 @@ class Answer:
             or pictures have one label each.
         confidence: the probability of the whole answer.
         probabilities: (classes,).
-        nearest: the training pictures that it is most like, where it is unlike anything learned; empty where it is not, None
-            where the model cannot say.
+        nearest: the training pictures that it is most like, where it is unlike anything learned; empty where it is not,
+            None where the model cannot say.
     """
 
     label: str | None
@@ -50,7 +50,7 @@ class Answer:
     nearest: list[str] | None = None
 
     def columns(self) -> dict[str, str | bool]:
-        """What only some tables have, between ``probability`` and the classes; the same columns for all answers of a model."""
+        """What only some tables have between ``probability`` and the classes."""
         unsure = {} if self.unsure is None else {"unsure": LABEL_SEPARATOR.join(self.unsure)}
         if self.nearest is None:
             return {**unsure}

@@ -42,8 +42,8 @@ class Prediction:
     and ``probability`` that of the whole answer.
 
     Attributes:
-        nearest: the paths of the training pictures that a picture is most like, if it is unlike anything learned; empty if it
-            is not, and None where the model cannot say.
+        nearest: the paths of the training pictures that a picture is most like, if it is unlike anything learned; empty if
+            it is not, and None where the model cannot say.
     """
 
     label: str

@@ -23,7 +23,7 @@ from headstart.base.files import read_json, write_json
 from headstart.data.decode import Unusable
 from headstart.inference import batch
 from headstart.inference.batch import BatchPredictor
-from headstart.inference.predictor import load_predictor
+from headstart.inference.predictor import Output, load_predictor
 from headstart.inference.selective import CONFIDENCE_LEVEL, threshold_for, thresholds
 from headstart.models.backbones import architecture
 from headstart.models.classifier import Classifier, FittedHead
@@ -114,7 +114,7 @@ def test_files_are_answered_in_their_order_and_the_bad_in_their_place(model: Pat
     assert [n for n, (_, answer) in enumerate(found) if isinstance(answer, Unusable)] == [3, 10, 17, 24]
     usable = [file for n, file in enumerate(files) if n % 7 != 3]
     expected = [list(answer.probabilities.values()) for answer in load_predictor(model).predict(usable)]
-    np.testing.assert_allclose([a for _, a in found if not isinstance(a, Unusable)], expected, atol=1e-4)
+    np.testing.assert_allclose([a.probabilities for _, a in found if isinstance(a, Output)], expected, atol=1e-4)
 
 
 def test_hostile_files_are_named_and_the_others_answered(model: Path, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_an_interrupted_run_leaves_no_half_file(
     before = sorted(tmp_path.iterdir())
 
     def interrupted(*_: object) -> object:
-        yield Path("red.png"), np.array([0.0, 0.0, 1.0])
+        yield Path("red.png"), Output(np.array([0.0, 0.0, 1.0]), None)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(BatchPredictor, "predict_files", interrupted)

@@ -319,7 +319,8 @@ def test_the_packaged_model_answers_as_evaluation_did_in_mlflow_too(
     for answer, (_, row) in zip(answers, test.iterrows(), strict=True):
         assert [*answer.probabilities.values()] == pytest.approx([row[name] for name in names], abs=0.02)
     by_mlflow = mlflow.pyfunc.load_model(str(data.package.model)).predict(files)
-    assert list(by_mlflow.columns) == ["label", "probability", *names]
+    assert list(by_mlflow.columns) == ["label", "probability", "unfamiliar", "nearest", *names]
+    assert by_mlflow["unfamiliar"].tolist() == [answer.unfamiliar for answer in answers]
     assert by_mlflow["label"].tolist() == [answer.label for answer in answers]
     code = "import sys, mlflow\nprint(*mlflow.pyfunc.load_model(sys.argv[1]).predict(sys.argv[2:])['label'], sep='\\n')"
     environment: dict[str, Any] = {"PATH": os.environ["PATH"], "MLFLOW_DISABLE_TELEMETRY": "true"}

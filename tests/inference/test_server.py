@@ -37,7 +37,7 @@ from headstart.inference import server as serving
 from headstart.inference.batch import BatchPredictor
 from headstart.inference.lanes import Lanes
 from headstart.inference.own_pages import OwnPagesOnly
-from headstart.inference.predictor import load_predictor
+from headstart.inference.predictor import Output, load_predictor
 from headstart.inference.server import Limits, application, model_info
 from tests.data import hostile
 from tests.inference import test_predictor as test_served
@@ -514,7 +514,7 @@ def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch
     batched = BatchPredictor(model, trust=True)
     taken, go_on, predict_views = threading.Event(), threading.Event(), batched.predict_views
 
-    def slowly(pictures: list[np.ndarray]) -> np.ndarray:
+    def slowly(pictures: list[np.ndarray]) -> list[Output]:
         taken.set()
         go_on.wait(PATIENCE_S)
         return predict_views(pictures)
@@ -538,7 +538,7 @@ def test_pictures_that_wait_for_the_network_are_bounded(model: Path, monkeypatch
     found = asyncio.run(crowd())
     refused = [answer for answer in found if isinstance(answer, HTTPException)]
     assert [answer.status_code for answer in refused] == [503] * 3
-    assert sum(isinstance(answer, np.ndarray) for answer in found) == 8 + serving.MAX_PICTURES
+    assert sum(isinstance(answer, Output) for answer in found) == 8 + serving.MAX_PICTURES
 
 
 @pytest.mark.parametrize("asked", ["inf", "400", "0"])

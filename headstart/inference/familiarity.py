@@ -41,14 +41,10 @@ class Familiarity:
             ValueError: they do not belong together.
         """
         count = len(details.images)
-        if (
-            reference.ndim != 2
-            or len(reference) != count
-            or reference.shape[1] > width
-            or not 0 < details.neighbour <= count
-        ):
+        fits = reference.ndim == 2 and len(reference) == count and reference.shape[1] <= width
+        if not fits or not 0 < details.neighbour <= count:
             shape = tuple(reference.shape)
-            raise ValueError(f"it holds features {shape}, and familiarity.json names {count} pictures, of {width} features")
+            raise ValueError(f"it holds features {shape}, for {count} pictures and a model of {width} features")
         if not reference.isfinite().all():
             raise ValueError("it holds numbers that are not finite")
         self.reference, self.details = reference.float(), details

@@ -350,6 +350,7 @@ def _readme(to: str, description: dict[str, Any], white_level: int) -> str:
 Exported by headstart (--to {to}): {description["checked"]["sentence"]}.
 {several}In: {description["input"]}. Out: {description["output"]}, calibrated.
 Normalisation and temperature are inside the network; resizing and framing are not.
+It does not say which pictures are unlike anything learned; `headstart predict` and `headstart serve` do.
 After `pip install {package} numpy pillow`:
 
 ```python

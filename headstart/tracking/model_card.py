@@ -18,7 +18,7 @@ import yaml
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.audit import AuditReport
 from headstart.base.artifacts.card import Card
-from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.classifier import ClassifierDetails, FamiliarityDetails
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.artifacts.members import first_of
@@ -85,6 +85,7 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         params=params,
         chosen=result.chosen,
         task=packaged.task,
+        familiarity=FamiliarityDetails.read_if_made(data.package.model.classifier.familiarity),
         thresholds=zip(packaged.classes, packaged.thresholds or (), strict=False),
         test=result.test["chosen"],
         folds=in_folds(result.folds) if result.folds else "",

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from headstart.base.artifacts import DataFolder
-from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.classifier import ClassifierDetails, FamiliarityDetails
 from headstart.inference.selective import thresholds
 from tests.stages.conftest import Clone
 
@@ -17,10 +17,12 @@ pytestmark = [pytest.mark.slow]
 
 
 def test_the_package_knows_what_answering_only_when_sure_would_have_meant(finished: Clone) -> None:
-    details = ClassifierDetails.read(DataFolder(finished.folder, "data").package.model.classifier.details)
+    classifier = DataFolder(finished.folder, "data").package.model.classifier
+    details, compared = ClassifierDetails.read(classifier.details), FamiliarityDetails.read(classifier.familiarity)
     table = pd.read_parquet(finished.folder / "data/evaluate/predictions.parquet")
     val = table[table["split"] == "val"]
     right = (val["label"] == val["predicted"]).to_numpy()
+    assert compared.val.familiar == len(val)  # so few that the farthest of them is the threshold
     assert details.answering == thresholds(val[details.classes].to_numpy().max(axis=1), right)
     assert details.answering
     assert details.answering.thresholds[0].error == pytest.approx(1 - right.mean())

@@ -12,7 +12,7 @@ import pytest
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.audit import AuditReport, Dropped
 from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
-from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.classifier import ClassifierDetails, FamiliarityDetails, Passed
 from headstart.base.artifacts.engine import EngineChoice, FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails, PrecisionChoice
 from headstart.base.artifacts.metrics import Folds, Metrics
@@ -112,6 +112,17 @@ def test_the_card_says_which_figure_to_quote(data: DataFolder) -> None:
     measured.model_copy(update={"folds": folds}).write(data.evaluate.metrics)
     said = "In 5 folds over all 105 pictures, heads made like this one from 4/5 of them reach accuracy 0.800 (0.700–0.900)."
     assert f"\n\n{said} Quote the test figure: it is about the packaged model.\n\n" in card(data, params(), {})
+
+
+def test_the_card_states_from_when_on_a_picture_is_unfamiliar(data: DataFolder) -> None:
+    assert "It does not say which pictures are unlike anything learned" in card(data, params(), {})
+    FamiliarityDetails(
+        neighbour=5, threshold=0.63361, share=0.95, val=Passed(pictures=40, familiar=39),
+        test=Passed(pictures=153, familiar=149), images=["a.png"],
+    ).write(data.package.model.classifier.familiarity)  # fmt: skip
+    text = " ".join(card(data, params(), {}).split())
+    assert "farther than 0.634 (one minus the cosine) from those of the training picture that is number 5 among" in text
+    assert "95 % of pictures like those of validation are meant to pass; of the test pictures 149 of 153 do" in text
 
 
 def test_the_card_of_a_multi_label_model_names_its_thresholds_and_its_own_metrics(data: DataFolder) -> None:

@@ -54,7 +54,7 @@ def engine_for(
         return reference("fp32"), EngineChoice(
             engine="torch", why=f"{pictures} pictures are too few to prepare another engine"
         )
-    work = pictures * gmacs(network, few.shape[-1])
+    work = pictures * gmacs(network, *few.shape[-2:])
     engine = _preferred(work, device) if wanted == "auto" else ENGINES[wanted]
     if not engine.runs_on(device):
         engine = ENGINES["torch"]

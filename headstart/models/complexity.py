@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from headstart.base.private_names import without_torch_compiler
 
 
-def gmacs(network: nn.Module, size: int) -> float:
-    """Billions of multiply-accumulates for one picture of ``size`` pixels a side."""
+def gmacs(network: nn.Module, height: int, width: int | None = None) -> float:
+    """Billions of multiply-accumulates for one picture of so many pixels; a square one where no width is given."""
     from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, in stages that count nothing, too
 
     counter = FlopCounterMode(display=False)
@@ -29,7 +29,7 @@ def gmacs(network: nn.Module, size: int) -> float:
         # The counter would follow what is learned into autograd's graph, of which there is none here.
         # And no inference_mode, since some networks keep tensors for later passes.
         with without_torch_compiler(), frozen(network), torch.no_grad(), counter:
-            network.eval()(_black(network, size))
+            network.eval()(_black(network, height, width))
     finally:
         network.train(was_training)
     return counter.get_total_flops() / 2 / 1e9
@@ -48,9 +48,9 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _black(network: nn.Module, size: int) -> Tensor:
-    """(1, 3, size, size) where the network is."""
-    return torch.zeros(1, 3, size, size, device=next((p.device for p in network.parameters()), None))
+def _black(network: nn.Module, height: int, width: int | None = None) -> Tensor:
+    """(1, 3, height, width) where the network is."""
+    return torch.zeros(1, 3, height, width or height, device=next((p.device for p in network.parameters()), None))
 
 
 def depth(network: nn.Module, size: int) -> int:

@@ -25,7 +25,7 @@ from headstart.inference import batch
 from headstart.inference.batch import BatchPredictor
 from headstart.inference.predictor import Output, load_predictor
 from headstart.inference.selective import CONFIDENCE_LEVEL, threshold_for, thresholds
-from headstart.models.backbones import architecture
+from headstart.models.backbones import Architecture, architecture, side_by_side
 from headstart.models.classifier import Classifier, FittedHead
 from headstart.models.heads import LinearHead
 from headstart.models.trunk import feature_width
@@ -37,12 +37,15 @@ from tests.test_cli import Run
 run = test_cli.run  # a fixture
 
 
-def put_network(model: Path, name: str = "test_resnet") -> Path:
-    """A packaged model with a real, small, random network that decides: its probabilities are anything but even."""
+def put_network(model: Path, *members: Architecture) -> Path:
+    """A packaged model with a real, small, random network, or several side by side, that decides: its probabilities are
+    anything but even."""
     folder = model / "artifacts/classifier"
     folder.mkdir(parents=True)
     (folder / "network.py").touch()
-    trunk = architecture(name).trunk().eval()
+    members = members or (architecture("test_resnet"),)
+    name = "+".join(member.name for member in members)
+    trunk = (side_by_side(name, members) if len(members) > 1 else members[0]).trunk().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         seen = trunk(trunk.view.batch([np.asarray(picture(n)) for n in range(8)]))
@@ -89,6 +92,16 @@ def test_answers_are_the_packaged_predictors_whatever_runs_the_network(engine: s
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert found.sum(axis=1) == pytest.approx(1)
     assert batched.probabilities([]).shape == (0, len(CLASSES))
+
+
+def test_networks_with_views_of_different_sizes_are_run_by_the_engine_for_many_pictures(tmp_path: Path) -> None:
+    model = put_network(tmp_path / "model", architecture("test_resnet", size=96), architecture("test_resnet", size=64))
+    batched, predictor = BatchPredictor(model), load_predictor(model)
+    assert len(batched.view.different) == 2
+    pictures = [np.asarray(picture(n)) for n in range(40)]
+    expected = [list(answer.probabilities.values()) for answer in predictor.predict(pictures)]
+    np.testing.assert_allclose(batched.probabilities(pictures), expected, atol=1e-4)
+    assert BatchPredictor(model, engine="openvino").engine.engine == "openvino"
 
 
 def test_many_threads_may_ask_at_once_and_each_gets_its_own_answers(model: Path) -> None:

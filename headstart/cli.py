@@ -72,6 +72,9 @@ def predict(
     A multi-label model names every class that reaches its threshold; as label they are joined by ";". With --max-error it
     names the classes that it is unsure of.
 
+    A picture that is unlike anything learned is marked as unfamiliar, with the nearest training pictures. With --max-error
+    it gets no answer.
+
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """

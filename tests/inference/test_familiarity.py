@@ -43,6 +43,8 @@ from headstart.training import features, finetune, linear_probe
 from headstart.training.feature_files import load_features
 from tests import test_cli
 from tests.inference.test_predictor import CLASSES, known, plain, png, put_model
+from tests.inference.test_server import PATIENCE_S, served
+from tests.stages.test_ui import BROWSERS, browser_page
 from tests.test_cli import Run
 from tests.training.test_finetune import SMALL
 
@@ -385,6 +387,23 @@ def test_the_server_says_it_and_the_page_shows_it(colours: ModelFolder) -> None:
         several = client.post("/predict", files=[("image", png(plain(name))) for name in ("blue", "red", "green")]).json()
         assert [answer["unfamiliar"] for answer in several] == [True, False, False]
         assert 'id="unfamiliar"' in client.get("/").text
+
+
+@pytest.mark.browser
+def test_the_page_names_the_nearest_pictures_of_an_unfamiliar_one(colours: ModelFolder, tmp_path: Path) -> None:
+    if not any(map(shutil.which, BROWSERS)):
+        pytest.skip(f"no browser on PATH (looked for {', '.join(BROWSERS)})")
+    with served(colours) as server, browser_page(tmp_path / "profile") as page:
+        page.set_default_timeout(PATIENCE_S * 1000)
+        page.goto(server.address)
+        for name in ("red", "blue", "green"):
+            page.set_input_files("#file", f"{name}.png")
+            page.get_by_role("status").filter(has_text=name).wait_for()
+            told = page.locator("#unfamiliar")
+            assert told.is_visible() == (name == "blue")
+        page.set_input_files("#file", "blue.png")
+        told.filter(has_text="The nearest training pictures: ").wait_for()
+        assert told.inner_text().count(".png") == NAMED
 
 
 DAMAGE: dict[str, tuple[Callable[[ClassifierFolder], None], str]] = {

@@ -16,8 +16,8 @@ class BlindScore(Part):
         accuracy: on held-out pictures, with its interval; of one class balanced accuracy, the mean of the shares that are
             right of its pictures and of the others.
         guessing: what always naming the commonest class reaches; 0.5 for one class.
-        p: how often pictures without anything to tell would look so, corrected for all looks of the file (Holm); 1 where the
-            score is too low to matter, chance or not.
+        p: how often pictures without anything to tell would look so, corrected for all looks of the file (Holm); 1 where
+            the score is too low to matter, chance or not.
         probe: what the probe on frozen features reaches, with the same pictures held out; left out where it was not run.
     """
 

@@ -1,4 +1,4 @@
-.PHONY: help setup repro rank why labels groups tune test lint format schemas ui docs bench sbom clean lock
+.PHONY: help setup repro rank why labels groups shortcuts tune test lint format schemas ui docs bench sbom clean lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -45,6 +45,9 @@ labels: setup  ## which labels look wrong? dvc repro studies/dvc.yaml:labels
 
 groups: setup  ## which pictures belong together? dvc repro studies/dvc.yaml:groups
 	dvc repro studies/dvc.yaml:groups
+
+shortcuts: setup  ## told apart without a look at the subject? dvc repro studies/dvc.yaml:shortcuts
+	dvc repro studies/dvc.yaml:shortcuts
 
 tune: setup  ## better settings of fine-tuning? dvc repro studies/dvc.yaml:tune
 	dvc repro studies/dvc.yaml:tune

@@ -302,6 +302,16 @@ def labels() -> None:
 
 
 @app.command()
+def shortcuts() -> None:
+    """Say what `dvc repro studies/dvc.yaml:shortcuts` found that tells classes apart without a look at the subject."""
+    from headstart.base.artifacts.shortcuts import Shortcuts
+    from headstart.studies import shortcuts_report
+
+    _say_if_made_by_other_code("shortcuts", command=Shortcuts.made_by)
+    shortcuts_report.show(Shortcuts.read(DATA.shortcuts.details), DATA.shortcuts)
+
+
+@app.command()
 def drift(
     folder: Annotated[
         Path | None, typer.Argument(help="Pictures without labels, in place of drift.incoming of params.yaml.")
@@ -325,10 +335,7 @@ def drift(
         raise HeadstartError("there is no champion to compare new pictures with; name a folder of pictures without labels")
     else:
         found = detect_drift(data, params, set(), None)
-    if found is None:
-        say("No usable picture is new.")
-    else:
-        say(found.sentence, f"With the pictures: {data.drift.page}")
+    say(*((found.sentence, f"With the pictures: {data.drift.page}") if found else ("No usable picture is new.",)))
 
 
 @app.command()
@@ -390,14 +397,7 @@ def doctor() -> None:
 
     Nothing is downloaded or changed. The exit status is 1 where something is wrong.
     """
-    from headstart.base.terminal import console
-    from headstart.operations import doctor as examination
+    from headstart.operations.doctor import show
 
-    colours = {examination.OK: "green", examination.NOTE: "yellow", examination.WRONG: "bold red"}
-    terminal, wrong = console(), False
-    for finding in examination.examine():
-        terminal.print(f"{finding.state:6}", style=colours[finding.state], end="")
-        terminal.print(f"{finding.about}: {finding.sentence}", soft_wrap=True)
-        wrong |= finding.state == examination.WRONG
-    if wrong:
+    if not show():
         raise typer.Exit(1)

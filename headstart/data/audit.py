@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 import pandas as pd
 
 from headstart.base.artifacts.audit import AuditReport, Dropped
+from headstart.base.artifacts.shortcuts import BlindScore, Shortcut
 from headstart.base.errors import some
 from headstart.data.manifest import class_names, one_row_per_label
 from headstart.data.splits import SPLITS
@@ -20,12 +21,15 @@ class Audit:
         dropped: the reason, by path.
         warnings: sentences.
         notes: how many pictures needed each conversion.
+        blind, shortcuts: what the files alone tell of the classes.
     """
 
     def __init__(self) -> None:
         self.dropped: dict[str, str] = {}
         self.warnings: list[str] = []
         self.notes: Counter[str] = Counter()
+        self.blind: list[BlindScore] = []
+        self.shortcuts: list[Shortcut] = []
 
     def drop(self, path: str, reason: str) -> None:
         self.dropped[path] = reason
@@ -54,4 +58,6 @@ class Audit:
                 for label in class_names(manifest)
             },
             own_test=own_test,
+            blind=self.blind,
+            shortcuts=self.shortcuts,
         )

@@ -1,8 +1,8 @@
 """From a file to an upright 8-bit RGB picture, its fingerprint and the bytes stored for it.
 
-All that shapes the stored pixels is in this module, and it imports nothing of headstart: a change here, or another version
-of Pillow or NumPy, makes prepare decode every picture again. What comes from strangers is decoded by
-``headstart.data.decoders``, in processes that can be stopped.
+All that shapes what is stored of a picture is in this module and in ``file_properties``, the only one of headstart that it
+imports: a change there, or another version of Pillow or NumPy, makes prepare decode every picture again. What comes from
+strangers is decoded by ``headstart.data.decoders``, in processes that can be stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageStat, PngImagePlugin
+
+from headstart.data.file_properties import FileProperties, properties_of
 
 Array = NDArray[np.uint8]
 Formats = Literal["all", "common"]
@@ -66,12 +68,14 @@ class Decoded:
     Attributes:
         image: RGB, resized to the short side asked for unless it is hardly larger.
         width, height: of the original after EXIF rotation, in pixels.
+        file: what its file says of itself.
         notes: the conversions that were needed.
     """
 
     image: Image.Image
     width: int
     height: int
+    file: FileProperties
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -162,7 +166,7 @@ def _decoded(
     stream: BinaryIO, short_side: int | None, max_megapixels: float, formats: Formats, white_level: int
 ) -> Decoded:
     image = _opened(stream, max_megapixels, formats)
-    width, height = image.size
+    (width, height), file = image.size, properties_of(image)
     notes = []
     try:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # the second picture of an MPO is a preview
@@ -190,7 +194,7 @@ def _decoded(
         scale = short_side / min(image.size)
         smaller = (max(short_side, round(image.width * scale)), max(short_side, round(image.height * scale)))
         image = image.resize(smaller, Image.Resampling.HAMMING, reducing_gap=3.0)
-    return Decoded(image, width, height, tuple(notes))
+    return Decoded(image, width, height, file, tuple(notes))
 
 
 def _opened(stream: BinaryIO, max_megapixels: float, formats: Formats) -> Image.Image:

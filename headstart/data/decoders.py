@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,7 @@ from headstart.data.decode import (
     stored_size,
     within_memory,
 )
+from headstart.data.file_properties import FileProperties
 
 BYTES_PER_PIXEL = 32  # may be taken; the most that was found is 27, for lossless WebP
 BASE_BYTES = 256 << 20  # of a process that decodes nothing, with room for files that Pillow reads whole
@@ -67,6 +68,7 @@ class Stored:
         original_height, original_width: of the file, upright.
         phash, thumbnail: as ``headstart.data.decode.fingerprint`` returns them.
         notes: the conversions that were needed.
+        file: what its file says of itself.
     """
 
     height: int
@@ -76,6 +78,7 @@ class Stored:
     phash: int
     thumbnail: bytes
     notes: tuple[str, ...]
+    file: FileProperties = field(default=FileProperties(), kw_only=True)
 
 
 @dataclass
@@ -145,7 +148,7 @@ class Decoders:
         of_thumbnail = reply["of_thumbnail"]
         stored = Stored(
             reply["height"], reply["width"], reply["original_height"], reply["original_width"], reply["phash"],
-            bytes(data[:of_thumbnail]), tuple(reply["notes"]),
+            bytes(data[:of_thumbnail]), tuple(reply["notes"]), file=FileProperties(**reply["file"]),
         )  # fmt: skip
         return stored, bytes(data[of_thumbnail:])
 
@@ -320,5 +323,5 @@ def _answer(request: dict[str, Any], content: bytearray) -> tuple[dict[str, Any]
         return reply, decoded.image.tobytes()
     phash, thumbnail = fingerprint(decoded.image)
     original = {"original_height": decoded.height, "original_width": decoded.width, "notes": decoded.notes}
-    reply |= original | {"phash": phash, "of_thumbnail": len(thumbnail)}
+    reply |= original | {"phash": phash, "of_thumbnail": len(thumbnail), "file": asdict(decoded.file)}
     return reply, thumbnail + encode(decoded.image, request["jpeg_quality"])

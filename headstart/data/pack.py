@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,9 +30,14 @@ from headstart.base.terminal import say
 from headstart.data.audit import Audit
 from headstart.data.decode import RESIZE_ABOVE, Array, Unusable
 from headstart.data.decoders import Decoders, Rules, Stored
+from headstart.data.file_properties import FileProperties
 from headstart.data.packed import Pixels
 from headstart.data.picture import Picture
 
+FILE = pa.struct(
+    {"format": pa.string(), "mode": pa.string(), "exif": pa.bool_(), "profile": pa.bool_(), "camera": pa.string(),
+     "compression": pa.float64()}
+)  # fmt: skip
 PAUSE = 5.0  # seconds between two records of what is decoded so far; more where writing one takes long
 
 
@@ -171,6 +176,8 @@ def write_index(usable: list[PackedPicture], packing: dict[bytes, bytes], folder
             "thumbnail": [p.thumbnail for p in usable],
             "notes": pa.array([list(p.notes) for p in usable], pa.list_(pa.string())),
             "digest": [p.digest for p in usable],
+            "bytes": np.array([p.picture.size for p in usable], np.int64),
+            "file": pa.array([asdict(p.file) for p in usable], FILE),
         }
     ).replace_schema_metadata(packing)
     files = PrepareFolder(folder)
@@ -250,7 +257,8 @@ def _reusable(folder: Path, packing: dict[bytes, bytes]) -> dict[str, tuple[Pack
     found: dict[str, tuple[PackedPicture, Callable[[], Array]]] = {}
     for number, row in enumerate(rows):
         if pixels.is_whole(number):
-            stored = {field.name: row[field.name] for field in fields(Stored)} | {"notes": tuple(row["notes"])}
+            stored = {field.name: row[field.name] for field in fields(Stored)}
+            stored |= {"notes": tuple(row["notes"]), "file": FileProperties(**row["file"])}
             packed = PackedPicture(**stored, picture=Picture("", ""), span=(0, 0), digest=row["digest"])
             found[row["sha256"]] = packed, partial(pixels.raw, number)
     if len(found) < len(rows):

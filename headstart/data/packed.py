@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -19,6 +20,22 @@ from headstart.base.files import sha256_of
 from headstart.data.decode import Array
 
 AGAIN = made_again("dvc repro prepare")
+
+
+def read_file_properties(folder: Path) -> pd.DataFrame:
+    """What the files of the packed pictures say of themselves, in the order of the manifest: the attributes of
+    ``FileProperties``, and bytes, width and height of the original.
+
+    Raises:
+        HeadstartError: the index is missing, damaged or of another version.
+    """
+    path = PrepareFolder(folder).pixels_index
+    try:
+        index = pq.read_table(path, columns=["file", "bytes", "original_width", "original_height"]).flatten()
+    except (OSError, ValueError) as error:
+        raise HeadstartError(f"{path} does not say what the files are like ({error}); {AGAIN}") from None
+    names = [name.removeprefix("file.").removeprefix("original_") for name in index.column_names]
+    return index.rename_columns(names).to_pandas()
 
 
 class Pixels:

@@ -24,8 +24,9 @@ from headstart.data.decode import DARK, SCALED, quiet
 from headstart.data.fetch import read_manifest
 from headstart.data.groups import assign_splits, count_leaks, distance_from_train
 from headstart.data.pack import PackedPicture, pack, write_index
-from headstart.data.packed import Pixels
+from headstart.data.packed import Pixels, read_file_properties
 from headstart.data.picture import Picture, classes_of, is_multi_label
+from headstart.data.shortcuts import examine_files, warnings_of
 from headstart.data.sources import source_of
 from headstart.data.splits import SPLITS
 
@@ -65,6 +66,7 @@ def prepare(
     write_index(usable, packing, folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     manifest = _write_manifest(usable, folder)
+    _look_for_shortcuts(manifest, folder, audit)
     own_test = usable[0].picture.split != ""
     audit.report(manifest, count_leaks(usable, split), own_test).write(files.audit)
     return manifest
@@ -108,6 +110,14 @@ def _say_if_dark(audit: Audit) -> None:
             f"{sum(dark.values())} of {audit.notes[SCALED]} pictures of 16 bits have no value above {levels[-1]} and "
             f"become nearly black; if their white is {levels[-1]}, set prepare.white_level to it"
         )
+        audit.warnings.append(warning)
+        say(f"headstart: {warning}", file=sys.stderr)
+
+
+def _look_for_shortcuts(manifest: pd.DataFrame, folder: Path, audit: Audit) -> None:
+    """Warn if the files alone tell classes apart."""
+    audit.blind, audit.shortcuts = examine_files(manifest, read_file_properties(folder))
+    for warning in warnings_of(audit.shortcuts):
         audit.warnings.append(warning)
         say(f"headstart: {warning}", file=sys.stderr)
 

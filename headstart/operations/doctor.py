@@ -18,6 +18,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.identity import outdated
 from headstart.base.params import Params
 from headstart.base.paths import checkout, network_file, weights_file
+from headstart.base.terminal import console
 from headstart.base.threads import cores
 from headstart.data.corrections import corrected
 from headstart.data.fetch import check_classes
@@ -30,6 +31,7 @@ from headstart.tracking.result import stages_of_the_result
 LOCK = Path("requirements.lock")
 ENOUGH_DISK = 5  # GB that a run on a few thousand pictures may need
 OK, NOTE, WRONG = "ok", "note", "wrong"
+COLOURS = {OK: "green", NOTE: "yellow", WRONG: "bold red"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,16 @@ def examine() -> Iterator[Finding]:
     yield _finding("result", _result)
     yield _finding("mlflow", _mlflow)
     yield _finding("dvc", _dvc)
+
+
+def show() -> bool:
+    """Print what was found, and say whether nothing is wrong."""
+    terminal, well = console(), True
+    for finding in examine():
+        terminal.print(f"{finding.state:6}", style=COLOURS[finding.state], end="")
+        terminal.print(f"{finding.about}: {finding.sentence}", soft_wrap=True)
+        well &= finding.state != WRONG
+    return well
 
 
 def _finding(about: str, check: Callable[[], tuple[str, str]]) -> Finding:

@@ -17,7 +17,7 @@ from headstart.data import fetch, prepare
 from headstart.evaluation import report
 from headstart.models import weights
 from headstart.models.backbones import architecture
-from headstart.studies import label_issues, ranking, transfer_gain, tuning
+from headstart.studies import label_issues, ranking, shortcuts, transfer_gain, tuning
 from headstart.training import features, finetune, linear_probe
 from tests.data.pictures import everything_below, write_pictures
 from tests.training.test_finetune import SMALL
@@ -60,7 +60,7 @@ def all_that_is_chosen(
         stage.run(params, DATA)
     finetune.run(params, DATA, lambda *_: lambda row: None)
     report.run(params, DATA)
-    for study in (tuning, transfer_gain, label_issues):
+    for study in (tuning, transfer_gain, label_issues, shortcuts):
         study.run(params, DATA)
     ranking.run(params, DATA)
     data = DataFolder(checkout, "data")
@@ -68,6 +68,7 @@ def all_that_is_chosen(
         data.head,
         data.finetune,
         data.labels,
+        data.shortcuts,
         data.features.split("train"),
         data.features.split("val"),
     )

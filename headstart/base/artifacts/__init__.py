@@ -169,6 +169,11 @@ class GroupsFolder(Folder):
     table = File("groups.csv")
 
 
+class ShortcutsFolder(Folder):
+    details = File("shortcuts.json")
+    page = File("shortcuts.html")
+
+
 class TuneFolder(Folder):
     details = File("tune.json")
     page = File("tune.html")
@@ -204,6 +209,7 @@ class DataFolder(Folder):
     why = Subfolder("why", WhyFolder)
     labels = Subfolder("labels", LabelsFolder)
     groups = Subfolder("groups", GroupsFolder)
+    shortcuts = Subfolder("shortcuts", ShortcutsFolder)
     tune = Subfolder("tune", TuneFolder)
     drift = Subfolder("drift", DriftFolder)
     gate = Subfolder("gate", GateFolder)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from headstart.base.artifacts.json_file import JsonFile, Part, default
+from headstart.base.artifacts.shortcuts import BlindScore, Shortcut
 
 
 class Dropped(Part):
@@ -21,6 +24,8 @@ class AuditReport(JsonFile):
         converted: how many pictures were changed, by what was done.
         classes: pictures by class and split; one with several labels counts in each of its classes.
         own_test: whether the test pictures are those of the source; left out where they were drawn from all.
+        blind: what classifiers reach that see only the properties of the files; empty where too few pictures are there.
+        shortcuts: those of them that tell classes apart; where one is a shortcut, the warnings say so.
     """
 
     made_by: ClassVar[str] = "dvc repro prepare"
@@ -32,3 +37,5 @@ class AuditReport(JsonFile):
     converted: dict[str, int]
     classes: dict[str, dict[str, int]]
     own_test: bool = default(False)
+    blind: list[BlindScore] = Field(default_factory=list)
+    shortcuts: list[Shortcut] = Field(default_factory=list)

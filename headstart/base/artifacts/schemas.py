@@ -20,6 +20,7 @@ from headstart.base.artifacts.json_file import JsonFile
 from headstart.base.artifacts.labels import LabelIssues
 from headstart.base.artifacts.metrics import Metrics
 from headstart.base.artifacts.rank import Ranking
+from headstart.base.artifacts.shortcuts import Shortcuts
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.artifacts.tune import Tuning
 from headstart.base.artifacts.why import TransferGain
@@ -39,6 +40,7 @@ JSON_FILES: dict[Path, type[JsonFile]] = {
     DATA.why.details: TransferGain,
     DATA.labels.details: LabelIssues,
     DATA.groups.details: GroupSuggestions,
+    DATA.shortcuts.details: Shortcuts,
     DATA.tune.details: Tuning,
     DATA.drift.details: Drift,
 }

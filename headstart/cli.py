@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -78,32 +77,14 @@ def predict(
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """
+    from headstart.data.sources_folder import named_files
     from headstart.inference import batch, prediction_files
 
     suffix = output.suffix.lower() if output is not None else ""
     form = form or prediction_files.SUFFIXES.get(suffix, "text")
     if form not in prediction_files.FORMATS:
         raise HeadstartError(f"--format {form!r}; allowed: {', '.join(prediction_files.FORMATS)}")
-    batch.predict(_files(pictures), model, form, output, max_error, trust)
-
-
-def _files(given: list[Path]) -> list[Path]:
-    from headstart.data.sources_folder import files_below
-
-    files: list[Path] = []
-    for path in given:
-        if path == Path("-"):
-            listed = os.fsdecode(sys.stdin.buffer.read())
-            files += [Path(name) for name in listed.split("\0" if "\0" in listed else "\n") if name]  # find -print0
-        elif os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
-            files += files_below(path)
-        elif os.path.exists(path):  # noqa: PTH110
-            files.append(path)
-        else:
-            raise HeadstartError(f"{path} is not there")
-    if not files:
-        raise HeadstartError(f"no pictures in {', '.join(map(str, given))}")
-    return files
+    batch.predict(named_files(pictures), model, form, output, max_error, trust)
 
 
 @app.command()
@@ -302,6 +283,16 @@ def labels() -> None:
 
 
 @app.command()
+def groups() -> None:
+    """Say which pictures `dvc repro studies/dvc.yaml:groups` found to belong together, and what it costs to part them."""
+    from headstart.base.artifacts.groups import GroupSuggestions
+    from headstart.studies import groups_report
+
+    _say_if_made_by_other_code("groups", command=GroupSuggestions.made_by)
+    groups_report.show(GroupSuggestions.read(DATA.groups.details), DATA.groups)
+
+
+@app.command()
 def shortcuts() -> None:
     """Say what `dvc repro studies/dvc.yaml:shortcuts` found that tells classes apart without a look at the subject."""
     from headstart.base.artifacts.shortcuts import Shortcuts
@@ -321,21 +312,13 @@ def drift(
     """Say whether new pictures differ from those that the champion was made from, which are new in kind, and which of those
     without labels are most worth labelling."""
     from headstart.base.params import Params
-    from headstart.monitoring.drift import detect_drift
-    from headstart.tracking.registry import Registry
+    from headstart.monitoring.drift import drift_from_champion
 
-    data, params = DATA, Params.load()
+    params = Params.load()
     if folder is not None:
         params = params.model_copy(update={"drift": params.drift.model_copy(update={"incoming": str(folder.resolve())})})
-    registry = Registry(params) if params.registry.model else None
-    champion = registry.champion() if registry else None
-    if registry and champion:
-        found = detect_drift(data, params, registry.pictures(champion), registry.download(champion, trust))
-    elif params.drift.incoming is None:
-        raise HeadstartError("there is no champion to compare new pictures with; name a folder of pictures without labels")
-    else:
-        found = detect_drift(data, params, set(), None)
-    say(*((found.sentence, f"With the pictures: {data.drift.page}") if found else ("No usable picture is new.",)))
+    found = drift_from_champion(DATA, params, trust)
+    say(*((found.sentence, f"With the pictures: {DATA.drift.page}") if found else ("No usable picture is new.",)))
 
 
 @app.command()

@@ -141,7 +141,8 @@ def smooth(values: Floats) -> Floats:
     distances = ((some[:, None] - some[None]) ** 2).sum(-1)
     width = np.sqrt(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
     waves = np.sqrt(2) * np.cos(x @ random.normal(size=(x.shape[1], WAVES)) / width + random.uniform(0, 2 * np.pi, WAVES))
-    return np.hstack([waves, 3 * x]) / np.sqrt(WAVES_PENALTY)
+    numbers: Floats = np.hstack([waves, 3 * x]) / np.sqrt(WAVES_PENALTY)
+    return numbers
 
 
 # --- telling classes apart ----------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ class Blindfold:
         """The share of the pictures ``of`` that are ``right``, with the interval of Wilson 1927 for so many pictures as
         would vary as much as these groups of them do."""
         right, groups = right[of], self.cases.groups[of]
-        p, n = float(right.mean()), len(right)
+        p, n = float(right.mean()), float(len(right))
         if 0 < p < 1:
             off = np.bincount(groups, right - p)
             n = n / max(1.0, float((off**2).sum()) / (n * p * (1 - p)))

@@ -35,7 +35,8 @@ def read_file_properties(folder: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise HeadstartError(f"{path} does not say what the files are like ({error}); {AGAIN}") from None
     names = [name.removeprefix("file.").removeprefix("original_") for name in index.column_names]
-    return index.rename_columns(names).to_pandas()
+    properties: pd.DataFrame = index.rename_columns(names).to_pandas()
+    return properties
 
 
 class Pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -155,3 +156,25 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 def _subfolders(folder: Path) -> list[str]:
     return [entry.name for entry in _visible(folder) if not _leads_nowhere(entry) and entry.is_dir()]
+
+
+def named_files(given: list[Path]) -> list[Path]:
+    """Files, those below folders, and for "-" those that standard input names, by line or with zero bytes between them.
+
+    Raises:
+        HeadstartError: one is not there, or there are none.
+    """
+    files: list[Path] = []
+    for path in given:
+        if path == Path("-"):
+            listed = os.fsdecode(sys.stdin.buffer.read())
+            files += [Path(name) for name in listed.split("\0" if "\0" in listed else "\n") if name]  # find -print0
+        elif os.path.isdir(path):  # noqa: PTH112 - Path's own raises for a name that is too long
+            files += files_below(path)
+        elif os.path.exists(path):  # noqa: PTH110
+            files.append(path)
+        else:
+            raise HeadstartError(f"{path} is not there")
+    if not files:
+        raise HeadstartError(f"no pictures in {', '.join(map(str, given))}")
+    return files

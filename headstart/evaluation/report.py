@@ -86,12 +86,12 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
         }
     test = measured["test"] | {"chosen": measured["test"][chosen]}
     scores = candidates.scores[chosen]
-    of_test = int((manifest["split"] == "test").sum())
+    of_test, audit = int((manifest["split"] == "test").sum()), AuditReport.read(data.prepare.audit)
     learned, tested = pictures.features[:-of_test], pictures.features[-of_test:]
     result = Metrics(
         chosen=chosen, val=measured["val"], test=test, gain=gain, head_share=candidates.head_share,
         thresholds=scores["val"].task.thresholds,
-        folds=folds.estimate(pictures, parts, chosen, AuditReport.read(data.prepare.audit), params),
+        folds=folds.estimate(pictures, parts, chosen, audit, params), shortcuts=audit.known_shortcuts() or None,
         leaks=leaks.find_leaks(manifest, learned, tested, scores["test"], resamples, seed),
     )  # fmt: skip
     classes = list(candidates.classifiers[chosen].classes)

@@ -38,7 +38,15 @@ def headline(result: Metrics) -> str:
         gain = result.gain["test"]
         points = f"{100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
         sentence += f" Fine-tuning changed test accuracy by {points}."
-    return f"{sentence} {in_folds(result.folds)}" if result.folds else sentence
+    if result.folds:
+        sentence += f" {in_folds(result.folds)}"
+    return f"{sentence} {of_shortcuts(result.shortcuts)}" if result.shortcuts else sentence
+
+
+def of_shortcuts(known: list[str]) -> str:
+    """That the figures may be of something else than what the pictures show."""
+    more = f" (and {len(known) - 1} more)" if len(known) > 1 else ""
+    return f"Beware of a shortcut: {known[0]}{more}. The figures may be of that and not of what the pictures show."
 
 
 def in_folds(folds: Folds) -> str:

@@ -32,6 +32,7 @@ from headstart.base.artifacts.drift import (
     Strangeness,
 )
 from headstart.base.artifacts.json_file import Interval
+from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.paths import users_path
 from headstart.data.manifest import is_multi_label, one_row_per_label, read_manifest
@@ -100,6 +101,26 @@ def detect_drift(data: DataFolder, params: Params, known: set[str], champion: Pa
     drift_report.write_page(drift, manifest, pixels, incoming, data.drift.page)
     drift.write(data.drift.details)
     return drift
+
+
+def drift_from_champion(data: DataFolder, params: Params, trust: bool) -> Drift | None:
+    """``detect_drift`` against what the registry's champion was made from; where there is none, of unlabelled pictures.
+
+    Args:
+        trust: whether to run the code in a champion that was not made here.
+
+    Raises:
+        HeadstartError: there is no champion, and ``drift.incoming`` names no pictures.
+    """
+    from headstart.tracking.registry import Registry
+
+    registry = Registry(params) if params.registry.model else None
+    champion = registry.champion() if registry else None
+    if registry and champion:
+        return detect_drift(data, params, registry.pictures(champion), registry.download(champion, trust))
+    if params.drift.incoming is None:
+        raise HeadstartError("there is no champion to compare new pictures with; name a folder of pictures without labels")
+    return detect_drift(data, params, set(), None)
 
 
 def conclude(new: NewPictures | None, incoming: IncomingPictures | None) -> Drift:

@@ -13,6 +13,7 @@ import torch
 
 from headstart.base.arrays import Floats, Ints
 from headstart.base.artifacts import DATA, DataFolder
+from headstart.base.artifacts.audit import AuditReport
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
@@ -163,7 +164,9 @@ def _compare(registry: Registry, version: Version, data: DataFolder, params: Par
         for of, model, (probabilities, seconds) in zip(versions, models, predictions, strict=True)
     ]
     before = sides[1] if champion is not None else None
-    return judge(before, sides[0], names, params.gate, params.evaluate.bootstrap, params.seed, left_out)
+    audit = AuditReport.read_if_made(data.prepare.audit)
+    shortcuts = audit.known_shortcuts() if audit else []
+    return judge(before, sides[0], names, params.gate, params.evaluate.bootstrap, params.seed, left_out, shortcuts)
 
 
 def _predictions(models: list[Predictor], pixels: Pixels, rows: Ints, device: torch.device) -> list[tuple[Floats, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ def judge(
     resamples: int,
     seed: int,
     left_out: int = 0,
+    shortcuts: Sequence[str] = (),
 ) -> Decision:
     """Hold two sides that answered the same pictures against the rules.
 
@@ -72,12 +74,21 @@ def judge(
         resamples: of the bootstrap.
         seed: of the bootstrap.
         left_out: test pictures that were not compared, as the champion has learned from them.
+        shortcuts: sentences on what tells the classes apart and has nothing to do with what the pictures show. With one a
+            figure says nothing, so the challenger is refused; a person can promote it, with a reason.
     """
     metric = metric_of(rules, challenger.scores.task)
     after = measured(challenger.scores, resamples, seed)
     n = len(challenger.scores.labels)
     numbers: dict[str, Any] = {"pictures": n, "left_out": left_out, "metric": rules.metric}
     numbers["challenger"] = {"version": challenger.number, "seconds_per_picture": challenger.seconds, **after}
+    known = [f"what was measured may be of a shortcut ({'; '.join(shortcuts)})"] if shortcuts else []
+    if champion is None and known:
+        sentence = (
+            f"Version {challenger.number} is refused: {known[0]}. {metric.heading} {interval(after, metric.name)} on {n} "
+            f"test pictures. `headstart promote {challenger.number} --why REASON` makes it the champion all the same."
+        )
+        return Decision("refused", sentence, numbers | {"broken": known})
     if champion is None:
         sentence = (
             f"Version {challenger.number} is the first champion: there was none to compare it with. "
@@ -99,7 +110,7 @@ def judge(
     numbers["slowdown"] = challenger.seconds / champion.seconds
     if champion.arithmetic != challenger.arithmetic:
         numbers["arithmetic"] = {"champion": champion.arithmetic, "challenger": challenger.arithmetic}
-    broken = _broken(numbers, rules)
+    broken = known + _broken(numbers, rules)
     numbers["broken"] = broken
     compared = _compared(champion, challenger, numbers)
     if broken:

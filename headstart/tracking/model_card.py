@@ -32,7 +32,7 @@ from headstart.base.threads import cores
 from headstart.data.splits import SPLITS
 from headstart.evaluation.metrics import METRICS
 from headstart.evaluation.pages import TEMPLATES, finalize
-from headstart.evaluation.summary import NAMES, arithmetic, in_folds, of_leaks
+from headstart.evaluation.summary import NAMES, arithmetic, in_folds, of_leaks, of_shortcuts
 from headstart.tracking.result import stages_of_the_result
 from headstart.tracking.store import ARITHMETIC, RESULT
 
@@ -90,6 +90,7 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         test=result.test["chosen"],
         folds=in_folds(result.folds) if result.folds else "",
         leaks=of_leaks(result.leaks, result.test["chosen"]) if result.leaks else "",
+        shortcuts=of_shortcuts(result.shortcuts) if result.shortcuts else "",
         metrics=[metric for metric in METRICS.values() if metric.name in result.test["chosen"]],
         audit=audit,
         counts={part: sum(counts[part] for counts in audit.classes.values()) for part in SPLITS},

@@ -69,7 +69,7 @@ def with_wrong(number: int, wrong: dict[int, int], pictures: int = 100, **more: 
     return side(number, right, labels, **more)
 
 
-def decided(champion: Side | None, challenger: Side, rules: Gate = RULES, **more: int) -> Decision:
+def decided(champion: Side | None, challenger: Side, rules: Gate = RULES, **more: Any) -> Decision:
     return judge(champion, challenger, NAMES, rules, 200, 0, **more)
 
 
@@ -656,3 +656,32 @@ def test_a_package_that_was_changed_is_neither_logged_nor_gated(project: Project
     for ask in (project.gate, lambda: track(project.data, project.params)):
         with pytest.raises(HeadstartError, match=r"classifier\.json was changed; run `dvc repro --force"):
             ask()
+
+
+# --- groups and shortcuts ---------------------------------------------------------------------------------------------
+
+
+def test_ten_pictures_of_each_person_are_no_ten_persons() -> None:
+    """Better on all ten pictures of two persons and worse on none: chance alone does that in a quarter of cases."""
+    before, after = with_wrong(1, {0: 10, 1: 10}), with_wrong(2, {})
+    assert decided(before, after).outcome == "promoted"
+    people = np.repeat(np.arange(10), 10)
+    of_two = np.isin(people, (0, 1))
+    labels = [n % 2 for n in range(100)]
+    sides = [side(1, (~of_two).tolist(), labels), side(2, [True] * 100, labels)]
+    grouped = [replace(each, scores=replace(each.scores, groups=people)) for each in sides]
+    apart, together = (decided(*pair).numbers["gain"] for pair in (sides, grouped))
+    assert apart["p"] < 1e-5
+    assert together["p"] == pytest.approx(0.25)
+    assert together["high"] - together["low"] > 1.5 * (apart["high"] - apart["low"])
+    assert decided(*grouped).outcome == "kept"
+
+
+def test_under_a_known_shortcut_nobody_becomes_champion_but_by_hand() -> None:
+    known = ["what the file says tells the classes apart: accuracy 0.990"]
+    for champion in (None, with_wrong(1, {0: 20, 1: 20})):
+        assert decided(champion, with_wrong(2, {})).outcome == "promoted"
+        decision = decided(champion, with_wrong(2, {}), shortcuts=known)
+        assert decision.outcome == "refused"
+        assert known[0] in decision.sentence
+        assert decision.numbers["broken"] == [f"what was measured may be of a shortcut ({known[0]})"]

@@ -39,3 +39,9 @@ class AuditReport(JsonFile):
     own_test: bool = default(False)
     blind: list[BlindScore] = Field(default_factory=list)
     shortcuts: list[Shortcut] = Field(default_factory=list)
+
+    def known_shortcuts(self) -> list[str]:
+        """What tells the classes apart and has nothing to do with what the pictures show, in sentences: of all classes,
+        or of each."""
+        found = [one for one in self.shortcuts if one.kind == "shortcut"]
+        return [one.sentence for one in [one for one in found if one.label is None] or found]

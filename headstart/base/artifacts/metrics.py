@@ -75,6 +75,8 @@ class Metrics(JsonFile):
             ``chosen``; the validation pictures chose them.
         folds: absent where ``evaluate.folds`` asks for none.
         leaks: absent in files of versions that did not look for them.
+        shortcuts: sentences on what tells the classes apart without a look at what the pictures show; absent where none is
+            known.
     """
 
     made_by: ClassVar[str] = "dvc repro evaluate"
@@ -87,3 +89,4 @@ class Metrics(JsonFile):
     thresholds: tuple[float, ...] | None = absent()
     folds: Folds | None = absent()
     leaks: Leaks | None = absent()
+    shortcuts: list[str] | None = absent()

@@ -66,6 +66,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         "rank",
         "why",
         "labels",
+        "groups",
         "shortcuts",
         "tune",
         "drift",

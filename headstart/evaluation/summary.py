@@ -37,7 +37,9 @@ def headline(result: Metrics) -> str:
     if result.gain:
         gain = result.gain["test"]
         points = f"{100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-        sentence += f" Fine-tuning changed test accuracy by {points}."
+        sentence += (
+            f" The fine-tuned network differs from the head by {points}, counting chance in pictures, not in training."
+        )
     if result.folds:
         sentence += f" {in_folds(result.folds)}"
     return f"{sentence} {of_shortcuts(result.shortcuts)}" if result.shortcuts else sentence

@@ -38,8 +38,10 @@ def test_the_branch_runs_alone_gives_the_same_bytes_and_can_be_read_again(projec
     assert "With the pictures, and what to do: data/shortcuts/shortcuts.html" in told
 
 
-def test_files_that_tell_the_classes_are_a_warning_of_prepare(project: Callable[..., Clone]) -> None:
-    clone = project(data={"source": "set"})
+def test_files_that_tell_the_classes_are_a_warning_and_the_result_becomes_champion_by_hand_only(
+    project: Callable[..., Clone],
+) -> None:
+    clone = project(data={"source": "set"}, finetune={"unfreeze": "none"})
     write_pictures(
         clone.folder / "set", {f"{name}/{n}.png": n + start for name, start in (("a", 0), ("b", 100)) for n in range(40)}
     )
@@ -54,3 +56,13 @@ def test_files_that_tell_the_classes_are_a_warning_of_prepare(project: Callable[
     assert audit["shortcuts"][0]["kind"] == "shortcut"
     assert audit["blind"][0]["accuracy"]["value"] == 1.0
     assert audit["blind"][0]["guessing"] == pytest.approx(0.5, abs=0.1)
+
+    said = clone.repro().stdout
+    shortcut = audit["shortcuts"][0]["sentence"]
+    assert f"Beware of a shortcut: {shortcut}" in said
+    assert json.loads(clone.read("data/evaluate/metrics.json"))["shortcuts"] == [shortcut]
+    assert "Beware of a shortcut" in clone.read("data/evaluate/report.html")
+    refused = clone.run("headstart", "gate").stdout
+    assert refused.startswith("Version 1 is refused: what was measured may be of a shortcut (what the file says")
+    promoted = clone.run("headstart", "promote", "1", "--why", "grey scanners are what we have").stdout
+    assert "version 1 of headstart is the champion" in promoted

@@ -38,7 +38,7 @@ def test_the_branch_runs_alone_gives_the_same_bytes_and_can_be_read_again(projec
     assert "With the pictures, and what to do: data/shortcuts/shortcuts.html" in told
 
 
-def test_files_that_tell_the_classes_are_a_warning_and_the_result_becomes_champion_by_hand_only(
+def test_files_that_tell_the_classes_are_a_warning_and_the_gate_refuses(
     project: Callable[..., Clone],
 ) -> None:
     clone = project(data={"source": "set"}, finetune={"unfreeze": "none"})

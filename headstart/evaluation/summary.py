@@ -37,9 +37,8 @@ def headline(result: Metrics) -> str:
     if result.gain:
         gain = result.gain["test"]
         points = f"{100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-        sentence += (
-            f" The fine-tuned network differs from the head by {points}, counting chance in pictures, not in training."
-        )
+        sentence += f" The fine-tuned network differs from the head by {points}"
+        sentence += "; the interval is for other pictures, not for another training."
     if result.folds:
         sentence += f" {in_folds(result.folds)}"
     return f"{sentence} {of_shortcuts(result.shortcuts)}" if result.shortcuts else sentence

@@ -166,7 +166,7 @@ def _decoded(
     stream: BinaryIO, short_side: int | None, max_megapixels: float, formats: Formats, white_level: int
 ) -> Decoded:
     image = _opened(stream, max_megapixels, formats)
-    (width, height), file = image.size, properties_of(image)
+    width, height = image.size
     notes = []
     try:
         if getattr(image, "is_animated", False) and image.format != "MPO":  # the second picture of an MPO is a preview
@@ -174,6 +174,9 @@ def _decoded(
         if short_side and image.format == "JPEG" and image.mode in ("L", "RGB"):
             image.draft(image.mode, (short_side, short_side))  # libjpeg scales by 1/2, 1/4 or 1/8 while decoding
         image.load()
+        file = properties_of(
+            image
+        )  # not before: Pillow reads a PNG for its EXIF tags, and then takes half of one for whole
         orientation = _orientation(image)
         if orientation in UPRIGHT:
             image = image.transpose(UPRIGHT[orientation])

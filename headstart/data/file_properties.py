@@ -30,7 +30,7 @@ class FileProperties:
 
 
 def properties_of(image: Image.Image) -> FileProperties:
-    """Those of an opened picture. What is garbled counts as missing."""
+    """Those of a picture that is loaded. What is garbled counts as missing."""
     tables = getattr(image, "quantization", None) or {}
     brightness = tables.get(min(tables, default=0), [])
     compression = round(sum(brightness) / len(brightness), 2) if len(brightness) else 0.0

@@ -172,6 +172,7 @@ class Gate(Section):
     min_pictures: Count = 10
     max_ece: Annotated[float, Field(gt=0, le=1)] = 0.1
     max_slowdown: Positive = 1.5
+    accept_shortcut: Text | None = None
 
 
 class Budget(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +166,13 @@ def _compare(registry: Registry, version: Version, data: DataFolder, params: Par
     before = sides[1] if champion is not None else None
     audit = AuditReport.read_if_made(data.prepare.audit)
     shortcuts = audit.known_shortcuts() if audit else []
-    return judge(before, sides[0], names, params.gate, params.evaluate.bootstrap, params.seed, left_out, shortcuts)
+    reason = params.gate.accept_shortcut
+    decision = judge(
+        before, sides[0], names, params.gate, params.evaluate.bootstrap, params.seed, left_out, [] if reason else shortcuts
+    )
+    if not (reason and shortcuts):
+        return decision
+    return replace(decision, sentence=f"{decision.sentence} A shortcut is known and accepted: {reason.rstrip('.')}.")
 
 
 def _predictions(models: list[Predictor], pixels: Pixels, rows: Ints, device: torch.device) -> list[tuple[Floats, float]]:

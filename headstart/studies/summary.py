@@ -77,6 +77,8 @@ class Story:
     def next_steps(self) -> list[str]:
         """What follows from the answers, and which questions were not asked."""
         steps = []
+        if self.audit and self.audit.known_shortcuts():
+            steps.append("see to the shortcut that data/prepare/audit.json warns of (docs/shortcuts.md)")
         if self.labels is None:
             steps.append("`dvc repro studies/dvc.yaml:labels` looks for wrong labels")
         elif self.labels.counts.label_issues:

@@ -11,9 +11,11 @@ import yaml
 
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.audit import AuditReport
+from headstart.base.artifacts.json_file import Interval
 from headstart.base.artifacts.labels import Counts, LabelIssues
 from headstart.base.artifacts.metrics import Gain, Measured, Metrics
 from headstart.base.artifacts.rank import RankedBackbone, Ranking
+from headstart.base.artifacts.shortcuts import Shortcut
 from headstart.base.artifacts.tune import Tuning
 from headstart.base.artifacts.why import TransferGain
 from headstart.base.errors import HeadstartError
@@ -68,6 +70,19 @@ def test_where_all_is_known_and_done_what_is_left_is_to_use_it() -> None:
     params = Params.model_validate({"backbone": "resnet18", "finetune": {"unfreeze": "none"}})
     story = Story(params, why, None, labels(0), RANK, TUNED, RESULT)
     assert story.next_steps() == ["use it: `headstart predict`"]
+
+
+def test_a_known_shortcut_comes_first_and_stands_beside_the_result(story: Story) -> None:
+    score = Interval(value=0.99, low=0.97, high=1.0)
+    known = Shortcut(
+        sees="file", accuracy=score, guessing=0.5, p=0.001, kind="shortcut", clue="", sentence="the files tell"
+    )
+    looks = known.model_copy(update={"kind": "look"})
+    assert "shortcut" not in replace(story, audit=AUDIT.model_copy(update={"shortcuts": [looks]})).next_steps()[0]
+    audit = AUDIT.model_copy(update={"shortcuts": [looks, known]})
+    found = replace(story, audit=audit, result=RESULT.model_copy(update={"shortcuts": audit.known_shortcuts()}))
+    assert found.next_steps()[0].startswith("see to the shortcut")
+    assert "Beware of a shortcut: the files tell." in found.outcome()
 
 
 def test_another_network_and_label_issues_are_named(story: Story) -> None:

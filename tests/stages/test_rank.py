@@ -109,9 +109,7 @@ def test_killed_half_way_it_loses_no_candidate_that_was_finished(project: Callab
     clone = with_mirror(project(**SLICE | {"rank": RANK}))
 
     def first_is_finished() -> bool:
-        finished = (clone.folder / ".headstart/rank").rglob(
-            "*"
-        )  # not kept(): what is half written may be gone when it is read
+        finished = (clone.folder / ".headstart/rank").rglob("*")  # unread: what is half written may be gone by then
         return any(path.is_file() and not path.name.startswith(".") for path in finished)
 
     clone.cold.killed_when(first_is_finished, "dvc", "repro", BRANCH)

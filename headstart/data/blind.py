@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from headstart.base.arrays import Bools, Floats, Ints
 from headstart.base.artifacts.json_file import Interval
 from headstart.base.artifacts.shortcuts import BlindScore
-from headstart.data.manifest import is_multi_label, one_row_per_label
+from headstart.data.manifest import groups_per_class, is_multi_label, one_row_per_label
 from headstart.data.stratification import iterative_stratification
 
 FOLDS, REPEATS = 5, 2  # a class needs as many groups as there are folds; answers are averaged over repeats
@@ -79,11 +79,10 @@ def cases_of(pictures: pd.DataFrame) -> Cases:
         few = position <= np.sort(position)[MOST_PICTURES - 1]
         rows, groups = rows[few], groups[few]
     chosen, several = pictures.iloc[rows], is_multi_label(pictures)
-    by_label = one_row_per_label(chosen).groupby("label")
-    counts = by_label["group"].nunique()
+    counts = groups_per_class(chosen)
     enough = counts >= FOLDS
     if several:
-        enough &= len(chosen) - by_label.size() >= FOLDS
+        enough &= len(chosen) - one_row_per_label(chosen).groupby("label").size() >= FOLDS
     classes = sorted(counts.index[enough])
     if several:
         truth = np.array([[name in set(names) for name in classes] for names in chosen["labels"]], bool)

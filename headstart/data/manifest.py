@@ -35,6 +35,12 @@ def class_names(manifest: pd.DataFrame) -> list[str]:
     return sorted(one_row_per_label(manifest)["label"].unique())
 
 
+def groups_per_class(manifest: pd.DataFrame) -> pd.Series:
+    """By class, how many of its pictures are independent: near-duplicates and pictures of one group count once."""
+    groups: pd.Series = one_row_per_label(manifest).groupby("label")["group"].nunique()
+    return groups
+
+
 def one_row_per_label(manifest: pd.DataFrame) -> pd.DataFrame:
     """The manifest with a row per picture and label, under the picture's own row number; ``label`` is one class."""
     if not is_multi_label(manifest):

@@ -101,7 +101,8 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
     with replacing(folder.predictions) as part:
         metrics.predictions(manifest, scores, classes).to_parquet(part, index=False)
     files.write_rows(table, folder.figures.per_class)
-    write_text(folder.report, _page(data, params, result, metrics_of(scores["test"].task), table, folder.figures))
+    pairs = _pairs(pixels, manifest, result.leaks) if result.leaks else []
+    write_text(folder.report, _page(data, params, result, metrics_of(scores["test"].task), table, pairs, folder.figures))
     result.write(folder.metrics)
     return result
 
@@ -200,10 +201,9 @@ def _mistakes(
     figures.mistakes(views, heat, captions, folder.figures.mistakes)
 
 
-def _pairs(data: DataFolder, leaks: Leaks) -> list[tuple[SamePicture, str, str]]:
+def _pairs(pixels: Pixels, manifest: pd.DataFrame, leaks: Leaks) -> list[tuple[SamePicture, str, str]]:
     """The first pairs of pictures that look the same, with addresses of both inside the page."""
-    pixels, paths = Pixels(data.prepare), read_manifest(data.prepare)["path"].tolist()
-    row = {path: number for number, path in enumerate(paths)}
+    row = {path: number for number, path in enumerate(manifest["path"])}
 
     def shown(path: str) -> str:
         return pages.thumbnail(pixels[row[path]])
@@ -212,7 +212,13 @@ def _pairs(data: DataFolder, leaks: Leaks) -> list[tuple[SamePicture, str, str]]
 
 
 def _page(
-    data: DataFolder, params: Params, result: Metrics, columns: list[Metric], table: list[dict[str, Any]], drawn: Path
+    data: DataFolder,
+    params: Params,
+    result: Metrics,
+    columns: list[Metric],
+    table: list[dict[str, Any]],
+    pairs: list[tuple[SamePicture, str, str]],
+    drawn: Path,
 ) -> str:
     pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
     pictures["sheet"] = pages.embedded(data.prepare.sheet.read_bytes())
@@ -223,7 +229,7 @@ def _page(
         result=result,
         headline=headline(result),
         leaks=of_leaks(result.leaks, result.test["chosen"]) if result.leaks else "",
-        pairs=_pairs(data, result.leaks) if result.leaks else [],
+        pairs=pairs,
         metrics=columns,
         table=table,
         most_classes_shown=figures.MOST_CLASSES_SHOWN,

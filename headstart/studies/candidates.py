@@ -28,7 +28,7 @@ from headstart.base.params import Params
 from headstart.base.paths import file_name_of
 from headstart.base.sections import network_and_view
 from headstart.base.terminal import say
-from headstart.data.manifest import one_row_per_label
+from headstart.data.manifest import groups_per_class, one_row_per_label
 from headstart.data.splits import unit_hash
 from headstart.engines.activations import folder_for, known_or_made
 from headstart.engines.base import Forward
@@ -72,7 +72,7 @@ class Sample:
         """
         task, shown = task_of(manifest), manifest[manifest["split"].isin(["train", "val"])]
         by_label = one_row_per_label(shown)
-        counts, groups_of = by_label["label"].value_counts(), by_label.groupby("label")["group"].nunique()
+        counts, groups_of = by_label["label"].value_counts(), groups_per_class(shown)
         classes = tuple(sorted(groups_of.index[groups_of >= FOLDS]))
         needed, noun = (2, "two classes") if task is SINGLE_LABEL else (1, "a class")
         if len(classes) < needed:

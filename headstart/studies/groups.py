@@ -29,12 +29,12 @@ from headstart.base.progress import progress
 from headstart.data import fetch
 from headstart.data.corrections import group_in
 from headstart.data.duplicates import clusters
-from headstart.data.manifest import class_names, is_multi_label, read_manifest
+from headstart.data.manifest import class_names, groups_per_class, is_multi_label, read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation.intervals import DIGITS, numbered, paired_difference
 from headstart.models.task import Task, task_of
 from headstart.studies import groups_report
-from headstart.studies.label_issues import training_and_validation
+from headstart.training.feature_files import training_and_validation
 from headstart.training.linear_probe import FOLDS, folds_of, held_out_logits
 
 # What a path may say, as data.group would have it: the folder within a class's folder, and parts of the file's name.
@@ -122,8 +122,8 @@ def measured(
     named = np.array([group or f"only {number}" for number, group in enumerate(groups)])
     together = _joined(known, named)
     if not is_multi_label(pictures):  # each fold has to hold something of a class
-        counts = pictures.groupby("label")[[]].apply(lambda rows: len(np.unique(together[rows.index])))
-        classes = [label for label in classes if counts[label] >= FOLDS]
+        counts = groups_per_class(pictures.assign(group=together))
+        classes = [label for label in classes if counts.get(label, 0) >= FOLDS]
         enough = pictures["label"].isin(classes).to_numpy(copy=True)
         if len(classes) < 2:
             return None

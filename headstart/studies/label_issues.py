@@ -9,8 +9,6 @@ labels") as cleanlab has it, from what a regression fitted without a picture say
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
@@ -23,25 +21,18 @@ from headstart.base.artifacts.labels import Counts, DuplicatePair, LabelIssues, 
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
-from headstart.data.manifest import is_multi_label, one_row_per_label, read_manifest
+from headstart.data.manifest import groups_per_class, is_multi_label, one_row_per_label, read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation.leaks import ROUNDING, SAME
 from headstart.models.task import LABEL_SEPARATOR, MULTI_LABEL, SINGLE_LABEL
 from headstart.studies import label_issues_report
-from headstart.training.feature_files import load_features
+from headstart.training.feature_files import training_and_validation
 from headstart.training.linear_probe import FOLDS, folds_of, held_out_logits
 
 NEIGHBOURS = 10
 # Outliers are beyond Tukey's fence, as wide as in cleanlab's Datalab: in interquartile ranges above the upper quartile.
 FENCE = 1 / 0.37037 - 1
 DIGITS = 6
-
-
-def training_and_validation(manifest: pd.DataFrame, folder: Path, device: torch.device) -> tuple[pd.DataFrame, Tensor]:
-    """Their rows of the manifest, with its row numbers as the index, and in that order their (N, D) features."""
-    splits = ("train", "val")
-    rows = pd.concat([manifest[manifest["split"] == split] for split in splits])
-    return rows, torch.cat([load_features(folder, split, device)[0] for split in splits])
 
 
 def examine(pictures: pd.DataFrame, features: Tensor) -> LabelIssues:
@@ -77,11 +68,10 @@ def examine(pictures: pd.DataFrame, features: Tensor) -> LabelIssues:
 
 def _classes(pictures: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Classes of which each fold can hold something, and the others."""
-    several, by_label = is_multi_label(pictures), one_row_per_label(pictures).groupby("label")
-    groups = by_label["group"].nunique()
+    several, groups = is_multi_label(pictures), groups_per_class(pictures)
     enough = groups >= FOLDS
     if several:  # of a class that all have, no picture can tell what it looks like where it is missing
-        enough &= len(pictures) - by_label.size() >= FOLDS
+        enough &= len(pictures) - one_row_per_label(pictures).groupby("label").size() >= FOLDS
     if enough.sum() < (1 if several else 2):
         noun, without = ("a class", " and as many without it,") if several else ("two classes", "")
         raise HeadstartError(

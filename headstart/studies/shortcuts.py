@@ -10,7 +10,6 @@ other three do not, as a watermark or a time stamp would.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,7 +29,7 @@ from headstart.data.packed import Pixels, read_file_properties
 from headstart.data.shortcuts import FILES, file_numbers, finding, found_in_files, matters
 from headstart.models.task import MULTI_LABEL, SINGLE_LABEL
 from headstart.studies import shortcuts_report
-from headstart.studies.label_issues import training_and_validation
+from headstart.training.feature_files import training_and_validation
 from headstart.training.linear_probe import held_out_logits
 
 FRAME, CORNERS = "frame", ("top left", "top right", "bottom left", "bottom right")
@@ -245,6 +244,6 @@ def run(params: Params, data: DataFolder) -> None:
     features = np.zeros((len(manifest), known.shape[1]), np.float32)
     features[rows.index] = known.cpu().numpy()
     pixels = Pixels(data.prepare)
-    examined = examine(manifest, read_file_properties(Path(data.prepare)), pixels, features, shortcuts_report.SHOWN)
+    examined = examine(manifest, read_file_properties(data.prepare), pixels, features, shortcuts_report.SHOWN)
     shortcuts_report.write(examined.result, examined.shown, pixels, manifest, data.shortcuts)
     shortcuts_report.show(examined.result, data.shortcuts)

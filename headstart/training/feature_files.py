@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -24,3 +25,10 @@ def load_features(folder: Path, split: str, device: torch.device | str = "cpu") 
     """The (N, D) features and (N,) labels of one split."""
     with tensors_of(FeaturesFolder(folder).split(split), "dvc repro features", device) as stored:
         return stored["features"], stored["labels"]
+
+
+def training_and_validation(manifest: pd.DataFrame, folder: Path, device: torch.device) -> tuple[pd.DataFrame, Tensor]:
+    """Their rows of the manifest, with its row numbers as the index, and in that order their (N, D) features."""
+    splits = ("train", "val")
+    rows = pd.concat([manifest[manifest["split"] == split] for split in splits])
+    return rows, torch.cat([load_features(folder, split, device)[0] for split in splits])

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from headstart.data.manifest import read_manifest
-from headstart.studies.label_issues import examine, training_and_validation
+from headstart.studies.label_issues import examine
+from headstart.training.feature_files import training_and_validation
 from tests.data.pictures import write_pictures
 from tests.stages.conftest import SLICE, Clone
 from tests.stages.test_photographs import PHOTOGRAPHS

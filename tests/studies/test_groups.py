@@ -102,7 +102,8 @@ def people(alike: float, several: bool = False) -> tuple[pd.DataFrame, torch.Ten
 @pytest.mark.parametrize("several", [False, True])
 def test_what_it_costs_to_part_people_is_what_was_planted(several: bool) -> None:
     task = MULTI_LABEL if several else SINGLE_LABEL
-    found = groups.measured("names", (given := people(1.0, several))[2], *given[:2], ["a", "b"], task)
+    classes = ["a", "b"] if several else ["a", "b", "of test pictures alone"]
+    found = groups.measured("names", (given := people(1.0, several))[2], *given[:2], classes, task)
     assert found is not None
     assert (found.groups, found.pictures, found.largest) == (PEOPLE, PEOPLE * EACH, EACH)
     assert found.accuracy_apart > found.accuracy_together + 0.1

@@ -30,8 +30,8 @@ from headstart.studies.label_issues import (
     find_outliers,
     find_suspects,
     neighbours,
-    training_and_validation,
 )
+from headstart.training.feature_files import training_and_validation
 from tests.training.test_features import packed
 
 CPU = torch.device("cpu")

@@ -36,7 +36,7 @@ from headstart.data.picture import Picture
 
 FILE = pa.struct(
     {"format": pa.string(), "mode": pa.string(), "exif": pa.bool_(), "profile": pa.bool_(), "camera": pa.string(),
-     "compression": pa.float64()}
+     "taken": pa.string(), "compression": pa.float64()}
 )  # fmt: skip
 PAUSE = 5.0  # seconds between two records of what is decoded so far; more where writing one takes long
 

@@ -1,25 +1,21 @@
-"""groups: which pictures belong together, by their names, and how much a split that parts them flatters the result.
+"""groups: which pictures belong together, and how much a split that parts them flatters the result.
 
 Ten pictures of a patient, frames of a film or shots of one afternoon resemble each other. With some of them in training a
 classifier knows the others, which it will not where it is used: the test figures are too good (Kapoor and Narayanan 2023,
 "Leakage and the reproducibility crisis in machine-learning-based science"). Where nobody has said which pictures belong
-together, their names often do.
+together, the names of the files often do, or the times that a camera wrote into them, or that they look the same.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from headstart.base.arrays import Ints
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.groups import GroupSuggestion, GroupSuggestions
 from headstart.base.artifacts.json_file import Interval
@@ -27,85 +23,17 @@ from headstart.base.device import set_up
 from headstart.base.params import Params
 from headstart.base.progress import progress
 from headstart.data import fetch
-from headstart.data.corrections import group_in
 from headstart.data.duplicates import clusters
 from headstart.data.manifest import class_names, groups_per_class, is_multi_label, read_manifest
-from headstart.data.packed import Pixels
+from headstart.data.packed import Pixels, read_file_properties
 from headstart.evaluation.intervals import DIGITS, numbered, paired_difference
 from headstart.models.task import Task, task_of
-from headstart.studies import groups_report
-from headstart.training.feature_files import training_and_validation
+from headstart.studies import group_readings, groups_report
+from headstart.studies.group_readings import ties
+from headstart.training.feature_files import load_features, training_and_validation
 from headstart.training.linear_probe import FOLDS, folds_of, held_out_logits
 
-# What a path may say, as data.group would have it: the folder within a class's folder, and parts of the file's name.
-PATTERNS = {
-    "the folder": r"^(.+)/[^/]+$",
-    "the name up to its last number": r"([^/]*?)[^0-9a-zA-Z]*\d+[^0-9/]*$",
-    "the first part of the name": r"([^/_ -]+)[-_ ][^/]*$",
-    "the first number in the name": r"(\d+)[^/\d]+\d[^/]*$",
-}
-SERIES = "numbered files, a group wherever a class comes again"
-NUMBERED = re.compile(r"([^/]*?)(\d+)[^/\d]*$")
-LEAST_GROUPS = 2 * FOLDS
-LARGEST = 1 / FOLDS  # share of the pictures in one group: folds could not be of a size
-TOGETHER = 0.5  # of the pictures must share a group with another
 MOST_PICTURES = 5000  # that it is measured on
-
-
-def suggested(paths: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
-    """What the names of N pictures say of groups: by what it goes by, N names of groups, "" where a picture has none.
-
-    Left out are those with hardly any group, with hardly any picture in one, with a group of a fifth of all, and those that
-    are the same as others or as the labels.
-    """
-    found: dict[str, list[str]] = {}
-    patterns = {name: re.compile(pattern) for name, pattern in PATTERNS.items()}
-    every = {name: [group_in(path, pattern) for path in paths] for name, pattern in patterns.items()}
-    every[SERIES] = _series(paths, labels)
-    known = {_partition(labels)}
-    for name, groups in every.items():
-        sizes = Counter(group for group in groups if group)
-        several = [size for size in sizes.values() if size > 1]
-        usable = len(several) >= LEAST_GROUPS and max(several) <= LARGEST * len(paths)
-        if usable and sum(several) >= TOGETHER * len(paths) and _partition(groups) not in known:
-            known.add(_partition(groups))
-            found[name] = groups
-    return found
-
-
-def _partition(groups: Sequence[str]) -> tuple[int, ...]:
-    """The same for groups that hold the same pictures, whatever they are called."""
-    first: dict[str, int] = {}
-    return tuple(first.setdefault(group, number) if group else -1 - number for number, group in enumerate(groups))
-
-
-def _series(paths: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """Somebody who photographs one thing after the other numbers them through: IMG_1118 is this person's 0, IMG_1119 the 1.
-    Where neighbours in number mostly differ in class, a group ends before a number is left out or a class comes again.
-    Where each class is numbered from one on, numbers say nothing of this."""
-    places = [(match[1], int(match[2]), row) for row, path in enumerate(paths) if (match := NUMBERED.search(path))]
-    groups = [""] * len(paths)
-    places.sort()
-    followed = [(a[2], b[2]) for a, b in pairwise(places) if a[0] == b[0]]
-    again = len(places) - len({(prefix, number) for prefix, number, _ in places})
-    if not followed or again > len(places) / 4 or np.mean([labels[a] == labels[b] for a, b in followed]) > 1 / 2:
-        return groups
-    current, seen, last = "", set[str](), ("", -2)
-    for prefix, number, row in places:
-        if (prefix, number - 1) != last or labels[row] in seen:
-            current, seen = f"{prefix}{number}", set()
-        groups[row], last = current, (prefix, number)
-        seen.add(labels[row])
-    return groups
-
-
-def _joined(*partitions: Ints | NDArray[np.str_]) -> Ints:
-    """(N,) numbers, the same for pictures that any of the (N,) partitions ties together."""
-    ties = []
-    for names in partitions:
-        _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
-        ties.append(np.stack([first[inverse], np.arange(len(names))], axis=1))
-    return clusters(np.concatenate(ties), len(partitions[0]))
 
 
 def measured(
@@ -120,7 +48,7 @@ def measured(
     """
     known = pictures["group"].to_numpy(str)
     named = np.array([group or f"only {number}" for number, group in enumerate(groups)])
-    together = _joined(known, named)
+    together = clusters(np.concatenate([ties(known), ties(named)]), len(known))
     if not is_multi_label(pictures):  # each fold has to hold something of a class
         counts = groups_per_class(pictures.assign(group=together))
         classes = [label for label in classes if counts.get(label, 0) >= FOLDS]
@@ -142,7 +70,7 @@ def measured(
     sizes = Counter(group for group in groups if group)
     return GroupSuggestion(
         by=name,
-        setting=PATTERNS.get(name),
+        setting=group_readings.PATTERNS.get(name),
         groups=len(sizes),
         pictures=sum(size for size in sizes.values() if size > 1),
         largest=max(sizes.values()),
@@ -166,16 +94,23 @@ def suggest(
     Args:
         given: whether the pictures have groups already.
     """
-    paths, labels = manifest["path"].tolist(), manifest["label"].tolist()
-    by_name = suggested(paths, labels)
+    labels = manifest["label"].tolist()
     pictures, features = training_and_validation(manifest, data.features, device)
+    rows_of_all = np.concatenate([pictures.index, manifest.index[manifest["split"] == "test"]])
+    of_all = torch.cat([features, load_features(data.features, "test", device)[0]])[np.argsort(rows_of_all)]
+    readings = (
+        group_readings.of_names(manifest["path"].tolist(), labels)
+        | group_readings.of_photographs(read_file_properties(data.prepare))
+        | group_readings.of_looks(of_all, labels, (manifest["split"] != "test").to_numpy())
+    )
+    plausible = group_readings.plausible(readings, labels)
     chosen = np.sort(np.random.default_rng(0).permutation(len(pictures))[:MOST_PICTURES])
     rows, some = pictures.index.to_numpy()[chosen], pictures.iloc[chosen].reset_index(drop=True)
     features = features[torch.from_numpy(chosen).to(features.device)]
     classes, task = class_names(manifest), task_of(manifest)
     found = []
-    with progress("groups", len(by_name), "suggestions") as advance:
-        for name, groups in by_name.items():
+    with progress("groups", len(plausible), "suggestions") as advance:
+        for name, groups in plausible.items():
             of_some = [groups[row] for row in rows.tolist()]
             found.append(measured(name, of_some, some, features, classes, task))
             advance()
@@ -183,7 +118,7 @@ def suggest(
     best = 0 if suggestions and suggestions[0].optimism.low > 0 else None
     told = groups_report.sentence(suggestions, best, given)
     result = GroupSuggestions(suggestions=suggestions, best=best, given=given, sentence=told)
-    return result, by_name[suggestions[0].by] if suggestions else [""] * len(paths)
+    return result, plausible[suggestions[0].by] if suggestions else [""] * len(labels)
 
 
 def run(params: Params, data: DataFolder) -> None:

@@ -88,9 +88,10 @@ def sentence(suggestions: list[GroupSuggestion], best: int | None, given: bool) 
     """What was found, in words."""
     already = "Your pictures have groups already, which stay together here. " if given else ""
     if not suggestions:
-        return f"{already}The names of the files say nothing of {'further ' if given else ''}pictures that belong together."
+        further = "further " if given else ""
+        return f"{already}Names, EXIF tags and looks say nothing of {further}pictures that belong together."
     first = suggestions[0]
-    many = f"{already}The names suggest {first.groups} groups ({first.by}), which hold {first.pictures} pictures."
+    many = f"{already}{first.groups} groups suggest themselves (by {first.by}), which hold {first.pictures} pictures."
     folds = f"{first.accuracy_apart:.3f} in five folds that part them and {first.accuracy_together:.3f} in five that do not"
     if best is not None:
         return f"{many} A split that parts them flatters the result: accuracy is {folds}, {points(first)}."

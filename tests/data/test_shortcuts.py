@@ -20,7 +20,7 @@ from headstart.base.artifacts.shortcuts import BlindScore
 from headstart.data import blind
 from headstart.data.blind import FOLDS, Blindfold, binned, cases_of, corrected, one_hot, smooth
 from headstart.data.decode import decode
-from headstart.data.file_properties import MAKE, MODEL, FileProperties
+from headstart.data.file_properties import MAKE, MODEL, PHOTOGRAPH, TAKEN, FileProperties
 from headstart.data.shortcuts import BYTES, FILE, examine_files, warnings_of
 from tests.data.pictures import encoded, photograph
 
@@ -206,11 +206,13 @@ def test_of_very_many_pictures_some_are_drawn_with_their_groups(monkeypatch: pyt
 def test_what_a_file_says_is_read_while_it_is_decoded() -> None:
     exif = Image.Exif()
     exif[MAKE], exif[MODEL] = "Maker\0 ", "D1"
+    exif.get_ifd(PHOTOGRAPH)[TAKEN] = "2008:05:30 15:56:01"
     taken = decode(encoded(photograph(0), "JPEG", quality=75, exif=exif, icc_profile=b"profile")).file
     assert (taken.format, taken.mode, taken.exif, taken.profile, taken.camera) == ("JPEG", "RGB", True, True, "Maker D1")
+    assert taken.taken == "2008:05:30 15:56:01"
     better = decode(encoded(photograph(0), "JPEG", quality=95)).file
     assert taken.compression > 3 * better.compression > 0
-    assert (better.exif, better.profile, better.camera) == (False, False, "")
+    assert (better.exif, better.profile, better.camera, better.taken) == (False, False, "", "")
     assert decode(encoded(photograph(0).convert("P"), "PNG")).file == FileProperties("PNG", "P")
     garbled = encoded(photograph(0), "JPEG", exif=exif.tobytes()).replace(b"Exif\0\0MM\0", b"Exif\0\0??\0")
     assert decode(garbled).file.camera == ""

@@ -1,4 +1,5 @@
-"""Groups that names give away are suggested and others are not; what it costs to part them is what was planted."""
+"""Groups that names, EXIF tags or looks give away are suggested and others are not; what it costs to part them is what was
+planted."""
 
 from __future__ import annotations
 
@@ -17,15 +18,22 @@ from headstart.base.artifacts.json_file import Interval
 from headstart.data.corrections import grouped
 from headstart.data.picture import Picture
 from headstart.models.task import MULTI_LABEL, SINGLE_LABEL
-from headstart.studies import groups, groups_report
+from headstart.studies import group_readings, groups, groups_report
+from headstart.studies.group_readings import Readings
+from headstart.training.linear_probe import FOLDS
 
 PEOPLE, EACH = 40, 10
+
+
+def suggested(paths: list[str], labels: list[str]) -> Readings:
+    """What names alone suggest."""
+    return group_readings.plausible(group_readings.of_names(paths, labels), labels)
 
 
 def test_the_patients_in_the_names_of_the_best_known_chest_x_rays_are_found() -> None:
     kinds = ("bacteria", "virus")
     paths = [f"{kinds[p % 2]}/person{p}_{kinds[p % 2]}_{100 + 3 * p + n}.jpeg" for p in range(30) for n in range(3)]
-    found = groups.suggested(paths, [path.split("/")[0] for path in paths])
+    found = suggested(paths, [path.split("/")[0] for path in paths])
     (by,) = found.values()
     assert len(set(by)) == 30
     assert all(group.split("_")[0] == path.split("/")[1].split("_")[0] for group, path in zip(by, paths, strict=True))
@@ -43,16 +51,16 @@ def test_the_patients_in_the_names_of_the_best_known_chest_x_rays_are_found() ->
     ],
 )
 def test_what_people_call_files_is_found_and_the_pattern_makes_the_same_groups(name: str, paths: list[str]) -> None:
-    by = groups.suggested(paths, ["cat"] * len(paths))[name]
+    by = suggested(paths, ["cat"] * len(paths))[name]
     assert len(set(by)) == 12
-    made = grouped([Picture(path, "cat") for path in paths], groups.PATTERNS[name])
+    made = grouped([Picture(path, "cat") for path in paths], group_readings.PATTERNS[name])
     assert [picture.group for picture in made] == by
 
 
 def test_one_who_photographs_each_class_in_turn_is_a_group() -> None:
     numbers = [n for n in range(1118, 1118 + 300) if n != 1200]  # the picture of a 2 was thrown away
     paths = [f"{(n - 1118) % 10}/IMG_{n}.JPG" for n in numbers]
-    by = groups.suggested(paths, [path[0] for path in paths])[groups.SERIES]
+    by = suggested(paths, [path[0] for path in paths])[group_readings.SERIES]
     people = dict(zip(numbers, by, strict=True))
     assert {people[n] for n in range(1118, 1128)} == {"IMG_1118"}
     assert people[1128] == "IMG_1128"
@@ -72,16 +80,57 @@ def test_one_who_photographs_each_class_in_turn_is_a_group() -> None:
     ids=["numbers", "flickr", "class and number", "one", "none"],
 )
 def test_names_that_say_nothing_suggest_nothing(paths: list[str]) -> None:
-    assert groups.suggested(paths, [path.split("/")[0] for path in paths]) == {}
+    assert suggested(paths, [path.split("/")[0] for path in paths]) == {}
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=60), st.integers(0, 3))
 @settings(max_examples=50, deadline=None)
 def test_any_names_are_taken(names: list[str], classes: int) -> None:
     labels = [str(number % (classes + 1)) for number in range(len(names))]
-    for by in groups.suggested(names, labels).values():
+    for by in suggested(names, labels).values():
         assert len(by) == len(names)
-        assert 2 * groups.FOLDS <= len(set(by)) < len(names)
+        assert 2 * FOLDS <= len(set(by)) < len(names)
+
+
+def test_photographs_of_one_camera_are_together_up_to_a_pause() -> None:
+    cameras = ["A 1", "A 1", "A 1", "B", "A 1", "", "A 1", "A 1"]
+    taken = [
+        "2024:05:01 23:58:00", "2024:05:02 00:07:30", "2024:05:02 00:17:31", "2024:05:01 23:59:00", "2024:05:01 23:51:00",
+        "2024:05:01 23:59:00", "", "2024:13:01 00:00:00",
+    ]  # fmt: skip
+    found = group_readings.of_photographs(pd.DataFrame({"camera": cameras, "taken": taken}))
+    first = "A 1 2024-05-01 23:51:00"
+    assert found[group_readings.SHOOT] == [
+        first, first, "A 1 2024-05-02 00:17:31", "B 2024-05-01 23:59:00", first, "2024-05-01 23:59:00", "", "",
+    ]  # fmt: skip
+    assert found[group_readings.DAY][:2] == ["A 1 2024-05-01", "A 1 2024-05-02"]
+    assert found[group_readings.CAMERA] == cameras
+
+
+@pytest.mark.parametrize("frames", [6, 1])
+def test_frames_of_a_film_are_together_and_films_of_a_class_are_not(frames: int) -> None:
+    chance = np.random.default_rng(0)
+    film = np.repeat(np.arange(240 // frames), frames)
+    scene = chance.normal(size=(len(set(film)), 64))[film]
+    scene[:, 0] += 4 * (film % 2)
+    walk = np.concatenate([chance.normal(0, 0.15, (frames, 64)).cumsum(axis=0) for _ in set(film)])  # the camera moves
+    order = chance.permutation(len(film))
+    features = torch.from_numpy((scene + walk)[order].astype(np.float32))
+    labels = [str(number % 2) for number in film[order]]
+    readings = group_readings.of_looks(features, labels, chance.random(len(film)) < 0.8)
+    if frames == 1:
+        assert group_readings.plausible(readings, labels) == {}
+        return
+    (found,) = group_readings.plausible(readings, labels).values()
+    assert len(set(zip(found, film[order].tolist(), strict=True))) == len(set(found)) == 40
+
+
+def test_looks_of_one_class_or_of_very_many_pictures_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = torch.randn(30, 4), ["a", "b"] * 15
+    assert group_readings.of_looks(features, labels, np.arange(30) % 2 == 0) == {}
+    assert group_readings.of_looks(features, labels, np.ones(30, bool)) != {}
+    monkeypatch.setattr(group_readings, "MOST_COMPARED", 20)
+    assert group_readings.of_looks(features, labels, np.ones(30, bool)) == {}
 
 
 def people(alike: float, several: bool = False) -> tuple[pd.DataFrame, torch.Tensor, list[str]]:

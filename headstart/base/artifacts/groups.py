@@ -10,7 +10,7 @@ from headstart.base.artifacts.json_file import Interval, JsonFile, Part
 class GroupSuggestion(Part):
     """
     Attributes:
-        by: what of the names it goes by.
+        by: what it goes by, of names, EXIF tags or looks.
         setting: the value of data.group that makes these groups; None where only a table can.
         groups: how many there are.
         pictures: how many share a group with another.

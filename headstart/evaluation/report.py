@@ -142,7 +142,8 @@ def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device
         calibrated["finetune"] = {split: each.double() / model.temperature for split, each in found.items()}
         model.cpu()
         if isinstance(final.module, LinearHead):
-            share = ensemble_share(calibrated["head"]["val"], calibrated["finetune"]["val"], labels["val"], head.task)
+            val = calibrated["head"]["val"], calibrated["finetune"]["val"], labels["val"]
+            share = ensemble_share(*val, head.task, groups["val"])
             classifiers["ensemble"] = averaged(classifiers["head"], model, share).eval()
             calibrated["ensemble"] = {
                 split: share * calibrated["head"][split] + (1 - share) * calibrated["finetune"][split]
@@ -156,7 +157,9 @@ def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device
     return Candidates(classifiers, scores, share)
 
 
-def ensemble_share(head: torch.Tensor, finetuned: torch.Tensor, labels: Ints, task: Task) -> float:
+def ensemble_share(
+    head: torch.Tensor, finetuned: torch.Tensor, labels: Ints, task: Task, groups: Ints | None = None
+) -> float:
     """The head's share in an ensemble with the fine-tuned network: half, unless validation is clearly for another.
 
     Args:
@@ -164,7 +167,7 @@ def ensemble_share(head: torch.Tensor, finetuned: torch.Tensor, labels: Ints, ta
         finetuned: likewise.
     """
     mixed = [(share * head + (1 - share) * finetuned).numpy() for share in ENSEMBLE_SHARES]
-    return ENSEMBLE_SHARES[within_one_standard_error([task.losses(logits, labels) for logits in mixed])]
+    return ENSEMBLE_SHARES[within_one_standard_error([task.losses(logits, labels) for logits in mixed], groups)]
 
 
 def _figures(data: DataFolder, folder: FiguresFolder, result: Metrics, test: Scores, classes: list[str]) -> None:

@@ -201,7 +201,7 @@ def freezing(curves: Curves, cut: Cut, pictures: Set) -> Freezing:
             )
         )
     names = list(by_cut)
-    measured = names[within_one_standard_error([curve.losses[-1] for curve in by_cut.values()])]
+    measured = names[within_one_standard_error([curve.losses[-1] for curve in by_cut.values()], by_cut["none"].groups)]
     size = size_of(pictures.pictures / pictures.classes)
     rules = {"CS230": advice_230(size)}
     if pictures.similar is not None:

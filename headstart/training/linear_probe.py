@@ -97,15 +97,16 @@ def train_head(
                     iterations=steps,
                 )
             )
+        of_losses = None if groups is None else groups[len(train[0]) :]
         few, refit_temperature, weights = bool(folds) and len(v_labels) < FEW_PICTURES, None, None
         if folds:
             held_out = cross_validated(both, labels, len(classes), strengths, settings, folds, advance)
             if few:
-                losses = [calibrated_losses(logits, truth, task) for logits in held_out]
+                losses, of_losses = [calibrated_losses(logits, truth, task) for logits in held_out], groups
             if kind is LinearHead:
                 weights = stacked(held_out, truth, task)
                 refit_temperature = 1 / float(weights.sum())
-        best = within_one_standard_error(losses)
+        best = within_one_standard_error(losses, of_losses)
         weights = np.eye(len(strengths))[best] if weights is None else weights / weights.sum()
         needed = [strength for strength, weight in zip(strengths, weights, strict=True) if weight > 0]
         refits = [head for head, _, _ in _fits(both, labels, len(classes), needed, settings)]
@@ -259,7 +260,7 @@ def stacked(logits: Floats, labels: Ints, task: Task = SINGLE_LABEL) -> Floats:
     return weights
 
 
-def within_one_standard_error(losses: list[Floats]) -> int:
+def within_one_standard_error(losses: list[Floats], groups: NDArray[Any] | None = None) -> int:
     """Which of several models to take, the most regularised first: the first that is not clearly worse than the best.
 
     Clearly worse is a mean loss more than one standard error above the best's, of the differences picture by picture (the
@@ -268,11 +269,14 @@ def within_one_standard_error(losses: list[Floats]) -> int:
 
     Args:
         losses: for each model, (N,) log-losses of the validation pictures after calibration.
+        groups: (N,) names; of pictures that resemble each other many say no more than one.
     """
+    names = np.arange(len(losses[0])) if groups is None else np.unique(groups, return_inverse=True)[1]
     best = losses[int(np.argmin([loss.mean() for loss in losses]))]
     for number, loss in enumerate(losses):
         difference = loss - best
-        if difference.mean() <= difference.std() / np.sqrt(len(loss)):
+        of_groups = np.bincount(names, difference - difference.mean())
+        if difference.mean() <= np.sqrt(np.square(of_groups).sum()) / len(loss):
             return number
     raise AssertionError("the best is not worse than itself")
 

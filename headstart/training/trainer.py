@@ -186,7 +186,8 @@ def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folde
             weights = mix(network.start, of_epochs, share)
             candidates.append(_Candidate(list(epochs), share, weights, logits_of(weights)))
     losses = [calibrated_losses(one.logits.numpy(), labels, task) for one in candidates]
-    chosen = candidates[within_one_standard_error(losses)]
+    groups = setup.manifest["group"].to_numpy(str)[setup.rows("val")]
+    chosen = candidates[within_one_standard_error(losses, groups)]
     files = FinetuneFolder(folder)
     with replacing(files.weights) as part:
         save_file({key: value.contiguous() for key, value in chosen.weights.items()}, part)

@@ -294,6 +294,15 @@ def test_a_strength_that_is_clearly_better_is_taken() -> None:
     assert within_one_standard_error([base, clear, clear + 0.4]) == 1
 
 
+def test_ten_pictures_of_a_group_that_agree_are_no_ten_reasons_for_a_weaker_strength() -> None:
+    rng = np.random.default_rng(0)
+    stronger = np.repeat(rng.exponential(1, 6), 10)
+    weaker = stronger - np.repeat([0.5, -0.2, 0.4, -0.3, 0.3, -0.2], 10)
+    assert within_one_standard_error([stronger, weaker]) == 1
+    assert within_one_standard_error([stronger, weaker], np.repeat(list("abcdef"), 10)) == 0
+    assert within_one_standard_error([stronger, weaker], np.arange(60)) == 1
+
+
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 6))
 @settings(max_examples=60, deadline=None)
 def test_what_is_taken_is_never_weaker_than_the_best_nor_clearly_worse(seed: int, count: int, strengths: int) -> None:

@@ -67,8 +67,8 @@ format: setup  ## put the code in shape
 schemas: setup  ## docs/schemas, of the JSON files that stages write
 	python -m headstart.base.artifacts.schemas docs/schemas
 
-ui: setup  ## MLflow's page on http://127.0.0.1:5000
-	mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $${PORT:-5000}
+ui: setup  ## MLflow's page with all results, on http://127.0.0.1:5000
+	headstart ui --port $${PORT:-5000}
 
 docs: setup  ## the documentation as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict

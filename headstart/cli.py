@@ -303,6 +303,18 @@ def shortcuts() -> None:
 
 
 @app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Open the page in a browser.")] = None,
+) -> None:
+    """MLflow's page with all results side by side, until Ctrl-C. It opens where there is a terminal."""
+    from headstart.base.params import Params
+    from headstart.operations.ui import ui as show_results
+
+    show_results(Params.load(), port, sys.stdout.isatty() if show is None else show)
+
+
+@app.command()
 def drift(
     folder: Annotated[
         Path | None, typer.Argument(help="Pictures without labels, in place of drift.incoming of params.yaml.")

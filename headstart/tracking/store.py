@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 from headstart.base.errors import HeadstartError
 from headstart.base.paths import checkout, state_folder, users_path
 from headstart.base.safe_text import shortened
-from headstart.tracking import saved_view
+from headstart.tracking import moved_store, saved_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,10 +84,11 @@ def answering() -> Iterator[None]:
     except HeadstartError:
         raise
     except Exception as error:  # connection, database and REST errors
-        raise HeadstartError(
-            f"MLflow at {uri()} does not answer ({short(error)}); start it, or unset MLFLOW_TRACKING_URI to use "
-            "the checkout's own store"
-        ) from None
+        if "MLFLOW_TRACKING_URI" in os.environ:
+            mend = "start it, or unset MLFLOW_TRACKING_URI to use the checkout's own store"
+        else:
+            mend = "mend the file, or move it away and log the result anew with `headstart track`"
+        raise HeadstartError(f"MLflow at {uri()} does not answer ({short(error)}); {mend}") from None
 
 
 @cache
@@ -105,6 +106,8 @@ def _reach(address: str) -> None:
         if file is None or Path(file).is_file():
             engine = create_engine(address, connect_args={} if file is None else {"timeout": 60})  # others may write
             inspect(engine).get_table_names()
+            if file and Path(file).resolve().is_relative_to(checkout()) and (folder := artifacts()):
+                moved_store.follow(engine, folder)
             engine.dispose()
 
 

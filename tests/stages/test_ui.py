@@ -12,17 +12,15 @@ import struct
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 
-from headstart.tracking.saved_view import FIGURES, NAME
+from headstart.tracking.saved_view import FIGURES
 from tests.stages.conftest import Clone
 
 if TYPE_CHECKING:
@@ -42,32 +40,28 @@ SHOWN = ("view", "charts", "compare", "run")
 
 @contextmanager
 def mlflow_ui(clone: Clone) -> Iterator[str]:
-    """`make ui` on the clone's store and a free port: its address."""
+    """`make ui` on the clone's store and a free port: the address of the results' table that it prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    store = ["--backend-store-uri", f"sqlite:///{clone.folder / 'mlflow.db'}"]
+        port = free.getsockname()[1]
     log = clone.folder / "ui.log"
     with log.open("wb") as stream:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "ui", *store, "--host", "127.0.0.1", "--port", address.rsplit(":", 1)[1]],
-            cwd=clone.folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-            env=clone.environment(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+            [str(Path(sys.executable).with_name("headstart")), "ui", "--no-open", "--port", str(port)],
+            cwd=clone.folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, env=clone.environment(),
         )  # fmt: skip
     try:
         deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=10)
-                break
-            except (urllib.error.URLError, OSError):
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.5)
-        yield address
+        while not (printed := re.search(r"Results compared: (\S+)\n", log.read_text())):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield printed[1]
+        os.killpg(server.pid, signal.SIGINT)  # Ctrl-C
+        assert server.wait(PATIENCE_S) == 0, log.read_text()
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -176,7 +170,7 @@ def nothing_foreign(page: Page, address: str) -> Iterator[None]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield
     assert not errors
-    assert not [url for url in foreign if not url.startswith(address)]
+    assert not [url for url in foreign if not url.startswith(address.partition("/#")[0])]
 
 
 def rows(page: Page, names: list[str]) -> list[str]:
@@ -191,13 +185,13 @@ def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone,
     best_first = sorted(runs.values(), key=lambda run: float(run.data.metrics["val/chosen/log_loss"]))
     names = [run.info.run_name for run in best_first]
 
-    with mlflow_ui(compared) as address, browser_page(tmp_path / "profile") as page, nothing_foreign(page, address):
-        # The view stands in the menu. Its columns say what was compared, the best on validation is on top.
-        page.goto(f"{address}/#/experiments/{experiment}/runs")
+    with mlflow_ui(compared) as table, browser_page(tmp_path / "profile") as page, nothing_foreign(page, table):
+        # The first that a fresh browser shows. Its columns say what was compared, the best on validation is on top.
+        page.goto(table)
         page.get_by_role("link", name=names[0]).first.wait_for()
         close_assistant(page)
-        page.get_by_test_id("saved-views-trigger").click()
-        page.get_by_test_id("saved-views-item-headstart").filter(has_text=NAME).click()
+        address = table.partition("/#")[0]
+        assert table == f"{address}/#/experiments/{experiment}/runs?viewStateShareKey=headstart"
         for heading in ("backbone", "trained", "val/chosen/log_loss", "val/chosen/accuracy"):
             page.get_by_role("columnheader").get_by_text(heading, exact=True).first.wait_for()
         page.get_by_text("tf_efficientnet_lite1", exact=True).first.wait_for()
@@ -239,7 +233,8 @@ def test_two_results_are_found_and_compared_in_the_browser(compared: Clone, tmp_
     names = [run.info.run_name for run in runs.values()]
     shown = json.loads(compared.read("data/evaluate/metrics.json"))["test"]["chosen"]["accuracy"]
 
-    with mlflow_ui(compared) as address, browser_page(tmp_path / "profile") as page, nothing_foreign(page, address):
+    with mlflow_ui(compared) as table, browser_page(tmp_path / "profile") as page, nothing_foreign(page, table):
+        address = table.partition("/#")[0]
         # The table of runs has both. Tick them and press Compare.
         page.goto(f"{address}/#/experiments/{experiment}/runs")
         boxes = page.get_by_role("checkbox", name="Press Space to toggle row selection")

@@ -118,6 +118,7 @@ class Head(Section):
 class Finetune(Section):
     unfreeze: Literal["none", "last", "half", "all"] = "half"
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 4
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1
     views: Annotated[int, Field(ge=1, le=10_000)] | None = None
     patience: Count = 3
     batch_size: Annotated[int, Field(ge=2, le=8192)] = 32
@@ -243,8 +244,8 @@ class Tune(Section):
     @staticmethod
     def _values(key: str, values: list[Any]) -> list[Any]:
         here = f"tune.space.{key}"
-        if key not in Finetune.model_fields:
-            knobs = list(Finetune.model_fields)
+        knobs = [knob for knob in Finetune.model_fields if knob != "repeats"]  # more of them is better and tells nothing
+        if key not in knobs:
             raise ValueError(f"unknown key {here!r}, {nearest(key, knobs) or 'allowed here: ' + ', '.join(knobs)}")
         try:
             values = [getattr(Finetune.model_validate({key: value}), key) for value in values]

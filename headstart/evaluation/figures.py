@@ -132,12 +132,16 @@ def sweep(rows: list[Strength], path: Path) -> None:
 
 
 def learning_curve(curve: pd.DataFrame, head_loss: float, head_accuracy: float, path: Path) -> None:
+    """A line for each repeat of the training, where there are several."""
+    repeats = [one for _, one in curve.groupby("repeat")] if "repeat" in curve else [curve]
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(7.2, 3))
     for axes, column, level in ((loss, "val_log_loss", head_loss), (accuracy, "val_accuracy", head_accuracy)):
-        axes.plot(curve["epoch"], curve[column], "o-", color=FINETUNE, label="fine-tuned")
+        for number, one in enumerate(repeats):
+            axes.plot(one["epoch"], one[column], "o-", color=FINETUNE, label=None if number else "fine-tuned")
         axes.axhline(level, color=HEAD, linestyle="--", linewidth=1, label="head alone")
         axes.set(xlabel="epoch", ylabel=column.replace("val_", "validation ").replace("_", "-"))
-    loss.plot(curve["epoch"], curve["train_loss"], "o--", color=GREY, label="training loss")
+    for number, one in enumerate(repeats):
+        loss.plot(one["epoch"], one["train_loss"], "o--", color=GREY, label=None if number else "training loss")
     loss.legend(frameon=False)
     save(figure, path)
 

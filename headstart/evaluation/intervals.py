@@ -10,7 +10,7 @@ SciPy's statistics take a second to import, so they are imported where they are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headstart.base.arrays import Bools, Floats, Ints
+from headstart.base.artifacts.metrics import Chance
 
 RESAMPLES = 2000
 PERMUTATIONS = 999
@@ -261,6 +262,58 @@ def paired_difference(before: Bools, after: Bools, groups: Ints | None = None) -
     reach = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     difference = Estimate(value, max(-1.0, up - down - reach), min(1.0, up - down + reach))
     return PairedDifference(difference, gained, lost, of_groups)
+
+
+# --- chance in training -----------------------------------------------------------------------------------------------
+
+
+def with_training(
+    found: Estimate, chances: Sequence[Chance], groups: Ints | None = None, most: float = math.inf
+) -> Estimate:
+    """``found``, whose interval is for other pictures, with one for other pictures and other trainings.
+
+    Trainings and pictures are crossed, so their variances add up. What one training makes of one picture is in both, which
+    makes the interval too wide rather than too narrow, as every simple bootstrap of such data is (Owen 2007, "The
+    pigeonhole bootstrap"). The variance of few trainings is uncertain itself: Student's quantile, with the degrees of
+    freedom of Satterthwaite 1946, "An approximate distribution of estimates of variance components".
+
+    Args:
+        chances: of each side that was trained several times.
+        groups: (N,) of the pictures, as the interval of ``found`` respects them.
+        most: the largest difference that there can be.
+    """
+    from scipy.special import stdtrit
+
+    if not _is_known(chances, groups):
+        return found
+    ends = []
+    for reach in (found.value - found.low, found.high - found.value):
+        error, degrees = _standard_error(max(reach, 0.0), chances, groups)
+        ends.append(float(stdtrit(degrees, QUANTILES[1])) * error)
+    return Estimate(found.value, max(-most, found.value - ends[0]), min(most, found.value + ends[1]))
+
+
+def p_value_with_training(found: Estimate, chances: Sequence[Chance], groups: Ints | None = None) -> float:
+    """How often other pictures and other trainings show a difference as far above zero as ``found``, where there is none;
+    of Student's test with the variance of ``with_training``. 0 where there is no chance in training."""
+    from scipy.special import stdtr
+
+    if not _is_known(chances, groups):
+        return 0.0
+    error, degrees = _standard_error(max(found.value - found.low, 0.0), chances, groups)
+    return float(stdtr(degrees, -found.value / error))
+
+
+def _is_known(chances: Sequence[Chance], groups: Ints | None) -> bool:
+    return any(chance.variance > 0 for chance in chances) and (groups is None or int(groups.max()) > 0)
+
+
+def _standard_error(reach: float, chances: Sequence[Chance], groups: Ints | None) -> tuple[float, float]:
+    """Of a difference whose interval over pictures reaches so far; with the degrees of freedom that it is known with."""
+    known, quantile = (math.inf, Z) if groups is None else (int(groups.max()), _quantile(int(groups.max()) + 1))
+    parts = [((reach / quantile) ** 2, known), *((chance.variance, chance.degrees) for chance in chances)]
+    total = sum(part for part, _ in parts)
+    return math.sqrt(total), total**2 / sum(part**2 / degrees for part, degrees in parts)
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:

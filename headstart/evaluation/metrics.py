@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from headstart.base.arrays import Bools, Floats, Ints
-from headstart.base.artifacts.metrics import Measured, Name
+from headstart.base.artifacts.metrics import Chance, Measured, Name
 from headstart.data.splits import FEW_PICTURES
-from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, wilson
+from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, wilson, with_training
 from headstart.models.task import SINGLE_LABEL, MultiLabel, SingleLabel, Task
 
 if TYPE_CHECKING:
@@ -273,9 +273,10 @@ def _hits(metric: Metric, scores: Scores) -> Bools:
 # --- head or fine-tuned network ---------------------------------------------------------------------------------------
 
 
-def gain(before: Scores, after: Scores) -> dict[str, float]:
-    """Accuracy of ``after`` minus ``before`` on the same pictures, with its 95 % interval."""
-    accuracy = paired_difference(before.correct, after.correct, after.groups).accuracy
+def gain(before: Scores, after: Scores, chances: Sequence[Chance] = ()) -> dict[str, float]:
+    """Accuracy of ``after`` minus ``before`` on the same pictures, with its 95 % interval, which holds ``chances`` too."""
+    difference = paired_difference(before.correct, after.correct, after.groups).accuracy
+    accuracy = with_training(difference, chances, after.groups, most=1)
     return {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
 
 

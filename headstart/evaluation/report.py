@@ -17,7 +17,7 @@ from headstart.base.artifacts import DataFolder, EvaluateFolder, FiguresFolder
 from headstart.base.artifacts.audit import AuditReport
 from headstart.base.artifacts.card import Card
 from headstart.base.artifacts.engine import FeaturesDetails
-from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.finetune import KEPT, FinetuneDetails
 from headstart.base.artifacts.head import HeadDetails
 from headstart.base.artifacts.members import first_of
 from headstart.base.artifacts.metrics import Gain, Leaks, Metrics, Name, SamePicture
@@ -32,7 +32,8 @@ from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
 from headstart.evaluation import explain, figures, folds, leaks, metrics, pages
 from headstart.evaluation.intervals import numbered
-from headstart.evaluation.metrics import Metric, Scores, metrics_of
+from headstart.evaluation.metrics import ACCURACY, Metric, Scores, metrics_of
+from headstart.evaluation.repeats import Logits, logits_of_repeats, measured_repeats
 from headstart.evaluation.summary import arithmetic, headline, interval, of_leaks
 from headstart.models.backbones import load_trunk
 from headstart.models.classifier import Classifier, averaged
@@ -56,6 +57,7 @@ class Candidates:
 
     classifiers: dict[Name, Classifier]
     scores: dict[Name, dict[str, Scores]]  # name → split → scores
+    repeats: dict[Name, list[dict[str, Scores]]]  # the same of each of several trainings; empty where there was one
     head_share: float | None = None  # in the ensemble
 
 
@@ -78,10 +80,16 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
         for split in ALWAYS_REPORTED
     }
     chosen = metrics.choose({name: scores["val"] for name, scores in candidates.scores.items()})
-    gain = None
+    gain, repeats = None, measured_repeats(data, candidates.repeats)
     if "finetune" in candidates.scores:
         gain = {
-            split: Gain(**metrics.gain(candidates.scores["head"][split], candidates.scores["finetune"][split]))
+            split: Gain(
+                **metrics.gain(
+                    candidates.scores["head"][split],
+                    candidates.scores["finetune"][split],
+                    [repeats.chance("finetune", split)[ACCURACY.name]] if repeats else [],
+                )
+            )
             for split in ALWAYS_REPORTED
         }
     test = measured["test"] | {"chosen": measured["test"][chosen]}
@@ -89,7 +97,8 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
     of_test, audit = int((manifest["split"] == "test").sum()), AuditReport.read(data.prepare.audit)
     learned, tested = pictures.features[:-of_test], pictures.features[-of_test:]
     result = Metrics(
-        chosen=chosen, val=measured["val"], test=test, gain=gain, head_share=candidates.head_share,
+        chosen=chosen, val=measured["val"], test=test, gain=gain, repeats=repeats,
+        head_share=candidates.head_share,
         thresholds=scores["val"].task.thresholds,
         folds=folds.estimate(pictures, parts, chosen, audit, params), shortcuts=audit.known_shortcuts() or None,
         leaks=leaks.find_leaks(manifest, learned, tested, scores["test"], resamples, seed),
@@ -122,16 +131,15 @@ def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device
     classifiers = _classifiers(data)
     head, final = head_files.load_head(data.head), head_files.load_head(data.head, refit=True)
     labels, groups = {}, {}
-    calibrated: dict[Name, dict[str, torch.Tensor]] = {"head": {}}  # name → split → (N, classes) logits
+    calibrated: dict[Name, Logits] = {"head": {}}  # name → split → (N, classes) logits
     for split, used in (("val", head), ("test", final)):
         features, numbers = load_features(data.features, split)
         labels[split] = numbers.numpy()
         groups[split] = numbered(manifest.loc[manifest["split"] == split, "group"].to_numpy(str))
         calibrated["head"][split] = used.logits(features).double() / used.temperature
-    share = None
+    share, rows = None, np.flatnonzero(manifest["split"] == "test").tolist()
     if "finetune" in classifiers:
         model = classifiers["finetune"].to(device)
-        rows = np.flatnonzero(manifest["split"] == "test").tolist()
         batch = inference_batch(model, model.trunk.view, device)
         logits = []
         with progress("evaluate", len(rows)) as advance:
@@ -144,17 +152,25 @@ def _candidates(data: DataFolder, manifest: pd.DataFrame, pixels: Pixels, device
         if isinstance(final.module, LinearHead):
             val = calibrated["head"]["val"], calibrated["finetune"]["val"], labels["val"]
             share = ensemble_share(*val, head.task, groups["val"])
-            classifiers["ensemble"] = averaged(classifiers["head"], model, share).eval()
+            classifiers["ensemble"] = averaged([classifiers["head"], model], [share, 1 - share]).eval()
             calibrated["ensemble"] = {
                 split: share * calibrated["head"][split] + (1 - share) * calibrated["finetune"][split]
                 for split in ALWAYS_REPORTED
             }
-    scores = {}
-    for name, by in calibrated.items():
+
+    def scored(by: Logits) -> dict[str, Scores]:
         probabilities = {split: head.task.probabilities(each).numpy() for split, each in by.items()}
         task = head.task.with_thresholds(probabilities["val"], labels["val"])
-        scores[name] = {split: Scores(each, labels[split], task, groups[split]) for split, each in probabilities.items()}
-    return Candidates(classifiers, scores, share)
+        return {split: Scores(each, labels[split], task, groups[split]) for split, each in probabilities.items()}
+
+    first, start = plain(members_of_trunk(classifiers["head"].trunk)[0]), head_files.load_start(data.head)
+    repeats: dict[Name, list[dict[str, Scores]]] = {}
+    for own in logits_of_repeats(data, first, start, pixels, rows, device):
+        repeats.setdefault("finetune", []).append(scored(own))
+        if share is not None:
+            both = {split: share * calibrated["head"][split] + (1 - share) * own[split] for split in ALWAYS_REPORTED}
+            repeats.setdefault("ensemble", []).append(scored(both))
+    return Candidates(classifiers, {name: scored(by) for name, by in calibrated.items()}, repeats, share)
 
 
 def ensemble_share(
@@ -243,6 +259,7 @@ def _page(
         first=Card.read(first_of(data.backbone).card),
         head=HeadDetails.read(data.head.details),
         tuned=tuned,
+        kept=KEPT,
         arithmetic=arithmetic(FeaturesDetails.read(data.features.details), tuned),
         libraries=recorded_libraries(data, MADE_BY),
         other_code=made_by_other_code(data, MADE_BY),

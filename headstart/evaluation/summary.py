@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import stdev
+
 from headstart.base.artifacts.engine import FeaturesDetails
-from headstart.base.artifacts.finetune import FinetuneDetails
-from headstart.base.artifacts.metrics import Folds, Leaks, Measured, Metrics, Name
+from headstart.base.artifacts.finetune import KEPT, FinetuneDetails
+from headstart.base.artifacts.metrics import Folds, Leaks, Measured, Metrics, Name, Repeats
 
 NAMES: dict[Name, str] = {
     "head": "the head on frozen features",
@@ -38,10 +40,21 @@ def headline(result: Metrics) -> str:
         gain = result.gain["test"]
         points = f"{100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
         sentence += f" The fine-tuned network differs from the head by {points}"
-        sentence += "; the interval is for other pictures, not for another training."
+        missing = "the interval is for other pictures, not for another training."
+        sentence += f"; {of_repeats(result.repeats) if result.repeats else missing}"
     if result.folds:
         sentence += f" {in_folds(result.folds)}"
     return f"{sentence} {of_shortcuts(result.shortcuts)}" if result.shortcuts else sentence
+
+
+def of_repeats(repeats: Repeats) -> str:
+    """What the interval of the gain holds where there were several trainings, and how far these lie apart, as a sentence
+    goes on."""
+    found = repeats.each["finetune"]["test"]["accuracy"]
+    return (
+        f"the interval is for other pictures and other trainings. Test accuracy of the {repeats.count} trainings is "
+        f"{min(found):.3f} to {max(found):.3f} (standard deviation {stdev(found):.3f}); kept: {KEPT[repeats.kept]}."
+    )
 
 
 def of_shortcuts(known: list[str]) -> str:

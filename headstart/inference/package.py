@@ -74,6 +74,8 @@ def package(data: DataFolder, params: Params, folder: PackageFolder) -> None:
             weights=card.weights,
             preprocessing=of_tuned if chosen == "finetune" else card.preprocessing,
             tuned=of_tuned if chosen == "ensemble" else None,
+            networks=tuned.networks if tuned else 1,
+            training=measured.repeats.chance(chosen, "test") if tuned and measured.repeats else None,
             head=head.kind,
             classes=head.classes,
             temperature=_temperature(chosen, head, tuned),
@@ -211,12 +213,17 @@ def _tensors(
             [head.refit_temperature, tuned.temperature],
             [share, 1 - share],
         )
-        trunks.append({key.removeprefix(NETWORK): value for key, value in state.items() if key.startswith(NETWORK)})
+        for prefix in _prefixes(tuned.networks):
+            trunks.append({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
     whole = {f"head.{key}": value for key, value in own.items()}
-    for number, trunk in enumerate(trunks):
-        prefix = NETWORK if len(trunks) == 1 else f"{NETWORK}members.{number}.network."
+    for prefix, trunk in zip(_prefixes(len(trunks)), trunks, strict=True):
         whole |= {f"{prefix}{key}": value for key, value in trunk.items()}
     return whole
+
+
+def _prefixes(networks: int) -> list[str]:
+    """What stands before the names of the tensors of each of so many networks."""
+    return [f"{NETWORK}members.{number}.network." for number in range(networks)] if networks > 1 else [NETWORK]
 
 
 def _packed_code(folder: Path) -> Path:

@@ -8,6 +8,7 @@ import binascii
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,14 @@ class Predictor:
             HeadstartError: the folder holds no model.
         """
         files = ClassifierFolder(folder)
-        details = ClassifierDetails.read(files.details)
-        trunk = stored_architecture(details.backbone, details.weights, details.preprocessing, files.network).trunk()
+        details = self.details = ClassifierDetails.read(files.details)
+        networks = [(details.backbone, details.preprocessing)]
         if details.tuned is not None:
-            first, *_ = members_of(details.backbone)
-            trunk = beside(
-                trunk, stored_architecture(network_of(first), details.weights, details.tuned, files.network).trunk()
-            )
+            networks += details.networks * [(network_of(members_of(details.backbone)[0]), details.tuned)]
+        elif details.chosen == "finetune":
+            networks *= details.networks
+        trunks = [stored_architecture(name, details.weights, view, files.network).trunk() for name, view in networks]
+        trunk = reduce(beside, trunks)
         with tensors_of(files.weights, details.made_by) as state:
             if not all(value.isfinite().all() for value in state.values() if value.is_floating_point()):
                 raise ValueError("it holds numbers that are not finite")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,11 +71,11 @@ class Classifier(nn.Module):
         return self.task.probabilities(logits / self.temperature)
 
 
-def averaged(first: Classifier, second: Classifier, share: float) -> Classifier:
-    """The ensemble of two classifiers with linear heads as one classifier, ``share`` being that of the first."""
+def averaged(models: Sequence[Classifier], shares: Sequence[float]) -> Classifier:
+    """The ensemble of classifiers with linear heads as one classifier; the ``shares`` of all add up to 1."""
     from headstart.models.trunk import beside
 
-    heads = [(model.head.last.weight.detach().numpy(), model.head.last.bias.detach().numpy()) for model in (first, second)]
-    weight, bias = map(torch.from_numpy, averaged_head(heads, [first.temperature, second.temperature], [share, 1 - share]))
-    head = FittedHead(LinearHead.of(weight, bias), 1.0, first.classes, task=first.task)
-    return Classifier(beside(first.trunk, second.trunk), head)
+    heads = [(model.head.last.weight.detach().numpy(), model.head.last.bias.detach().numpy()) for model in models]
+    weight, bias = map(torch.from_numpy, averaged_head(heads, [model.temperature for model in models], shares))
+    head = FittedHead(LinearHead.of(weight, bias), 1.0, models[0].classes, task=models[0].task)
+    return Classifier(reduce(beside, [model.trunk for model in models]), head)

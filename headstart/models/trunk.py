@@ -157,6 +157,6 @@ def members_of_trunk(trunk: Trunk) -> list[Trunk]:
 
 
 def beside(trunk: Trunk, other: Trunk) -> Trunk:
-    """Two trunks side by side, as one; the first may be several itself."""
-    view = replace(trunk.view, beside=(*trunk.view.beside, other.view))
-    return Trunk(SideBySide([*members_of_trunk(trunk), other], view), view)
+    """Two trunks side by side, as one; each may be several itself."""
+    view = replace(trunk.view, beside=(*trunk.view.beside, other.view.first, *other.view.beside))
+    return Trunk(SideBySide([*members_of_trunk(trunk), *members_of_trunk(other)], view), view)

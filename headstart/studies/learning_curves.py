@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from headstart.base.arrays import Bools, Floats, Ints
-from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts import DataFolder, FinetuneFolder
+from headstart.base.artifacts.metrics import Chance, chance_of
 from headstart.base.artifacts.why import Cut
 from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Params
@@ -31,6 +32,7 @@ from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
 from headstart.evaluation.intervals import numbered
 from headstart.models.backbones import load_first, stored_architecture
+from headstart.models.classifier import FittedHead
 from headstart.models.trunk import Trunk, plain
 from headstart.studies.candidates import Sample
 from headstart.training.checkpoint import STATE
@@ -39,7 +41,7 @@ from headstart.training.finetuned import load_finetuned
 from headstart.training.head_files import load_head
 from headstart.training.linear_probe import folds_of, train_head
 from headstart.training.recipe import Recipe, TrainingSetup
-from headstart.training.trainer import finetune
+from headstart.training.repeats import finetune_repeatedly
 
 FROZEN: Final = "frozen"
 FINETUNED: Final = "finetuned"
@@ -75,12 +77,14 @@ class Outcome:
     Attributes:
         n: pictures to train on and to choose with.
         correct, losses: of each held-out picture, 1 where the answer is right, and its calibrated log-loss.
+        repeats: accuracy of each of several trainings that differ by chance alone; empty where there was one.
     """
 
     n: int
     seconds: float
     correct: list[int]
     losses: list[float]
+    repeats: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Curve:
         losses: (S, N) calibrated log-losses.
         seconds: (S,) that the training took, mean over folds.
         groups: (N,) numbers of the groups that the held-out pictures belong to; None where each is on its own.
+        chances: for each of S, what other trainings would change of the accuracy, fold by fold; empty where that is not
+            known, as every training was done once.
     """
 
     n: Ints
@@ -100,6 +106,7 @@ class Curve:
     losses: Floats
     seconds: Floats
     groups: Ints | None = None
+    chances: list[list[Chance]] = field(default_factory=list)
 
     @property
     def accuracy(self) -> Floats:
@@ -201,7 +208,7 @@ class Laboratory:
         p, sample = self.pictures, self.pictures.sample
         train, val = p.inner(training.fold, training.share)
         held_out = p.folds[training.fold][1]
-        start = time.perf_counter()
+        start, repeats = time.perf_counter(), list[float]()
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             train_x, val_x = (p.features[numbers] for numbers in (train, val))
@@ -221,17 +228,16 @@ class Laboratory:
                     self.params.features.engine,
                 )  # fmt: skip
                 clock = Clock(resume)
-                finetune(setup, folder / "tuned", resume, lambda row: clock.note())
+                finetune_repeatedly(setup, folder / "tuned", resume, lambda row: clock.note())
                 seconds = clock.seconds()
                 if training.start == FINETUNED:
                     seconds += self.seconds_per_picture * (len(train) + len(val))  # of the head it starts from
-                model = load_finetuned(folder / "tuned", self.trunk(training), head)
-                assert model is not None
-                model.eval().to(self.device)
-                batch = inference_batch(model, model.trunk.view, self.device)
-                rows = sample.rows[held_out].tolist()
-                logits = torch.cat(list(model.logits_of(p.pixels, rows, batch, self.device)))
-                temperature = model.temperature
+                tuned, rows = FinetuneFolder(folder, "tuned"), sample.rows[held_out]
+                logits, temperature = self.logits(tuned, training, head, rows)
+                count = self.params.finetune.repeats
+                for home in [tuned.repeat(number) for number in range(1, count + 1)] if count > 1 else []:
+                    found = head.task.predict(self.logits(home, training, head, rows)[0])
+                    repeats.append(float(head.task.correct(found, sample.labels[held_out]).mean()))
         calibrated, labels = (logits.cpu() / temperature).numpy(), sample.labels[held_out]
         losses = head.task.losses(calibrated.astype(np.float64), labels)
         return Outcome(
@@ -239,7 +245,16 @@ class Laboratory:
             seconds=round(seconds, 2),
             correct=head.task.correct(head.task.predict(calibrated), labels).astype(int).tolist(),
             losses=[round(float(loss), 6) for loss in losses],
+            repeats=repeats,
         )
+
+    def logits(self, folder: Path, training: Training, head: FittedHead, rows: Ints) -> tuple[Tensor, float]:
+        """(N, classes) logits of ``rows`` by what a training left in ``folder``, and its temperature."""
+        model = load_finetuned(folder, self.trunk(training), head)
+        assert model is not None
+        model.eval().to(self.device)
+        batch = inference_batch(model, model.trunk.view, self.device)
+        return torch.cat(list(model.logits_of(self.pictures.pixels, rows.tolist(), batch, self.device))), model.temperature
 
     def trunk(self, training: Training) -> Trunk:
         trunk, card = load_first(self.backbone, self.network_file)
@@ -262,7 +277,7 @@ class Clock:
     """Seconds of a training that may be interrupted and go on another day, from where its state was saved last."""
 
     def __init__(self, resume: Path) -> None:
-        self.file, self.state, self.start = resume / "seconds.json", resume / STATE, time.perf_counter()
+        self.file, self.resume, self.start = resume / "seconds.json", resume, time.perf_counter()
         self.before: float = read_kept(self.file) or 0.0
         self.saved = self._saved()
 
@@ -275,7 +290,7 @@ class Clock:
             write_kept(self.file, self.seconds())
 
     def _saved(self) -> int:
-        return self.state.stat().st_mtime_ns if self.state.exists() else 0
+        return max((state.stat().st_mtime_ns for state in self.resume.rglob(STATE)), default=0)  # each repeat has one
 
 
 def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -> Curves:
@@ -314,4 +329,12 @@ def _curve(key: tuple[str, str], outcomes: dict[Training, Outcome], pictures: Pi
         np.array([[loss for o in row for loss in o.losses] for row in rows]),
         np.array([float(np.mean([o.seconds for o in row])) for row in rows]),
         numbered(pictures.sample.groups[held_out]),
+        [_chances(row) for row in rows],
     )
+
+
+def _chances(outcomes: list[Outcome]) -> list[Chance]:
+    """Of the accuracy over all folds, fold by fold; none where the trainings were done once."""
+    count = sum(len(outcome.correct) for outcome in outcomes)
+    shares = [(len(outcome.correct) / count, outcome.repeats) for outcome in outcomes if outcome.repeats]
+    return [chance_of([share * accuracy for accuracy in repeats]) for share, repeats in shares]

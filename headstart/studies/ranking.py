@@ -93,12 +93,14 @@ def rank(
         found: dict[str, float | None] = {"images_per_s": rate, "finetune_minutes": None}
         if params.finetune_is_on:
             step = steps.known_or(
-                Measurements.key(machine(), name, card.sha256, params.finetune.model_dump(), len(sample.classes)),
+                Measurements.key(
+                    machine(), name, card.sha256, params.finetune.model_dump(exclude={"repeats"}), len(sample.classes)
+                ),
                 lambda c=candidate: training_seconds(  # type: ignore[misc]
                     plain(c.trunk()), sample.classes, recipe, device
                 ),
             )
-            found["finetune_minutes"] = step * to_train * recipe.epochs / 60
+            found["finetune_minutes"] = step * to_train * recipe.epochs * params.finetune.repeats / 60
         costs[name] = found
         beyond = over_budget(params.rank.budget, rate, candidate.megabytes)
         standings.append(Standing(name, rate, beyond))

@@ -39,7 +39,14 @@ from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.terminal import say
 from headstart.data.manifest import is_multi_label, read_manifest
-from headstart.evaluation.intervals import Estimate, bootstrap, paired_difference, percentile_interval, wilson
+from headstart.evaluation.intervals import (
+    Estimate,
+    bootstrap,
+    paired_difference,
+    percentile_interval,
+    wilson,
+    with_training,
+)
 from headstart.models.backbones import load_classifier, load_first
 from headstart.models.catalogue import published
 from headstart.models.task import SINGLE_LABEL
@@ -93,6 +100,14 @@ def pictures_for(accuracy: float, curve: Curve) -> tuple[float | None, bool]:
     share = (accuracy - reached[at - 1]) / (reached[at] - reached[at - 1])
     low, high = np.log(curve.n[at - 1]), np.log(curve.n[at])
     return float(np.exp(low + share * (high - low))), False
+
+
+def gained(before: Curve, after: Curve) -> Estimate:
+    """Accuracy on all pictures of ``after`` minus that of ``before``; its interval is for other pictures, and for other
+    trainings of what was trained several times."""
+    difference = paired_difference(before.correct[-1], after.correct[-1], after.groups).accuracy
+    chances = [chance for curve in (before, after) for chance in (curve.chances[-1] if curve.chances else [])]
+    return with_training(difference, chances, after.groups, most=1)
 
 
 def with_more(curve: Curve) -> Forecast:
@@ -206,7 +221,7 @@ def freezing(curves: Curves, cut: Cut, pictures: Set) -> Freezing:
     rules = {"CS230": advice_230(size)}
     if pictures.similar is not None:
         rules["CS231n"] = advice_231(size, pictures.similar)
-    gap = paired_difference(by_cut["none"].correct[-1], by_cut[cut].correct[-1], by_cut[cut].groups).accuracy
+    gap = gained(by_cut["none"], by_cut[cut])
     return Freezing(
         measured=measured,
         table=table,
@@ -276,7 +291,7 @@ def conclude(backbone: str, curves: Curves, cut: Cut, pictures: Set, left_out: S
     }
     pretrained: Start = min((FROZEN, FINETUNED), key=lambda start: rows[start].losses[-1].mean())
     best, scratch = rows[pretrained], rows[SCRATCH]
-    worth = paired_difference(scratch.correct[-1], best.correct[-1], best.groups).accuracy
+    worth = gained(scratch, best)
     enough, at_most = pictures_for(float(scratch.accuracy[-1]), best)
     gain = TransferGain(
         backbone=backbone,
@@ -296,6 +311,7 @@ def conclude(backbone: str, curves: Curves, cut: Cut, pictures: Set, left_out: S
         ],
         sentences=[],
         left_out=list(left_out),
+        repeated=bool(scratch.chances and scratch.chances[-1]),
     )
     return gain.model_copy(update={"sentences": sentences(gain)})
 

@@ -42,9 +42,10 @@ def _worth(result: TransferGain) -> str:
         NOT_WORTH: "Pre-training buys no accuracy here",
         CANT_TELL: "Whether pre-training buys accuracy here can't be told from these pictures",
     }[result.verdict]
+    once = "" if result.repeated else " Chance in training is not counted: see finetune.repeats."
     return (
         f"{opening}: on {best.n} pictures the network reaches {reached} {NAMES[start]} and {without} "
-        f"{NAMES[SCRATCH]}, {_points(result.worth_points)} on the same {result.held_out} held-out pictures."
+        f"{NAMES[SCRATCH]}, {_points(result.worth_points)} on the same {result.held_out} held-out pictures.{once}"
     )
 
 

@@ -31,6 +31,8 @@ from optuna.trial import FrozenTrial, TrialState
 from headstart.base.arrays import Ints
 from headstart.base.artifacts import DataFolder, FinetuneFolder
 from headstart.base.artifacts.card import Card
+from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.metrics import chance_of
 from headstart.base.artifacts.tune import Knobs, State, Trial, Tuning, TuningGain
 from headstart.base.device import derived_seed, set_up
 from headstart.base.errors import HeadstartError
@@ -44,7 +46,7 @@ from headstart.base.sections import Finetune, Tune, is_range
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
-from headstart.evaluation.intervals import mean, numbered
+from headstart.evaluation.intervals import mean, numbered, with_training
 from headstart.models.backbones import load_first
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
@@ -56,7 +58,7 @@ from headstart.training.augmentation import train_size
 from headstart.training.finetuned import load_val_logits
 from headstart.training.head_files import load_start
 from headstart.training.recipe import Recipe, TrainingSetup
-from headstart.training.trainer import finetune
+from headstart.training.repeats import finetune_repeatedly
 
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
 REPEATS = 50  # draws in a row that were tried before: there is nothing new to be found
@@ -217,8 +219,10 @@ class _Study:
 
         def on_epoch(row: Row) -> None:
             curve.append(row)
-            trial.report(row["val_log_loss"], int(row["epoch"]))
             live(row)
+            if row.get("repeat", 1) > 1:
+                return
+            trial.report(row["val_log_loss"], int(row["epoch"]))
             if row["epoch"] < epochs and knobs != self.search.present and trial.should_prune():
                 raise optuna.TrialPruned
 
@@ -242,6 +246,8 @@ class _Study:
             trial.set_user_attr("accuracy", self._accuracy(home))
             losses = calibrated_losses(load_val_logits(home).numpy(), self.validation.labels, self.validation.task)
             trial.set_user_attr("losses", losses.tolist())
+            repeats = FinetuneDetails.read(home.details).repeats
+            trial.set_user_attr("repeats_log_loss", repeats.val_log_loss if repeats else [])
             self.study.tell(trial, float(losses.mean()))
         self._keep()
         self._forget(home)
@@ -267,7 +273,10 @@ class _Study:
 
     def _losses(self, knobs: Knobs) -> NDArray[Any]:
         """(N,) log-losses of the validation pictures after calibration, of a trial that is complete."""
-        return np.array(next(t for t in self.counted if t.user_attrs["knobs"] == knobs).user_attrs["losses"])
+        return np.array(self._trial(knobs).user_attrs["losses"])
+
+    def _trial(self, knobs: Knobs) -> FrozenTrial:
+        return next(trial for trial in self.counted if trial.user_attrs["knobs"] == knobs)
 
     def _accuracy(self, home: Path) -> float:
         predicted = self.validation.task.predict(load_val_logits(home).numpy())
@@ -305,7 +314,7 @@ class _Study:
                 state=STATES[trial.state],
                 val_log_loss=trial.value if trial.state != TrialState.FAIL else None,
                 val_accuracy=trial.user_attrs.get("accuracy"),
-                epochs=len(trial.user_attrs["curve"]),
+                epochs=sum(row.get("repeat", 1) == 1 for row in trial.user_attrs["curve"]),
                 minutes=round(_minutes(trial), 2),
                 knobs=trial.user_attrs["knobs"],
                 note=trial.user_attrs.get("note"),
@@ -321,10 +330,15 @@ class _Study:
         present = next(row for row in rows if row.knobs == self.search.present)
         gain = None
         if complete and present.state == "complete" and complete[0] is not present:
-            lower_by = mean(self._losses(present.knobs) - self._losses(complete[0].knobs), groups=self.validation.groups)
+            sides, groups = (present.knobs, complete[0].knobs), self.validation.groups
+            before, after = (self._losses(knobs) for knobs in sides)
+            repeats = [self._trial(knobs).user_attrs["repeats_log_loss"] for knobs in sides]
+            chances = [chance_of(found) for found in repeats if found]
+            lower_by = with_training(mean(before - after, groups=groups), chances, groups)
             gain = TuningGain(
-                value=lower_by.value, low=lower_by.low, high=lower_by.high, pictures=len(self.validation.labels)
-            )
+                value=lower_by.value, low=lower_by.low, high=lower_by.high, pictures=len(before),
+                repeats=max(1, len(repeats[0])),
+            )  # fmt: skip
         best = _changed(complete[0].knobs, self.search.present) if complete else None
         return Tuning(
             best=best,
@@ -373,9 +387,9 @@ def run(params: Params, data: DataFolder) -> None:
         trunk, _ = load_first(data.backbone, data.fetch.network)
         recipe = search.recipe(settings)
         setup = TrainingSetup(trunk, head, pixels, manifest, recipe, device, params.features.engine)
-        finetune(setup, folder, resume, on_epoch, state_folder("answers"))
+        finetune_repeatedly(setup, folder, resume, on_epoch, state_folder("answers"))
 
-    made_by = code_of("headstart.training.trainer")
+    made_by = code_of("headstart.training.repeats")
     study = search.key(made_by, inputs_of("finetune"), params.features, params.seed, params.threads)
     validation = Validation.of(manifest, head.classes, head.task)
     tuning = tune(train, validation, search, params, study, state_folder("tune"), StudyRuns(params, study))

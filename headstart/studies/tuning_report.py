@@ -100,16 +100,17 @@ def sentence(rows: list[Trial], present: Trial, gain: TuningGain | None) -> str:
             f"The lowest validation log-loss is {best.val_log_loss:.3f}, of {which}. The present settings cannot be "
             f"compared: {present.note}."
         )
+    once = "" if gain.repeats > 1 else " Chance in training is not counted: see finetune.repeats."
     by = f"{gain.value:.3f} ({gain.low:+.3f} to {gain.high:+.3f}) on {gain.pictures} validation pictures"
     if gain.low <= 0:
         return (
             f"No better than what you have: the lowest log-loss of {count} trials, {best.val_log_loss:.3f} of {which}, "
-            f"is below the present settings' {present.val_log_loss:.3f} by {by}, which includes zero."
+            f"is below the present settings' {present.val_log_loss:.3f} by {by}, which includes zero.{once}"
         )
     return (
         f"Better than what you have: {which} has log-loss {best.val_log_loss:.3f}, the present settings "
         f"{present.val_log_loss:.3f}: lower by {by}. The best of {count} looks somewhat better than it is; the test "
-        "pictures, which tuning never saw, tell."
+        f"pictures, which tuning never saw, tell.{once}"
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from headstart.base.arrays import Floats, Ints
 from headstart.base.artifacts import DATA, DataFolder
 from headstart.base.artifacts.audit import AuditReport
+from headstart.base.artifacts.metrics import Chance
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
@@ -26,7 +27,7 @@ from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import Scores
 from headstart.inference.predictor import BATCH, Predictor, load_predictor
 from headstart.models.task import MultiLabel, Task
-from headstart.tracking.judge import Decision, Side, judge, metric_of
+from headstart.tracking.judge import NO_CHANCE, Decision, Side, judge, metric_of
 from headstart.tracking.registry import LONGEST_WHY, ROLLED_BACK, Registry, Version
 from headstart.tracking.result import result_digest
 from headstart.tracking.store import opened
@@ -160,6 +161,7 @@ def _compare(registry: Registry, version: Version, data: DataFolder, params: Par
             known=frozenset(map(names.index, model.classes)),
             seconds=seconds,
             arithmetic=of.arithmetic,
+            training=_training(model, params.gate.metric),
         )
         for of, model, (probabilities, seconds) in zip(versions, models, predictions, strict=True)
     ]
@@ -201,6 +203,13 @@ def _predictions(models: list[Predictor], pixels: Pixels, rows: Ints, device: to
                     batches[number].append(batch)
             advance(len(chunk) if turn < len(chunks) else 0)
     return [(np.concatenate(parts), seconds) for parts, seconds in zip(batches, quickest, strict=True)]
+
+
+def _training(model: Predictor, metric: str) -> Chance | None:
+    """What another training would change of a metric; None where that is not known, as it was trained once."""
+    if model.details.chosen == "head":
+        return NO_CHANCE
+    return model.details.training.get(metric) if model.details.training else None
 
 
 def _scores(model: Predictor, probabilities: Floats, labels: Ints, groups: Ints | None, names: list[str]) -> Scores:

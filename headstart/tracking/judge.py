@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,19 @@ from typing import Any
 import numpy as np
 
 from headstart.base.arrays import Bools, Floats, Ints
+from headstart.base.artifacts.metrics import Chance
 from headstart.base.errors import HeadstartError
 from headstart.base.sections import Gate
-from headstart.evaluation.intervals import bootstrap, numbered, paired_difference, percentile_interval, permutation_p_value
+from headstart.evaluation.intervals import (
+    Estimate,
+    bootstrap,
+    numbered,
+    p_value_with_training,
+    paired_difference,
+    percentile_interval,
+    permutation_p_value,
+    with_training,
+)
 from headstart.evaluation.metrics import METRICS, Metric, Scores, measured, metrics_of
 from headstart.evaluation.summary import interval
 from headstart.models.task import MultiLabel, Task
@@ -19,6 +30,7 @@ from headstart.models.task import MultiLabel, Task
 PERFECT_DRAWS = 1000
 MOST_AT_ONCE = 1 << 24  # drawn numbers: 128 MB
 LISTED = 3  # classes that a sentence names
+NO_CHANCE = Chance(variance=0.0, degrees=1)  # of a head on frozen features: fitted again it is the same
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ class Side:
         known: numbers of the classes that it knows.
         seconds: per picture, resizing included and decoding not.
         arithmetic: what it was made on and with, in words; empty where that is not known.
+        training: what another training would change of the metric that counts; None where that is not known.
     """
 
     number: int
@@ -54,6 +67,7 @@ class Side:
     known: frozenset[int]
     seconds: float
     arithmetic: str = ""
+    training: Chance | None = None
 
 
 def judge(
@@ -139,7 +153,8 @@ def metric_of(rules: Gate, task: Task) -> Metric:
 def _gain(champion: Side, challenger: Side, metric: Metric, resamples: int, seed: int) -> dict[str, float]:
     """By how much the challenger is better, with its paired 95 % bootstrap interval: each resample is drawn once and both
     are measured on it. ``p`` is how often one that is no better looks as good: by a permutation test, of which McNemar's is
-    the exact form for accuracy.
+    the exact form for accuracy. Where a side was trained several times, both are also for other trainings, by Student's
+    test; of the two p-values the larger counts.
 
     A class that one of them does not know has an infinite log-loss: such a metric is taken over the pictures of the others,
     or, where pictures have several labels, over the other classes.
@@ -162,16 +177,18 @@ def _gain(champion: Side, challenger: Side, metric: Metric, resamples: int, seed
 
     groups = None if after.groups is None else numbered(after.groups[rows])
     draws = bootstrap(lambda drawn: gain(rows[drawn], rows[drawn] + n), len(rows), seed, resamples, groups)
-    low, high = percentile_interval(draws, groups)
+    of_pictures = Estimate(gain(rows, rows + n), *map(float, percentile_interval(draws, groups)))
+    chances = [side.training for side in (champion, challenger) if side.training is not None]
+    found = with_training(of_pictures, chances, groups, most=1 if metric.is_bounded else math.inf)
     if metric.is_proportion:
         p = paired_difference(before.correct, after.correct, groups).p_value("greater")
     else:
         p = permutation_p_value(lambda swap: gain(rows + n * swap, rows + n * ~swap), len(rows), seed, groups=groups)
     return {
-        "value": gain(rows, rows + n),
-        "low": float(low),
-        "high": float(high),
-        "p": p,
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "p": max(p, p_value_with_training(of_pictures, chances, groups)),
         "champion": metric.measure(before, rows),
         "challenger": metric.measure(after, rows),
         "pictures": len(rows),
@@ -271,6 +288,9 @@ def _compared(champion: Side, challenger: Side, numbers: dict[str, Any]) -> str:
         f"{gain['champion']:.3f} (version {champion.number}) on the same {gain['pictures']} test pictures; better by "
         f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}), p {gain['p']:.2g}."
     )
+    once = [f"version {side.number}" for side in (champion, challenger) if side.training is None]
+    if once:
+        sentence += f" Chance in the training of {' and of '.join(once)} is not counted: see finetune.repeats."
     if unknown:
         more = ", ..." if len(unknown) > LISTED else ""
         sentence += f" Version {champion.number} does not know {', '.join(unknown[:LISTED])}{more}: wrong on all of them."

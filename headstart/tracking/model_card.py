@@ -20,7 +20,7 @@ from headstart.base.artifacts.audit import AuditReport
 from headstart.base.artifacts.card import Card
 from headstart.base.artifacts.classifier import ClassifierDetails, FamiliarityDetails
 from headstart.base.artifacts.engine import FeaturesDetails
-from headstart.base.artifacts.finetune import FinetuneDetails
+from headstart.base.artifacts.finetune import KEPT, FinetuneDetails
 from headstart.base.artifacts.members import first_of
 from headstart.base.artifacts.metrics import Metrics, Name
 from headstart.base.identity import made_by_other_code, recorded_libraries
@@ -99,6 +99,7 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         backbone=_networks(data, result.chosen),
         first=Card.read(first_of(data.backbone).card).name,
         names=NAMES,
+        kept=KEPT,
         tuned=FinetuneDetails.read(data.finetune.details),
         classes=sorted(audit.classes),
         weak=classes[classes["pictures"] > 0].head(WEAKEST).to_dict("records"),
@@ -115,10 +116,14 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
 def _networks(data: DataFolder, chosen: Name) -> Card:
     """What a picture passes through: all networks, or the one that was fine-tuned, or that one beside the others."""
     together, first = Card.read(data.backbone.card), Card.read(first_of(data.backbone).card)
-    if chosen == "ensemble":
-        more = {"parameters": together.parameters + first.parameters, "gmacs": together.gmacs + first.gmacs}
-        return together.model_copy(update=more)
-    return first if chosen == "finetune" else together
+    if chosen == "head":
+        return together
+    networks = FinetuneDetails.read(data.finetune.details).networks
+    before = together if chosen == "ensemble" else None
+    more = {
+        key: networks * getattr(first, key) + (getattr(before, key) if before else 0) for key in ("parameters", "gmacs")
+    }
+    return (before or first).model_copy(update=more)
 
 
 def _kind(reason: str) -> str:
@@ -156,6 +161,7 @@ def images_per_s(data: DataFolder, threads: int | None) -> float:
         details.backbone,
         details.preprocessing.model_dump(),
         tuned,
+        details.networks,
         len(details.classes),
         folder.network.read_text("utf-8"),
     )

@@ -70,23 +70,26 @@ class ResultRun:
 
 
 class Live:
-    """finetune's curve, epoch by epoch. Epochs that the run already has are not sent again."""
+    """finetune's curve, epoch by epoch. Epochs that the run already has are not sent again. Of several repeats of the
+    training the first has the names that a single one has, and the others have their numbers in theirs."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client, self.run_id = client, run_id
-        history = client.get_metric_history(run_id, f"{LIVE}val_log_loss")
-        self.seen = {metric.step for metric in history}
+        self.seen: dict[str, set[int]] = {}  # by what stands before the names of metrics
 
     def __call__(self, row: dict[str, float]) -> None:
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
-        step, now = int(row["epoch"]), get_current_time_millis()
-        if step in self.seen:
+        step, repeat, now = int(row["epoch"]), int(row.get("repeat", 1)), get_current_time_millis()
+        prefix = LIVE if repeat == 1 else f"{LIVE}repeat-{repeat}/"
+        if prefix not in self.seen:
+            self.seen[prefix] = {m.step for m in self.client.get_metric_history(self.run_id, f"{prefix}val_log_loss")}
+        if step in self.seen[prefix]:
             return
-        metrics = [Metric(f"{LIVE}{key}", float(value), now, step) for key, value in row.items() if key != "epoch"]
-        self.client.log_batch(self.run_id, metrics=metrics)
-        self.seen.add(step)
+        values = {key: float(value) for key, value in row.items() if key not in ("epoch", "repeat")}
+        self.client.log_batch(self.run_id, metrics=[Metric(f"{prefix}{key}", v, now, step) for key, v in values.items()])
+        self.seen[prefix].add(step)
 
     def catch_up(self, data: DataFolder) -> None:
         """Send the epochs of a curve that came from the cache."""

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from statistics import stdev
 from typing import Any
 
 from headstart.base.artifacts import DataFolder, ModelFolder
@@ -227,13 +228,15 @@ def stage_metrics(data: DataFolder) -> dict[str, float]:
     chosen = {"val": {"chosen": measured.val[measured.chosen]}, "test": {"chosen": measured.test[measured.chosen]}}
     numbers: dict[str, float] = {  # a run's page has them in this order
         key.replace(".", "/"): value
-        for key, value in [*_numbers(chosen), *_numbers(measured.model_dump(exclude={"head_share"}))]
+        for key, value in [*_numbers(chosen), *_numbers(measured.model_dump(exclude={"head_share", "repeats"}))]
     }
     numbers |= {"prepare/kept": audit.kept, "prepare/dropped": len(audit.dropped), "prepare/leaks": audit.leaks}
     numbers |= {"head/C": head.C, "head/temperature": head.refit_temperature}
     numbers |= {f"backbone/{key}": getattr(card, key) for key in ("parameters", "gmacs", "features")}
     if measured.head_share is not None:
         numbers["ensemble/head_share"] = measured.head_share
+    for name, by_split in (measured.repeats.each if measured.repeats else {}).items():
+        numbers |= {f"repeats/{name}/{key}_std": stdev(found) for key, found in by_split["test"].items()}
     if tuned.ran:
         names = ("best_epoch", "epochs", "temperature", "trained_share", "size")
         numbers |= {f"finetune/{key}": getattr(tuned, key) for key in names}

@@ -40,16 +40,16 @@ def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live)
     from headstart.models.backbones import load_first
     from headstart.training.head_files import load_start
     from headstart.training.recipe import Recipe, TrainingSetup
-    from headstart.training.trainer import finetune
+    from headstart.training.repeats import finetune_repeatedly
 
     device = set_up(params.threads)
     trunk, card = load_first(data.backbone, data.fetch.network)
     manifest = read_manifest(data.prepare)
     recipe = Recipe(params.finetune, not card.pretrained, params.seed, int((manifest["split"] == "train").sum()))
     settings = (params.finetune, params.features, params.seed, params.threads)
-    key = digest_of([code_of("headstart.training.trainer"), inputs_of("finetune"), settings])
+    key = digest_of([code_of("headstart.training.repeats"), inputs_of("finetune"), settings])
     setup = TrainingSetup(
         trunk, load_start(data.head), Pixels(data.prepare), manifest, recipe, device,
         params.features.engine,
     )  # fmt: skip
-    finetune(setup, folder, state_folder("finetune") / key, live(data, params), state_folder("answers"))
+    finetune_repeatedly(setup, folder, state_folder("finetune") / key, live(data, params), state_folder("answers"))

@@ -98,7 +98,7 @@ def _starting_point(setup: TrainingSetup) -> Classifier:
     # A calibrated start: the head's logits divided by its temperature, so that the first gradients are not those of an
     # over-confident classifier.
     start = setup.head.module.with_logits_divided(setup.head.temperature)
-    seed_everything(setup.recipe.seed)
+    seed_everything(setup.recipe.own_seed)
     classifier = Classifier(setup.trunk, replace(setup.head, module=start, temperature=1.0))
     if setup.recipe.scratch:
         classifier.head.reset_parameters()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from headstart.base.arrays import Ints
+from headstart.base.device import derived_seed
 from headstart.base.sections import Finetune
 from headstart.data.packed import Pixels
 from headstart.models.classifier import Classifier, FittedHead
@@ -34,12 +35,25 @@ class Recipe:
 
     Attributes:
         pictures: how many are trained on; only from random weights does something follow from it.
+        repeat: the number of this training among ``finetune.repeats``, which differ by chance alone.
     """
 
     settings: Finetune
     scratch: bool
     seed: int
     pictures: int | None = None
+    repeat: int = 1
+
+    @property
+    def own_seed(self) -> int:
+        """Of the order of pictures, of random views and of whatever else is drawn in this repeat."""
+        return self.seed if self.repeat == 1 else derived_seed(self.seed, self.repeat)
+
+    @property
+    def told(self) -> str:
+        """What the training is called while it runs."""
+        repeats = self.settings.repeats
+        return "finetune" if repeats == 1 else f"finetune, repeat {self.repeat} of {repeats}"
 
     @property
     def epochs(self) -> int:

@@ -86,7 +86,7 @@ def finetune(
             checkpoint.save()
         on_epoch(row)
         say(
-            f"finetune: epoch {epoch}/{recipe.epochs}, training loss {train_loss:.3f}, validation log-loss "
+            f"{recipe.told}: epoch {epoch}/{recipe.epochs}, training loss {train_loss:.3f}, validation log-loss "
             f"{row['val_log_loss']:.3f}, accuracy {row['val_accuracy']:.3f}",
             flush=True,
         )
@@ -113,9 +113,9 @@ class Trainer:
         """
         recipe, steps = self.setup.recipe, self.data.steps
         self.network.to_train_mode(recipe.batch_norm_trained)
-        seed_everything(recipe.seed, epoch)
+        seed_everything(recipe.own_seed, epoch)
         losses = []
-        with progress(f"finetune {epoch}/{recipe.epochs}", steps * recipe.settings.batch_size) as advance:
+        with progress(f"{recipe.told} {epoch}/{recipe.epochs}", steps * recipe.settings.batch_size) as advance:
             for step, (activations, labels) in enumerate(batches, start=(epoch - 1) * steps):
                 factor = recipe.schedule(step, recipe.epochs * steps)
                 losses.append(self._step(activations, labels.to(self.setup.device), factor))

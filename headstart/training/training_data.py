@@ -44,7 +44,9 @@ class TrainingData:
         self.setup, self.frozen, self.eval_batch = setup, network.frozen, network.eval_batch
         train, val = setup.rows("train"), setup.rows("val")
         transform = augmentation(settings, setup.trunk.view, setup.head.task)
-        self.views = TrainingViews(setup.pixels, train, setup.labels[train], transform, setup.recipe.seed)
+        stored = self.frozen.layers is not None and settings.views is not None
+        seed = setup.recipe.seed if stored else setup.recipe.own_seed  # repeats share what is stored
+        self.views = TrainingViews(setup.pixels, train, setup.labels[train], transform, seed)
         self.val_rows, self.val_labels = val, setup.labels[val]
         self.steps = max(1, len(train) // settings.batch_size)
         self.val_activations: NDArray[np.float32] | None = None
@@ -113,7 +115,7 @@ class TrainingData:
 
     def _shuffled(self, epoch: int) -> Iterator[list[int]]:
         """The training pictures of one epoch, in batches of numbers: a resumed run draws what the first would have."""
-        order = torch.Generator().manual_seed(derived_seed(self.setup.recipe.seed, epoch))
+        order = torch.Generator().manual_seed(derived_seed(self.setup.recipe.own_seed, epoch))
         torch.empty((), dtype=torch.int64).random_(generator=order)  # as a DataLoader does before it shuffles
         batch = self.setup.recipe.settings.batch_size
         drop_last = len(self.views) > batch  # a last batch of one picture would shake batch-norm and the step alike

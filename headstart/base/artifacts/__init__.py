@@ -101,6 +101,10 @@ class FinetuneFolder(Folder):
     val_logits = File("val_logits.safetensors")
     curve = File("curve.csv")
 
+    def repeat(self, number: int) -> FinetuneFolder:
+        """One of ``finetune.repeats`` trainings, where there are several; the first is number 1."""
+        return FinetuneFolder(self, "repeats", str(number))
+
 
 class FiguresFolder(Folder):
     confusion = File("confusion.png")

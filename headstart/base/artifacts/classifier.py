@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from headstart.base.artifacts.card import Preprocessing
-from headstart.base.artifacts.json_file import JsonFile, Part, absent
-from headstart.base.artifacts.metrics import Name
+from headstart.base.artifacts.json_file import JsonFile, Part, absent, default
+from headstart.base.artifacts.metrics import Chance, Name
 
 
 class Threshold(Part):
@@ -71,6 +71,8 @@ class ClassifierDetails(JsonFile):
 
     Attributes:
         tuned: how the fine-tuned network sees pictures that stands beside ``backbone`` in an ensemble.
+        networks: how many fine-tuned networks stand side by side: where the average of several trainings was kept, all.
+        training: where there were several trainings, for each metric on the test pictures what another would change.
         head: its kind, as ``head.kind`` in params.yaml.
         task: whether a picture has one label, or any number of them.
         thresholds: where it may have several, for each class the probability from which on it is an answer.
@@ -85,6 +87,8 @@ class ClassifierDetails(JsonFile):
     weights: str
     preprocessing: Preprocessing
     tuned: Preprocessing | None = absent()
+    networks: int = default(1)
+    training: dict[str, Chance] | None = absent()
     head: str = "linear"
     classes: list[str]
     temperature: float

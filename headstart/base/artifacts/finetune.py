@@ -29,8 +29,35 @@ class PrecisionChoice(Part):
     why: str
 
 
+Kept = Literal["soup", "average", "best"]
+
+KEPT: dict[Kept, str] = {  # for people
+    "soup": "one network with the mean of their weights",
+    "average": "all of them, their answers averaged",
+    "best": "the best of them on validation",
+}
+
+
+class Repeats(Part):
+    """What became of several trainings that differ by chance alone.
+
+    Attributes:
+        kept: ``soup``: one network with the mean of their weights; ``average``: all of them side by side, their answers
+            averaged in log-probabilities; ``best``: the one with the lowest validation log-loss.
+        candidates: validation log-loss of those that could be kept.
+        val_log_loss, val_accuracy: of each training.
+    """
+
+    count: int
+    kept: Kept
+    candidates: dict[Kept, float]
+    val_log_loss: list[float]
+    val_accuracy: list[float]
+
+
 class FinetuneDetails(JsonFile):
-    """All but ``ran`` is absent where fine-tuning is off.
+    """All but ``ran`` is absent where fine-tuning is off, and ``repeats`` where there was one training. Where there were
+    several, each has such a file of its own; here epochs and mixtures are those of the best.
 
     Attributes:
         scratch: whether it started from random weights.
@@ -57,9 +84,16 @@ class FinetuneDetails(JsonFile):
     mixtures: list[Mixture] = absent()
     temperature: float = absent()
     classes: list[str] = absent()
+    repeats: Repeats | None = absent()
+
+    @property
+    def networks(self) -> int:
+        """How many there are side by side."""
+        return self.repeats.count if self.repeats and self.repeats.kept == "average" else 1
 
     @model_validator(mode="after")
     def whole_where_it_ran(self) -> Self:
-        if self.ran and (missing := [name for name in type(self).model_fields if getattr(self, name) is None]):
+        needed = [name for name in type(self).model_fields if name != "repeats"]
+        if self.ran and (missing := [name for name in needed if getattr(self, name) is None]):
             raise ValueError(f"{missing[0]} is missing")
         return self

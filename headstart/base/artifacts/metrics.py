@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import variance
 from typing import ClassVar, Literal
 
+from headstart.base.artifacts.finetune import Kept
 from headstart.base.artifacts.json_file import Interval, JsonFile, Part, absent
 
 Name = Literal["head", "finetune", "ensemble"]  # of a classifier; the last is the average of the others
@@ -11,11 +14,51 @@ Measured = dict[str, int | float]  # each metric with its interval (accuracy, ac
 
 
 class Gain(Part):
-    """Accuracy of the fine-tuned network minus that of the head, with its 95 % interval."""
+    """Accuracy of the fine-tuned network minus that of the head, with its 95 % interval: for other pictures, and for other
+    trainings where there are repeats."""
 
     accuracy: float
     low: float
     high: float
+
+
+class Chance(Part):
+    """What another training would change of a figure.
+
+    Attributes:
+        variance: of the figure.
+        degrees: of freedom that the variance is known with.
+    """
+
+    variance: float
+    degrees: int
+
+
+class Repeats(Part):
+    """What each of several trainings that differ by chance alone reaches.
+
+    Attributes:
+        kept: as in finetune.json.
+        each: by classifier, split and metric, the figure of each training; of ``ensemble``, that with the head.
+    """
+
+    count: int
+    kept: Kept
+    each: dict[Name, dict[str, dict[str, list[float]]]]
+
+    def chance(self, name: Name, split: str) -> dict[str, Chance]:
+        """What another training would change of each metric of what was kept."""
+        return {metric: chance_of(found, self.kept != "best") for metric, found in self.each[name][split].items()}
+
+
+def chance_of(figures: Sequence[float], averaged: bool = True) -> Chance:
+    """What another training would change of a figure of what was kept of several.
+
+    Args:
+        figures: of each training.
+        averaged: whether an average of all was kept, whose variance is smaller, or one of them.
+    """
+    return Chance(variance=variance(figures) / (len(figures) if averaged else 1), degrees=len(figures) - 1)
 
 
 class Folds(Part):
@@ -70,6 +113,7 @@ class Metrics(JsonFile):
     Attributes:
         test: also of ``chosen``.
         gain: by split.
+        repeats: absent where ``finetune.repeats`` asks for one training.
         head_share: of the head in the ensemble, in log-probabilities.
         thresholds: where pictures have several labels, for each class the probability from which on it is an answer of
             ``chosen``; the validation pictures chose them.
@@ -85,6 +129,7 @@ class Metrics(JsonFile):
     val: dict[Name, Measured]
     test: dict[str, Measured]
     gain: dict[str, Gain] | None = absent()
+    repeats: Repeats | None = absent()
     head_share: float | None = absent()
     thresholds: tuple[float, ...] | None = absent()
     folds: Folds | None = absent()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from headstart.base.artifacts.json_file import Interval, JsonFile, Part
+from headstart.base.artifacts.json_file import Interval, JsonFile, Part, default
 
 Knob = bool | int | float | str | None
 Knobs = dict[str, Knob]
@@ -30,9 +30,14 @@ class Trial(Part):
 
 
 class TuningGain(Interval):
-    """By how much the best log-loss is lower than that of the present settings, on so many validation pictures."""
+    """By how much the best log-loss is lower than that of the present settings, on so many validation pictures.
+
+    Attributes:
+        repeats: trainings of each; of one the interval knows nothing of chance in training.
+    """
 
     pictures: int
+    repeats: int = default(1)
 
 
 class Tuning(JsonFile):

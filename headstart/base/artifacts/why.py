@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from headstart.base.artifacts.json_file import Interval, JsonFile, Part, absent
+from headstart.base.artifacts.json_file import Interval, JsonFile, Part, absent, default
 
 Start = Literal["frozen", "finetuned", "scratch"]
 Cut = Literal["none", "last", "half", "all"]
@@ -106,6 +106,8 @@ class TransferGain(JsonFile):
         held_out: pictures that all starts were asked about.
         sentences: the answers in the order in which people ask.
         left_out: classes with too few pictures.
+        repeated: whether every training was done several times, so that intervals of differences know of chance in
+            training.
     """
 
     made_by: ClassVar[str] = "dvc repro studies/dvc.yaml:why"
@@ -122,3 +124,4 @@ class TransferGain(JsonFile):
     curves: list[CurvePoint]
     sentences: list[str]
     left_out: list[str]
+    repeated: bool = default(False)

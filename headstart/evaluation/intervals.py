@@ -313,7 +313,7 @@ def _standard_error(reach: float, chances: Sequence[Chance], groups: Ints | None
     known, quantile = (math.inf, Z) if groups is None else (int(groups.max()), _quantile(int(groups.max()) + 1))
     parts = [((reach / quantile) ** 2, known), *((chance.variance, chance.degrees) for chance in chances)]
     total = sum(part for part, _ in parts)
-    return math.sqrt(total), total**2 / sum(part**2 / degrees for part, degrees in parts)
+    return math.sqrt(total), 1 / max(sum((part / total) ** 2 / degrees for part, degrees in parts), 1e-9)
 
 
 def rounded(values: dict[str, Any]) -> dict[str, Any]:

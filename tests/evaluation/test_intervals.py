@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from headstart.base.arrays import Bools, Ints
+from headstart.base.artifacts.metrics import Chance, chance_of
 from headstart.evaluation.intervals import (
+    Estimate,
     bootstrap,
     mean,
     numbered,
+    p_value_with_training,
     paired_difference,
     percentile_interval,
     permutation_p_value,
@@ -23,6 +26,7 @@ from headstart.evaluation.intervals import (
     resample,
     unpaired_difference,
     wilson,
+    with_training,
 )
 
 
@@ -232,3 +236,64 @@ def test_intervals_that_know_the_groups_cover_the_truth_and_others_do_not() -> N
             held[:, column] += low <= 0.8 <= high, difference.low <= 0 <= difference.high
     assert (held[:, 0] / 400 > 0.92).all()
     assert (held[:, 1] / 400 < 0.85).all()
+
+
+# --- chance in training -----------------------------------------------------------------------------------------------
+
+FIGURES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
+
+
+@given(FIGURES, FIGURES)
+@settings(max_examples=50, deadline=None)
+def test_where_pictures_leave_no_doubt_the_test_of_trainings_is_welchs(before: list[float], after: list[float]) -> None:
+    chances = [chance_of(before), chance_of(after)]
+    value = float(np.mean(after) - np.mean(before))
+    if min(chance.variance for chance in chances) < 1e-9:
+        return
+    welch = stats.ttest_ind(after, before, equal_var=False)
+    expected = welch.confidence_interval()
+    found = with_training(Estimate(value, value, value), chances)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    one_sided = stats.ttest_ind(after, before, equal_var=False, alternative="greater").pvalue
+    assert p_value_with_training(Estimate(value, value, value), chances) == pytest.approx(one_sided)
+
+
+@given(
+    st.floats(-0.5, 0.5), st.floats(0.001, 0.5), st.floats(0.001, 0.5), st.floats(0, 0.01), st.integers(1, 9), st.booleans()
+)
+@settings(max_examples=60, deadline=None)
+def test_an_interval_is_never_narrower_for_other_trainings(
+    value: float, below: float, above: float, variance: float, degrees: int, grouped: bool
+) -> None:
+    found, groups = Estimate(value, value - below, value + above), np.repeat(np.arange(12), 3) if grouped else None
+    chances = [Chance(variance=variance, degrees=degrees)]
+    wide = with_training(found, chances, groups)
+    assert wide.low <= found.low + 1e-9
+    assert wide.high >= found.high - 1e-9
+    if variance:
+        ends = with_training(found, chances, groups, most=0.6)
+        assert ends == (value, max(-0.6, wide.low), min(0.6, wide.high))
+
+
+def test_without_chance_in_training_nothing_is_different() -> None:
+    found, certain = Estimate(0.1, 0.0, 0.2), Chance(variance=0.0, degrees=1)
+    assert with_training(found, []) == with_training(found, [certain]) == found
+    assert p_value_with_training(found, [certain]) == 0
+    alone = Estimate(0.1, -1.0, 1.0)  # of one group nothing is known, whatever the trainings say
+    assert with_training(alone, [Chance(variance=0.01, degrees=3)], np.zeros(30, int)) == alone
+
+
+def test_two_equal_recipes_are_called_different_at_most_as_often_as_the_interval_says() -> None:
+    chance, n, k, draws = np.random.default_rng(0), 200, 3, 400
+    called = np.zeros(2)
+    for _ in range(draws):
+        pictures = 1.6 + chance.normal(0, 1.5, n)
+        answers = [pictures + chance.normal(0, 0.3, (k, 1)) + chance.normal(0, 0.4, (k, n)) for _ in range(2)]
+        one, all_of_them = ([side[:1].mean(0) > 0 for side in answers], [side.mean(0) > 0 for side in answers])
+        found = with_training(
+            paired_difference(*all_of_them).accuracy, [chance_of((side > 0).mean(1).tolist()) for side in answers]
+        )
+        for column, (_, low, high) in enumerate((paired_difference(*one).accuracy, found)):
+            called[column] += low > 0 or high < 0
+    assert called[0] / draws > 0.3
+    assert called[1] / draws < 0.05

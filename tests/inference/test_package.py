@@ -57,7 +57,12 @@ PARAMS = {
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
     """The pipeline's folder, every stage run on forty small pictures with an MLP as head and its last layers fine-tuned."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(PROJECT / "dvc.yaml", tmp_path)
+    return stages_run(Params.model_validate(PARAMS))
+
+
+def stages_run(params: Params) -> DataFolder:
+    """The folder of the stages up to evaluate, run in the current folder."""
+    shutil.copy(PROJECT / "dvc.yaml", "dvc.yaml")
     Path("small.py").write_text(SMALL)
     torch.manual_seed(0)
     save_file(architecture("small.py:net", Path("small.py")).whole().state_dict(), "small.safetensors")
@@ -68,7 +73,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataFolder:
         picture[..., 0 if colour == "red" else 2] += 80
         Path("pictures", colour).mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(f"pictures/{colour}/{number}.png")
-    params, folder = Params.model_validate(PARAMS), DATA
+    folder = DATA
     for run in (fetch.run, prepare.run, weights.run, features.run, linear_probe.run):
         run(params, folder)
     finetune.run(params, folder, lambda data, params: lambda row: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from headstart.studies.learning_curves import (
     Outcome,
     Pictures,
     Training,
+    _chances,
     plan,
 )
 from headstart.studies.transfer_gain import (
@@ -119,6 +121,22 @@ def test_a_difference_of_which_a_few_more_pictures_could_make_nothing_is_not_cer
     assert verdict(paired_difference(always, always).accuracy) == CANT_TELL
     four = paired_difference(np.arange(60) < 46, np.arange(60) < 50)  # and none the other way: McNemar's p is 0.125
     assert verdict(four.accuracy) == CANT_TELL
+
+
+def test_several_trainings_widen_differences_and_one_says_what_is_missing() -> None:
+    folds = [Outcome(n=9, seconds=1.0, correct=[1] * 30, losses=[0.1] * 30, repeats=[0.5, 0.7, 0.9]) for _ in range(2)]
+    chances = _chances(folds)
+    assert [chance.degrees for chance in chances] == [2, 2]
+    assert sum(chance.variance for chance in chances) == pytest.approx(2 * 0.25 * 0.04 / 3)
+    once = curves([0.6, 0.7, 0.8], [0.5, 0.6, 0.7], [0.4, 0.5, 0.7])
+    several = {key: replace(one, chances=[chances] * len(one.n)) for key, one in once.items() if key[0] != FROZEN}
+    missing, counted = (conclude("net", each, "half", HERE) for each in (once, once | several))
+    assert counted.worth_points.low < missing.worth_points.low
+    assert counted.worth_points.value == missing.worth_points.value
+    assert counted.freeze.gap.low < missing.freeze.gap.low
+    assert missing.sentences[0].endswith("Chance in training is not counted: see finetune.repeats.")
+    assert "Chance in training" not in counted.sentences[0]
+    assert (missing.repeated, counted.repeated) == (False, True)
 
 
 def test_seconds_go_on_from_where_the_state_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +284,7 @@ def test_random_weights_are_trained_as_the_pipeline_trains_them(monkeypatch: pyt
     ran: list[Any] = []
     params = Params.model_validate({"weights": "none", "finetune": {"unfreeze": "last", "patience": 2}, "seed": 5})
     manifest = pd.DataFrame({"label": "a", "split": ["train"] * 700 + ["val"] * 9})
-    monkeypatch.setattr("headstart.training.trainer.finetune", lambda setup, *more: ran.append(setup.recipe))
+    monkeypatch.setattr("headstart.training.repeats.finetune_repeatedly", lambda setup, *more: ran.append(setup.recipe))
     card = SimpleNamespace(pretrained=False)
     for loader in ("load_trunk", "load_first"):
         monkeypatch.setattr(f"headstart.models.backbones.{loader}", lambda *_: (None, card), raising=False)

@@ -29,8 +29,9 @@ from headstart.studies.search_space import Search
 from headstart.studies.tuning import Validation, tune
 from headstart.studies.tuning_report import sentence
 from headstart.tracking.study_runs import StudyRuns
-from headstart.training import finetuned, trainer
+from headstart.training import finetuned
 from headstart.training.recipe import Recipe, TrainingSetup
+from headstart.training.repeats import finetune_repeatedly
 from tests.training.test_finetune import CPU, head, network, pictures  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ class Bench:
         trunk = architecture("small.py:net", self.network).trunk(seed=1)
         recipe = Recipe(settings, scratch=False, seed=3)
         kept = self.folder / "kept"
-        trainer.finetune(TrainingSetup(trunk, head(), *self.pictures, recipe, CPU), folder, resume, told, kept)
+        finetune_repeatedly(TrainingSetup(trunk, head(), *self.pictures, recipe, CPU), folder, resume, told, kept)
 
     def tune(self, params: Params, name: str = "study") -> Tuning:
         search = Search.of(params, scratch=False, pictures=16)
@@ -114,6 +115,21 @@ def test_a_study_starts_with_the_present_settings_and_ends_with_the_best(bench: 
     assert calibrated_losses(logits, labels).mean() == pytest.approx(rows[0].val_log_loss)
     assert not list((tmp_path / "state").rglob("weights.safetensors"))
     assert Tuning.model_validate_json(found.model_dump_json()) == found
+
+
+def test_repeats_widen_the_interval_of_the_gain_by_the_chance_in_training(bench: Bench) -> None:
+    space = {"lr": [0.001, 0.1], "head_lr": [0.001, 0.1]}
+    found = bench.tune(bench.params(space, trials=2, repeats=3, epochs=2))
+    assert found.gain is not None
+    assert found.gain.repeats == 3
+    assert [row.epochs for row in found.trials] == [2, 2]
+    assert "Chance in training" not in found.sentence
+    once = bench.tune(bench.params(space, trials=2, epochs=2), "once")
+    assert once.gain is not None
+    assert once.gain.repeats == 1
+    assert once.sentence.endswith("Chance in training is not counted: see finetune.repeats.")
+    metrics = {key for run in bench.runs() for key in run.data.metrics}
+    assert {"finetune/val_log_loss", "finetune/repeat-2/val_log_loss", "finetune/repeat-3/val_log_loss"} <= metrics
 
 
 def test_stopped_and_taken_up_again_it_tries_the_rest_and_nothing_twice(

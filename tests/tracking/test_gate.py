@@ -26,6 +26,7 @@ from bench.gate import false_promotions
 from headstart.base.artifacts import DataFolder, ModelFolder, PrepareFolder
 from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
 from headstart.base.artifacts.classifier import ClassifierDetails
+from headstart.base.artifacts.metrics import Chance
 from headstart.base.artifacts.track import TrackedResult
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
@@ -89,9 +90,30 @@ def test_one_that_is_better_takes_over() -> None:
     assert decision.outcome == "promoted"
     assert "Version 4 takes over from version 3" in decision.sentence
     assert "0.930 (version 4) against 0.880 (version 3) on the same 100 test pictures" in decision.sentence
-    assert decision.sentence.endswith(", p 0.031.")  # five pictures, all of them gained
+    assert ", p 0.031." in decision.sentence  # five pictures, all of them gained
     assert decision.numbers["gain"]["value"] == pytest.approx(0.05)
     assert decision.numbers["gain"]["p"] == 0.5**5
+
+
+def test_chance_in_training_counts_where_it_is_known_and_is_missed_where_it_is_not() -> None:
+    sides = [with_wrong(3, {0: 6, 1: 6}), with_wrong(4, {0: 1, 1: 1})]
+    once = decided(*sides)
+    assert once.outcome == "promoted"
+    assert once.sentence.endswith(
+        "Chance in the training of version 3 and of version 4 is not counted: see finetune.repeats."
+    )
+    far, near, none = (Chance(variance=v, degrees=4) for v in (0.06**2, 0.001**2, 0.0))
+    wide = decided(*(replace(side, training=far) for side in sides))
+    assert wide.outcome == "kept"
+    assert "Chance in the training" not in wide.sentence
+    assert wide.numbers["gain"]["p"] > 0.05
+    assert wide.numbers["gain"]["low"] < 0 < once.numbers["gain"]["low"]
+    assert decided(*(replace(side, training=near) for side in sides)).outcome == "promoted"
+    of_heads = decided(*(replace(side, training=none) for side in sides))
+    assert of_heads.numbers["gain"] == once.numbers["gain"]
+    assert "Chance in the training" not in of_heads.sentence
+    mixed = decided(sides[0], replace(sides[1], training=far)).sentence
+    assert mixed.endswith("Chance in the training of version 3 is not counted: see finetune.repeats.")
 
 
 @pytest.mark.parametrize("after", [{0: 6, 1: 4}, {0: 3, 1: 5}, {0: 6, 1: 5}], ids=["equal", "hardly better", "worse"])

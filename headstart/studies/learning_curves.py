@@ -236,7 +236,7 @@ class Laboratory:
                 logits, temperature = self.logits(tuned, training, head, rows)
                 count = self.params.finetune.repeats
                 for home in [tuned.repeat(number) for number in range(1, count + 1)] if count > 1 else []:
-                    found = head.task.predict(self.logits(home, training, head, rows)[0])
+                    found = head.task.predict(self.logits(home, training, head, rows)[0].numpy())
                     repeats.append(float(head.task.correct(found, sample.labels[held_out]).mean()))
         calibrated, labels = (logits.cpu() / temperature).numpy(), sample.labels[held_out]
         losses = head.task.losses(calibrated.astype(np.float64), labels)

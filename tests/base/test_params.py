@@ -348,6 +348,7 @@ def test_what_is_shown_is_not_larger_than_what_is_stored(tmp_path: Path) -> None
     [
         ("{precison: [fp32, bf16]}", "unknown key 'tune.space.precison', did you mean 'precision'?"),
         ("{xyz: [1, 2]}", "unknown key 'tune.space.xyz', allowed here: unfreeze, epochs, views,"),
+        ("{repeats: [1, 3]}", "unknown key 'tune.space.repeats'"),
         ("{lr: [-1, 1]}", "tune.space.lr: finetune.lr must be greater than 0, found -1"),
         (
             "{unfreeze: [hlaf, all]}",

@@ -17,6 +17,7 @@ from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation import report
 from headstart.evaluation.summary import headline
+from headstart.inference.export import export
 from headstart.inference.package import package
 from headstart.inference.predictor import Predictor
 from headstart.tracking.gate import _training
@@ -25,7 +26,7 @@ from headstart.tracking.track import stage_metrics
 from headstart.training import repeats
 from tests.inference.test_package import PARAMS, stages_run
 
-TRAINING = PARAMS["finetune"] | {"repeats": 3, "lr": 0.1, "head_lr": 0.1, "warmup": 0.0, "ema": 0.0}  # type: ignore[operator]
+TRAINING = PARAMS["finetune"] | {"repeats": 3, "lr": 0.02, "head_lr": 0.02, "warmup": 0.0, "ema": 0.0}  # type: ignore[operator]
 REPEATED = Params.model_validate(PARAMS | {"head": {"kind": "linear"}, "finetune": TRAINING})
 
 
@@ -53,18 +54,19 @@ def test_evaluated_and_packaged_it_is_what_was_kept_with_the_chance_that_the_tra
             found = model.probabilities(model(model.trunk.view.batch(seen)).double()).numpy()
         expected = candidates.scores[chosen]["test"].probabilities
         np.testing.assert_allclose(found, expected, atol=1e-4)
-        chance = _training(packed, "accuracy")
+        chance = _training(packed, "log_loss")
         if chosen == "head":
             assert chance == NO_CHANCE
         else:
             each = Metrics.read(data.evaluate.metrics).repeats
             assert each is not None
             assert chance is not None
-            assert chance.variance == pytest.approx(variance(each.each[chosen]["test"]["accuracy"]) / 3)
+            assert chance.variance == pytest.approx(variance(each.each[chosen]["test"]["log_loss"]) / 3)
             assert chance.degrees == 2
-    assert len(list(classifiers["finetune"].trunk.parameters())) == networks * len(
-        list(classifiers["head"].trunk.parameters())
-    )
+    tensors = {name: len(list(classifiers[name].trunk.parameters())) for name in ("head", "finetune")}
+    assert tensors["finetune"] == networks * tensors["head"]
+    told = export(PackageFolder(data, "ensemble").model, "onnx", data, tmp_path / "onnx", 0.9)  # or it refuses
+    assert "onnx" in told
 
 
 def _check_metrics(data: DataFolder) -> None:

@@ -109,7 +109,8 @@ def _write(setup: TrainingSetup, homes: list[FinetuneFolder], folder: FinetuneFo
     best = int(np.argmin([each.mean() for each in losses]))
     averages = _averages(setup, homes, logits, best)
     of_averages: list[Floats] = [calibrated_losses(each.logits.numpy(), labels, task) for each in averages]
-    chosen = averages[within_one_standard_error(of_averages)]
+    groups = setup.manifest["group"].to_numpy(str)[setup.rows("val")]
+    chosen = averages[within_one_standard_error(of_averages, groups)]
     for number, home in enumerate(homes, start=1):
         own = folder.repeat(number)
         shutil.rmtree(own, ignore_errors=True)

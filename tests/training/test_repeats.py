@@ -93,7 +93,7 @@ def all_logits(folder: Path, network: Path, pictures: Pictures, start: FittedHea
 def test_what_is_kept_is_the_average(
     place: int, kept: Kept, network: Path, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repeats, "within_one_standard_error", lambda losses: place)
+    monkeypatch.setattr(repeats, "within_one_standard_error", lambda *_: place)
     folder = train_repeatedly(network, pictures, tmp_path / "out")
     details = FinetuneDetails.read(folder.details)
     assert details.repeats is not None
@@ -127,7 +127,7 @@ def test_a_head_that_has_no_average_keeps_the_best(
 ) -> None:
     torch.manual_seed(0)
     start = FittedHead(MlpHead(8, 2, 4), 1.5, ("blue", "red"))
-    monkeypatch.setattr(repeats, "within_one_standard_error", lambda losses: 1)
+    monkeypatch.setattr(repeats, "within_one_standard_error", lambda *_: 1)
     folder = train_repeatedly(network, pictures, tmp_path / "out", start=start)
     details = FinetuneDetails.read(folder.details)
     assert details.repeats is not None

@@ -271,14 +271,19 @@ def within_one_standard_error(losses: list[Floats], groups: NDArray[Any] | None 
         losses: for each model, (N,) log-losses of the validation pictures after calibration.
         groups: (N,) names; of pictures that resemble each other many say no more than one.
     """
-    names = np.arange(len(losses[0])) if groups is None else np.unique(groups, return_inverse=True)[1]
     best = losses[int(np.argmin([loss.mean() for loss in losses]))]
     for number, loss in enumerate(losses):
         difference = loss - best
-        of_groups = np.bincount(names, difference - difference.mean())
-        if difference.mean() <= np.sqrt(np.square(of_groups).sum()) / len(loss):
+        if difference.mean() <= standard_error(difference, groups):
             return number
     raise AssertionError("the best is not worse than itself")
+
+
+def standard_error(values: Floats, groups: NDArray[Any] | None = None) -> float:
+    """Of the mean of (N,) values; of pictures of a group, whose names are (N,) ``groups``, many say no more than one."""
+    names = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    of_groups = np.bincount(names, values - values.mean())
+    return float(np.sqrt(np.square(of_groups).sum()) / len(values))
 
 
 def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 Chance in training (the order of pictures, random views, random weights) moves a figure as chance in the pictures does
 (Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks"), and averaging takes most of it out. All
 repeats start from the same head and network, so the mean of their weights is mostly as good as the mean of their answers
-(Wortsman et al. 2022, "Model soups") and costs one network. Validation decides.
+(Wortsman et al. 2022, "Model soups") and costs one network.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,7 +34,7 @@ from headstart.models.classifier import Classifier, averaged
 from headstart.models.heads import LinearHead
 from headstart.training.checkpoint import Row
 from headstart.training.finetuned import load_finetuned, load_val_logits
-from headstart.training.linear_probe import within_one_standard_error
+from headstart.training.linear_probe import standard_error
 from headstart.training.recipe import TrainingSetup
 from headstart.training.trainer import finetune
 
@@ -110,7 +112,7 @@ def _write(setup: TrainingSetup, homes: list[FinetuneFolder], folder: FinetuneFo
     averages = _averages(setup, homes, logits, best)
     of_averages: list[Floats] = [calibrated_losses(each.logits.numpy(), labels, task) for each in averages]
     groups = setup.manifest["group"].to_numpy(str)[setup.rows("val")]
-    chosen = averages[within_one_standard_error(of_averages, groups)]
+    chosen = averages[int(_pays(of_averages[0] - of_averages[1], groups))]
     for number, home in enumerate(homes, start=1):
         own = folder.repeat(number)
         shutil.rmtree(own, ignore_errors=True)
@@ -133,6 +135,18 @@ def _write(setup: TrainingSetup, homes: list[FinetuneFolder], folder: FinetuneFo
     write_text(folder.curve, together.to_csv(index=False, lineterminator="\n"))
     told = ", ".join(f"{accuracy:.3f}" for accuracy in repeats.val_accuracy)
     say(f"finetune: {len(homes)} repeats, validation accuracies {told}; kept: {KEPT[chosen.kept]}")
+
+
+def _pays(lower_by: Floats, groups: NDArray[Any]) -> bool:
+    """Whether more networks, or one chosen on these pictures, are clearly better than the mean of the weights, which is
+    neither: by two standard errors, since every training was chosen on the validation pictures already, which flatters all
+    but that mean.
+
+    Args:
+        lower_by: (N,) by how much the log-loss of each validation picture is lower.
+        groups: (N,) names.
+    """
+    return bool(lower_by.mean() > 2 * standard_error(lower_by, groups))
 
 
 def _averages(setup: TrainingSetup, homes: list[FinetuneFolder], logits: list[Tensor], best: int) -> list[_Average]:

@@ -93,7 +93,7 @@ def all_logits(folder: Path, network: Path, pictures: Pictures, start: FittedHea
 def test_what_is_kept_is_the_average(
     place: int, kept: Kept, network: Path, pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repeats, "within_one_standard_error", lambda *_: place)
+    monkeypatch.setattr(repeats, "_pays", lambda *_: bool(place))
     folder = train_repeatedly(network, pictures, tmp_path / "out")
     details = FinetuneDetails.read(folder.details)
     assert details.repeats is not None
@@ -120,6 +120,13 @@ def test_answers_are_averaged_only_where_validation_says_that_averaged_weights_a
     assert calm.repeats is not None
     assert calm.repeats.kept == "soup"
     assert set(calm.repeats.candidates) == {"soup", "average"}
+    certain, alike = np.array([0.3, 0.2, 0.4, 0.3]), np.array([0.3, -0.2, 0.4, 0.0])
+    assert repeats._pays(certain, np.arange(4))
+    assert not repeats._pays(alike, np.arange(4))
+    assert not repeats._pays(-certain, np.arange(4))
+    two = np.repeat([0.3, 0.04], 5)
+    assert repeats._pays(two, np.arange(10))
+    assert not repeats._pays(two, np.repeat([0, 1], 5))  # ten pictures of two groups
 
 
 def test_a_head_that_has_no_average_keeps_the_best(
@@ -127,7 +134,7 @@ def test_a_head_that_has_no_average_keeps_the_best(
 ) -> None:
     torch.manual_seed(0)
     start = FittedHead(MlpHead(8, 2, 4), 1.5, ("blue", "red"))
-    monkeypatch.setattr(repeats, "within_one_standard_error", lambda *_: 1)
+    monkeypatch.setattr(repeats, "_pays", lambda *_: True)
     folder = train_repeatedly(network, pictures, tmp_path / "out", start=start)
     details = FinetuneDetails.read(folder.details)
     assert details.repeats is not None

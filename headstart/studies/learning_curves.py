@@ -171,7 +171,7 @@ class Pictures:
     def as_manifest(self, train: Ints, val: Ints) -> pd.DataFrame:
         """A manifest in which these are all the training and validation pictures there are."""
         names = np.array(self.sample.classes, object)
-        frame = pd.DataFrame({"label": names[0], "split": ""}, index=range(len(self.manifest)))
+        frame = pd.DataFrame({"label": names[0], "split": "", "group": self.manifest["group"].to_numpy()})
         frame.loc[self.sample.rows, "label"] = names[self.sample.labels]
         frame.loc[self.sample.rows[train], "split"] = "train"
         frame.loc[self.sample.rows[val], "split"] = "val"

@@ -331,4 +331,5 @@ def test_shares_are_nested_stratified_and_hold_every_class_on_the_side_that_is_t
         before = chosen
     table = pictures.as_manifest(train, val)
     assert (table["split"] == "train").sum() == len(train)
+    assert table["group"].tolist() == pictures.manifest["group"].tolist()  # which fine-tuning's choices count
     assert table["label"][pictures.sample.rows[train]].tolist() == [names[row] for row in pictures.sample.rows[train]]

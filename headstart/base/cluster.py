@@ -97,19 +97,20 @@ class Cluster:
         """Bytes that may be on their way at once."""
         return int(ROOM * min(node["Resources"].get("object_store_memory", 0) for node in self._nodes()))
 
-    def _nodes(self) -> list[dict[str, Any]]:
-        """Those that work.
+    def _nodes(self, cpus: int = 1, gpus: float = 0) -> list[dict[str, Any]]:
+        """Those that have as much to work with, busy or not.
 
         Raises:
             HeadstartError: there is none.
         """
         import ray
 
-        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        there = ((node, node["Resources"]) for node in alive)
+        nodes = [node for node, has in there if has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus]
         if not nodes:
-            raise HeadstartError(
-                f"cluster {self.address} has no node with a processor to work on; start one with `ray start`"
-            )
+            what = f"{cpus} core{'s' if cpus > 1 else ''}" + (" and a GPU" if gpus else "")
+            raise HeadstartError(f"cluster {self.address} has no node with {what}; start one with `ray start`; {KEPT}")
         return nodes
 
     def on_each_node(self, function: Callable[[], R]) -> Iterator[tuple[str, R]]:
@@ -183,13 +184,13 @@ class Cluster:
                 )
             ahead = AHEAD * (self.cpus // cpus) + 1
             while waiting and (len(waiting) >= ahead or sum(waiting.values()) + size > self.room):
-                yield self._answer(waiting, ordered)
+                yield self._answer(waiting, ordered, cpus, gpus)
             waiting[task.remote([kept], ray.put(item))] = size
             del item
         while waiting:
-            yield self._answer(waiting, ordered)
+            yield self._answer(waiting, ordered, cpus, gpus)
 
-    def _answer(self, waiting: dict[Any, int], ordered: bool) -> Any:
+    def _answer(self, waiting: dict[Any, int], ordered: bool, cpus: int, gpus: float) -> Any:
         """The next answer, which is waited for no longer then."""
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -197,8 +198,7 @@ class Cluster:
         wanted = list(waiting)[: 1 if ordered else None]
         try:
             while not (ready := ray.wait(wanted, timeout=PATIENCE_S)[0]):
-                if self.cpus < 1:
-                    raise HeadstartError(f"cluster {self.address}: no node is left to work on; start some, {KEPT}")
+                self._nodes(cpus, gpus)
             del waiting[ready[0]]
             return ray.get(ready[0])
         except RayTaskError as error:

@@ -96,6 +96,22 @@ def test_answers_come_in_order_and_errors_as_the_sentence_that_they_are(two_node
 
 
 @pytest.mark.slow
+def test_when_no_node_is_left_that_could_do_the_work_that_is_said(
+    two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "PATIENCE_S", 0.5)
+    with connected(two_nodes.address, MODULE) as cluster:
+        assert cluster is not None
+        with pytest.raises(
+            HeadstartError, match=r"has no node with 2 cores; start one with `ray start`; what is finished is"
+        ):
+            list(cluster.map(double, [(1, 8)], cpus=2))
+        with pytest.raises(HeadstartError, match=r"has no node with 1 core and a GPU"):
+            list(cluster.map(double, [(1, 8)], gpus=0.5))
+        assert list(cluster.map(double, [(1, 8)])) == [2]
+
+
+@pytest.mark.slow
 def test_the_object_store_holds_no_more_than_what_is_under_way(two_nodes: TwoNodes) -> None:
     """Ten times as much as one store goes through; nothing is spilled to the disk."""
     import ray

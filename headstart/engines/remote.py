@@ -1,0 +1,121 @@
+"""A frozen network on the workers of a cluster: what they run, and which engine it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from headstart.base.arrays import Ints
+from headstart.base.artifacts.engine import EngineChoice
+from headstart.base.cluster import Cluster
+from headstart.base.device import made_on, processor, set_up
+from headstart.data.packed import Packed, Pixels, unpacked
+from headstart.engines.base import Forward
+from headstart.engines.select import ENGINES, engine_for
+from headstart.models.preprocessing import View
+
+MOST_PER_GPU = 8  # workers, each of which decodes on a core of its own
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A network as it is sent to workers, each of which works with one thread.
+
+    Attributes:
+        network: (N, 3, H, W) uint8 pictures → what is wanted of them; in eval mode, on the CPU.
+    """
+
+    network: nn.Module
+    gpu: bool
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Of the worker, which is set up."""
+        set_up(threads=1)
+        device = torch.device("cuda" if self.gpu else "cpu")
+        self.network.to(device)
+        return device
+
+
+@dataclass(frozen=True)
+class _Chooser(_Worker):
+    """``engine_for`` on a worker: sample and labels → the choice, and what last digits depend on there."""
+
+    pictures: int
+    wanted: str
+
+    def __call__(self, item: tuple[Tensor, Tensor | None]) -> tuple[EngineChoice, dict[str, Any]]:
+        sample, labels = item
+        _, choice = engine_for(self.network, self.pictures, sample.to(self.device), self.device, self.wanted, labels)
+        return choice, made_on(self.device)
+
+
+@dataclass(frozen=True)
+class _Pass(_Worker):
+    """The forward pass of stored pictures by an engine that was chosen."""
+
+    view: View
+    engine: str
+
+    @cached_property
+    def forward(self) -> Forward:
+        name, _, precision = self.engine.partition(" ")
+        sample = torch.zeros(2, 3, *self.view.shape, dtype=torch.uint8, device=self.device)
+        return ENGINES[name].prepare(self.network, sample, self.device)("bf16" if precision else "fp32")
+
+    def __call__(self, pictures: list[Packed]) -> NDArray[Any]:
+        answer: NDArray[Any] = self.forward(self.view.stacked(unpacked(*picture) for picture in pictures)).cpu().numpy()
+        return answer
+
+
+class RemoteNetwork:
+    """A frozen network on a cluster: on its GPUs where it has some, on its CPUs otherwise, so that the answers do not depend
+    on which node gave them.
+
+    Attributes:
+        choice: the engine that runs it.
+        made_on: what the last digits depend on besides the inputs, as ``headstart.base.device.made_on`` has it. With OpenVINO
+            that is what it is on this machine, whose number of threads changes nothing then.
+    """
+
+    def __init__(
+        self, cluster: Cluster, network: nn.Module, view: View, pictures: int, wanted: str, sample: Tensor, labels: Any
+    ) -> None:
+        """
+        Args:
+            network: on the CPU; the other arguments are those of ``engine_for``.
+        """
+        self.cluster, self.network, self.view = cluster, network, view
+        per_gpu = min(max(cluster.cpus // max(cluster.gpus, 1), 1), MOST_PER_GPU)
+        self.share = 1 / per_gpu if cluster.gpus else 0.0
+        gpu = bool(self.share)
+        chooser = _Chooser(network, gpu, pictures, wanted)
+        size = sample.nbytes + sum(tensor.nbytes for tensor in network.state_dict().values())
+        ((self.choice, there),) = cluster.map(chooser, [((sample, labels), size)], "the network", gpus=self.share)
+        if not gpu:
+            kinds = {kind for _, kind in cluster.on_each_node(_kind)}
+            threads = torch.get_num_threads() if self.choice.engine.startswith("openvino") else there["threads"]
+            there = {"processor": ", ".join(sorted(kinds)), "threads": threads}
+        self.made_on = there
+        self.work = _Pass(network, gpu, view, self.choice.engine)
+
+    def answers(self, pixels: Pixels, rows: Ints, batch: int) -> Iterator[Tensor]:
+        """What the network makes of the pictures in ``rows``, ``batch`` at a time."""
+
+        def batches() -> Iterator[tuple[list[Packed], int]]:
+            for at in range(0, len(rows), batch):
+                pictures = [pixels.packed(row) for row in rows[at : at + batch].tolist()]
+                yield pictures, sum(stored.nbytes for stored, _ in pictures)
+
+        what = f"a batch of {batch} pictures"
+        return map(torch.from_numpy, self.cluster.map(self.work, batches(), what, gpus=self.share))
+
+
+def _kind() -> str:
+    return processor(torch.device("cpu"))

@@ -1,6 +1,6 @@
 """A Ray cluster as the place where heavy work is done: the door to it, and a function run there on many things, in order.
 
-All that headstart knows of Ray is in this module, and Ray is imported where ``cluster`` in params.yaml is set, nowhere else.
+All that headstart knows of Ray is in this module, and Ray is imported where ``cluster`` in params.yaml is set, only there.
 
 The work is done by Ray's tasks, of which a few more than there are processors are under way: that bounds the object store,
 and lets an autoscaler see that more nodes would be of use. A task whose worker or node dies is run again by Ray, on a node
@@ -12,7 +12,6 @@ results, which Ray's client cannot) nor from the driver's own disk without furth
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import socket
 import threading
@@ -20,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from headstart.base.errors import HeadstartError, some
@@ -40,8 +40,8 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def connected(address: str | None, module: str) -> Iterator[Cluster | None]:
-    """The cluster at ``address``, as params.yaml has it; None where that is null. The connection ends with the block, unless
-    there was one before.
+    """The cluster at ``address``, as params.yaml has it; None where that is null. The connection ends with the block,
+    unless there was one before.
 
     Args:
         module: of headstart, whose code and libraries the nodes must have as this process has them.
@@ -52,7 +52,7 @@ def connected(address: str | None, module: str) -> Iterator[Cluster | None]:
     if address is None:
         yield None
         return
-    if importlib.util.find_spec("ray") is None:
+    if find_spec("ray") is None:
         raise HeadstartError(
             f"cluster is {address!r}, and Ray is not installed; run `pip install 'headstart[ray]'`, or set cluster: null"
         )
@@ -155,8 +155,8 @@ class Cluster:
         for item, size in items:
             if size > self.room:
                 raise HeadstartError(
-                    f"cluster {self.address}: {what} takes {size / 1e6:.0f} MB, and {self.room / 1e6:.0f} MB of the smallest "
-                    "node's object store may be used; start its nodes with a larger --object-store-memory"
+                    f"cluster {self.address}: {what} takes {size / 1e6:.1f} MB, and {self.room / 1e6:.1f} MB of the "
+                    "smallest node's object store may be used; start its nodes with a larger --object-store-memory"
                 )
             ahead = AHEAD * (self.cpus // cpus) + 1
             while waiting and (len(waiting) >= ahead or under_way + size > self.room):
@@ -253,13 +253,13 @@ def _check(cluster: Cluster, module: str) -> None:
     for name, found in cluster.on_each_node(code_there):
         if isinstance(found, str):
             raise HeadstartError(
-                f"cluster {cluster.address}: node {name} lacks headstart or what it needs ({found}); install this version of "
-                "headstart there"
+                f"cluster {cluster.address}: node {name} lacks headstart or what it needs ({found}); install this "
+                "version of headstart there"
             )
         if changed := here.changes_since(Code(**found)):
             raise HeadstartError(
-                f"cluster {cluster.address}: node {name} has another version of headstart or its libraries than this machine "
-                f"({some(changed)}); install the same ones there"
+                f"cluster {cluster.address}: node {name} has another version of headstart or its libraries than this "
+                f"machine ({some(changed)}); install the same ones there"
             )
 
 

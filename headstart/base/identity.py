@@ -33,8 +33,8 @@ from headstart.base.paths import STATE, checkout, state_folder
 
 PACKAGE = Path(__file__).parents[1]
 PIPELINES = (Path("dvc.yaml"), Path("studies") / "dvc.yaml")
-# Libraries that shape no output: they show progress, lock files, count cores, carry files whose digest is checked or work to
-# where it is done, or read parameters, whose values DVC compares.
+# Libraries that shape no output: they show progress, lock files, count cores, carry files whose digest is checked, say who
+# works, or read parameters, whose values DVC compares.
 WITHOUT_EFFECT = {
     "aiohttp", "filelock", "fsspec", "huggingface_hub", "joblib", "psutil", "pydantic", "ray", "rich", "ruamel",
     "threadpoolctl", "typer", "yaml",

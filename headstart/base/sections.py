@@ -39,7 +39,8 @@ CLUSTER = re.compile(r"auto|(ray://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]{
 def _a_cluster(address: str) -> str:
     if not CLUSTER.fullmatch(address):
         raise ValueError(
-            f"cluster must be auto, null or an address such as 10.0.0.7:6379 or ray://10.0.0.7:10001, found {quoted(address)}"
+            "cluster must be auto, null or an address such as 10.0.0.7:6379 or ray://10.0.0.7:10001, found "
+            f"{quoted(address)}"
         )
     return address
 

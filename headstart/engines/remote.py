@@ -75,13 +75,13 @@ class _Pass(_Worker):
 
 
 class RemoteNetwork:
-    """A frozen network on a cluster: on its GPUs where it has some, on its CPUs otherwise, so that the answers do not depend
-    on which node gave them.
+    """A frozen network on a cluster: on its GPUs where it has some, on its CPUs otherwise, so that answers do not depend on
+    which node gave them.
 
     Attributes:
         choice: the engine that runs it.
-        made_on: what the last digits depend on besides the inputs, as ``headstart.base.device.made_on`` has it. With OpenVINO
-            that is what it is on this machine, whose number of threads changes nothing then.
+        made_on: what the last digits depend on besides the inputs, as ``headstart.base.device.made_on`` has it. OpenVINO's
+            do not depend on the number of threads, which then is that of this machine.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class RemoteNetwork:
                 yield pictures, sum(stored.nbytes for stored, _ in pictures)
 
         what = f"a batch of {batch} pictures"
-        return map(torch.from_numpy, self.cluster.map(self.work, batches(), what, gpus=self.share))
+        return map(torch.tensor, self.cluster.map(self.work, batches(), what, gpus=self.share))
 
 
 def _kind() -> str:

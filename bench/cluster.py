@@ -107,7 +107,7 @@ def break_half_way(nodes: Any, second: Any, batches: int) -> None:
 
     answer, taken = Cluster._answer, 0
 
-    def answer_and_break(self: Cluster, references: Any) -> Any:
+    def answer_and_break(self: Cluster, *waiting: Any) -> Any:
         nonlocal taken
         taken += 1
         if taken == batches // 4:
@@ -116,7 +116,7 @@ def break_half_way(nodes: Any, second: Any, batches: int) -> None:
             assert [worker.kill() for worker in at_work]
         if taken == batches // 2:
             nodes.remove_node(second, allow_graceful=False)
-        return answer(self, references)
+        return answer(self, *waiting)
 
     Cluster._answer = answer_and_break  # type: ignore[method-assign]
 

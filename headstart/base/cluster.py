@@ -12,18 +12,20 @@ results, which Ray's client cannot) nor from the driver's own disk without furth
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
+import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from headstart.base.errors import HeadstartError, some
 from headstart.base.identity import Code, code_used_by
+from headstart.base.paths import OWN_MODULE
 from headstart.base.safe_text import shortened
 
 CLIENT = "ray://"
@@ -130,10 +132,27 @@ class Cluster:
             except (GetTimeoutError, RayError) as error:
                 raise HeadstartError(f"cluster {self.address}: node {name} does not answer ({_in_short(error)})") from None
 
+    @property
+    def cpus_of_smallest(self) -> int:
+        """Cores of the node that has the fewest."""
+        return int(min(node["Resources"]["CPU"] for node in self._nodes()))
+
+    def shelf(self, items: Iterable[T]) -> Shelf[T]:
+        """``items`` in the object store; what does not fit in is on the disk of this node."""
+        import ray
+
+        return Shelf([ray.put(item) for item in items])
+
     def map(
-        self, work: Callable[[T], R], items: Iterable[tuple[T, int]], what: str = "a batch", cpus: int = 1, gpus: float = 0
+        self,
+        work: Callable[[T], R],
+        items: Iterable[tuple[T, int]],
+        what: str = "a batch",
+        cpus: int = 1,
+        gpus: float = 0,
+        ordered: bool = True,
     ) -> Iterator[R]:
-        """``work(item)`` of each item, in their order, each done exactly once as far as anyone can see.
+        """``work(item)`` of each item, each done exactly once as far as anyone can see.
 
         Items are taken as room is made for them. ``work`` is sent to each node once, and is kept by each worker until there
         is another one, with what it may have prepared for itself.
@@ -142,6 +161,8 @@ class Cluster:
             items: each with the bytes that it and its result take.
             what: an item is called, in errors.
             cpus, gpus: that one call of ``work`` keeps busy.
+            ordered: whether results come in the order of the items; otherwise each comes as soon as it is there, and no
+                node that dies later can take it away.
 
         Raises:
             HeadstartError: an item does not fit into the object store, ``work`` raised one, or no node is left.
@@ -149,9 +170,10 @@ class Cluster:
         import ray
 
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(_work)
+        if own := sys.modules.get(OWN_MODULE):  # no node could import it
+            ray.cloudpickle.register_pickle_by_value(own)
         kept = ray.put(work)
-        waiting: deque[tuple[Any, int]] = deque()
-        under_way = 0
+        waiting: dict[Any, int] = {}  # sizes
         for item, size in items:
             if size > self.room:
                 raise HeadstartError(
@@ -159,31 +181,47 @@ class Cluster:
                     "smallest node's object store may be used; start its nodes with a larger --object-store-memory"
                 )
             ahead = AHEAD * (self.cpus // cpus) + 1
-            while waiting and (len(waiting) >= ahead or under_way + size > self.room):
-                reference, its = waiting.popleft()
-                under_way -= its
-                yield self._answer(reference)
-            waiting.append((task.remote([kept], ray.put(item)), size))
-            under_way += size
+            while waiting and (len(waiting) >= ahead or sum(waiting.values()) + size > self.room):
+                yield self._answer(waiting, ordered)
+            waiting[task.remote([kept], ray.put(item))] = size
             del item
         while waiting:
-            yield self._answer(waiting.popleft()[0])
+            yield self._answer(waiting, ordered)
 
-    def _answer(self, reference: Any) -> Any:
+    def _answer(self, waiting: dict[Any, int], ordered: bool) -> Any:
+        """The next answer, which is waited for no longer then."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
+        wanted = list(waiting)[: 1 if ordered else None]
         try:
-            while not ray.wait([reference], timeout=PATIENCE_S)[0]:
+            while not (ready := ray.wait(wanted, timeout=PATIENCE_S)[0]):
                 if self.cpus < 1:
                     raise HeadstartError(f"cluster {self.address}: no node is left to work on; start some, {KEPT}")
-            return ray.get(reference)
+            del waiting[ready[0]]
+            return ray.get(ready[0])
         except RayTaskError as error:
             if isinstance(error.cause, HeadstartError):
                 raise HeadstartError(str(error.cause)) from None
             raise
         except (RayError, ConnectionError) as error:
             raise HeadstartError(f"cluster {self.address} has failed ({_in_short(error)}); {KEPT}") from None
+
+
+class Shelf(Generic[T]):
+    """Things in the object store, of which whoever has this takes one at a time."""
+
+    def __init__(self, references: list[Any]) -> None:
+        self._references = references
+        self._last: tuple[int, T] | None = None
+
+    def __getitem__(self, number: int) -> T:
+        import ray
+
+        last = self._last
+        if last is None or last[0] != number:
+            self._last = last = number, ray.get(self._references[number])
+        return last[1]
 
 
 _kept: dict[str, Any] = {}  # of a worker: the work that it was given last
@@ -216,7 +254,7 @@ def _connect(address: str) -> None:
 
     def connect() -> None:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except BaseException as error:
             failure.append(error)
 

@@ -13,6 +13,7 @@ from headstart.base.errors import HeadstartError
 
 SIDE_BY_SIDE = "+"  # between the names of networks whose features stand beside each other
 STATE = ".headstart"
+OWN_MODULE = "headstart_own_network"  # what the user's own network is called among the modules
 EXPERIMENT_FOLDER = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
 
 

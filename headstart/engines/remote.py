@@ -15,11 +15,13 @@ from headstart.base.arrays import Ints
 from headstart.base.artifacts.engine import EngineChoice
 from headstart.base.cluster import Cluster
 from headstart.base.device import made_on, processor, set_up
+from headstart.data.decode import Array
 from headstart.data.packed import Packed, Pixels, unpacked
 from headstart.engines.base import Forward
 from headstart.engines.select import ENGINES, engine_for
 from headstart.models.preprocessing import View
 
+TOGETHER = 16  # pictures that are fetched at once
 MOST_PER_GPU = 8  # workers, each of which decodes on a core of its own
 
 
@@ -115,6 +117,20 @@ class RemoteNetwork:
 
         what = f"a batch of {batch} pictures"
         return map(torch.tensor, self.cluster.map(self.work, batches(), what, gpus=self.share))
+
+
+class SharedPixels:
+    """Some pictures in the object store of a cluster, by their rows, as ``Pixels`` has them."""
+
+    def __init__(self, cluster: Cluster, pixels: Pixels, rows: Ints) -> None:
+        wanted = list(dict.fromkeys(rows.tolist()))
+        chunks = [wanted[at : at + TOGETHER] for at in range(0, len(wanted), TOGETHER)]
+        self._places = {row: (number, at) for number, chunk in enumerate(chunks) for at, row in enumerate(chunk)}
+        self._chunks = cluster.shelf([pixels.packed(row) for row in chunk] for chunk in chunks)
+
+    def __getitem__(self, row: int) -> Array:
+        number, at = self._places[row]
+        return unpacked(*self._chunks[number][at])
 
 
 def _kind() -> str:

@@ -216,9 +216,10 @@ class FeatureExtractor:
 
     Attributes:
         network: (N, 3, size, size) uint8 pictures → (N, D) features.
+        pixels: ``Pixels``, or ``SharedPixels``: by row.
     """
 
-    def __init__(self, trunk: Trunk, pixels: Pixels, device: torch.device) -> None:
+    def __init__(self, trunk: Trunk, pixels: Any, device: torch.device) -> None:
         self.trunk, self.pixels, self.device = trunk.eval().requires_grad_(False).to(device), pixels, device
         self.network = nn.Sequential(Normalise(trunk.view), trunk).to(device).eval()
         self.batch = inference_batch(trunk, trunk.view, device)

@@ -58,12 +58,12 @@ def test_a_node_that_dies_half_way_and_pictures_too_large_to_send_change_nothing
     expected = prepared(source, tmp_path / "here", SMALL)
     answer, taken = Cluster._answer, 0
 
-    def answer_and_break(self: Cluster, reference: Any) -> Any:
+    def answer_and_break(self: Cluster, *waiting: Any) -> Any:
         nonlocal taken
         taken += 1
         if taken == 20:
             two_nodes.remove_second()
-        return answer(self, reference)
+        return answer(self, *waiting)
 
     monkeypatch.setattr(Cluster, "_answer", answer_and_break)
     with connected(two_nodes.address, MODULE) as cluster:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,19 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from torch import Tensor
 
+from headstart.base.arrays import Ints
 from headstart.base.cluster import Cluster, connected
 from headstart.base.files import read_json
 from headstart.data.packed import Pixels
+from headstart.engines import activations
+from headstart.engines.select import SAMPLE
 from headstart.models.backbones import architecture
 from headstart.models.trunk import Trunk
 from headstart.training import features as training_features
 from headstart.training.feature_files import load_features
-from headstart.training.features import extract
+from headstart.training.features import FeatureExtractor, extract
 from tests.training.test_features import CPU, packed
 from tests.two_nodes import TwoNodes
 
@@ -102,7 +107,7 @@ def test_a_worker_or_a_node_that_dies_half_way_loses_and_doubles_no_picture(
 ) -> None:
     answer, taken = Cluster._answer, 0
 
-    def answer_and_break(self: Cluster, reference: Any) -> Any:
+    def answer_and_break(self: Cluster, *waiting: Any) -> Any:
         nonlocal taken
         taken += 1
         if taken == 12:
@@ -111,7 +116,7 @@ def test_a_worker_or_a_node_that_dies_half_way_loses_and_doubles_no_picture(
             else:
                 killed = [worker.kill() for worker in workers(two_nodes.second) or workers(two_nodes.cluster.head_node)]
                 assert killed
-        return answer(self, reference)
+        return answer(self, *waiting)
 
     monkeypatch.setattr(Cluster, "_answer", answer_and_break)
     with connected(two_nodes.address, MODULE) as cluster:
@@ -119,3 +124,68 @@ def test_a_worker_or_a_node_that_dies_half_way_loses_and_doubles_no_picture(
         extract(trunk, *pictures, cluster, tmp_path, "torch")
     check_same(local, tmp_path)
     assert taken == 1 + sum(-(-len(load_features(tmp_path, split)[0]) // 8) for split in ("train", "val", "test"))
+
+
+def test_a_run_that_was_stopped_is_gone_on_with_also_without_the_cluster(
+    two_nodes: TwoNodes,
+    pictures: tuple[Pixels, pd.DataFrame],
+    trunk: Trunk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(activations, "SAVE_EVERY_S", 0.0)
+    answer, taken = Cluster._answer, 0
+
+    def answer_and_stop(self: Cluster, *waiting: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 10:
+            raise KeyboardInterrupt
+        return answer(self, *waiting)
+
+    monkeypatch.setattr(Cluster, "_answer", answer_and_stop)
+    with connected(two_nodes.address, MODULE) as cluster, pytest.raises(KeyboardInterrupt):
+        extract(trunk, *pictures, cluster or CPU, tmp_path / "stopped", "openvino", kept=tmp_path / "kept")
+    batches, shown = FeatureExtractor.batches, 0
+
+    def counted(self: FeatureExtractor, rows: Ints) -> Iterator[Tensor]:
+        nonlocal shown
+        shown += len(rows)
+        return batches(self, rows)
+
+    monkeypatch.setattr(FeatureExtractor, "batches", counted)
+    extract(trunk, *pictures, CPU, tmp_path / "gone on", "openvino", kept=tmp_path / "kept")
+    assert shown == SAMPLE + PICTURES - 8 * 8  # nine answers: the choice of the engine and eight batches
+    extract(trunk, *pictures, CPU, tmp_path / "here", "openvino")
+    for name in ("train.safetensors", "val.safetensors", "test.safetensors"):
+        assert (tmp_path / "gone on" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+OWN = """
+import torch
+
+class Small(torch.nn.Module):
+    input_size = 32
+    def __init__(self, num_classes):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, 3, stride=2)
+        self.classifier = torch.nn.Linear(8, num_classes)
+    def forward(self, pictures):
+        return self.classifier(torch.relu(self.first(pictures)).mean((2, 3)))
+
+def small(num_classes):
+    return Small(num_classes)
+"""
+
+
+def test_a_network_of_ones_own_goes_to_nodes_that_lack_its_file(
+    two_nodes: TwoNodes, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    trunk = architecture("own.py:small", tmp_path / "own.py").trunk()
+    (tmp_path / "own.py").unlink()
+    extract(trunk, *pictures, CPU, tmp_path / "here", "torch")
+    with connected(two_nodes.address, MODULE) as cluster:
+        assert cluster is not None
+        extract(trunk, *pictures, cluster, tmp_path / "there", "torch")
+    check_same(tmp_path / "here", tmp_path / "there")

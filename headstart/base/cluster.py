@@ -160,7 +160,8 @@ class Cluster:
         Args:
             items: each with the bytes that it and its result take.
             what: an item is called, in errors.
-            cpus, gpus: that one call of ``work`` keeps busy.
+            cpus: that one call of ``work`` keeps busy.
+            gpus: likewise.
             ordered: whether results come in the order of the items; otherwise each comes as soon as it is there, and no
                 node that dies later can take it away.
 

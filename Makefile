@@ -31,6 +31,11 @@ setup: .venv/ready  ## the environment, from requirements.lock
 	@cd .venv/lib/python*/site-packages && cp "$(CURDIR)/ops/environment_first.py" . && echo import environment_first > environment_first.pth
 	@touch $@
 
+# Ray, for the tests of a cluster. Neither the pipeline nor anything else needs it.
+.venv/ray: .venv/ready requirements-ray.lock
+	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes -r requirements.lock -r requirements-ray.lock
+	@touch $@
+
 repro: setup  ## the whole pipeline: dvc repro
 	dvc repro
 
@@ -52,7 +57,7 @@ shortcuts: setup  ## told apart without a look at the subject? dvc repro studies
 tune: setup  ## better settings of fine-tuning? dvc repro studies/dvc.yaml:tune
 	dvc repro studies/dvc.yaml:tune
 
-test: setup  ## every test, the slow ones too
+test: .venv/ray  ## every test, the slow ones too
 	OMP_WAIT_POLICY=passive pytest -q -n 2 --maxschedchunk 1 --durations 15 --cov --cov-report term  # two at a time share the cores: neither spins on them
 
 lint: setup  ## ruff and mypy
@@ -80,8 +85,11 @@ bench: setup  ## side-by-side measurements, as ratios
 sbom: setup  ## sbom.cdx.json: what headstart is built on; fails if a licence is not allowed
 	python ops/sbom.py sbom.cdx.json
 
-lock: .venv/bin/uv  ## requirements.lock again, from pyproject.toml
-	env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock
+COMPILE := env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-annotate --no-header pyproject.toml
+
+lock: .venv/bin/uv  ## requirements.lock and requirements-ray.lock again, from pyproject.toml
+	$(COMPILE) --extra dev -o requirements.lock
+	$(COMPILE) --extra dev --extra ray -c requirements.lock | grep -vxFf requirements.lock > requirements-ray.lock  # what is added
 
 .venv/bin/uv:
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv

@@ -86,11 +86,13 @@ def predict(
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """
+    from headstart.base.params import Params
     from headstart.data.in_place import named_pictures
     from headstart.inference import batch, parts, prediction_files
 
     if output is not None and parts.is_for_parts(output):
-        parts.predict_in_parts(named_pictures(pictures), model, form or "csv", output, max_error, trust)
+        cluster = Params.load().cluster if Path("params.yaml").exists() else None
+        parts.predict_in_parts(named_pictures(pictures), model, form or "csv", output, max_error, trust, cluster)
         return
     file = None if output is None else Path(output)
     suffix = file.suffix.lower() if file is not None else ""

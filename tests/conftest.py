@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from headstart.base import errors
+from tests.two_nodes import cluster_of_two, two_nodes  # noqa: F401 - fixtures
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -29,15 +29,15 @@ from headstart.base.dvc_files import md5_of
 from headstart.base.errors import HeadstartError, some
 from headstart.base.files import read_json, sha256_of, sha256_of_files, write_json
 from headstart.base.kept import read_kept, write_kept
-from headstart.base.paths import state_folder
+from headstart.base.paths import STATE, checkout, state_folder
 
 PACKAGE = Path(__file__).parents[1]
 PIPELINES = (Path("dvc.yaml"), Path("studies") / "dvc.yaml")
-# Libraries that shape no output: they show progress, lock files, count cores, carry files whose digest is checked, or read
-# parameters, whose values DVC compares.
+# Libraries that shape no output: they show progress, lock files, count cores, carry files whose digest is checked, say who
+# works, or read parameters, whose values DVC compares.
 WITHOUT_EFFECT = {
-    "aiohttp", "filelock", "fsspec", "huggingface_hub", "joblib", "psutil", "pydantic", "rich", "ruamel", "threadpoolctl",
-    "typer", "yaml",
+    "aiohttp", "filelock", "fsspec", "huggingface_hub", "joblib", "psutil", "pydantic", "ray", "rich", "ruamel",
+    "threadpoolctl", "typer", "yaml",
 }  # fmt: skip
 # The room whose modules tell MLflow what a stage does: they are part of its identity, their libraries are not.
 OBSERVERS = "headstart.tracking."
@@ -92,7 +92,12 @@ def code(stage: str, data: DataFolder) -> Code:
 @cache
 def code_of(*modules: str) -> str:
     """One digest over the code of headstart's ``modules`` and of all that they import, libraries included."""
-    return digest_of(asdict(_code([_modules()[name] for name in modules])))
+    return digest_of(asdict(code_used_by(*modules)))
+
+
+def code_used_by(*modules: str) -> Code:
+    """The code of headstart's ``modules`` and of all that they import."""
+    return _code([_modules()[name] for name in modules])
 
 
 def modules_of(module: str) -> dict[str, Path]:
@@ -286,7 +291,7 @@ class _Files:
     of a second."""
 
     def __init__(self) -> None:
-        self.file = state_folder("identity") / "sources.json"
+        self.file = checkout() / STATE / "identity" / "sources.json"  # not made here: a node of a cluster reads, too
         self.known: dict[str, Any] = read_kept(self.file) or {}
         self.used: dict[str, Any] = {}
         self.versions: dict[str, tuple[str, str] | None] = {}
@@ -321,7 +326,7 @@ class _Files:
     def keep(self) -> None:
         """Remember what was used, and forget the rest: called by the one that reads the code of all stages."""
         if self.used.keys() != self.known.keys():
-            write_kept(self.file, self.used)
+            write_kept(state_folder("identity") / self.file.name, self.used)
 
 
 @cache

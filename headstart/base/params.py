@@ -15,6 +15,7 @@ from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of
 from headstart.base.safe_text import quoted
 from headstart.base.sections import (
     MOST_MEMBERS,
+    ClusterAddress,
     Data,
     Drift,
     Evaluate,
@@ -53,6 +54,7 @@ class Params(Section):
     view: View = View()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    cluster: ClusterAddress | None = None
     prepare: Prepare = Prepare()
     split: Split = Split()
     features: Features = Features()

@@ -12,6 +12,8 @@ from pathlib import Path
 from headstart.base.errors import HeadstartError
 
 SIDE_BY_SIDE = "+"  # between the names of networks whose features stand beside each other
+STATE = ".headstart"
+OWN_MODULE = "headstart_own_network"  # what the user's own network is called among the modules
 EXPERIMENT_FOLDER = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
 
 
@@ -76,6 +78,6 @@ def weights_file(weights: str) -> Path | None:
 
 def state_folder(name: str) -> Path:
     """A folder under ``.headstart/`` in the user's checkout for what is costly to lose and is not an output."""
-    folder = checkout() / ".headstart" / name
+    folder = checkout() / STATE / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

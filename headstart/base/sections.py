@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headstart.base.artifacts.card import Frame
 from headstart.base.errors import nearest
@@ -32,6 +32,20 @@ MOST_MEMBERS = 8  # networks side by side
 GROUP_WORDS = ("auto", "column", "none")
 
 TABLES = (".csv", ".parquet")
+
+CLUSTER = re.compile(r"auto|(ray://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]{1,5}")  # what ray.init takes as an address
+
+
+def _a_cluster(address: str) -> str:
+    if not CLUSTER.fullmatch(address):
+        raise ValueError(
+            "cluster must be auto, null or an address such as 10.0.0.7:6379 or ray://10.0.0.7:10001, found "
+            f"{quoted(address)}"
+        )
+    return address
+
+
+ClusterAddress = Annotated[str, AfterValidator(_a_cluster)]
 
 
 class Section(BaseModel):

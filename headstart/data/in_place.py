@@ -62,6 +62,10 @@ class Place(InPlace):
     def __str__(self) -> str:
         return self.address
 
+    @property
+    def is_everywhere(self) -> bool:
+        return is_address(self.address)
+
     def files(self) -> dict[str, File]:
         """Every file below, by its path from here, in order; hidden ones too where it is an address.
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headstart.base.artifacts import PrepareFolder
+from headstart.base.cluster import Cluster
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, sha256_of, write_text
 from headstart.base.identity import code_of
 from headstart.base.kept import say_damaged
+from headstart.base.paths import state_folder
 from headstart.base.progress import progress
 from headstart.base.sections import Prepare
 from headstart.base.terminal import say
@@ -39,6 +42,8 @@ FILE = pa.struct(
      "taken": pa.string(), "compression": pa.float64()}
 )  # fmt: skip
 HEADER = 1 << 16  # bytes; of most pictures they hold width and height
+SENT = 16 << 20  # bytes of files and their pixels that are sent to a worker of a cluster at once
+READS_PER_WORKER = 8  # of a cluster, at once, where pictures are in a bucket
 PAUSE = 5.0  # seconds between two records of what is decoded so far; more where writing one takes long
 
 
@@ -76,9 +81,9 @@ def pack(
     settings: Prepare,
     threads: int,
     folder: Path,
-    unfinished: Path,
     file: Path,
     audit: Audit,
+    cluster: Cluster | None = None,
 ) -> tuple[list[PackedPicture], dict[bytes, bytes]]:
     """Write the pixels of all usable pictures into ``file``, in order, and drop the others in ``audit``.
 
@@ -86,12 +91,16 @@ def pack(
     written as soon as it is decoded, so that memory does not grow with the number of pictures. The pixels of a picture that
     is dropped later stay in the file without an entry in the index.
 
-    If this is killed, the next one goes on: ``file`` has a second name in a folder below ``unfinished``, with an index of
-    what is in it so far. The caller removes ``unfinished`` when all is written.
+    If this is killed, the next one goes on: ``file`` has a second name in a folder below ``.headstart/prepare``, with an
+    index of what is in it so far. The caller removes that when all is written.
+
+    Args:
+        cluster: where pictures are decoded; None: here. The bytes are the same.
 
     Returns:
         The usable pictures, and the settings that ``write_index`` stores beside them.
     """
+    unfinished = state_folder("prepare")
     rules = Rules(settings.short_side, settings.max_megapixels, settings.formats, settings.white_level)
     readers = threads if isinstance(root, Path) else max(threads, READS_AT_ONCE)  # which mostly wait
     with closing(Decoders(threads, rules)) as decoders:
@@ -105,7 +114,10 @@ def pack(
             say(f"prepare: going on after {len(found)} pictures of a run that was stopped")
         reusable = found | _reusable(folder, packing)
         new = [job for job in jobs if job.picture.sha256 not in reusable]
-        decoded = _map(partial(_packed, decoders, root, quality), new, readers)
+        if cluster is None:
+            decoded = _map(partial(_packed, decoders, root, quality), new, readers)
+        else:
+            decoded = _on_cluster(cluster, root, new, decoders, quality)
         so_far = _SoFar(unfinished / file.suffix[1:], file, packing)
         return _written(pictures, reusable, decoded, len(new), so_far, audit), packing
 
@@ -242,12 +254,19 @@ def _raw_size(size: tuple[int, int] | str, short_side: int) -> int:
     return round(size[0] * scale) * round(size[1] * scale) * 3
 
 
-def _packed(decoders: Decoders, root: Path | InPlace, quality: int | None, job: _Job) -> tuple[PackedPicture, bytes] | str:
-    """The picture, without its span, and the bytes to store; or why it cannot be used."""
+def _packed(
+    decoders: Decoders, root: Path | InPlace, quality: int | None, job: _Job, content: bytes | None = None
+) -> tuple[PackedPicture, bytes] | str:
+    """The picture, without its span, and the bytes to store; or why it cannot be used.
+
+    Args:
+        content: of its file, where that was read elsewhere.
+    """
     if isinstance(job.size, str):
         return job.size
     try:
-        stored, pixels = decoders.pack(_content(root, job.picture), job.size, quality)
+        source = _content(root, job.picture) if content is None else content
+        stored, pixels = decoders.pack(source, job.size, quality)
     except Unusable as reason:
         return str(reason)
     digest = hashlib.sha256(pixels).digest()
@@ -264,6 +283,64 @@ def _map(function: Callable[[_Job], Any], jobs: list[_Job], threads: int) -> Ite
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+@dataclass(frozen=True)
+class _Packer:
+    """What a worker of a cluster makes of pictures: of their files, which are sent to it, or of what it reads itself."""
+
+    rules: Rules
+    quality: int | None
+    root: Path | InPlace
+
+    @cached_property
+    def decoders(self) -> Decoders:
+        return Decoders(1, self.rules)
+
+    def __call__(self, sent: list[tuple[_Job, bytes | None]]) -> list[tuple[PackedPicture, bytes] | str]:
+        with ThreadPoolExecutor(READS_PER_WORKER) as pool:
+            return list(pool.map(lambda one: _packed(self.decoders, self.root, self.quality, *one), sent))
+
+
+def _on_cluster(
+    cluster: Cluster, root: Path | InPlace, jobs: list[_Job], decoders: Decoders, quality: int | None
+) -> Iterator[tuple[PackedPicture, bytes] | str]:
+    """As ``_map`` of ``_packed``. Workers read what is in a bucket themselves, and other files are sent to them, some at a
+    time. What is known to be unusable, or would take much of an object store, is left to the ``decoders`` here."""
+    most = min(SENT, cluster.room // 4)
+    is_everywhere = isinstance(root, InPlace) and root.is_everywhere
+
+    def size(job: _Job) -> int:
+        """Bytes of the file, if it is sent, and of its pixels."""
+        return (0 if is_everywhere else job.picture.size) + _raw_size(job.size, decoders.rules.short_side or 0)
+
+    def is_sent(job: _Job) -> bool:
+        return not isinstance(job.size, str) and size(job) <= most
+
+    def chunks() -> Iterator[tuple[list[tuple[_Job, bytes | None]], int]]:
+        chunk: list[tuple[_Job, bytes | None]] = []
+        total = 0
+        for job in filter(is_sent, jobs):
+            if chunk and total + size(job) > most:
+                yield chunk, total
+                chunk, total = [], 0
+            chunk.append((job, None if is_everywhere else _bytes(root, job.picture)))
+            total += size(job)
+        if chunk:
+            yield chunk, total
+
+    packed = chain.from_iterable(cluster.map(_Packer(decoders.rules, quality, root), chunks()))
+    for job in jobs:
+        yield next(packed) if is_sent(job) else _packed(decoders, root, quality, job)
+
+
+def _bytes(root: Path | InPlace, picture: Picture) -> bytes:
+    """Of a picture; nothing where its file cannot be read any more, and then the worker says that."""
+    try:
+        content = _content(root, picture)
+        return content if isinstance(content, bytes) else content.read_bytes()
+    except (OSError, Unusable):
+        return b""
 
 
 def _packing(settings: Prepare, quality: int | None) -> dict[bytes, bytes]:

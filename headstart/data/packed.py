@@ -19,6 +19,7 @@ from headstart.base.errors import HeadstartError, made_again
 from headstart.base.files import sha256_of
 from headstart.data.decode import Array
 
+Packed = tuple[Array, tuple[int, int] | None]  # stored bytes; height and width where they are raw
 AGAIN = made_again("dvc repro prepare")
 
 
@@ -101,8 +102,20 @@ class Pixels:
 
     def __getitem__(self, row: int) -> Array:
         """Picture ``row`` as (height, width, 3) uint8."""
-        height, width = int(self._height[row]), int(self._width[row])
-        stored = self.raw(row)
-        if self._raw:
-            return stored.reshape(height, width, 3)
-        return np.array(Image.open(io.BytesIO(stored.data)).convert("RGB"))
+        return unpacked(*self.packed(row))
+
+    def packed(self, row: int) -> Packed:
+        """Picture ``row`` as ``unpacked`` takes it, elsewhere too."""
+        return self.raw(row), (int(self._height[row]), int(self._width[row])) if self._raw else None
+
+
+def unpacked(stored: Array, shape: tuple[int, int] | None) -> Array:
+    """(height, width, 3) uint8.
+
+    Args:
+        stored: its bytes.
+        shape: height and width of a picture that is stored raw; None for a JPEG.
+    """
+    if shape:
+        return stored.reshape(*shape, 3)
+    return np.array(Image.open(io.BytesIO(stored.data)).convert("RGB"))

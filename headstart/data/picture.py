@@ -64,6 +64,11 @@ class InPlace(ABC):
     """What reads pictures that are no files of this machine, or no files of their own. Safe to use from several threads,
     and picklable; as text it is where the pictures are."""
 
+    @property
+    @abstractmethod
+    def is_everywhere(self) -> bool:
+        """Whether other machines can read them too, as far as can be told."""
+
     @abstractmethod
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """The content of a picture, or those bytes of it.

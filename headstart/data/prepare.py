@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from headstart.base.artifacts import DataFolder, PrepareFolder
+from headstart.base.cluster import Cluster, connected
 from headstart.base.errors import HeadstartError, some
 from headstart.base.files import remove_cut_short, replacing
 from headstart.base.params import Params
@@ -35,19 +36,27 @@ def run(params: Params, data: DataFolder) -> None:
     """Audit every picture, split, decode once, and draw a few pictures of each class on a sheet."""
     pictures, folder = read_manifest(data.fetch.manifest), data.prepare
     root, threads = source_of(params.data).root(params.data), params.threads or cores()
-    manifest = prepare(pictures, root, params.prepare, params.split, params.seed, threads, folder)
+    with connected(params.cluster, __name__) as cluster:
+        manifest = prepare(pictures, root, params.prepare, params.split, params.seed, threads, folder, cluster)
     write_contact_sheet(Pixels(folder), manifest, folder.sheet)
     counts = ", ".join(f"{n} {split}" for split, n in manifest["split"].value_counts().items())
     say(f"{len(manifest)} of {len(pictures)} pictures kept ({counts}); see {folder.audit} and {folder.sheet.name}")
 
 
 def prepare(
-    pictures: list[Picture], root: Path | InPlace, settings: Prepare, split: Split, seed: int, threads: int, folder: Path
+    pictures: list[Picture],
+    root: Path | InPlace,
+    settings: Prepare,
+    split: Split,
+    seed: int,
+    threads: int,
+    folder: Path,
+    cluster: Cluster | None = None,
 ) -> pd.DataFrame:
     """Write manifest, packed pixels and audit into ``folder`` and return the manifest.
 
     Pictures already packed there with the same settings, or by a run that was killed, are copied, not decoded again; the
-    bytes written are the same either way.
+    bytes written are the same either way, and the same if a cluster decodes them.
 
     Raises:
         HeadstartError: too few pictures or classes are left to learn from.
@@ -56,15 +65,15 @@ def prepare(
     pictures = _without_exact_duplicates(pictures, audit)
     folder.mkdir(parents=True, exist_ok=True)
     remove_cut_short(folder)
-    files, unfinished = PrepareFolder(folder), state_folder("prepare")
+    files = PrepareFolder(folder)
     with replacing(files.pixels) as part, quiet():
-        usable, packing = pack(pictures, root, settings, threads, folder, unfinished, part, audit)
+        usable, packing = pack(pictures, root, settings, threads, folder, part, audit, cluster)
         _say_if_dark(audit)
         usable = assign_splits(usable, split, seed, audit)
         usable = _without_untrainable_classes(usable, settings, audit)
         files.pixels_index.unlink(missing_ok=True)  # it describes the file that is replaced now
     write_index(usable, packing, folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(state_folder("prepare"), ignore_errors=True)
     manifest = _write_manifest(usable, folder)
     _look_for_shortcuts(manifest, folder, audit)
     own_test = usable[0].picture.split != ""

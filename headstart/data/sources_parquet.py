@@ -76,6 +76,10 @@ class ParquetRows(InPlace):
     def __str__(self) -> str:
         return str(self.place)
 
+    @property
+    def is_everywhere(self) -> bool:
+        return self.place.is_everywhere
+
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         shard, _, row = path.rpartition("/")
         with self._lock:

@@ -73,6 +73,10 @@ class TarMembers(InPlace):
     def __str__(self) -> str:
         return str(self.place)
 
+    @property
+    def is_everywhere(self) -> bool:
+        return self.place.is_everywhere
+
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         if path not in self.members:
             raise HeadstartError(f"{self.place}: {path} has changed since it was listed; run `dvc repro` again")

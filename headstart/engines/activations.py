@@ -31,19 +31,18 @@ SAVE_EVERY_S = 10.0  # seconds that a kill can cost
 
 
 def answers_of(
-    forward: Forward,
-    batches: Callable[[int], Iterable[Tensor]],
+    answers: Callable[[int], Iterable[Tensor]],
     count: int,
     file: Path,
     advance: Advance,
     check: Callable[[int, NDArray[np.float32]], None] = lambda at, found: None,
 ) -> NDArray[np.float32]:
-    """(count, ...) float32 in ``file``: what ``forward`` makes of the pictures, written as it comes, so that memory does
-    not grow with their number. They are not looked at where that is known; one that was killed is gone on with; of several
+    """(count, ...) float32 in ``file``: what a network makes of the pictures, written as it comes, so that memory does not
+    grow with their number. They are not looked at where that is known; one that was killed is gone on with; of several
     processes one works and the others wait.
 
     Args:
-        batches: the (N, 3, H, W) pictures from a number on, ``count`` in all and at least one, always in the same batches.
+        answers: (N, ...) for the pictures from a number on, ``count`` in all and at least one, always in the same batches.
         check: called for every batch, with the number of its first picture and what was found for them.
     """
     part, saved, lock = (file.with_name(f".{file.name}.{suffix}") for suffix in ("part", "json", "lock"))
@@ -51,7 +50,7 @@ def answers_of(
         if is_whole(file):
             advance(count)
         else:
-            _write(forward, batches, count, part, saved, advance, check)
+            _write(answers, count, part, saved, advance, check)
             part.replace(file)
             saved.unlink(missing_ok=True)
         lock.unlink(missing_ok=True)  # whoever comes now finds the file
@@ -60,8 +59,7 @@ def answers_of(
 
 
 def _write(
-    forward: Forward,
-    batches: Callable[[int], Iterable[Tensor]],
+    answers: Callable[[int], Iterable[Tensor]],
     count: int,
     part: Path,
     saved: Path,
@@ -78,8 +76,8 @@ def _write(
         else:
             say_damaged(part)
             digest = hashlib.sha256()
-    for pictures in batches(at):
-        found = forward(pictures).float().cpu().numpy()
+    for answer in answers(at):
+        found = answer.float().cpu().numpy()
         check(at, found)
         if stored is None:
             reserve(part, count * found[0].nbytes)
@@ -130,9 +128,9 @@ def known_or_made(
     """``shape`` float32 in ``file``: what ``forward`` makes of the pictures, which are not looked at where that is known.
 
     Args:
-        batches: as ``answers_of`` takes them.
+        batches: the (N, 3, H, W) pictures from a number on, always in the same batches.
     """
     if is_whole(file):
         return np.memmap(file, np.float32, "r+", shape=shape)
     with progress(file.name, shape[0]) as advance:
-        return answers_of(forward, batches, shape[0], file, advance).reshape(shape)
+        return answers_of(lambda first: map(forward, batches(first)), shape[0], file, advance).reshape(shape)

@@ -12,13 +12,16 @@ import hashlib
 import io
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from headstart.base.artifacts import ModelFolder
+from headstart.base.cluster import Cluster, connected
 from headstart.base.errors import HeadstartError
 from headstart.base.files import sha256_of_files
 from headstart.base.terminal import say
@@ -26,11 +29,15 @@ from headstart.data.decode import Unusable, quiet
 from headstart.data.download import HERE, is_address
 from headstart.data.in_place import Place, Remote, stamp_here
 from headstart.data.picture import READS_AT_ONCE
-from headstart.inference.batch import BatchPredictor, progress_of, readers_for, selection_for
+from headstart.engines.remote import share_of_gpu
+from headstart.inference.batch import BatchPredictor, Selection, progress_of, readers_for, selection_for
 from headstart.inference.prediction_files import SUFFIXES, Answer
+from headstart.inference.predictor import Output
 
 FORMATS = ("csv", "parquet")
 ROWS = 1000  # of a part: what a kill costs at most
+PER_TASK = 128  # pictures that a worker of a cluster is given at once
+BYTES_PER_ANSWER = 10_000  # and picture, as they are sent
 NAME = re.compile(r"part-(\d+)\.(csv|parquet)")
 # Beside the columns of all predictions: why a picture has no answer, what tells this version of it from the next, and what
 # tells the model and --max-error from others.
@@ -49,6 +56,7 @@ def predict_in_parts(
     output: str,
     max_error: float | None,
     trust: bool = False,
+    cluster: str | None = None,
 ) -> None:
     """Answer each picture once in tables below ``output``. One that this model has answered there in an earlier run, and
     that has not changed since, is passed over. The row of an answer that is outdated goes when the new one is there.
@@ -58,6 +66,7 @@ def predict_in_parts(
         output: an address or a folder.
         max_error: as for ``batch.predict``.
         trust: the same.
+        cluster: as params.yaml has it. It answers where all pictures are at addresses, and its nodes read them.
 
     Raises:
         HeadstartError: as ``batch.predict``, or a picture or a part cannot be read or written. Finished parts stay.
@@ -77,7 +86,10 @@ def predict_in_parts(
     if remaining:
         if done:
             say(f"{len(done)} of {len(files)} pictures are answered already", file=sys.stderr)
-        failed = _answer(remaining, versions, digest, parts, output_format, model, max_error, trust)
+        with connected(cluster if all(isinstance(file, Remote) for file in remaining) else None, __name__) as nodes:
+            results = _results(remaining, model, trust, nodes)
+            selection = selection_for(model, results.predictor, max_error)
+            failed = _answer(results, selection, versions, digest, parts, output_format)
     else:
         failed = 0
     for name, rows in kept.items():
@@ -89,24 +101,69 @@ def predict_in_parts(
         raise HeadstartError(f"{failed} of {len(files)} pictures could not be used; the column {PROBLEM} says why")
 
 
+@dataclass(frozen=True)
+class _Results:
+    """Pictures with what the model makes of them, one after the other."""
+
+    predictor: BatchPredictor
+    count: int
+    each: Generator[tuple[Path | Remote, Output | Unusable], None, None]
+
+
+def _results(files: Sequence[Path | Remote], model: Path, trust: bool, cluster: Cluster | None) -> _Results:
+    if cluster is None:
+        predictor = BatchPredictor(model, len(files), trust=trust)
+        return _Results(predictor, len(files), predictor.predict_files(files, readers_for(files)))
+    predictor = BatchPredictor(model, 1, trust=trust)  # says whether the model may be run
+    return _Results(predictor, len(files), _on_cluster(cluster, [f for f in files if isinstance(f, Remote)], model))
+
+
+def _on_cluster(
+    cluster: Cluster, files: list[Remote], model: Path
+) -> Generator[tuple[Path | Remote, Output | Unusable], None, None]:
+    work = _Answerer({p.relative_to(model).as_posix(): p.read_bytes() for p in model.rglob("*") if p.is_file()}, len(files))
+    chunks = [files[at : at + PER_TASK] for at in range(0, len(files), PER_TASK)]
+    answers = cluster.map(work, ((chunk, BYTES_PER_ANSWER * len(chunk)) for chunk in chunks), gpus=share_of_gpu(cluster))
+    for chunk, found in zip(chunks, answers, strict=True):
+        yield from ((file, Unusable(one) if isinstance(one, str) else one) for file, one in zip(chunk, found, strict=True))
+
+
+@dataclass(frozen=True)
+class _Answerer:
+    """A model as it is sent to workers, each of which reads pictures itself and works with one thread.
+
+    Attributes:
+        content: of the model's files, by path.
+        pictures: how many there are in all.
+    """
+
+    content: dict[str, bytes]
+    pictures: int
+
+    @cached_property
+    def predictor(self) -> BatchPredictor:
+        with tempfile.TemporaryDirectory() as folder:
+            for path, content in self.content.items():
+                file = Path(folder, path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            return BatchPredictor(Path(folder), self.pictures, threads=1, trust=True)
+
+    def __call__(self, files: list[Remote]) -> list[Output | str]:
+        with quiet():
+            found = [result for _, result in self.predictor.predict_files(files, readers_for(files))]
+        return [str(one) if isinstance(one, Unusable) else one for one in found]
+
+
 def _answer(
-    files: Sequence[Path | Remote],
-    versions: dict[str, str],
-    digest: str,
-    parts: _Parts,
-    output_format: str,
-    model: Path,
-    max_error: float | None,
-    trust: bool,
+    results: _Results, selection: Selection, versions: dict[str, str], digest: str, parts: _Parts, output_format: str
 ) -> int:
     """Answer the pictures, a part after the other; how many could not be used."""
-    predictor = BatchPredictor(model, len(files), trust=trust)
-    selection = selection_for(model, predictor, max_error)
-    table = _Table(predictor.classes, selection.columns)
+    table = _Table(results.predictor.classes, selection.columns)
     failed = 0
     with (
-        progress_of(len(files), Path(parts.output)) as advance,
-        contextlib.closing(predictor.predict_files(files, readers_for(files))) as predictions,
+        progress_of(results.count, Path(parts.output)) as advance,
+        contextlib.closing(results.each) as predictions,
         quiet(),
     ):
         for file, result in predictions:
@@ -122,7 +179,7 @@ def _answer(
         if table.rows:
             parts.add(table.flushed(output_format), output_format)
     if selection.rows is not None:
-        say(f"headstart: {selection.sentence(len(files) - failed)}", file=sys.stderr)
+        say(f"headstart: {selection.sentence(results.count - failed)}", file=sys.stderr)
     return failed
 
 

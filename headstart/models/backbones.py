@@ -21,7 +21,7 @@ from headstart.base.artifacts import BackboneFolder
 from headstart.base.artifacts.card import Card, Preprocessing
 from headstart.base.artifacts.members import first_of, member_folders
 from headstart.base.errors import HeadstartError, nearest
-from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of, network_of
+from headstart.base.paths import OWN_MODULE, SIDE_BY_SIDE, is_own, members_of, network_of
 from headstart.base.private_names import without_torch_compiler
 from headstart.base.safe_text import shortened
 from headstart.base.tensors import tensors_of
@@ -250,7 +250,7 @@ def _own(name: str, network_file: Path | None) -> Architecture:
     file = network_file or Path(path)
     if file.suffix != ".py" or not file.is_file() or not file.stat().st_size:
         raise HeadstartError(f"backbone {name!r}: {path} is not there; give its path from the project's top folder")
-    module = ModuleType("headstart_own_network")
+    module = ModuleType(OWN_MODULE)
     module.__file__ = str(file)
     try:
         # An import would run bytecode that lies beside the file, which no digest covers, and would write it into a package.

@@ -174,26 +174,34 @@ def stored_candidates(params: Params, kept: Path) -> list[Candidate]:
     return found
 
 
+def file_of(name: str, extractor: FeatureExtractor, wanted: str, rows: Ints, kept: Path, threads: int) -> Path:
+    """The file in ``kept`` for a candidate's features of ``rows``.
+
+    Args:
+        wanted: as ``engine_for`` takes it; with it and the network the engine is decided.
+        threads: that they are made with.
+    """
+    shown_as = (code_of(__name__), extractor.trunk.view.as_dict(), rows.tolist())
+    elsewhere = () if threads == torch.get_num_threads() else (threads,)
+    return folder_for(kept, extractor.network, wanted, extractor.pixels, shown_as + elsewhere) / file_name_of(name)
+
+
 def features_of(
-    name: str, extractor: FeatureExtractor, wanted: str, prepare: Callable[[], Forward], rows: Ints, width: int, kept: Path
+    name: str, extractor: FeatureExtractor, prepare: Callable[[], Forward], rows: Ints, width: int, file: Path
 ) -> Tensor:
-    """(N, width) features of ``rows``, kept in ``kept``; the forward pass is prepared only where they are not there.
+    """(N, width) features of ``rows``, kept in ``file``; the forward pass is prepared only where they are not there.
 
     Args:
         name: of the candidate.
-        wanted: as ``engine_for`` takes it; with it and the network the engine is decided.
 
     Raises:
         HeadstartError: they are no finite numbers.
     """
-    shown_as = (code_of(__name__), extractor.trunk.view.as_dict(), rows.tolist())
-    folder = folder_for(kept, extractor.network, wanted, extractor.pixels, shown_as)
     prepared = cache(prepare)
 
     def run(pictures: Tensor) -> Tensor:
         return prepared()(pictures)
 
-    file = folder / file_name_of(name)
     found = np.array(known_or_made(file, (len(rows), width), run, lambda first: extractor.batches(rows[first:])))
     if not np.isfinite(found).all():
         raise HeadstartError(f"{name} gives features that are no finite numbers; leave it out of rank.candidates")

@@ -51,13 +51,24 @@ class Standing:
         return count, *mean(self.probes[count].losses - other.probes[count].losses, groups=other.probes[count].groups)
 
 
-def halve(standings: list[Standing], sizes: list[int], look: Callable[[str, int], Probe]) -> None:
+def halve(
+    standings: list[Standing],
+    sizes: list[int],
+    look: Callable[[str, int], Probe],
+    announce: Callable[[list[str], int], None] = lambda names, count: None,
+) -> None:
     """Fill in ``probes`` and ``dropped``. Everybody sees ``sizes[0]`` pictures; who is within budget and not clearly worse
-    than the best such candidate sees the next size, as long as there are two of them."""
+    than the best such candidate sees the next size, as long as there are two of them.
+
+    Args:
+        announce: told who will look at how many pictures next.
+    """
+    announce([standing.name for standing in standings], sizes[0])
     for standing in standings:
         standing.probes[sizes[0]] = look(standing.name, sizes[0])
     running = [standing for standing in standings if standing.over_budget is None]
     for count in sizes:
+        announce([standing.name for standing in running if count not in standing.probes], count)
         for standing in running:
             if count not in standing.probes:
                 standing.probes[count] = look(standing.name, count)

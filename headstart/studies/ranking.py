@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from headstart.base.arrays import Ints
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.rank import RankedBackbone, Ranking
+from headstart.base.cluster import Cluster, connected
 from headstart.base.device import set_up
+from headstart.base.kept import is_whole
 from headstart.base.measurements import Measurements, machine
 from headstart.base.params import Params
 from headstart.base.paths import SIDE_BY_SIDE, state_folder
@@ -24,13 +27,16 @@ from headstart.base.sections import network_and_view
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
+from headstart.engines.activations import answers_of
 from headstart.engines.base import Forward
+from headstart.engines.remote import SharedPixels
 from headstart.engines.select import SAMPLE, engine_for
 from headstart.evaluation.intervals import mean, numbered
 from headstart.models.catalogue import published
 from headstart.models.trunk import plain
 from headstart.studies import ranking_report
-from headstart.studies.candidates import Candidate, Sample, features_of, stored_candidates
+from headstart.studies.candidates import Candidate, Sample, features_of, file_of, stored_candidates
+from headstart.studies.candidates_on_cluster import Answer, Examiner, Question, ask
 from headstart.studies.combination import Combination, Members, search
 from headstart.studies.halving import Standing, choose, halve, listed, over_budget
 from headstart.studies.speed import MANY, images_per_s, training_seconds
@@ -43,8 +49,11 @@ from headstart.training.recipe import Recipe
 class _Contender:
     """A candidate that has weights, in memory."""
 
-    def __init__(self, candidate: Candidate, sample: Sample, pixels: Pixels, device: torch.device) -> None:
+    def __init__(
+        self, candidate: Candidate, sample: Sample, pixels: Pixels, device: torch.device, cluster: Cluster | None
+    ) -> None:
         self.candidate, self.sample, self.device = candidate, sample, device
+        self.threads = cluster.cpus_of_smallest if cluster else torch.get_num_threads()
         self.extractor = FeatureExtractor(candidate.trunk(), pixels, device)
         self.features = torch.empty(0, candidate.card.features, device=device)
 
@@ -52,14 +61,96 @@ class _Contender:
         few = self.extractor.at_once(self.sample.rows[:SAMPLE])
         return engine_for(self.extractor.network, MANY, few, self.device, wanted)[0]
 
+    def missing(self, count: int) -> Ints:
+        """The rows of the first ``count`` pictures whose features are not among ``features``."""
+        return self.sample.rows[len(self.features) : count]
+
+    def file(self, count: int, wanted: str, kept: Path) -> Path:
+        """Where the features of those are kept."""
+        return file_of(self.candidate.name, self.extractor, wanted, self.missing(count), kept, self.threads)
+
     def extend(self, count: int, wanted: str, kept: Path) -> None:
         """See to it that ``features`` are those of the first ``count`` pictures at least."""
-        rows = self.sample.rows[len(self.features) : count]
-        if len(rows):
-            width = self.features.shape[1]
-            name = self.candidate.name
-            more = features_of(name, self.extractor, wanted, lambda: self.forward(wanted), rows, width, kept)
+        if len(rows := self.missing(count)):
+            name, width, file = self.candidate.name, self.features.shape[1], self.file(count, wanted, kept)
+            more = features_of(name, self.extractor, lambda: self.forward(wanted), rows, width, file)
             self.features = torch.cat([self.features, more.to(self.device)])
+
+
+class _Field:
+    """All contenders, and what has to be found out about them: here when it is asked for, or before on a cluster, which
+    looks at as many of them at a time as it has nodes. What was found out once is kept."""
+
+    def __init__(
+        self,
+        contenders: dict[str, _Contender],
+        sample: Sample,
+        params: Params,
+        state: Callable[[str], Path],
+        cluster: Cluster | None,
+    ) -> None:
+        self.contenders, self.sample, self.params, self.cluster = contenders, sample, params, cluster
+        self.wanted, self.kept = params.features.engine, state("rank")
+        self.recipe = Recipe(params.finetune, scratch=False, seed=params.seed)
+        self._images, self._steps = (Measurements(state("speed") / f"{what}.json") for what in ("images", "steps"))
+        self._where = (
+            machine() if cluster is None else ("cluster", cluster.cpus_of_smallest, cluster.gpus, torch.__version__)
+        )
+
+    def images_per_s(self, name: str) -> float:
+        extractor = self.contenders[name].extractor
+        found = self._images.known_or(self._rate_key(name), lambda: images_per_s(extractor, self.sample.rows, self.wanted))
+        return float(found)
+
+    def step(self, name: str) -> float | None:
+        """Seconds per picture of a training step; None without fine-tuning."""
+        if not self.params.finetune_is_on:
+            return None
+        contender, classes = self.contenders[name], self.sample.classes
+        found = self._steps.known_or(
+            self._step_key(name),
+            lambda: training_seconds(plain(contender.candidate.trunk()), classes, self.recipe, contender.device),
+        )
+        return float(found)
+
+    def announce(self, names: list[str], count: int) -> None:
+        """These will be asked about next, and look at ``count`` pictures."""
+        if self.cluster is None:
+            return
+        questions = [question for name in names if (question := self._question(name, count)).wants_anything]
+        if questions:
+            rows = np.concatenate([self.sample.rows[:SAMPLE], *(question.rows for question in questions)])
+            pixels = SharedPixels(self.cluster, self.contenders[names[0]].extractor.pixels, rows)
+            examiner = Examiner(
+                pixels, rows[:SAMPLE], self.wanted, self.sample.classes, self.recipe, self.cluster.cpus_of_smallest
+            )
+            for answer in ask(self.cluster, examiner, questions):
+                self._keep(answer, count)
+
+    def _question(self, name: str, count: int) -> Question:
+        contender, trunk = self.contenders[name], self.contenders[name].candidate.trunk()
+        rows = contender.missing(count)
+        if is_whole(contender.file(count, self.wanted, self.kept)):
+            rows = rows[:0]
+        step = self.params.finetune_is_on and self._step_key(name) not in self._steps
+        return Question(name, trunk, rows, contender.features.shape[1], self._rate_key(name) not in self._images, step)
+
+    def _keep(self, found: Answer, count: int) -> None:
+        if found.images_per_s is not None:
+            self._images[self._rate_key(found.name)] = found.images_per_s
+        if found.step is not None:
+            self._steps[self._step_key(found.name)] = found.step
+        if (features := found.features) is not None:
+            file = self.contenders[found.name].file(count, self.wanted, self.kept)
+            answers_of(lambda first: [features[first:]], len(features), file, lambda count=1: None)
+
+    def _rate_key(self, name: str) -> str:
+        card = self.contenders[name].candidate.card
+        return Measurements.key(self._where, name, card.sha256, self.wanted, "images per second")
+
+    def _step_key(self, name: str) -> str:
+        card, settings = self.contenders[name].candidate.card, self.params.finetune.model_dump()
+        return Measurements.key(self._where, name, card.sha256, settings, len(self.sample.classes))
 
 
 def rank(
@@ -70,44 +161,34 @@ def rank(
     params: Params,
     device: torch.device,
     state: Callable[[str], Path],
+    cluster: Cluster | None = None,
 ) -> Ranking:
     """Compare and choose: what rank.json holds.
 
     Args:
         to_train: pictures that fine-tuning would train on.
         state: a folder by name, in which what took long is kept from run to run.
+        cluster: where candidates are looked at, each on a node; None: here, one after the other.
     """
-    wanted = params.features.engine
-    recipe = Recipe(params.finetune, scratch=False, seed=params.seed)
-    images, steps = (Measurements(state("speed") / f"{what}.json") for what in ("images", "steps"))
-    contenders, costs, standings = {}, {}, []
-    for candidate in candidates:
-        if candidate.missing is not None:
-            continue
-        name, card = candidate.name, candidate.card
-        contender = contenders[name] = _Contender(candidate, sample, pixels, device)
-        rate = images.known_or(
-            Measurements.key(machine(), name, card.sha256, wanted, "images per second"),
-            lambda shown=contender.extractor: images_per_s(shown, sample.rows, wanted),  # type: ignore[misc]
-        )
-        found: dict[str, float | None] = {"images_per_s": rate, "finetune_minutes": None}
-        if params.finetune_is_on:
-            step = steps.known_or(
-                Measurements.key(machine(), name, card.sha256, params.finetune.model_dump(), len(sample.classes)),
-                lambda c=candidate: training_seconds(  # type: ignore[misc]
-                    plain(c.trunk()), sample.classes, recipe, device
-                ),
-            )
-            found["finetune_minutes"] = step * to_train * recipe.epochs / 60
-        costs[name] = found
-        beyond = over_budget(params.rank.budget, rate, candidate.megabytes)
-        standings.append(Standing(name, rate, beyond))
+    contenders = {
+        candidate.name: _Contender(candidate, sample, pixels, device, cluster)
+        for candidate in candidates
+        if candidate.missing is None
+    }
     sizes = sample.sizes(params.rank.first, params.rank.pictures)
+    field = _Field(contenders, sample, params, state, cluster)
+    field.announce(list(contenders), sizes[0])
+    costs, standings = {}, []
+    for name, contender in contenders.items():
+        rate, step = field.images_per_s(name), field.step(name)
+        minutes = step * to_train * field.recipe.epochs / 60 if step is not None else None
+        costs[name] = {"images_per_s": rate, "finetune_minutes": minutes}
+        standings.append(Standing(name, rate, over_budget(params.rank.budget, rate, contender.candidate.megabytes)))
     folds = {count: folds_of(sample.labels[:count], sample.groups[:count]) for count in sizes}
 
     def look(name: str, count: int) -> Probe:
         contender = contenders[name]
-        contender.extend(count, wanted, state("rank"))
+        contender.extend(count, field.wanted, field.kept)
         found = probe(
             contender.features[:count], sample.labels[:count], folds[count], sample.task, numbered(sample.groups[:count])
         )
@@ -118,12 +199,13 @@ def rank(
     def look_together(members: Members, count: int) -> Probe:
         if len(members) == 1 and count in by_name[members[0]].probes:
             return by_name[members[0]].probes[count]
+        field.announce(list(members), count)
         for name in members:
-            contenders[name].extend(count, wanted, state("rank"))
+            contenders[name].extend(count, field.wanted, field.kept)
         features = torch.cat([contenders[name].features[:count] for name in members], dim=1)
         return probe(features, sample.labels[:count], folds[count], sample.task, numbered(sample.groups[:count]))
 
-    halve(standings, sizes, look)
+    halve(standings, sizes, look, field.announce)
     choice, reason = choose(standings)
     by_name = {standing.name: standing for standing in standings}
     table = [_row(candidate, by_name, contenders, costs, folds) for candidate in candidates]
@@ -244,7 +326,8 @@ def run(params: Params, data: DataFolder) -> None:
     to_train = int((manifest["split"] == "train").sum())
     sample = Sample.of(manifest, params.seed)
     candidates = stored_candidates(params, state_folder("candidates"))
-    ranking = rank(candidates, sample, Pixels(data.prepare), to_train, params, device, state_folder)
+    with connected(params.cluster, __name__) as cluster:
+        ranking = rank(candidates, sample, Pixels(data.prepare), to_train, params, device, state_folder, cluster)
     ranking_report.write_page(ranking, data.rank.page)
     ranking.write(data.rank.details)
     ranking_report.show(ranking, params)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from headstart.base.arrays import Ints
 from headstart.base.artifacts import DataFolder, FeaturesFolder
 from headstart.base.artifacts.engine import EngineChoice, FeaturesDetails
+from headstart.base.cluster import Cluster, connected
 from headstart.base.device import made_on, set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, sha256_of
@@ -34,12 +36,14 @@ from headstart.data.splits import SPLITS
 from headstart.engines.activations import answers_of, folder_for
 from headstart.engines.base import Forward
 from headstart.engines.batching import inference_batch
+from headstart.engines.remote import RemoteNetwork
 from headstart.engines.select import PROBED, SAMPLE, engine_for
 from headstart.models.backbones import load_trunk
 from headstart.models.preprocessing import Normalise, batches
 from headstart.models.task import task_of
 from headstart.models.trunk import Trunk, feature_width, members_of_trunk, plain
 
+CPU = torch.device("cpu")
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
 
 
@@ -47,7 +51,7 @@ def extract(
     trunk: Trunk,
     pixels: Pixels,
     manifest: pd.DataFrame,
-    device: torch.device,
+    where: torch.device | Cluster,
     folder: Path,
     wanted: str = "auto",
     kept: Path | None = None,
@@ -60,6 +64,7 @@ def extract(
     next time: one that is new among them is the only one that looks at the pictures. Memory does not grow with the set.
 
     Args:
+        where: the work is done: on a device of this machine, or on a cluster.
         wanted: torch, openvino or auto, as for ``engine_for``.
         kept: what is found stands there until all of it is, so that a run that is killed can be gone on with; of several
             processes that make the same one works and the others wait.
@@ -68,23 +73,23 @@ def extract(
     files = FeaturesFolder(folder)
     files.mkdir(parents=True, exist_ok=True)
     members = members_of_trunk(trunk)
-    choices: list[EngineChoice] = []
+    passes: list[Pass] = []
     tables: list[Table] = []
     widths: list[int] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".")))
         advance = stack.enter_context(progress("features", len(members) * len(manifest)))
         for number, member in enumerate(members):
-            extractor = FeatureExtractor(member, pixels, device)
-            forward, choice = engine_of(extractor, manifest, wanted)
-            seen = ("features", list(made_by), member.view.as_dict(), manifest["split"].tolist())
-            home = folder_for(kept, extractor.network, choice.engine, pixels, seen) if kept else scratch / str(number)
+            extractor = FeatureExtractor(member, pixels, CPU if isinstance(where, Cluster) else where)
+            passes.append(Pass.of(extractor, manifest, wanted, where))
+            seen = ("features", list(made_by), member.view.as_dict(), manifest["split"].tolist(), *passes[-1].elsewhere)
+            engine = passes[-1].choice.engine
+            home = folder_for(kept, extractor.network, engine, pixels, seen) if kept else scratch / str(number)
             if kept and len(members) == 1:  # whose table is removed at the end
                 stack.enter_context(FileLock(home.with_suffix(".lock")))
             home.mkdir(exist_ok=True)  # the process before has removed it
             known = all(is_whole(home / split) for split in SPLITS)
-            choices.append(choice)
-            tables.append(_table(extractor, forward, manifest, home, advance))
+            tables.append(_table(passes[-1], manifest, home, advance))
             width = tables[-1].features[SPLITS[0]].shape[1]
             own = feature_width(plain(member)) if number == 0 and member.view.stages else width
             widths += [own, width - own] if own < width else [width]
@@ -96,10 +101,10 @@ def extract(
             with replacing(files.split(split)) as part:
                 save_file({"features": torch.from_numpy(features), "labels": torch.from_numpy(labels[rows])}, part)
         FeaturesDetails(
-            engine="; ".join(dict.fromkeys(choice.engine for choice in choices)),
-            why="; ".join(dict.fromkeys(choice.why for choice in choices)),
+            engine="; ".join(dict.fromkeys(each.choice.engine for each in passes)),
+            why="; ".join(dict.fromkeys(each.choice.why for each in passes)),
             widths=widths if len(widths) > 1 else None,
-            **made_on(device),
+            **min((each.made_on for each in passes), key=lambda made: made["threads"]),
         ).write(files.details)
         if kept and len(tables) == 1:
             if not known:  # kept for others that it stands side by side with
@@ -119,7 +124,39 @@ class Table:
     features: dict[str, NDArray[np.float32]]
 
 
-def _table(extractor: FeatureExtractor, forward: Forward, manifest: pd.DataFrame, home: Path, advance: Advance) -> Table:
+@dataclass(frozen=True)
+class Pass:
+    """How one network looks at the pictures.
+
+    Attributes:
+        answers: rows of the manifest → their features, batch by batch.
+        made_on: what their last digits depend on besides the inputs, by name.
+        elsewhere: of that, what differs from this machine.
+    """
+
+    answers: Callable[[Ints], Iterator[Tensor]]
+    choice: EngineChoice
+    made_on: dict[str, Any]
+    elsewhere: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, extractor: FeatureExtractor, manifest: pd.DataFrame, wanted: str, where: torch.device | Cluster) -> Self:
+        here = made_on(extractor.device)
+        if isinstance(where, Cluster):
+            view, count = extractor.trunk.view, len(manifest)
+            remote = RemoteNetwork(where, extractor.network, view, count, wanted, *probe_of(extractor, manifest))
+            elsewhere = () if remote.made_on == here else (remote.made_on,)
+            return cls(
+                lambda rows: remote.answers(extractor.pixels, rows, extractor.batch),
+                remote.choice,
+                remote.made_on,
+                elsewhere,
+            )
+        forward, choice = engine_of(extractor, manifest, wanted)
+        return cls(lambda rows: map(forward, extractor.batches(rows)), choice, here, ())
+
+
+def _table(looks: Pass, manifest: pd.DataFrame, home: Path, advance: Advance) -> Table:
     """The features of all pictures, in ``home``: found there, or made and put there.
 
     Raises:
@@ -138,10 +175,10 @@ def _table(extractor: FeatureExtractor, forward: Forward, manifest: pd.DataFrame
                     f"{manifest['path'].iloc[row]}; take other weights, or mend the network if it is your own"
                 )
 
-        def pictures(first: int, rows: Ints = rows) -> Iterator[Tensor]:
-            return extractor.batches(rows[first:])
+        def answers(first: int, rows: Ints = rows) -> Iterator[Tensor]:
+            return looks.answers(rows[first:])
 
-        features[split] = answers_of(forward, pictures, len(rows), home / split, advance, check)
+        features[split] = answers_of(answers, len(rows), home / split, advance, check)
     return Table(home, features)
 
 
@@ -156,11 +193,17 @@ def _side_by_side(parts: list[NDArray[np.float32]], file: Path) -> NDArray[np.fl
 
 def engine_of(extractor: FeatureExtractor, manifest: pd.DataFrame, wanted: str) -> tuple[Forward, EngineChoice]:
     """The forward pass that features are made with, as ``engine_for`` has it."""
+    sample, labels = probe_of(extractor, manifest)
+    return engine_for(extractor.network, len(manifest), sample, extractor.device, wanted, labels)
+
+
+def probe_of(extractor: FeatureExtractor, manifest: pd.DataFrame) -> tuple[Tensor, Tensor | None]:
+    """The pictures on which engines are compared, and their labels where there are enough for bfloat16 to be tried."""
     many = len(manifest) >= MANY
     seen = np.flatnonzero(manifest["split"] != "test")  # whose labels may take part in a choice
     rows = seen[np.unique(np.linspace(0, len(seen) - 1, PROBED if many else SAMPLE).astype(int))]
     known = torch.from_numpy(_encoded(manifest)[rows]) if many else None
-    return engine_for(extractor.network, len(manifest), extractor.at_once(rows), extractor.device, wanted, known)
+    return extractor.at_once(rows), known
 
 
 def _encoded(manifest: pd.DataFrame) -> Ints:
@@ -173,9 +216,10 @@ class FeatureExtractor:
 
     Attributes:
         network: (N, 3, size, size) uint8 pictures → (N, D) features.
+        pixels: ``Pixels``, or ``SharedPixels``: by row.
     """
 
-    def __init__(self, trunk: Trunk, pixels: Pixels, device: torch.device) -> None:
+    def __init__(self, trunk: Trunk, pixels: Any, device: torch.device) -> None:
         self.trunk, self.pixels, self.device = trunk.eval().requires_grad_(False).to(device), pixels, device
         self.network = nn.Sequential(Normalise(trunk.view), trunk).to(device).eval()
         self.batch = inference_batch(trunk, trunk.view, device)
@@ -203,4 +247,6 @@ def run(params: Params, data: DataFolder) -> None:
     trunk, _ = load_trunk(data.backbone, data.fetch.network)
     pixels, manifest = Pixels(data.prepare), read_manifest(data.prepare)
     made_by = [code_of(__name__), sha256_of(data.fetch.network)]
-    extract(trunk, pixels, manifest, device, data.features, params.features.engine, state_folder("answers"), made_by)
+    with connected(params.cluster, __name__) as cluster:
+        kept = state_folder("answers")
+        extract(trunk, pixels, manifest, cluster or device, data.features, params.features.engine, kept, made_by)

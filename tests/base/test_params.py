@@ -68,6 +68,17 @@ def test_the_shipped_file_names_every_key_so_that_each_can_be_swept() -> None:
     assert sorted(named) == sorted(modelled_keys(Params))
 
 
+@pytest.mark.parametrize("address", ["auto", "head:6379", "10.0.0.7:6379", "ray://10.0.0.7:10001", "ray://[::1]:10001"])
+def test_a_cluster_has_an_address(tmp_path: Path, address: str) -> None:
+    assert load(tmp_path, f"cluster: {address}").cluster == address
+
+
+@pytest.mark.parametrize("address", ["head", "http://head:6379", "ray://head", "head:6379/x", "''"])
+def test_what_is_no_address_of_a_cluster_is_said(tmp_path: Path, address: str) -> None:
+    told = ": cluster must be auto, null or an address such as 10.0.0.7:6379 or ray://10.0.0.7:10001, found "
+    assert complaint(tmp_path, f"cluster: {address}").startswith(told)
+
+
 def test_every_section_can_be_left_out(tmp_path: Path) -> None:
     assert load(tmp_path, "") == load(tmp_path, "# nothing\n") == Params()
 

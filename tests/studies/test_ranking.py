@@ -33,7 +33,7 @@ from headstart.data.fetch import fetch
 from headstart.data.packed import Pixels
 from headstart.data.sources import locate
 from headstart.studies import ranking_report
-from headstart.studies.candidates import Candidate, Sample, features_of, stored_candidates
+from headstart.studies.candidates import Candidate, Sample, features_of, file_of, stored_candidates
 from headstart.studies.combination import Combination, Members, search
 from headstart.studies.halving import Standing, choose, halve, over_budget
 from headstart.studies.ranking import rank
@@ -434,8 +434,8 @@ def test_features_kept_are_those_of_a_fresh_pass(
         return lambda batch: extractor.network(batch)
 
     width = candidate.card.features
-    first = features_of("test_resnet", extractor, "torch", engine, rows, width, tmp_path / "kept")
-    second = features_of("test_resnet", extractor, "torch", engine, rows, width, tmp_path / "kept")
+    file = file_of("test_resnet", extractor, "torch", rows, tmp_path / "kept", torch.get_num_threads())
+    first, second = (features_of("test_resnet", extractor, engine, rows, width, file) for _ in range(2))
     assert made == ["once"]
     assert torch.equal(first, second)
     trunk = candidate.trunk().eval()

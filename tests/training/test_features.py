@@ -130,7 +130,7 @@ def test_an_engine_is_added_as_one_class_and_one_entry(tmp_path: Path, monkeypat
 def answers_of_twenty(engine: Callable[[torch.Tensor], torch.Tensor], folder: Path) -> NDArray[np.float32]:
     """What ``engine`` makes of TWENTY, four at a time, in folder/found."""
     return activations.answers_of(
-        engine, lambda first: TWENTY[first:].split(4), len(TWENTY), folder / "found", lambda count=1: None
+        lambda first: map(engine, TWENTY[first:].split(4)), len(TWENTY), folder / "found", lambda count=1: None
     )
 
 

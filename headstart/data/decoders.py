@@ -140,11 +140,11 @@ class Decoders:
             reply, data = process.ask(request, source, allowance or Allowance())
         return np.frombuffer(data, np.uint8).reshape(reply["height"], reply["width"], 3)
 
-    def pack(self, path: Path, size: tuple[int, int], jpeg_quality: int | None) -> tuple[Stored, bytes]:
+    def pack(self, source: bytes | Path, size: tuple[int, int], jpeg_quality: int | None) -> tuple[Stored, bytes]:
         """All that prepare stores of a picture, and its pixels: raw RGB, or a JPEG if there is a quality."""
         request = {"do": "pack", "jpeg_quality": jpeg_quality} | asdict(self.rules)
         with self._room_for(size), self._borrowed() as process:
-            reply, data = process.ask(request, path, Allowance())
+            reply, data = process.ask(request, source, Allowance())
         of_thumbnail = reply["of_thumbnail"]
         stored = Stored(
             reply["height"], reply["width"], reply["original_height"], reply["original_width"], reply["phash"],

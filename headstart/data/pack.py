@@ -32,12 +32,13 @@ from headstart.data.decode import RESIZE_ABOVE, Array, Unusable
 from headstart.data.decoders import Decoders, Rules, Stored
 from headstart.data.file_properties import FileProperties
 from headstart.data.packed import Pixels
-from headstart.data.picture import Picture
+from headstart.data.picture import LARGEST, READS_AT_ONCE, InPlace, Picture
 
 FILE = pa.struct(
     {"format": pa.string(), "mode": pa.string(), "exif": pa.bool_(), "profile": pa.bool_(), "camera": pa.string(),
      "taken": pa.string(), "compression": pa.float64()}
 )  # fmt: skip
+HEADER = 1 << 16  # bytes; of most pictures they hold width and height
 PAUSE = 5.0  # seconds between two records of what is decoded so far; more where writing one takes long
 
 
@@ -66,13 +67,12 @@ class _Job:
     """
 
     picture: Picture
-    path: Path
     size: tuple[int, int] | str = ""
 
 
 def pack(
     pictures: list[Picture],
-    root: Path,
+    root: Path | InPlace,
     settings: Prepare,
     threads: int,
     folder: Path,
@@ -93,8 +93,10 @@ def pack(
         The usable pictures, and the settings that ``write_index`` stores beside them.
     """
     rules = Rules(settings.short_side, settings.max_megapixels, settings.formats, settings.white_level)
+    readers = threads if isinstance(root, Path) else max(threads, READS_AT_ONCE)  # which mostly wait
     with closing(Decoders(threads, rules)) as decoders:
-        jobs = list(_map(partial(_measured, decoders), [_Job(p, root / p.path) for p in pictures], threads))
+        sizes = {} if isinstance(root, Path) else _known_sizes([folder, *unfinished.glob("*")], settings)
+        jobs = list(_map(partial(_measured, decoders, root, sizes), [_Job(p) for p in pictures], readers))
         raw_bytes = sum(_raw_size(job.size, settings.short_side) for job in jobs)
         quality = settings.jpeg_quality if raw_bytes > settings.raw_gb * 1e9 else None
         packing = _packing(settings, quality)
@@ -103,7 +105,7 @@ def pack(
             say(f"prepare: going on after {len(found)} pictures of a run that was stopped")
         reusable = found | _reusable(folder, packing)
         new = [job for job in jobs if job.picture.sha256 not in reusable]
-        decoded = _map(partial(_packed, decoders, quality), new, threads)
+        decoded = _map(partial(_packed, decoders, root, quality), new, readers)
         so_far = _SoFar(unfinished / file.suffix[1:], file, packing)
         return _written(pictures, reusable, decoded, len(new), so_far, audit), packing
 
@@ -187,11 +189,48 @@ def write_index(usable: list[PackedPicture], packing: dict[bytes, bytes], folder
     write_text(files.pixels_digest, f"{sha256_of(files.pixels_index)}\n")
 
 
-def _measured(decoders: Decoders, job: _Job) -> _Job:
+def _measured(decoders: Decoders, root: Path | InPlace, sizes: dict[str, tuple[int, int]], job: _Job) -> _Job:
+    """The job with the size of its picture, which is looked up in ``sizes`` by SHA-256 before the picture is read."""
+    if job.picture.sha256 in sizes:
+        return replace(job, size=sizes[job.picture.sha256])
+    if isinstance(root, InPlace):  # a few bytes suffice, if they do not say otherwise
+        with suppress(Unusable):
+            return replace(job, size=decoders.size(root.read(job.picture.path, 0, HEADER) if job.picture.size else b""))
     try:
-        return replace(job, size=decoders.size(job.path))
+        return replace(job, size=decoders.size(_content(root, job.picture)))
     except Unusable as reason:
         return replace(job, size=str(reason))
+
+
+def _content(root: Path | InPlace, picture: Picture) -> Path | bytes:
+    """The file of a picture, or its bytes where it is no file of this machine.
+
+    Raises:
+        Unusable: it has too many bytes to be read whole.
+        HeadstartError: it cannot be read, or is another than the one that was listed.
+    """
+    if isinstance(root, Path):
+        return root / picture.path
+    if picture.size > LARGEST:
+        raise Unusable(f"{picture.size >> 20} MB, and at most {LARGEST >> 20} are read of a picture elsewhere")
+    content = root.read(picture.path)
+    if hashlib.sha256(content).hexdigest() != picture.sha256:
+        raise HeadstartError(f"{root}: {picture.path} has changed since it was listed; run `dvc repro` again")
+    return content
+
+
+def _known_sizes(folders: list[Path], settings: Prepare) -> dict[str, tuple[int, int]]:
+    """Width and height by SHA-256 of what earlier runs have packed, so that nothing is read for them."""
+    allowed = {_packing(settings, quality)[b"headstart"] for quality in (None, settings.jpeg_quality)}
+    sizes: dict[str, tuple[int, int]] = {}
+    for folder in folders:
+        with suppress(OSError, ValueError):  # it is not there, or damaged: of that _reusable speaks
+            index = pq.read_table(
+                PrepareFolder(folder).pixels_index, columns=["sha256", "original_width", "original_height"]
+            )
+            if (index.schema.metadata or {}).get(b"headstart") in allowed:
+                sizes |= {row["sha256"]: (row["original_width"], row["original_height"]) for row in index.to_pylist()}
+    return sizes
 
 
 def _raw_size(size: tuple[int, int] | str, short_side: int) -> int:
@@ -203,12 +242,12 @@ def _raw_size(size: tuple[int, int] | str, short_side: int) -> int:
     return round(size[0] * scale) * round(size[1] * scale) * 3
 
 
-def _packed(decoders: Decoders, quality: int | None, job: _Job) -> tuple[PackedPicture, bytes] | str:
+def _packed(decoders: Decoders, root: Path | InPlace, quality: int | None, job: _Job) -> tuple[PackedPicture, bytes] | str:
     """The picture, without its span, and the bytes to store; or why it cannot be used."""
     if isinstance(job.size, str):
         return job.size
     try:
-        stored, pixels = decoders.pack(job.path, job.size, quality)
+        stored, pixels = decoders.pack(_content(root, job.picture), job.size, quality)
     except Unusable as reason:
         return str(reason)
     digest = hashlib.sha256(pixels).digest()

@@ -89,7 +89,7 @@ class ParquetRows(InPlace):
 
     def _value(self, shard: str, row: int) -> bytes:
         if shard not in self._files:
-            self._files[shard] = _opened(self.place, shard)
+            self._files[shard] = _with_dictionary(self.place, shard)
             while len(self._files) > GROUPS_KEPT:
                 self._files.popitem(last=False)
         file, group = self._files[shard], 0
@@ -102,7 +102,7 @@ class ParquetRows(InPlace):
                     f"{self.place}: {shard} has a row group of {size / 1e9:.1f} GB; write it with smaller ones, of 100 rows"
                 )
             column = _picture_column(file.schema_arrow, f"{self.place}: {shard}")
-            self._groups[shard, group] = file.read_row_group(group, [column])[column]
+            self._groups[shard, group] = file.read_row_group(group, [_leaf(file.schema_arrow, column)])[column]
             while len(self._groups) > GROUPS_KEPT:
                 self._groups.popitem(last=False)
         value = self._groups[shard, group][row].as_py()
@@ -160,6 +160,22 @@ def _opened(place: Place, shard: str) -> Any:
     return pq.ParquetFile(place.open(shard))
 
 
+def _with_dictionary(place: Place, shard: str) -> Any:
+    """The file, of which bytes that are stored once for many rows also take memory once."""
+    import pyarrow.parquet as pq
+
+    schema = (opened := _opened(place, shard)).schema_arrow
+    leaf = _leaf(schema, _picture_column(schema, f"{place}: {shard}"))
+    return pq.ParquetFile(place.open(shard), metadata=opened.metadata, read_dictionary=[leaf])
+
+
+def _leaf(schema: Any, column: str) -> str:
+    """Where the bytes of a column are."""
+    import pyarrow as pa
+
+    return f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
+
+
 def _holds_bytes(field: Any) -> bool:
     """Whether a column holds bytes, or what Hugging Face stores for a picture: a struct of bytes and path."""
     import pyarrow as pa
@@ -168,6 +184,7 @@ def _holds_bytes(field: Any) -> bool:
     if pa.types.is_struct(kind):
         at = kind.get_field_index("bytes")
         kind = kind.field(at).type if at >= 0 else kind
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 

@@ -99,14 +99,14 @@ def _is_recent(http_date: str) -> bool:
 
 
 @contextmanager
-def one_sentence(address: str) -> Iterator[None]:
+def one_sentence(address: str, done: str = "fetched") -> Iterator[None]:
     """Whatever goes wrong inside becomes a HeadstartError: every file system has its own errors."""
     try:
         yield
     except HeadstartError:
         raise
     except Exception as error:
-        raise HeadstartError(f"{address} could not be fetched: {_reason(error)}") from None
+        raise HeadstartError(f"{address} could not be {done}: {_reason(error)}") from None
 
 
 def options_for(address: str) -> dict[str, object]:

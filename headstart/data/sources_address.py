@@ -106,6 +106,8 @@ def _listed(address: str, place: Place) -> Files:
             files = {shard: place.file(shard)}
         else:
             files = place.files()
+            if not files:
+                raise HeadstartError(f"{address} holds no files; give the address of an archive or of a folder of classes")
     except HeadstartError as error:
         known = read_kept(kept)
         if known is None:

@@ -216,6 +216,7 @@ def test_a_bucket_that_gives_nothing_is_one_sentence(tmp_path: Path, bucket: str
         where
     )
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()

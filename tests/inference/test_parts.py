@@ -264,6 +264,7 @@ def test_what_cannot_be_read_or_written_is_one_sentence(
     with_wrong_keys = set_initial_no_auth_action_count(0)(said)
     assert "could not be fetched: The AWS Access Key Id you provided does not exist" in with_wrong_keys(where)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
     assert "could not be fetched: Could not connect to the endpoint URL" in said(where)
     assert "could not be fetched: Could not connect to the endpoint URL" in said("set", "--output", f"s3://{bucket}/out")

@@ -56,7 +56,8 @@ def predict_in_parts(
     Args:
         output_format: csv or parquet.
         output: an address or a folder.
-        max_error, trust: as for ``batch.predict``.
+        max_error: as for ``batch.predict``.
+        trust: the same.
 
     Raises:
         HeadstartError: as ``batch.predict``, or a picture or a part cannot be read or written. Finished parts stay.

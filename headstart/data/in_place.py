@@ -17,7 +17,7 @@ from headstart.data.sources_folder import HIDDEN, files_below, named_files
 BLOCK = 1 << 20  # bytes that are read at once where a shard is looked through
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """What a listing says of a file.
 
@@ -30,7 +30,7 @@ class File:
     stamp: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Remote:
     """A file at an address; as text it is its own address."""
 

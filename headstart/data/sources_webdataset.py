@@ -15,7 +15,7 @@ from headstart.data.archives import Entry, lands_outside, tar_entries
 from headstart.data.in_place import File, Place
 from headstart.data.picture import InPlace, Listing, Picture, Source
 from headstart.data.shards import Shards, in_splits, last_look, look_through, names_below, shards_among, split_of
-from headstart.data.sources_folder import HIDDEN
+from headstart.data.sources_folder import HIDDEN, NO_TEXT
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff", "avif", "jp2")
 LABELS = ("cls", "json", "txt")  # the first that has the label counts
@@ -74,6 +74,8 @@ class TarMembers(InPlace):
         return str(self.place)
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        if path not in self.members:
+            raise HeadstartError(f"{self.place}: {path} has changed since it was listed; run `dvc repro` again")
         shard, offset, size = self.members[path]
         first, last = min(start or 0, size), size if end is None else min(end, size)
         return self.place.read(shard, offset + first, offset + last) if last > first else b""
@@ -194,7 +196,7 @@ def _label(texts: dict[str, bytes], where: str) -> str:
             label = next((label[name] for name in IN_JSON if name in label), "")
         if isinstance(label, int | str) and not isinstance(label, bool) and str(label).strip():
             name = str(label).strip()
-            if len(name) > LONGEST_NAME or "\n" in name:
+            if len(name) > LONGEST_NAME or NO_TEXT.search(name):
                 raise HeadstartError(f"{where}: its .{kind} is a longer text and no label; put the class into a .cls")
             return name
     raise HeadstartError(

@@ -67,13 +67,13 @@ def predict_in_parts(
     if output.lower().endswith(tuple(SUFFIXES)):
         raise HeadstartError(f"--output {output} names a file; answers in parts need a folder, such as {output}/")
     parts, digest = _Parts(output), _digest(ModelFolder(model), max_error)
-    versions = {str(file): _version(file) for file in files if not parts.holds(file)}
-    files = [file for file in {str(file): file for file in files}.values() if str(file) in versions]
+    by_name = {_name(file): file for file in files if not parts.holds(file)}
+    files, versions = [*by_name.values()], {name: _version(file) for name, file in by_name.items()}
     if not files:
         raise HeadstartError("there are no pictures")
     earlier = parts.read()
     kept, done = _up_to_date(earlier, versions, digest)
-    remaining = [file for file in files if str(file) not in done]
+    remaining = [file for name, file in by_name.items() if name not in done]
     if remaining:
         if done:
             say(f"{len(done)} of {len(files)} pictures are answered already", file=sys.stderr)
@@ -110,10 +110,10 @@ def _answer(
         quiet(),
     ):
         for file, result in predictions:
-            version = {VERSION: versions[str(file)], MODEL: digest}
+            version = {VERSION: versions[_name(file)], MODEL: digest}
             if isinstance(result, Unusable):
                 failed += 1
-                table.add(file, None, {PROBLEM: str(result)} | version)
+                table.add(file, None, {PROBLEM: " ".join(str(result).split())} | version)
             else:
                 table.add(file, selection.answer(result), {PROBLEM: ""} | version)
             if len(table.rows) == ROWS:
@@ -135,7 +135,6 @@ class _Table:
     rows: list[list[Any]] = field(default_factory=list)
 
     def add(self, file: Path | Remote, answer: Answer | None, more: dict[str, str]) -> None:
-        name = str(file).encode("utf-8", "backslashreplace").decode()
         if answer is None:
             values: list[Any] = [None, None, *[None] * len(self.columns)]
             probabilities: list[Any] = [None] * len(self.classes)
@@ -143,7 +142,7 @@ class _Table:
             of_answer = answer.columns()
             values = [answer.label, answer.confidence, *(of_answer[column] for column in self.columns)]
             probabilities = answer.probabilities.tolist()
-        self.rows.append([name, *values, *more.values(), *probabilities])
+        self.rows.append([_name(file), *values, *more.values(), *probabilities])
 
     def flushed(self, output_format: str) -> bytes:
         """The rows as a file; afterwards there are none."""
@@ -276,6 +275,11 @@ def _up_to_date(
 
 def _rows(part: _Part) -> Iterator[tuple[str, str, str, str]]:
     return zip(part.images, part.versions, part.models, part.problems, strict=True)
+
+
+def _name(file: Path | Remote) -> str:
+    """A picture's name in the tables. What is no text in it, or would end a line, is escaped."""
+    return str(file).encode("utf-8", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _version(file: Path | Remote) -> str:

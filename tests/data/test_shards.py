@@ -8,6 +8,7 @@ import pickle
 import tarfile
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from headstart.base.artifacts import PrepareFolder
+from headstart.base.errors import HeadstartError
 from headstart.base.files import read_json
 from headstart.base.sections import Data
 from headstart.data import sources, sources_parquet
@@ -187,6 +191,25 @@ def test_a_shard_that_is_damaged_or_compressed_is_named(tmp_path: Path) -> None:
     file.write_bytes(__import__("gzip").compress(whole))
     assert "7.tar cannot be read (no tar); is it a whole, uncompressed tar?" in complaint(tmp_path / "set")
     assert any("is cut short" in sentence for sentence in said)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), min_size=1, max_size=6), end=st.integers(0, 4096)
+)
+def test_any_bytes_are_a_listing_or_a_sentence(tmp_path: Path, changes: list[tuple[int, int]], end: int) -> None:
+    whole = write_tar(
+        tmp_path / "whole.tar", [("1.png", b"picture"), ("1.cls", b"ant"), ("2.png", b"p"), ("2.json", b'{"label": 1}')]
+    )
+    content = bytearray(whole.read_bytes()[:4096])
+    for at, value in changes:
+        content[at] = value
+    (tmp_path / "set").mkdir(exist_ok=True)
+    (tmp_path / "set/0.tar").write_bytes(content if end == 4096 else content[:end])
+    with suppress(HeadstartError):
+        listing = sources.locate(Data(source=str(tmp_path / "set")))
+        assert isinstance(listing.root, InPlace)
+        assert all(len(listing.root.read(p.path)) == p.size for p in listing.pictures)
 
 
 def test_a_tar_of_class_folders_is_unpacked_as_before(tmp_path: Path) -> None:

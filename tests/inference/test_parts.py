@@ -220,6 +220,29 @@ def test_pictures_and_answers_may_be_here_or_there(bucket: str, tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_whatever_pictures_are_called_each_is_answered_once(tmp_path: Path, run: Run, form: str) -> None:
+    names = [
+        "a,b.png",
+        'quo"te.png',
+        "new\nline.png",
+        "re\rturn.png",
+        "ü ß.png",
+        "part-00000.csv.png",
+        "'.png",
+        os.fsdecode(b"\xe9.png"),
+    ]
+    Path("set").mkdir()
+    for name in names:
+        Path("set", name).write_bytes(png(plain("red")))
+    for _ in range(2):
+        code, _, err = run("predict", "set", "--model", "model", "--output", "out/", "--format", form)
+        assert code == 0
+        assert len({row["image"] for row in answers("out")}) == len(answers("out")) == len(names)
+    assert err == "8 pictures are answered below out/\n"
+
+
+@pytest.mark.usefixtures("model")
 def test_an_address_is_answered_into_a_file_or_on_the_terminal_like_files(
     bucket: str, tmp_path: Path, run: Run, serve: Callable[[Path], str]
 ) -> None:

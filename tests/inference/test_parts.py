@@ -221,7 +221,7 @@ def test_pictures_and_answers_may_be_here_or_there(bucket: str, tmp_path: Path, 
 
 @pytest.mark.usefixtures("model")
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_whatever_pictures_are_called_each_is_answered_once(tmp_path: Path, run: Run, form: str) -> None:
+def test_whatever_pictures_are_called_each_is_answered_once(run: Run, form: str) -> None:
     names = [
         "a,b.png",
         'quo"te.png',

@@ -9,6 +9,7 @@ import io
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -161,7 +162,8 @@ def _hashed_in_place(listing: Listing, root: InPlace, index_file: Path, known: d
     new = [picture for picture in listing.pictures if picture.path not in current]
     last, pause = time.monotonic(), PAUSE
     try:
-        with progress("fetch", len(new)) as advance, ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        shown = progress("fetch", len(new)) if new else nullcontext(lambda count=1: None)
+        with shown as advance, ThreadPoolExecutor(READS_AT_ONCE) as pool:
             for start in range(0, len(new), AT_ONCE):
                 some_new = new[start : start + AT_ONCE]
                 for picture, digest in zip(some_new, pool.map(partial(_digest, root), some_new), strict=True):

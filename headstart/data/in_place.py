@@ -85,6 +85,7 @@ class Place(InPlace):
             return {
                 self._path(name[len(root) :].lstrip("/")): File(int(found[name].get("size") or 0), stamp_of(found[name]))
                 for name in sorted(found)
+                if not name.endswith("/") and found[name].get("type") != "directory"  # as consoles make them in a bucket
             }
 
     def file(self, path: str) -> File:

@@ -78,6 +78,7 @@ def test_a_folder_or_an_archive_in_s3_is_a_source(tmp_path: Path, bucket: str, a
     client = boto3.client("s3")
     where = uploaded(folder, bucket, "some/where")
     client.put_object(Bucket=bucket, Key="some/where/.hidden/ants/1.png", Body=b"1")
+    client.put_object(Bucket=bucket, Key=f"some/where/{around}ants/", Body=b"")  # what consoles make for a folder
     client.upload_file(str(zipped(folder, tmp_path / "set.zip")), bucket, "set.zip")
     assert listed(where) == listed(f"{where}/") == listed(folder) == listed(f"s3://{bucket}/set.zip")
     corrected = encoded(photograph(5)).ljust(len((folder / f"{around}ants/1.png").read_bytes()), b"\0")

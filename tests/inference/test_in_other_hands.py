@@ -22,6 +22,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE[PAGE.index("## In Spark and in 
 QUIET = {"SPARK_LOCAL_IP": "127.0.0.1", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["pyspark", "ray"])
 def test_the_code_in_the_documentation_answers_as_the_model_itself(model: ModelFolder, engine: str) -> None:  # noqa: F811
     if find_spec(engine) is None or (engine == "pyspark" and shutil.which("java") is None):

@@ -49,7 +49,7 @@ from headstart.data.fetch import fetch, read_manifest
 from headstart.data.packed import Pixels
 from headstart.data.prepare import prepare
 from headstart.data.sources import source_of
-from headstart.data.sources_archive import Address
+from headstart.data.sources_address import Address
 from tests.data import corpus
 from tests.data.corpus_pictures import picture
 

@@ -49,8 +49,11 @@ def options(
 @app.command()
 def predict(
     pictures: Annotated[
-        list[Path],
-        typer.Argument(help="Pictures, folders of them, or - for paths on standard input, by line or by find -print0."),
+        list[str],
+        typer.Argument(
+            help="Pictures, folders of them, addresses such as s3://bucket/folder, or - for paths on standard input, by "
+            "line or by find -print0."
+        ),
     ],
     model: Model = DATA.package.model,
     form: Annotated[
@@ -59,7 +62,13 @@ def predict(
             "--format", help="text, json (one object per line), csv or parquet. By default as --output ends, or text."
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="A file to write to; it appears when it is whole.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="A file to write to; it appears when it is whole. Or an address, or a folder with a / at the end: there "
+            "answers come in parts, and a run that was killed goes on after the last."
+        ),
+    ] = None,
     max_error: Annotated[
         float | None,
         typer.Option(help="Say nothing where not sure, so that at most this share of the answers is wrong: 0.05 is 5 %."),
@@ -77,14 +86,20 @@ def predict(
     A picture that cannot be used is named on the error stream and the others are still answered; the exit status is
     then 1.
     """
-    from headstart.data.sources_folder import named_files
-    from headstart.inference import batch, prediction_files
+    from headstart.base.params import Params
+    from headstart.data.in_place import named_pictures
+    from headstart.inference import batch, parts, prediction_files
 
-    suffix = output.suffix.lower() if output is not None else ""
+    if output is not None and parts.is_for_parts(output):
+        cluster = Params.load().cluster if Path("params.yaml").exists() else None
+        parts.predict_in_parts(named_pictures(pictures), model, form or "csv", output, max_error, trust, cluster)
+        return
+    file = None if output is None else Path(output)
+    suffix = file.suffix.lower() if file is not None else ""
     form = form or prediction_files.SUFFIXES.get(suffix, "text")
     if form not in prediction_files.FORMATS:
         raise HeadstartError(f"--format {form!r}; allowed: {', '.join(prediction_files.FORMATS)}")
-    batch.predict(named_files(pictures), model, form, output, max_error, trust)
+    batch.predict(named_pictures(pictures), model, form, file, max_error, trust)
 
 
 @app.command()

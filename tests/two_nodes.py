@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +37,8 @@ class TwoNodes:
 
     def repair(self) -> None:
         if self.second is None:
-            self.second = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            with contextlib.chdir(Path(__file__).parent):  # a test's own folder goes with the test
+                self.second = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
             self.cluster.wait_for_nodes()
 
 

@@ -35,13 +35,14 @@ DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh"
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """One entry of an archive.
 
     Attributes:
         content: opens the content of a file; None for a folder and where there is a ``twin``.
         twin: the earlier entry that this is a second name of.
         odd: what speaks against it, if it is neither a file nor a folder.
+        offset: where in a plain tar the content of a file begins; -1 where it is not in one piece.
     """
 
     path: PurePosixPath
@@ -49,6 +50,7 @@ class _Entry:
     content: Callable[[], IO[bytes]] | None = None
     twin: PurePosixPath | None = None
     odd: str = ""
+    offset: int = 0
 
 
 def is_archive(name: str) -> bool:
@@ -88,7 +90,7 @@ def unpack(archive: Path, target: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _checked(archive: Path, folder: Path) -> Iterator[_Entry]:
+def _checked(archive: Path, folder: Path) -> Iterator[Entry]:
     """The entries of an archive that is to be unpacked in ``folder``, each after it was found harmless.
 
     Raises:
@@ -115,7 +117,7 @@ def _checked(archive: Path, folder: Path) -> Iterator[_Entry]:
         yield entry
 
 
-def _write(entry: _Entry, folder: Path) -> None:
+def _write(entry: Entry, folder: Path) -> None:
     path = folder / entry.path
     if entry.content is None and entry.twin is None:
         path.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ def _write(entry: _Entry, folder: Path) -> None:
             shutil.copyfileobj(source, out, 1 << 20)
 
 
-def _zip_entries(archive: Path) -> Iterator[_Entry]:
+def _zip_entries(archive: Path) -> Iterator[Entry]:
     try:
         zipped = zipfile.ZipFile(archive, metadata_encoding="utf-8")  # as macOS writes it, without saying so
     except UnicodeDecodeError:
@@ -138,44 +140,64 @@ def _zip_entries(archive: Path) -> Iterator[_Entry]:
             name = info.filename.replace("\\", "/")  # some tools on Windows write them, although the format forbids it
             path, kind = PurePosixPath(name), stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not made on Unix
             if kind == stat.S_IFLNK:
-                yield _Entry(path, odd="is a link (zip without -y packs what it leads to)")
+                yield Entry(path, odd="is a link (zip without -y packs what it leads to)")
             elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                yield _Entry(path, odd="is neither a file nor a folder")
+                yield Entry(path, odd="is neither a file nor a folder")
             elif name.endswith("/"):
-                yield _Entry(path)
+                yield Entry(path)
             else:
-                yield _Entry(path, info.file_size, partial(zipped.open, info))
+                yield Entry(path, info.file_size, partial(zipped.open, info))
 
 
-def _tar_entries(archive: Path) -> Iterator[_Entry]:
+def _tar_entries(archive: Path) -> Iterator[Entry]:
     with archive.open("rb") as stream:
         start = stream.read(6)
     decompressed = next((f for magic, f in DECOMPRESSORS.items() if start.startswith(magic)), open)(archive, "rb")
-    plain, sizes = _ShortReads(decompressed), dict[str, int]()
     with closing(decompressed):
         try:
-            tar = tarfile.TarFile(fileobj=plain)  # type: ignore[arg-type]
-        except tarfile.TarError:  # the first header
+            yield from tar_entries(decompressed)
+        except NoTar:  # the first header
             raise HeadstartError(f"{archive.name} could not be unpacked: is it a whole zip or tar file?") from None
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # the list would fill the memory
-            path = PurePosixPath(member.name)
-            if member.size < 0:
-                raise tarfile.ReadError("a negative size")  # of which older versions find no end (CVE-2025-8194)
-            if member.isdir():
-                yield _Entry(path)
-            elif member.isreg():
-                sizes[member.name] = member.size
-                yield _Entry(path, member.size, partial(_content, tar, member))
-            elif member.islnk() and member.linkname in sizes:  # how tar packs a file that has two names
-                sizes[member.name] = sizes[member.linkname]
-                yield _Entry(path, sizes[member.name], twin=PurePosixPath(member.linkname))
-            elif member.islnk() or member.issym():
-                yield _Entry(path, odd=f"is a link to {member.linkname[:80]!r} (tar --dereference packs what it leads to)")
-            else:
-                yield _Entry(path, odd="is neither a file nor a folder")
-        if plain.last.strip(b"\0"):  # a damaged header, at which tarfile stops as if it were the end
-            raise tarfile.ReadError(f"damaged at byte {tar.offset}")
+
+
+class NoTar(tarfile.ReadError):
+    """It does not begin as a tar does."""
+
+
+def tar_entries(file: Any) -> Iterator[Entry]:
+    """The entries of a tar, in order. Nothing of them is believed: whoever uses them looks at ``odd`` and at the paths.
+
+    Args:
+        file: it can be read here and there.
+
+    Raises:
+        tarfile.TarError, OSError, ValueError, EOFError: it is damaged.
+    """
+    plain, sizes = _ShortReads(file), dict[str, int]()
+    try:
+        tar = tarfile.TarFile(fileobj=plain)  # type: ignore[arg-type]
+    except tarfile.TarError:
+        raise NoTar("no tar") from None
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # the list would fill the memory
+        path = PurePosixPath(member.name)
+        if member.size < 0:
+            raise tarfile.ReadError("a negative size")  # of which older versions find no end (CVE-2025-8194)
+        if member.isdir():
+            yield Entry(path)
+        elif member.isreg():
+            sizes[member.name] = member.size
+            offset = -1 if member.issparse() else member.offset_data  # what a sparse one holds is not in one piece
+            yield Entry(path, member.size, partial(_content, tar, member), offset=offset)
+        elif member.islnk() and member.linkname in sizes:  # how tar packs a file that has two names
+            sizes[member.name] = sizes[member.linkname]
+            yield Entry(path, sizes[member.name], twin=PurePosixPath(member.linkname))
+        elif member.islnk() or member.issym():
+            yield Entry(path, odd=f"is a link to {member.linkname[:80]!r} (tar --dereference packs what it leads to)")
+        else:
+            yield Entry(path, odd="is neither a file nor a folder")
+    if plain.last.strip(b"\0"):  # a damaged header, at which tarfile stops as if it were the end
+        raise tarfile.ReadError(f"damaged at byte {tar.offset}")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

@@ -1,4 +1,4 @@
-"""Downloads through fsspec: one file, checked by digest, or a folder, of which only what has changed is fetched again."""
+"""Downloads through fsspec, checked by digest, and what there is to say of addresses."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from headstart.base.errors import HeadstartError
-from headstart.base.files import replacing, write_text
+from headstart.base.files import replacing
 from headstart.base.progress import progress
 from headstart.base.safe_text import shortened
-from headstart.data.archives import SHARE_OF_DISK, lands_outside
-from headstart.data.sources_folder import files_below
+from headstart.data.archives import SHARE_OF_DISK
 
 CHUNK = 1 << 20
 WEB, HERE = ("http://", "https://"), ("file://", "local://")
-REQUESTS_AT_ONCE = 16  # for the stamps of files
+CONNECTIONS = 32  # to one server at once
 # By what the file systems of fsspec tell one version of a file from the next, without case and hyphens.
 VALIDATORS = {"etag", "lastmodified", "contentmd5", "digest", "md5hash", "generation", "updated", "mtime", "created", "ino"}
 # A file may change twice in the second that Last-Modified names, which is believed once it is older than this (RFC 9110).
@@ -51,7 +48,7 @@ def download(address: str, target: Path, sha256_prefix: str | None = None) -> st
     digest = hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
     room = SHARE_OF_DISK * shutil.disk_usage(target.parent).free
-    with _one_sentence(address), fsspec.open(address, "rb", **_options(address)) as stream, replacing(target) as part:
+    with one_sentence(address), fsspec.open(address, "rb", **options_for(address)) as stream, replacing(target) as part:
         total = getattr(stream, "size", None) or 0
         with part.open("wb") as out, progress(f"download {target.name}", total >> 20, "MB") as advance:
             while chunk := stream.read(CHUNK):
@@ -78,94 +75,19 @@ def stamp(address: str) -> str:
     """
     import fsspec
 
-    with _one_sentence(address):
-        system, path = fsspec.core.url_to_fs(address, **_options(address))
+    with one_sentence(address):
+        system, path = fsspec.core.url_to_fs(address, **options_for(address))
         system.invalidate_cache()
-        return _stamp(system.info(path))
+        return stamp_of(system.info(path))
 
 
-def download_folder(address: str, target: Path) -> None:
-    """Mirror every file below ``address`` into ``target``.
-
-    Files whose stamp is that of the last time are not fetched again; files that are no longer at the address are removed.
-    The stamps are kept beside ``target``.
-
-    Raises:
-        HeadstartError: the address cannot be listed, or a file cannot be downloaded.
-    """
-    import fsspec
-
-    with _one_sentence(address):
-        system, root = fsspec.core.url_to_fs(address, **_options(address))
-        system.invalidate_cache()
-        listing = _listed(system, root, address)
-        if not listing:
-            raise HeadstartError(f"{address} holds no files; give the address of an archive or of a folder of classes")
-        wanted = {_relative(name[len(root) :].lstrip("/"), address): name for name in listing}
-        if address.startswith((*WEB, *HERE)):  # of which nothing but the names is listed
-            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-                listing = dict(zip(listing, pool.map(system.info, listing), strict=True))
-        for stale in [path for path in target.rglob("*") if path.is_file()]:
-            if stale.relative_to(target).as_posix() not in wanted:
-                stale.unlink()
-        file = target.with_name(f"{target.name}.stamps")
-        known, current = _read_stamps(file), {}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8", buffering=1) as done:  # line by line: what was fetched before a kill counts
-            for path in sorted(wanted):
-                name = wanted[path]
-                current[path] = _stamp(listing[name])
-                if not (current[path] and known.get(path) == current[path] and (target / path).is_file()):
-                    with replacing(target / path) as part:
-                        system.get_file(name, str(part))
-                    done.write(f"{json.dumps([path, current[path]])}\n")
-        write_text(file, "".join(f"{json.dumps([path, current[path]])}\n" for path in current))
-
-
-def _listed(system: Any, root: str, address: str) -> dict[str, dict[str, Any]]:
-    """The files below a folder, with what the listing says of each."""
-    if address.startswith(HERE):  # fsspec does not follow links to folders
-        files = list(files_below(Path(root)))
-        for file in files:
-            if not file.exists():
-                raise HeadstartError(f"{file} is a link that leads nowhere; mend or remove it")
-        return {str(file): {} for file in files}
-    listing: dict[str, dict[str, Any]] = system.find(root, detail=True)
-    listing.pop(root, None)  # a page without links is listed as a file
-    if address.startswith(WEB):  # a server's own links, such as ?C=M;O=A to sort its list
-        return {name: entry for name, entry in listing.items() if "?" not in name[len(root) :]}
-    return listing
-
-
-def _relative(name: str, address: str) -> str:
-    """The path below the folder of a file that is listed at an address.
-
-    Raises:
-        HeadstartError: it would be written outside of the folder.
-    """
-    path = PurePosixPath(unquote(name) if address.startswith(WEB) else name)
-    if lands_outside(path):
-        raise HeadstartError(f"{address} lists {str(path)!r}, which would land outside its folder; nothing was fetched")
-    return path.as_posix()
-
-
-def _read_stamps(file: Path) -> dict[str, str]:
-    """The stamp of each file when it was fetched."""
-    stamps = {}
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    for line in lines:
-        try:
-            path, seen = json.loads(line)
-            stamps[path] = seen
-        except (ValueError, TypeError):  # cut short by a kill
-            continue
-    return stamps
-
-
-def _stamp(entry: dict[str, Any]) -> str:
+def stamp_of(entry: dict[str, Any]) -> str:
+    """The same from what a file system says of a file."""
     found = {key: str(entry[key]) for key in entry if key.lower().replace("-", "") in VALIDATORS and entry[key]}
     if not found or (set(found) == {"Last-Modified"} and _is_recent(found["Last-Modified"])):
         return ""
+    # A file that is stored again as it was keeps its ETag, and only that.
+    found = {key: found[key] for key in found if key.lower() == "etag"} or found
     return json.dumps(found | {"size": str(entry.get("size"))}, sort_keys=True)
 
 
@@ -177,22 +99,26 @@ def _is_recent(http_date: str) -> bool:
 
 
 @contextmanager
-def _one_sentence(address: str) -> Iterator[None]:
+def one_sentence(address: str, done: str = "fetched") -> Iterator[None]:
     """Whatever goes wrong inside becomes a HeadstartError: every file system has its own errors."""
     try:
         yield
     except HeadstartError:
         raise
     except Exception as error:
-        raise HeadstartError(f"{address} could not be fetched: {_reason(error)}") from None
+        raise HeadstartError(f"{address} could not be {done}: {_reason(error)}") from None
 
 
-def _options(address: str) -> dict[str, object]:
+def options_for(address: str) -> dict[str, object]:
+    """What fsspec is told for an address of this kind."""
     if address.startswith(WEB):
         import aiohttp
 
         # block_size 0 reads from start to end. fsspec's default asks for ranges, which not every server supports.
         return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(sock_connect=20, sock_read=60)}, "block_size": 0}
+    if address.startswith("s3://"):  # one request for a file, not one for its size before
+        patience = {"connect_timeout": 20, "read_timeout": 60, "max_pool_connections": CONNECTIONS}
+        return {"max_concurrency": 1, "config_kwargs": patience}
     return {}
 
 

@@ -6,8 +6,12 @@ import csv
 import errno
 import hashlib
 import io
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,18 @@ from headstart.base.identity import write_code
 from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Params
 from headstart.base.paths import network_file, state_folder, weights_file
+from headstart.base.progress import progress
 from headstart.base.sections import Data
 from headstart.base.terminal import say
 from headstart.data.corrections import corrected, grouped
-from headstart.data.picture import Listing, Picture, classes_of, is_multi_label, names_in
+from headstart.data.picture import LARGEST, READS_AT_ONCE, InPlace, Listing, Picture, classes_of, is_multi_label, names_in
 from headstart.data.sources import locate
 
 # Columns of predictions, which also have one column per class.
 RESERVED = {"image", "split", "label", "predicted", "probability", "unfamiliar", "nearest"}
+
+PAUSE = 30.0  # seconds between two records of what is hashed so far
+AT_ONCE = 512  # pictures
 
 COLUMNS = ("path", "label", "split", "group", "size", "sha256")
 MULTI_LABEL_COLUMNS = tuple("labels" if column == "label" else column for column in COLUMNS)
@@ -46,7 +54,8 @@ def fetch(data: Data, manifest: Path) -> list[Picture]:
         raise HeadstartError(
             f"data.source {data.source!r} holds no files in class folders; expected one folder per class ({listing.root})"
         )
-    pictures = _hashed(Listing(listing.root, corrected(grouped(listing.pictures, data.group), data)), data.source)
+    listing = replace(listing, pictures=corrected(grouped(listing.pictures, data.group), data))
+    pictures = _hashed(listing, data.source)
     check_classes([picture for picture in pictures if picture.sha256], data, is_multi_label(listing.pictures))
     if data.limit:
         pictures = _first_of_each_class(pictures, data.limit)
@@ -116,9 +125,11 @@ def _check_labels(pictures: list[Picture], source: str, separator: str) -> None:
 
 def _hashed(listing: Listing, source: str) -> list[Picture]:
     """The pictures with size and SHA-256, without digest where a link leads nowhere. A file whose size and times have not
-    changed is not read again."""
+    changed is not read again, and neither is a picture elsewhere that has the stamp of the last time."""
     index_file = state_folder("hashes") / f"{hashlib.sha256(f'{source} {listing.root}'.encode()).hexdigest()[:16]}.json"
     known: dict[str, list[Any]] = read_kept(index_file) or {}
+    if isinstance(listing.root, InPlace):
+        return _hashed_in_place(listing, listing.root, index_file, known)
     current: dict[str, list[Any]] = {}
     pictures = []
     for picture in listing.pictures:
@@ -139,6 +150,47 @@ def _hashed(listing: Listing, source: str) -> list[Picture]:
     if current != known:
         write_kept(index_file, current)
     return pictures
+
+
+def _hashed_in_place(listing: Listing, root: InPlace, index_file: Path, known: dict[str, list[Any]]) -> list[Picture]:
+    """The same where reading is slow: many at once, and what is read before a kill or an error counts."""
+    current: dict[str, list[Any]] = {}
+    for picture in listing.pictures:
+        stamp, entry = listing.stamps[picture.path], known.get(picture.path)
+        if stamp and entry and entry[1] == stamp:
+            current[picture.path] = entry
+    new = [picture for picture in listing.pictures if picture.path not in current]
+    last, pause = time.monotonic(), PAUSE
+    try:
+        shown = progress("fetch", len(new)) if new else nullcontext(lambda count=1: None)
+        with shown as advance, ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            for start in range(0, len(new), AT_ONCE):
+                some_new = new[start : start + AT_ONCE]
+                for picture, digest in zip(some_new, pool.map(partial(_digest, root), some_new), strict=True):
+                    current[picture.path] = [digest[0], listing.stamps[picture.path], digest[1]]
+                    advance()
+                if time.monotonic() - last > pause:
+                    start_writing = time.monotonic()
+                    write_kept(index_file, current)
+                    last = time.monotonic()
+                    pause = max(PAUSE, 20 * (last - start_writing))  # at most a twentieth of the time goes into it
+    finally:
+        if current != known:
+            write_kept(index_file, current)
+    return [
+        replace(picture, size=current[picture.path][0], sha256=current[picture.path][-1]) for picture in listing.pictures
+    ]
+
+
+def _digest(root: InPlace, picture: Picture) -> tuple[int, str]:
+    """Size and SHA-256 of a picture."""
+    if picture.size <= LARGEST:
+        content = root.read(picture.path)
+        return len(content), hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()  # a film, say
+    for start in range(0, picture.size, LARGEST):
+        digest.update(root.read(picture.path, start, min(start + LARGEST, picture.size)))
+    return picture.size, digest.hexdigest()
 
 
 def _first_of_each_class(pictures: list[Picture], limit: int) -> list[Picture]:

@@ -35,13 +35,15 @@ from headstart.data.decode import RESIZE_ABOVE, Array, Unusable
 from headstart.data.decoders import Decoders, Rules, Stored
 from headstart.data.file_properties import FileProperties
 from headstart.data.packed import Pixels
-from headstart.data.picture import Picture
+from headstart.data.picture import LARGEST, READS_AT_ONCE, InPlace, Picture
 
 FILE = pa.struct(
     {"format": pa.string(), "mode": pa.string(), "exif": pa.bool_(), "profile": pa.bool_(), "camera": pa.string(),
      "taken": pa.string(), "compression": pa.float64()}
 )  # fmt: skip
+HEADER = 1 << 16  # bytes; of most pictures they hold width and height
 SENT = 16 << 20  # bytes of files and their pixels that are sent to a worker of a cluster at once
+READS_PER_WORKER = 8  # of a cluster, at once, where pictures are in a bucket
 PAUSE = 5.0  # seconds between two records of what is decoded so far; more where writing one takes long
 
 
@@ -70,13 +72,12 @@ class _Job:
     """
 
     picture: Picture
-    path: Path
     size: tuple[int, int] | str = ""
 
 
 def pack(
     pictures: list[Picture],
-    root: Path,
+    root: Path | InPlace,
     settings: Prepare,
     threads: int,
     folder: Path,
@@ -101,8 +102,10 @@ def pack(
     """
     unfinished = state_folder("prepare")
     rules = Rules(settings.short_side, settings.max_megapixels, settings.formats, settings.white_level)
+    readers = threads if isinstance(root, Path) else max(threads, READS_AT_ONCE)  # which mostly wait
     with closing(Decoders(threads, rules)) as decoders:
-        jobs = list(_map(partial(_measured, decoders), [_Job(p, root / p.path) for p in pictures], threads))
+        sizes = {} if isinstance(root, Path) else _known_sizes([folder, *unfinished.glob("*")], settings)
+        jobs = list(_map(partial(_measured, decoders, root, sizes), [_Job(p) for p in pictures], readers))
         raw_bytes = sum(_raw_size(job.size, settings.short_side) for job in jobs)
         quality = settings.jpeg_quality if raw_bytes > settings.raw_gb * 1e9 else None
         packing = _packing(settings, quality)
@@ -112,9 +115,9 @@ def pack(
         reusable = found | _reusable(folder, packing)
         new = [job for job in jobs if job.picture.sha256 not in reusable]
         if cluster is None:
-            decoded = _map(partial(_packed, decoders, quality), new, threads)
+            decoded = _map(partial(_packed, decoders, root, quality), new, readers)
         else:
-            decoded = _on_cluster(cluster, new, decoders, quality)
+            decoded = _on_cluster(cluster, root, new, decoders, quality)
         so_far = _SoFar(unfinished / file.suffix[1:], file, packing)
         return _written(pictures, reusable, decoded, len(new), so_far, audit), packing
 
@@ -198,11 +201,48 @@ def write_index(usable: list[PackedPicture], packing: dict[bytes, bytes], folder
     write_text(files.pixels_digest, f"{sha256_of(files.pixels_index)}\n")
 
 
-def _measured(decoders: Decoders, job: _Job) -> _Job:
+def _measured(decoders: Decoders, root: Path | InPlace, sizes: dict[str, tuple[int, int]], job: _Job) -> _Job:
+    """The job with the size of its picture, which is looked up in ``sizes`` by SHA-256 before the picture is read."""
+    if job.picture.sha256 in sizes:
+        return replace(job, size=sizes[job.picture.sha256])
+    if isinstance(root, InPlace):  # a few bytes suffice, if they do not say otherwise
+        with suppress(Unusable):
+            return replace(job, size=decoders.size(root.read(job.picture.path, 0, HEADER) if job.picture.size else b""))
     try:
-        return replace(job, size=decoders.size(job.path))
+        return replace(job, size=decoders.size(_content(root, job.picture)))
     except Unusable as reason:
         return replace(job, size=str(reason))
+
+
+def _content(root: Path | InPlace, picture: Picture) -> Path | bytes:
+    """The file of a picture, or its bytes where it is no file of this machine.
+
+    Raises:
+        Unusable: it has too many bytes to be read whole.
+        HeadstartError: it cannot be read, or is another than the one that was listed.
+    """
+    if isinstance(root, Path):
+        return root / picture.path
+    if picture.size > LARGEST:
+        raise Unusable(f"{picture.size >> 20} MB, and at most {LARGEST >> 20} are read of a picture elsewhere")
+    content = root.read(picture.path)
+    if hashlib.sha256(content).hexdigest() != picture.sha256:
+        raise HeadstartError(f"{root}: {picture.path} has changed since it was listed; run `dvc repro` again")
+    return content
+
+
+def _known_sizes(folders: list[Path], settings: Prepare) -> dict[str, tuple[int, int]]:
+    """Width and height by SHA-256 of what earlier runs have packed, so that nothing is read for them."""
+    allowed = {_packing(settings, quality)[b"headstart"] for quality in (None, settings.jpeg_quality)}
+    sizes: dict[str, tuple[int, int]] = {}
+    for folder in folders:
+        with suppress(OSError, ValueError):  # it is not there, or damaged: of that _reusable speaks
+            index = pq.read_table(
+                PrepareFolder(folder).pixels_index, columns=["sha256", "original_width", "original_height"]
+            )
+            if (index.schema.metadata or {}).get(b"headstart") in allowed:
+                sizes |= {row["sha256"]: (row["original_width"], row["original_height"]) for row in index.to_pylist()}
+    return sizes
 
 
 def _raw_size(size: tuple[int, int] | str, short_side: int) -> int:
@@ -215,17 +255,18 @@ def _raw_size(size: tuple[int, int] | str, short_side: int) -> int:
 
 
 def _packed(
-    decoders: Decoders, quality: int | None, job: _Job, source: bytes | Path | None = None
+    decoders: Decoders, root: Path | InPlace, quality: int | None, job: _Job, content: bytes | None = None
 ) -> tuple[PackedPicture, bytes] | str:
     """The picture, without its span, and the bytes to store; or why it cannot be used.
 
     Args:
-        source: the content of its file, where that is somewhere else.
+        content: of its file, where that was read elsewhere.
     """
     if isinstance(job.size, str):
         return job.size
     try:
-        stored, pixels = decoders.pack(source or job.path, job.size, quality)
+        source = _content(root, job.picture) if content is None else content
+        stored, pixels = decoders.pack(source, job.size, quality)
     except Unusable as reason:
         return str(reason)
     digest = hashlib.sha256(pixels).digest()
@@ -246,55 +287,59 @@ def _map(function: Callable[[_Job], Any], jobs: list[_Job], threads: int) -> Ite
 
 @dataclass(frozen=True)
 class _Packer:
-    """What a worker of a cluster makes of files, which are sent to it."""
+    """What a worker of a cluster makes of pictures: of their files, which are sent to it, or of what it reads itself."""
 
     rules: Rules
     quality: int | None
+    root: Path | InPlace
 
     @cached_property
     def decoders(self) -> Decoders:
         return Decoders(1, self.rules)
 
-    def __call__(self, sent: list[tuple[_Job, bytes]]) -> list[tuple[PackedPicture, bytes] | str]:
-        return [_packed(self.decoders, self.quality, job, content) for job, content in sent]
+    def __call__(self, sent: list[tuple[_Job, bytes | None]]) -> list[tuple[PackedPicture, bytes] | str]:
+        with ThreadPoolExecutor(READS_PER_WORKER) as pool:
+            return list(pool.map(lambda one: _packed(self.decoders, self.root, self.quality, *one), sent))
 
 
 def _on_cluster(
-    cluster: Cluster, jobs: list[_Job], decoders: Decoders, quality: int | None
+    cluster: Cluster, root: Path | InPlace, jobs: list[_Job], decoders: Decoders, quality: int | None
 ) -> Iterator[tuple[PackedPicture, bytes] | str]:
-    """As ``_map`` of ``_packed``. Files are sent, some at a time; what is known to be unusable, or would take much of an
-    object store, is left to the ``decoders`` of this machine."""
+    """As ``_map`` of ``_packed``. Workers read what is in a bucket themselves, and other files are sent to them, some at a
+    time. What is known to be unusable, or would take much of an object store, is left to the ``decoders`` here."""
     most = min(SENT, cluster.room // 4)
+    is_everywhere = isinstance(root, InPlace) and root.is_everywhere
 
     def size(job: _Job) -> int:
-        """Bytes of the file and of its pixels."""
-        return job.picture.size + _raw_size(job.size, decoders.rules.short_side or 0)
+        """Bytes of the file, if it is sent, and of its pixels."""
+        return (0 if is_everywhere else job.picture.size) + _raw_size(job.size, decoders.rules.short_side or 0)
 
     def is_sent(job: _Job) -> bool:
         return not isinstance(job.size, str) and size(job) <= most
 
-    def chunks() -> Iterator[tuple[list[tuple[_Job, bytes]], int]]:
-        chunk: list[tuple[_Job, bytes]] = []
+    def chunks() -> Iterator[tuple[list[tuple[_Job, bytes | None]], int]]:
+        chunk: list[tuple[_Job, bytes | None]] = []
         total = 0
         for job in filter(is_sent, jobs):
             if chunk and total + size(job) > most:
                 yield chunk, total
                 chunk, total = [], 0
-            chunk.append((job, _content(job.path)))
+            chunk.append((job, None if is_everywhere else _bytes(root, job.picture)))
             total += size(job)
         if chunk:
             yield chunk, total
 
-    packed = chain.from_iterable(cluster.map(_Packer(decoders.rules, quality), chunks()))
+    packed = chain.from_iterable(cluster.map(_Packer(decoders.rules, quality, root), chunks()))
     for job in jobs:
-        yield next(packed) if is_sent(job) else _packed(decoders, quality, job)
+        yield next(packed) if is_sent(job) else _packed(decoders, root, quality, job)
 
 
-def _content(path: Path) -> bytes:
-    """Of a file; nothing where it cannot be read any more, and then the worker says that."""
+def _bytes(root: Path | InPlace, picture: Picture) -> bytes:
+    """Of a picture; nothing where its file cannot be read any more, and then the worker says that."""
     try:
-        return path.read_bytes()
-    except OSError:
+        content = _content(root, picture)
+        return content if isinstance(content, bytes) else content.read_bytes()
+    except (OSError, Unusable):
         return b""
 
 

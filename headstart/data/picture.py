@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 SEPARATOR = ";"  # between the class names of a picture in headstart's own tables; no class name may hold it
+READS_AT_ONCE = 32  # of pictures that are no files of this machine, while others are on their way
+LARGEST = 100 << 20  # bytes of one that is read whole
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,37 @@ def classes_of(pictures: list[Picture]) -> set[str]:
     return {name for picture in pictures for name in picture.classes}
 
 
+class InPlace(ABC):
+    """What reads pictures that are no files of this machine, or no files of their own. Safe to use from several threads,
+    and picklable; as text it is where the pictures are."""
+
+    @property
+    @abstractmethod
+    def is_everywhere(self) -> bool:
+        """Whether other machines can read them too, as far as can be told."""
+
+    @abstractmethod
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The content of a picture, or those bytes of it.
+
+        Raises:
+            HeadstartError: it cannot be read.
+        """
+
+
 @dataclass(frozen=True)
 class Listing:
-    """Pictures in order of their paths, which are relative to ``root``."""
+    """Pictures in order of their paths.
 
-    root: Path
+    Attributes:
+        root: the folder that the paths start from, or what reads the pictures where they are.
+        stamps: of pictures that are read where they are, by path: what tells one version from the next without reading it;
+            empty where nothing surely does.
+    """
+
+    root: Path | InPlace
     pictures: list[Picture]
+    stamps: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -91,7 +118,7 @@ class Source(ABC):
             HeadstartError: they cannot be reached, or are not arranged as this kind of source has to be.
         """
 
-    def root(self, data: Data) -> Path:
-        """The folder that the paths of the last listing start from. Nothing is fetched anew: between two listings the
-        pictures stay what they were."""
+    def root(self, data: Data) -> Path | InPlace:
+        """The folder that the paths of the last listing start from, or what reads them. Nothing is listed or fetched anew:
+        between two listings the pictures stay what they were."""
         return self.listing(data).root

@@ -26,7 +26,7 @@ from headstart.data.fetch import read_manifest
 from headstart.data.groups import assign_splits, count_leaks, distance_from_train
 from headstart.data.pack import PackedPicture, pack, write_index
 from headstart.data.packed import Pixels, read_file_properties
-from headstart.data.picture import Picture, classes_of, is_multi_label
+from headstart.data.picture import InPlace, Picture, classes_of, is_multi_label
 from headstart.data.shortcuts import examine_files, warnings_of
 from headstart.data.sources import source_of
 from headstart.data.splits import SPLITS
@@ -45,7 +45,7 @@ def run(params: Params, data: DataFolder) -> None:
 
 def prepare(
     pictures: list[Picture],
-    root: Path,
+    root: Path | InPlace,
     settings: Prepare,
     split: Split,
     seed: int,

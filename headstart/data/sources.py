@@ -1,8 +1,8 @@
 """The kinds of ``data.source``, and which of them a given one is.
 
 The pictures stay where they are. A manifest holds paths relative to a root that ``locate`` finds again from the
-parameters; archives and downloads are kept under ``.headstart/`` in the checkout. Nothing here imports torch, MLflow or
-pandas before a source needs it, so that listing an unchanged folder is quick.
+parameters; archives are unpacked under ``.headstart/`` in the checkout, and what is known of files elsewhere is kept
+there. Nothing here imports torch, MLflow or pandas before a source needs it, so that listing an unchanged folder is quick.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ from headstart.base.errors import HeadstartError, nearest
 from headstart.base.paths import users_path
 from headstart.base.sections import Data
 from headstart.data.picture import Listing, Source
-from headstart.data.sources_archive import Address, Archive
+from headstart.data.sources_address import Address
+from headstart.data.sources_archive import Archive
 from headstart.data.sources_coco import Coco
 from headstart.data.sources_emoji import Emoji
 from headstart.data.sources_folder import Folder
 from headstart.data.sources_hymenoptera import Hymenoptera
+from headstart.data.sources_parquet import ParquetPictures
 from headstart.data.sources_table import Table
 from headstart.data.sources_torchvision import Torchvision
+from headstart.data.sources_webdataset import WebDataset
 
 # The first that takes a data.source gets it: names before addresses, addresses before paths.
-SOURCES: list[Source] = [Emoji(), Hymenoptera(), Torchvision(), Address(), Table(), Coco(), Archive(), Folder()]
+SOURCES: list[Source] = [
+    Emoji(), Hymenoptera(), Torchvision(), Address(), ParquetPictures(), Table(), Coco(), WebDataset(), Archive(), Folder(),
+]  # fmt: skip
 
 
 def source_of(data: Data) -> Source:

@@ -1,4 +1,4 @@
-"""An archive on this machine, and an archive or folder at an address, as sources."""
+"""An archive on this machine or at an address as a source."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from headstart.base.paths import state_folder, users_path
 from headstart.base.sections import Data
 from headstart.base.terminal import say
 from headstart.data.archives import is_archive, unpack
-from headstart.data.download import download, download_folder, is_address, stamp
-from headstart.data.picture import Listing, Source
+from headstart.data.download import download, is_address, stamp
+from headstart.data.picture import InPlace, Listing, Source
 from headstart.data.sources_folder import files_below, list_folder, unwrapped
 
 
@@ -35,35 +35,30 @@ class Archive(Source):
             write_kept(_stamps(folder), {"stamp": now})
         return list_folder(folder)
 
-    def root(self, data: Data) -> Path:
+    def root(self, data: Data) -> Path | InPlace:
         return unwrapped(_unpacked(data))
 
 
-class Address(Source):
-    """An archive or a folder of classes, of which every run fetches what has changed. If the address does not answer, what
-    was fetched before is used."""
+def fetch_archive(data: Data) -> Path:
+    """The folder of what the archive at the address ``data.source`` holds, fetched and unpacked if it is another than the
+    last time. If the address does not answer, it is what was unpacked before.
 
-    form = "an address with ://"
-    needs_network = True
+    Raises:
+        HeadstartError: it does not answer, and nothing was.
+    """
+    folder = _unpacked(data)
+    try:
+        _fetch(data.source, folder)
+    except HeadstartError as error:
+        if not folder.exists() or not any(files_below(folder)):
+            raise
+        say(f"headstart: {error}; going on with what was fetched before")
+    return folder
 
-    def takes(self, source: str) -> bool:
-        return is_address(source)
 
-    def listing(self, data: Data) -> Listing:
-        address, folder = data.source, _unpacked(data)
-        try:
-            if is_archive(address):
-                _fetch_archive(address, folder)
-            else:
-                download_folder(address, folder)
-        except HeadstartError as error:
-            if not folder.exists() or not any(files_below(folder)):
-                raise
-            say(f"headstart: {error}; going on with what was fetched before")
-        return list_folder(folder)
-
-    def root(self, data: Data) -> Path:
-        return unwrapped(_unpacked(data))
+def fetched_archive(data: Data) -> Path:
+    """The same folder, without asking the address."""
+    return unwrapped(_unpacked(data))
 
 
 def _unpacked(data: Data) -> Path:
@@ -72,7 +67,7 @@ def _unpacked(data: Data) -> Path:
     return state_folder("downloads") / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def _fetch_archive(address: str, folder: Path) -> None:
+def _fetch(address: str, folder: Path) -> None:
     """Download and unpack the archive at ``address``, if it is another than the one that was unpacked last."""
     known, now = _known(folder), stamp(address)
     if now and known.get("stamp") == now:

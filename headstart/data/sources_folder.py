@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,9 +51,58 @@ def list_folder(root: Path) -> Listing:
     for entry in _visible(root):
         if entry.name.lower() in SPLIT_NAMES and _leads_nowhere(entry):
             raise HeadstartError(f"{entry.path} is a link that leads nowhere; mend or remove it")
+    splits = _splits_of(root, top, lambda name: bool(_subfolders(root / name)))
+    parts = [(root / name, split) for name, split in splits.items()] or [(root, "")]
+    pictures = [
+        Picture(file.relative_to(root).as_posix(), label, split) for part, split in parts for label, file in _labelled(part)
+    ]
+    if not any(map(_subfolders, (part for part, _ in parts))) and any(files_below(root)):
+        raise _no_classes(root)
+    return Listing(root, _in_order(pictures, root))
+
+
+def list_names(names: Iterable[str], where: str) -> tuple[str, list[Picture]]:
+    """The same of files that are known by their paths below ``where`` alone: the folder that is stepped into, if one is
+    around everything, and the pictures with their paths from there.
+
+    Raises:
+        HeadstartError: as ``list_folder``.
+    """
+    visible = [name.split("/") for name in names if not any(part.startswith(HIDDEN) for part in name.split("/"))]
+    folders: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for parts in visible:
+        for depth, folder in enumerate(parts[:-1]):
+            folders[tuple(parts[:depth])].add(folder)
+    root: tuple[str, ...] = ()
+    while len(folders[root]) == 1 and SPLIT_NAMES.keys().isdisjoint(map(str.lower, folders[root])):
+        inner = (*root, *folders[root])
+        if not folders[inner]:
+            break
+        root = inner
+    splits = _splits_of(where, sorted(folders[root]), lambda name: bool(folders[(*root, name)]))
+    pictures = []
+    for parts in visible:
+        below = parts[len(root) :] if tuple(parts[: len(root)]) == root else []
+        at = 1 if splits else 0  # where the class stands
+        if len(below) > at + 1:
+            pictures.append(Picture("/".join(below), below[at], splits.get(below[0], "")))
+    if visible and not pictures:
+        raise _no_classes(where)
+    return "/".join(root), _in_order(pictures, where)
+
+
+def _splits_of(root: object, top: list[str], holds_folders: Callable[[str], bool]) -> dict[str, str]:
+    """The split of each folder in ``root`` that is for one; none where they are classes.
+
+    Args:
+        top: the names of all folders in ``root``.
+
+    Raises:
+        HeadstartError: classes and splits are mixed.
+    """
     splits = {name: SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
     others = [name for name in top if name not in splits]
-    splits_hold_classes = any(_subfolders(root / name) for name in splits)
+    splits_hold_classes = any(map(holds_folders, splits))
     others_look_like_splits = any(name.lower().startswith(tuple(SPLIT_NAMES)) for name in others)  # test1, test_set, ...
     # Otherwise a class is called train.
     if "train" in splits.values() and (splits_hold_classes or others_look_like_splits or not others):
@@ -62,22 +111,23 @@ def list_folder(root: Path) -> Listing:
                 f"{root} has split folders ({', '.join(splits)}) and others beside them ({', '.join(others[:3])}); "
                 "move the classes into the split folders"
             )
-        parts = [(root / name, split) for name, split in splits.items()]
-    elif splits_hold_classes:
+        return splits
+    if splits_hold_classes:
         raise HeadstartError(
             f"{root} has class folders in {', '.join(splits)} and no train folder beside; add or rename it"
         )
-    else:
-        parts = [(root, "")]
-    pictures = [
-        Picture(file.relative_to(root).as_posix(), label, split) for part, split in parts for label, file in _labelled(part)
-    ]
+    return {}
+
+
+def _in_order(pictures: list[Picture], root: object) -> list[Picture]:
     for picture in pictures:
         if NO_TEXT.search(picture.path):
             raise HeadstartError(f"{root} has a file whose name is no proper text, {picture.path!a}; rename it")
-    if not any(map(_subfolders, (part for part, _ in parts))) and any(files_below(root)):
-        raise HeadstartError(f"{root} holds files but no class folders; put each class's pictures in a folder of its own")
-    return Listing(root, sorted(with_test_split(pictures), key=lambda picture: picture.path))
+    return sorted(with_test_split(pictures), key=lambda picture: picture.path)
+
+
+def _no_classes(root: object) -> HeadstartError:
+    return HeadstartError(f"{root} holds files but no class folders; put each class's pictures in a folder of its own")
 
 
 def with_test_split(pictures: list[Picture]) -> list[Picture]:

@@ -94,8 +94,7 @@ class RemoteNetwork:
             network: on the CPU; the other arguments are those of ``engine_for``.
         """
         self.cluster, self.network, self.view = cluster, network, view
-        per_gpu = min(max(cluster.cpus // max(cluster.gpus, 1), 1), MOST_PER_GPU)
-        self.share = 1 / per_gpu if cluster.gpus else 0.0
+        self.share = share_of_gpu(cluster)
         gpu = bool(self.share)
         chooser = _Chooser(network, gpu, pictures, wanted)
         size = sample.nbytes + sum(tensor.nbytes for tensor in network.state_dict().values())
@@ -131,6 +130,12 @@ class SharedPixels:
     def __getitem__(self, row: int) -> Array:
         number, at = self._places[row]
         return unpacked(*self._chunks[number][at])
+
+
+def share_of_gpu(cluster: Cluster) -> float:
+    """The share of a GPU that a worker gets where the cluster has some; 0 where it has none."""
+    per_gpu = min(max(cluster.cpus // max(cluster.gpus, 1), 1), MOST_PER_GPU)
+    return 1 / per_gpu if cluster.gpus else 0.0
 
 
 def _kind() -> str:

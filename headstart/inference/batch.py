@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from headstart.base.progress import Advance, progress
 from headstart.base.terminal import say
 from headstart.data.decode import Array, Unusable, quiet
 from headstart.data.decoders import Decoders, Rules, rereadable
+from headstart.data.in_place import Remote
+from headstart.data.picture import LARGEST, READS_AT_ONCE
 from headstart.engines.batching import inference_batch
 from headstart.engines.openvino import PICTURES_PER_REQUEST
 from headstart.engines.select import SAMPLE, engine_for
@@ -37,6 +40,7 @@ from headstart.models.task import LABEL_SEPARATOR, MultiLabel, Task
 
 UNLIMITED = 10**9  # pictures, for a server
 NO_PROGRESS_UP_TO = 64  # pictures take too short a time for a progress bar
+PictureFile = TypeVar("PictureFile", bound=Path | Remote)
 TORCH_UP_TO = PICTURES_PER_REQUEST // 2  # pictures; torch is faster for so few, since OpenVINO pads them to a whole request
 
 
@@ -124,18 +128,27 @@ class BatchPredictor:
         """The same for pictures that have passed through ``view``, each (size, size, 3) uint8."""
         return self._forward(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
 
-    def predict_files(self, files: Iterable[Path]) -> Generator[tuple[Path, Output | Unusable], None, None]:
+    def predict_files(
+        self, files: Iterable[PictureFile], readers: int | None = None
+    ) -> Generator[tuple[PictureFile, Output | Unusable], None, None]:
         """Each file with what the model makes of it, or with the reason why it cannot be used, in the order given.
 
         One process per core decodes the next batch while the network runs on this one. Memory does not grow with the number
         of files.
-        """
-        remaining, pending = iter(files), deque[tuple[Path, Future[Array | Unusable]]]()
-        pool, decoders = ThreadPoolExecutor(torch.get_num_threads()), Decoders(torch.get_num_threads(), self.rules)
 
-        def load_view(path: Path) -> Array | Unusable:
+        Args:
+            readers: how many threads read files, by default one per core; more where files are slow to come.
+
+        Raises:
+            HeadstartError: a file at an address cannot be read.
+        """
+        remaining, pending = iter(files), deque[tuple[PictureFile, Future[Array | Unusable]]]()
+        cores = torch.get_num_threads()
+        pool, decoders = ThreadPoolExecutor(readers or cores), Decoders(cores, self.rules)
+
+        def load_view(file: PictureFile) -> Array | Unusable:
             try:
-                source = rereadable(path)
+                source = _content(file)
                 return self.view(decoders.decode(source, decoders.size(source)))
             except Unusable as reason:
                 return reason
@@ -165,6 +178,24 @@ class BatchPredictor:
         return self.predictor.outputs(features.float().cpu())
 
 
+def _content(file: Path | Remote) -> Path | bytes:
+    """
+    Raises:
+        Unusable: it has too many bytes to be read whole.
+        HeadstartError: it is at an address and cannot be read.
+    """
+    if isinstance(file, Path):
+        return rereadable(file)
+    if file.file.size > LARGEST:
+        raise Unusable(f"{file.file.size >> 20} MB, and at most {LARGEST >> 20} are read of a picture elsewhere")
+    return file.content()
+
+
+def readers_for(files: Sequence[Path | Remote]) -> int | None:
+    """How many threads read files: many where some are at an address, which mostly wait."""
+    return None if all(isinstance(file, Path) for file in files) else READS_AT_ONCE
+
+
 def _sample_pictures(size: int) -> list[Array]:
     """Pictures that engines are compared on, the same for every model, and smooth like photographs."""
     random = np.random.default_rng(0)
@@ -174,7 +205,7 @@ def _sample_pictures(size: int) -> list[Array]:
 
 
 def predict(
-    files: Sequence[Path],
+    files: Sequence[Path | Remote],
     model: Path,
     output_format: str,
     output: Path | None,
@@ -203,13 +234,13 @@ def predict(
     if output is not None and output.is_dir():
         raise HeadstartError(f"--output {output} is a folder; name a file")
     predictor = BatchPredictor(model, len(files), trust=trust)
-    selection = _selection(model, predictor, max_error)
+    selection = selection_for(model, predictor, max_error)
     failed = 0
     try:
         with (
             opened(output_format, output, predictor.classes, selection.columns) as write,
-            _progress(len(files), output) as advance,
-            contextlib.closing(predictor.predict_files(files)) as predictions,
+            progress_of(len(files), output) as advance,
+            contextlib.closing(predictor.predict_files(files, readers_for(files))) as predictions,
             quiet(),
         ):
             for path, result in predictions:
@@ -295,7 +326,12 @@ class Selection:
         )
 
 
-def _selection(model: Path, predictor: BatchPredictor, max_error: float | None) -> Selection:
+def selection_for(model: Path, predictor: BatchPredictor, max_error: float | None) -> Selection:
+    """Which answers are given where at most ``max_error`` of them may be wrong; all where it is None.
+
+    Raises:
+        HeadstartError: that cannot be promised.
+    """
     task, classes, knows_unfamiliar = predictor.task, predictor.classes, predictor.predictor.familiarity is not None
     if max_error is None:
         return Selection(task, classes, None, knows_unfamiliar)
@@ -306,7 +342,7 @@ def _selection(model: Path, predictor: BatchPredictor, max_error: float | None) 
     return Selection(task, classes, [rows[name] for name in classes], knows_unfamiliar)
 
 
-def _progress(count: int, output: Path | None) -> contextlib.AbstractContextManager[Advance]:
+def progress_of(count: int, output: Path | None) -> contextlib.AbstractContextManager[Advance]:
     """Progress as a bar or lines; none where the predictions themselves scroll by on the terminal, or for few pictures."""
     scrolling = output is None and sys.stdout.isatty()
     if scrolling or (count <= NO_PROGRESS_UP_TO and not sys.stderr.isatty()):

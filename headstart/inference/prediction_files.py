@@ -57,7 +57,7 @@ class Answer:
         return {**unsure, "unfamiliar": bool(self.nearest), "nearest": LABEL_SEPARATOR.join(self.nearest)}
 
 
-Write = Callable[[Path, Answer], None]
+Write = Callable[[object, Answer], None]  # the picture, of which the text is its name, and the answer
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def answer_as_json(answer: Answer, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...], columns: Sequence[str]) -> Write:
-    def as_text(path: Path, answer: Answer) -> None:
+    def as_text(path: object, answer: Answer) -> None:
         if answer.names is None:
             words = answer.likeliest if answer.label is not None else f"no answer ({answer.likeliest}?)"
         else:
@@ -112,10 +112,10 @@ def _lines(output_format: str, stream: TextIO, classes: tuple[str, ...], columns
         unfamiliar = f"  unfamiliar, nearest: {', '.join(answer.nearest)}" if answer.nearest else ""
         say(f"{answer.confidence:6.1%}  {words}  {path}{unfamiliar}", file=stream)
 
-    def as_json(path: Path, answer: Answer) -> None:
+    def as_json(path: object, answer: Answer) -> None:
         say_json({"image": str(path)} | answer_as_json(answer, classes), file=stream)
 
-    def as_csv(path: Path, answer: Answer) -> None:
+    def as_csv(path: object, answer: Answer) -> None:
         more = [told(value) if isinstance(value, str) else str(value).lower() for value in answer.columns().values()]
         row = [told(str(path)), told(answer.label or ""), answer.confidence, *more, *answer.probabilities.tolist()]
         writer.writerow(row)
@@ -150,7 +150,7 @@ def _parquet(file: Path, classes: tuple[str, ...], columns: Sequence[str]) -> It
         writer.write_table(pa.table(arrays, schema=schema))
         rows.clear()
 
-    def write(path: Path, answer: Answer) -> None:
+    def write(path: object, answer: Answer) -> None:
         rows.append((str(path).encode("utf-8", "backslashreplace").decode(), answer))
         if len(rows) == PARQUET_ROWS:
             flush()

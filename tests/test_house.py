@@ -180,8 +180,8 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
 def test_commands_that_documents_show_exist() -> None:
     """Every `make VERB`, `headstart VERB` and stage named in a document."""
     verbs = set(re.findall(r"^([a-z]+):.*##", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    doors = ast.parse((PROJECT / "headstart" / "cli.py").read_text(encoding="utf-8"))
-    commands = {f.name for f in doors.body if isinstance(f, ast.FunctionDef) and f.decorator_list}
+    doors = [ast.parse(file.read_text(encoding="utf-8")) for file in (PROJECT / "headstart" / "cli").glob("*.py")]
+    commands = {f.name for door in doors for f in door.body if isinstance(f, ast.FunctionDef) and f.decorator_list}
     stages = of_the_pipelines()
     tests = " ".join(re.findall(r"def (test_\w+)", (PROJECT / "tests/stages/test_pipeline.py").read_text(encoding="utf-8")))
     for document in DOCUMENTS:

@@ -21,7 +21,7 @@ from headstart.base.terminal import say, say_json
 from headstart.models.task import LABEL_SEPARATOR
 
 FORMATS = ("text", "json", "csv", "parquet")
-SUFFIXES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SUFFIXES = {".txt": "text", ".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 PARQUET_ROWS = 10_000  # written at once
 
 

@@ -240,6 +240,9 @@ def test_an_output_that_is_no_file_stays_what_it_is(run: Run, pictures: list[str
     assert len(os.read(end, 10_000).splitlines()) == 3
     os.close(end)
     assert Path("pipe").is_fifo()
+    code, _, err = run("predict", *pictures, "--model", "model", "--output", "a.xlsx")
+    assert code == 1
+    assert ".xlsx is not written; it may end in .txt, .csv, .json, .jsonl, .parquet, or name a --format" in err
     code, _, err = run("predict", *pictures, "--model", "model", "--output", "pipe", "--format", "parquet")
     assert (code, err) == (1, "headstart: --output pipe is not a regular file, which --format parquet needs\n")
     Path("elsewhere").mkdir()

@@ -33,7 +33,24 @@ def set_up(threads: int | None) -> torch.device:
     # and on a CPU the filling is a fifth of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # by default a GPU rounds what is called float32
+    return accelerator() or torch.device("cpu")
+
+
+def accelerator() -> torch.device | None:
+    """The kind of GPU, of whatever make, that torch can use here."""
+    return torch.accelerator.current_accelerator(check_available=True)
+
+
+def accelerator_name() -> str | None:
+    """What it is called."""
+    device = accelerator()
+    return processor(device) if device else None
+
+
+def precise(device: torch.device) -> torch.device:
+    """Where regressions are fitted, which take float64: ``device``, or the CPU where it has none, as Apple's GPUs."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 @contextlib.contextmanager
@@ -67,17 +84,20 @@ def multiplies_bf16() -> bool:
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def trains_faster_in_bf16(device: torch.device) -> bool:
-    """Whether fine-tuning takes less time under autocast than without. Not on a CPU, even one that multiplies bfloat16
-    numbers itself: with AMX it took 638 s in bfloat16, and 349 s in float32."""
-    return device.type != "cpu"
+def faster_in_bf16(device: torch.device) -> bool:
+    """Whether a network takes less time under autocast than without: on GPUs that multiply bfloat16 numbers themselves. Not
+    on a CPU, even one that does: with AMX fine-tuning took 638 s in bfloat16, and 349 s in float32. Of Apple's GPUs it is
+    not known."""
+    return device.type == "xpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def processor(device: torch.device) -> str:
     """The kind of processor: on another kind the same sums are made in another order. "x86_64 AVX2" for example,
-    "x86_64 AVX512 +bf16 +AMX", or the GPU's name."""
+    "x86_64 AVX512 +bf16 +AMX", or the GPU's name or kind."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return f"{platform.machine()} {device.type}"
     kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     amx = torch.cpu.get_capabilities().get("amx_bf16")
     return kind + (" +bf16" if multiplies_bf16() else "") + (" +AMX" if amx else "")
@@ -101,9 +121,9 @@ def derived_seed(*parts: int) -> int:
 
 
 def memory(device: torch.device) -> tuple[int, int]:
-    """Bytes free, and in all, on the device or in main memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
+    """Bytes free, and in all, on the device or in main memory, which Apple's GPUs share."""
+    if device.type not in ("cpu", "mps"):
+        return torch.accelerator.get_memory_info(device)
     import psutil
 
     main = psutil.virtual_memory()

@@ -18,8 +18,9 @@ def machine() -> tuple[Any, ...]:
     """What a time depends on, besides that of which it is the time."""
     import torch  # seconds, which those who only read what was measured need not wait for
 
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return platform.node(), torch.get_num_threads(), torch.__version__, accelerator
+    from headstart.base.device import accelerator_name
+
+    return platform.node(), torch.get_num_threads(), torch.__version__, accelerator_name()
 
 
 class Measurements:

@@ -136,6 +136,7 @@ class Finetune(Section):
     views: Annotated[int, Field(ge=1, le=10_000)] | None = None
     patience: Count = 3
     batch_size: Annotated[int, Field(ge=2, le=8192)] = 32
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
     size_ratio: Annotated[float, Field(gt=0.2, le=2)] = 1.0
     lr: Rate = 1e-3
     head_lr: Rate = 6e-4
@@ -258,7 +259,9 @@ class Tune(Section):
     @staticmethod
     def _values(key: str, values: list[Any]) -> list[Any]:
         here = f"tune.space.{key}"
-        knobs = [knob for knob in Finetune.model_fields if knob != "repeats"]  # more of them is better and tells nothing
+        knobs = [
+            knob for knob in Finetune.model_fields if knob not in ("repeats", "processes")
+        ]  # which make nothing better
         if key not in knobs:
             raise ValueError(f"unknown key {here!r}, {nearest(key, knobs) or 'allowed here: ' + ', '.join(knobs)}")
         try:

@@ -62,7 +62,7 @@ class Classifier(nn.Module):
     def logits_of(self, pixels: Any, rows: Sequence[int], batch: int, device: torch.device) -> Iterator[Tensor]:
         """Logits of the pictures ``rows``, batch by batch, on the CPU."""
         network = nn.Sequential(Normalise(self.trunk.view).to(device), self)
-        for _, pictures in batches(self.trunk.view, pixels, rows, batch):
+        for _, pictures in batches(self.trunk.view, pixels, rows, batch, device):
             with torch.inference_mode():
                 yield network(pictures.to(device)).float().cpu()
 

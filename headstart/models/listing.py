@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 from headstart.base import terminal
-from headstart.base.device import memory, set_up
+from headstart.base.device import accelerator_name, memory, set_up
 from headstart.base.errors import HeadstartError, nearest
 from headstart.base.measurements import Measurements, machine
 from headstart.base.progress import progress
@@ -251,7 +251,7 @@ def measure(rows: list[Row], query: Query, threads: int | None, state: Callable[
     times = Measurements(state("models") / "milliseconds.json")
     keys = {row.backbone: times.key(machine(), row.backbone, versions, TOGETHER) for row in rows}
     _fill(rows, times, keys, lambda row: milliseconds(row.backbone, device), "measuring")
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    where = accelerator_name() or f"{torch.get_num_threads()} threads"
     return f"Milliseconds per picture: random weights, {TOGETHER} pictures at once, float32, {where}."
 
 
@@ -271,8 +271,8 @@ def milliseconds(name: str, device: torch.device) -> Found | None:
             answer.item()  # an accelerator is done when the answer is here
             between = time.perf_counter()
             answer.backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             end = time.perf_counter()
             network.zero_grad(set_to_none=True)
             forward.append(between - start)

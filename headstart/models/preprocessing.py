@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from headstart.base.artifacts.card import Frame, Preprocessing
 
+CPU = torch.device("cpu")
 STRIP = 16  # times its own height, or width: what the centre crop shows of a longer strip is far from its ends
 INTERPOLATIONS = ("bilinear", "bicubic")  # what torchvision's and timm's networks were trained with, all of them
 
@@ -151,16 +153,26 @@ class Normalise(nn.Module):
 
 
 def batches(
-    view: View, pictures: Sequence[NDArray[np.uint8]] | Any, rows: Sequence[int], size: int
+    view: View, pictures: Sequence[NDArray[np.uint8]] | Any, rows: Sequence[int], size: int, device: torch.device = CPU
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """Batches of ``rows`` of ``pictures``, each (N, 3, *shape) uint8, the next one made while the network works on this
-    one."""
+    """Batches of ``rows`` of ``pictures``, each (N, 3, *shape) uint8 on the CPU, the next one made while the network works
+    on this one.
+
+    Args:
+        device: of the network. For a GPU as many batches are made at once as there are threads, and in memory that it reads
+            by itself.
+    """
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    with ThreadPoolExecutor(1) as ahead:
-        pending = ahead.submit(lambda c: view.stacked(pictures[r] for r in c), chunks[0]) if chunks else None
+    ahead = 1 if device.type == "cpu" else torch.get_num_threads()
+
+    def made(chunk: Sequence[int]) -> Tensor:
+        batch = view.stacked(pictures[row] for row in chunk)
+        return batch.pin_memory() if device.type == "cuda" else batch
+
+    with ThreadPoolExecutor(ahead) as pool:
+        pending = deque(pool.submit(made, chunk) for chunk in chunks[:ahead])
         for number, chunk in enumerate(chunks):
-            assert pending is not None
-            batch = pending.result()
-            if number + 1 < len(chunks):
-                pending = ahead.submit(lambda c: view.stacked(pictures[r] for r in c), chunks[number + 1])
+            batch = pending.popleft().result()
+            if number + ahead < len(chunks):
+                pending.append(pool.submit(made, chunks[number + ahead]))
             yield chunk, batch

@@ -118,12 +118,11 @@ def _packages() -> tuple[str, str]:
 
 def _machine() -> tuple[str, str]:
     import psutil
-    import torch
 
-    from headstart.base.device import multiplies_bf16
+    from headstart.base.device import accelerator_name, multiplies_bf16
 
     memory = psutil.virtual_memory()
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch can use"
+    accelerator = accelerator_name() or "no GPU that torch can use"
     rounded = "with" if multiplies_bf16() else "without"
     return OK, (
         f"{cores()} cores {rounded} bfloat16, {accelerator}, {memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB "

@@ -23,6 +23,7 @@ from headstart.base.arrays import Bools, Floats, Ints
 from headstart.base.artifacts import DataFolder, FinetuneFolder
 from headstart.base.artifacts.metrics import Chance, chance_of
 from headstart.base.artifacts.why import Cut
+from headstart.base.device import precise
 from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Params
 from headstart.base.progress import hidden, progress
@@ -142,8 +143,8 @@ class Pictures:
         self.sample, self.manifest = sample, manifest
         self.pixels = Pixels(data.prepare)
         self.folds = folds_of(sample.labels, sample.groups)
-        self.features = features_of(data.features, manifest, sample.rows, device)
-        self.labels = torch.from_numpy(sample.labels).to(device)
+        self.features = features_of(data.features, manifest, sample.rows, precise(device))
+        self.labels = torch.from_numpy(sample.labels).to(self.features.device)
 
     def pictures(self, fold: int, share: float) -> Ints:
         """Numbers in the sample of the pictures to learn from: a share of those outside the fold, and at least so many that

@@ -18,7 +18,7 @@ from headstart.base.arrays import Ints
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.rank import RankedBackbone, Ranking
 from headstart.base.cluster import Cluster, connected
-from headstart.base.device import set_up
+from headstart.base.device import precise, set_up
 from headstart.base.kept import is_whole
 from headstart.base.measurements import Measurements, machine
 from headstart.base.params import Params
@@ -55,7 +55,7 @@ class _Contender:
         self.candidate, self.sample, self.device = candidate, sample, device
         self.threads = cluster.cpus_of_smallest if cluster else torch.get_num_threads()
         self.extractor = FeatureExtractor(candidate.trunk(), pixels, device)
-        self.features = torch.empty(0, candidate.card.features, device=device)
+        self.features = torch.empty(0, candidate.card.features, device=precise(device))
 
     def forward(self, wanted: str) -> Forward:
         few = self.extractor.at_once(self.sample.rows[:SAMPLE])
@@ -74,7 +74,7 @@ class _Contender:
         if len(rows := self.missing(count)):
             name, width, file = self.candidate.name, self.features.shape[1], self.file(count, wanted, kept)
             more = features_of(name, self.extractor, lambda: self.forward(wanted), rows, width, file)
-            self.features = torch.cat([self.features, more.to(self.device)])
+            self.features = torch.cat([self.features, more.to(self.features.device)])
 
 
 class _Field:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import platform
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -261,10 +262,10 @@ def made_on(data: DataFolder) -> dict[str, str]:
 
 def _host(threads: int | None) -> dict[str, str]:
     device = "cpu"
-    if shutil.which("nvidia-smi"):  # torch takes seconds to import, and knows of no other device here
-        import torch
+    if shutil.which("nvidia-smi") or sys.platform == "darwin":  # torch takes seconds to import
+        from headstart.base.device import accelerator_name
 
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        device = accelerator_name() or "cpu"
     return {
         "host.machine": platform.machine(),
         "host.device": device,

@@ -65,10 +65,12 @@ class TrainingViews(Dataset[tuple[Tensor, Any]]):
         picture = torch.from_numpy(np.array(self.pixels[int(self.rows[number])])).permute(2, 0, 1)
         return self.transform(picture), self.labels[number]
 
-    def all(self, epoch: int, batch: int, first: int = 0) -> Iterator[Tensor]:
+    def all(self, epoch: int, batch: int, first: int = 0, loaders: int = 1) -> Iterator[Tensor]:
         """(N, 3, size, size) uint8, batch by batch: the views of one epoch in the order of the rows, from ``first`` on."""
         order = [(epoch, number) for number in range(first, len(self))]
-        yield from (p for p, _ in DataLoader(self, batch, sampler=order, num_workers=1, multiprocessing_context="fork"))
+        yield from (
+            p for p, _ in DataLoader(self, batch, sampler=order, num_workers=loaders, multiprocessing_context="fork")
+        )
 
 
 class _Shown(nn.Module):

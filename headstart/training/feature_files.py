@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headstart.base.artifacts import FeaturesFolder
 from headstart.base.artifacts.engine import FeaturesDetails
+from headstart.base.device import precise
 from headstart.base.tensors import tensors_of
 
 
@@ -22,8 +23,9 @@ def load_first_features(folder: Path, split: str, device: torch.device | str = "
 
 
 def load_features(folder: Path, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """The (N, D) features and (N,) labels of one split."""
-    with tensors_of(FeaturesFolder(folder).split(split), "dvc repro features", device) as stored:
+    """The (N, D) features and (N,) labels of one split, on ``device``, or where regressions on them can be fitted."""
+    where = precise(torch.device(device))
+    with tensors_of(FeaturesFolder(folder).split(split), "dvc repro features", where) as stored:
         return stored["features"], stored["labels"]
 
 

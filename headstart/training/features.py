@@ -226,7 +226,7 @@ class FeatureExtractor:
 
     def batches(self, rows: Ints) -> Iterator[Tensor]:
         """(N, 3, size, size) uint8 pictures, batch by batch."""
-        return (pictures for _, pictures in batches(self.trunk.view, self.pixels, rows.tolist(), self.batch))
+        return (pictures for _, pictures in batches(self.trunk.view, self.pixels, rows.tolist(), self.batch, self.device))
 
     def at_once(self, rows: Ints) -> Tensor:
         return torch.cat(list(self.batches(rows)))

@@ -6,8 +6,10 @@ What takes seconds to import is imported where it is used: one who only wants th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
-from headstart.base.artifacts import DataFolder, FinetuneFolder
+from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.files import write_text
 from headstart.base.identity import code_of, digest_of, inputs_of
@@ -15,7 +17,11 @@ from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.terminal import say
 
-Live = Callable[[DataFolder, Params], Callable[[dict[str, float]], None]]
+if TYPE_CHECKING:
+    import torch
+
+OnEpoch = Callable[[dict[str, float]], None]
+Live = Callable[[DataFolder, Params], OnEpoch]
 
 
 def run(params: Params, data: DataFolder, live: Live) -> None:
@@ -26,15 +32,33 @@ def run(params: Params, data: DataFolder, live: Live) -> None:
     """
     folder = data.finetune
     if params.finetune_is_on:
-        _train(params, data, folder, live)
+        _start(params, data, live)
         return
     FinetuneDetails(ran=False).write(folder.details)
     write_text(folder.curve, "epoch,train_loss,val_log_loss,val_accuracy\n")
     say("fine-tuning is off (finetune.unfreeze: none)")
 
 
-def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live) -> None:
-    from headstart.base.device import set_up
+def _start(params: Params, data: DataFolder, live: Live) -> None:
+    """Train: in this process, which may be one of several; in several new ones; or on a cluster."""
+    from headstart.training import distributed
+
+    processes = params.finetune.processes
+    if processes == 1 or distributed.is_started():
+        with distributed.joined(params.threads) as device:
+            _train(params, data, device, (lambda row: None) if distributed.rank() else live(data, params))
+    elif params.cluster is None:
+        distributed.launch(processes)
+    else:
+        from headstart.base.cluster import connected
+        from headstart.training.on_cluster import train_on
+
+        with connected(params.cluster, __name__) as cluster:
+            assert cluster is not None
+            train_on(cluster, processes, params.threads, partial(_train, params, data), live(data, params))
+
+
+def _train(params: Params, data: DataFolder, device: torch.device, on_epoch: OnEpoch) -> None:
     from headstart.data.manifest import read_manifest
     from headstart.data.packed import Pixels
     from headstart.models.backbones import load_first
@@ -42,7 +66,6 @@ def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live)
     from headstart.training.recipe import Recipe, TrainingSetup
     from headstart.training.repeats import finetune_repeatedly
 
-    device = set_up(params.threads)
     trunk, card = load_first(data.backbone, data.fetch.network)
     manifest = read_manifest(data.prepare)
     recipe = Recipe(params.finetune, not card.pretrained, params.seed, int((manifest["split"] == "train").sum()))
@@ -52,4 +75,4 @@ def _train(params: Params, data: DataFolder, folder: FinetuneFolder, live: Live)
         trunk, load_start(data.head), Pixels(data.prepare), manifest, recipe, device,
         params.features.engine,
     )  # fmt: skip
-    finetune_repeatedly(setup, folder, state_folder("finetune") / key, live(data, params), state_folder("answers"))
+    finetune_repeatedly(setup, data.finetune, state_folder("finetune") / key, on_epoch, state_folder("answers"))

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from headstart.base.arrays import Ints
 from headstart.base.artifacts.engine import EngineChoice
 from headstart.base.artifacts.finetune import PrecisionChoice
-from headstart.base.device import seed_everything, trains_faster_in_bf16
+from headstart.base.device import faster_in_bf16, seed_everything
 from headstart.base.terminal import say
 from headstart.engines.base import Forward
 from headstart.engines.batching import inference_batch
@@ -69,7 +69,7 @@ class TrainedNetwork:
         self.classifier = _starting_point(setup)
         self.start = {key: value.detach().cpu().clone() for key, value in self.classifier.state_dict().items()}
         self.parameter_groups = setup.recipe.parameter_groups(self.classifier)
-        decay = _moving_average(setup.recipe.settings.ema)
+        decay = _moving_average(setup.recipe.settings.ema, lambda: int(self.average.n_averaged))
         self.average = AveragedModel(self.classifier, multi_avg_fn=decay, use_buffers=True)
         self.eval_batch = inference_batch(self.classifier.eval(), setup.trunk.view, setup.device)
         shadow: Classifier = self.average.module  # type: ignore[assignment]
@@ -125,15 +125,16 @@ def _split(setup: TrainingSetup, classifiers: Sequence[Classifier], sample: Tens
 
 
 def _precision(setup: TrainingSetup, network: TrainedNetwork) -> PrecisionChoice:
-    wanted, faster = setup.recipe.settings.precision, trains_faster_in_bf16(setup.device)
+    wanted, faster = setup.recipe.settings.precision, faster_in_bf16(setup.device)
     if wanted != "auto":
-        if wanted == "bf16" and not faster:
+        if wanted == "bf16" and setup.device.type == "cpu":
             say(
                 "finetune.precision: bf16 takes longer than fp32 on a CPU; it is used since you ask for it", file=sys.stderr
             )
         return PrecisionChoice(precision=wanted, why="params.yaml asks for it")
     if not faster:
-        return PrecisionChoice(precision="fp32", why="bfloat16 takes longer on a CPU")
+        what = "a CPU" if setup.device.type == "cpu" else "this GPU, as far as is known"
+        return PrecisionChoice(precision="fp32", why=f"bfloat16 takes longer on {what}")
     val = setup.rows("val")
     rows = val[np.unique(np.linspace(0, len(val) - 1, PROBED).astype(int))]
     exact: list[Tensor] = []
@@ -165,12 +166,16 @@ def _objection(found: Tensor, expected: Tensor, labels: Ints, task: Task) -> str
     return None
 
 
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average that starts short, so that the first epochs are not mostly the starting point."""
+def _moving_average(decay: float, steps: Callable[[], int]) -> Callable[[Any, Any, Any], None]:
+    """An exponential moving average that starts short, so that the first epochs are not mostly the starting point.
+
+    Args:
+        steps: how many it is of. AveragedModel says so too, but on the GPU, which would have to be waited for.
+    """
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        n = float(count)
+        n = float(steps())
         if averaged[0].is_floating_point():  # AveragedModel hands over one kind of tensor at a time
             get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, count)  # type: ignore[no-untyped-call]
         else:

@@ -32,6 +32,7 @@ from headstart.engines.batching import inference_batch
 from headstart.models.calibration import calibrated_losses, fit_temperature
 from headstart.models.classifier import Classifier, averaged
 from headstart.models.heads import LinearHead
+from headstart.training import distributed
 from headstart.training.checkpoint import Row
 from headstart.training.finetuned import load_finetuned, load_val_logits
 from headstart.training.linear_probe import standard_error
@@ -68,15 +69,19 @@ def finetune_repeatedly(
         def with_number(row: Row, number: int = number) -> None:
             on_epoch({"repeat": number} | row)
 
-        if _is_finished(home):
+        with distributed.first_alone():
+            finished = _is_finished(home)
+        if finished:
             say(f"{own.recipe.told}: an earlier run finished it")
             for row in pd.read_csv(home.curve).to_dict("records"):
                 with_number({str(key): float(value) for key, value in row.items()})
         else:
             finetune(own, home, resume / f"running-{number}", with_number, cache or resume / "answers")
-            write_kept(home / FINISHED, sha256_of_files(home))
-    _write(setup, homes, FinetuneFolder(folder))
-    shutil.rmtree(resume, ignore_errors=True)
+            if distributed.rank() == 0:
+                write_kept(home / FINISHED, sha256_of_files(home))
+    if distributed.rank() == 0:
+        _write(setup, homes, FinetuneFolder(folder))
+        shutil.rmtree(resume, ignore_errors=True)
 
 
 def _is_finished(home: FinetuneFolder) -> bool:

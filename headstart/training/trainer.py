@@ -35,6 +35,7 @@ from headstart.engines.select import SAMPLE
 from headstart.models.calibration import calibrated_losses, fit_temperature
 from headstart.models.preprocessing import batches
 from headstart.models.task import Task
+from headstart.training import distributed
 from headstart.training.augmentation import train_size, wanted_size
 from headstart.training.checkpoint import SAVES, STATE, Checkpoint, Row
 from headstart.training.linear_probe import within_one_standard_error
@@ -57,6 +58,8 @@ def finetune(
     After every epoch, or every few of very many, the whole state goes to ``resume``; a run that finds it there goes on from
     it and ends with the same bytes as one that was never stopped. It is removed at the end.
 
+    Where several processes train together (``training.distributed``), each calls this, and the first one writes.
+
     Args:
         on_epoch: called with each epoch's row of the curve, for live tracking; also with those of resumed epochs.
         cache: the folder for activations of frozen layers, which other trainings on the same views use too; ``resume``
@@ -71,7 +74,10 @@ def finetune(
     network = TrainedNetwork(setup, sample)
     data = TrainingData(setup, network, cache or resume)
     trainer = Trainer(setup, network, data)
-    checkpoint = Checkpoint(resume / STATE, network, trainer.optimizer, setup.device)
+    with distributed.first_alone():
+        checkpoint = Checkpoint(resume / STATE, network, trainer.optimizer, setup.device)
+    if distributed.least(len(checkpoint.curve), setup.device) != len(checkpoint.curve):
+        raise HeadstartError(f"{resume} is not the same for all processes; the project must be on a disk that they share")
     for row in checkpoint.curve:
         on_epoch(row)
     epochs = data.epochs(len(checkpoint.curve) + 1)
@@ -82,7 +88,7 @@ def finetune(
         row = {"epoch": epoch, "train_loss": train_loss} | _validation(logits.numpy(), data.val_labels, setup.head.task)
         _check_finite(row["val_log_loss"], epoch)
         checkpoint.add(row)
-        if epoch % max(1, recipe.epochs // SAVES) == 0:
+        if distributed.rank() == 0 and epoch % max(1, recipe.epochs // SAVES) == 0:
             checkpoint.save()
         on_epoch(row)
         say(
@@ -91,7 +97,8 @@ def finetune(
             flush=True,
         )
     _write(setup, trainer, checkpoint, folder)
-    shutil.rmtree(resume, ignore_errors=True)
+    if distributed.rank() == 0:
+        shutil.rmtree(resume, ignore_errors=True)
 
 
 class Trainer:
@@ -99,6 +106,7 @@ class Trainer:
 
     def __init__(self, setup: TrainingSetup, network: TrainedNetwork, data: TrainingData) -> None:
         self.setup, self.network, self.data = setup, network, data
+        self.trained = distributed.averaging(network.trained, setup.device)
         self.optimizer = torch.optim.AdamW(network.parameter_groups, fused=True)
         self.rates = [group["lr"] for group in network.parameter_groups]
         given = setup.head.class_weight
@@ -115,26 +123,38 @@ class Trainer:
         self.network.to_train_mode(recipe.batch_norm_trained)
         seed_everything(recipe.own_seed, epoch)
         losses = []
-        with progress(f"{recipe.told} {epoch}/{recipe.epochs}", steps * recipe.settings.batch_size) as advance:
+        with progress(f"{recipe.told} {epoch}/{recipe.epochs}", steps * self.data.batch) as advance:
             for step, (activations, labels) in enumerate(batches, start=(epoch - 1) * steps):
                 factor = recipe.schedule(step, recipe.epochs * steps)
                 losses.append(self._step(activations, labels.to(self.setup.device), factor))
-                advance(len(labels))
-        mean = float(torch.stack(losses).mean())
+                advance(self.data.batch)
+        mean = float(distributed.summed(torch.stack(losses)).mean())
         _check_finite(mean, epoch)
         return mean
 
     def _step(self, activations: Tensor, labels: Tensor, factor: float) -> Tensor:
-        """One step of the optimizer, at ``factor`` times the rates; the loss before it."""
+        """One step of the optimizer, at ``factor`` times the rates; the loss before it, or this process's share of it."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         with self.network.autocast(self.network.precision.precision == "bf16"):
-            loss: Tensor = self.loss(self.network.trained(activations), labels)
+            loss = self._loss(activations, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * distributed.world()).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.network.average.update_parameters(self.network.classifier)
         return loss.detach()
+
+    def _loss(self, activations: Tensor, labels: Tensor) -> Tensor:
+        """The mean over the batch; of several processes each has the part that its pictures have in that."""
+        if distributed.world() == 1:
+            alone: Tensor = self.loss(self.trained(activations), labels)
+            return alone
+        with distributed.WholeBatch(self.data.batch, len(labels)):
+            logits = self.trained(activations)
+        weight = getattr(self.loss, "weight", None)  # of the classes, by which cross-entropy's mean is weighted
+        counted = torch.tensor(float(len(labels)), device=logits.device) if weight is None else weight[labels].sum()
+        part: Tensor = self.loss(logits, labels) * (counted / distributed.summed(counted))
+        return part
 
     def validation_logits(self, trained: nn.Module) -> Tensor:
         """(N, classes) logits of the validation pictures, on the CPU.
@@ -143,8 +163,11 @@ class Trainer:
             trained: activations → logits: ``trained`` or ``averaged`` of the network.
         """
         trained.eval()
+        logits = torch.zeros(len(self.data.val_rows), len(self.setup.head.classes), device=self.setup.device)
         with torch.no_grad():
-            return torch.cat([trained(activations).float().cpu() for activations in self.data.validation()])
+            for pictures, activations in self.data.validation():
+                logits[pictures] = trained(activations).float()
+        return distributed.summed(logits).cpu()
 
 
 @dataclass(frozen=True)
@@ -188,6 +211,8 @@ def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folde
     losses = [calibrated_losses(one.logits.numpy(), labels, task) for one in candidates]
     groups = setup.manifest["group"].to_numpy(str)[setup.rows("val")]
     chosen = candidates[within_one_standard_error(losses, groups)]
+    if distributed.rank():
+        return
     files = FinetuneFolder(folder)
     with replacing(files.weights) as part:
         save_file({key: value.contiguous() for key, value in chosen.weights.items()}, part)
@@ -201,6 +226,7 @@ def _write(setup: TrainingSetup, trainer: Trainer, checkpoint: Checkpoint, folde
         frozen_part=network.frozen.choice,
         precision=network.precision,
         **made_on(setup.device),
+        processes=distributed.world(),
         epochs=len(checkpoint.curve),
         best_epoch=best.epoch,
         averaged_epochs=chosen.epochs,

@@ -55,6 +55,10 @@ def network(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> tuple[Pixels, pd.DataFrame]:
+    return packed(tmp_path / "prepare")
+
+
+def packed(folder: Path) -> tuple[Pixels, pd.DataFrame]:
     """24 pictures, red or blue by class, packed as prepare packs them."""
     rng = np.random.default_rng(0)
     arrays, rows = [], []
@@ -64,7 +68,6 @@ def pictures(tmp_path: Path) -> tuple[Pixels, pd.DataFrame]:
         array[..., 0 if label == "red" else 2] += 120
         arrays.append(array)
         rows.append({"label": label, "split": "val" if number >= 16 else "train", "group": str(number)})
-    folder = tmp_path / "prepare"
     folder.mkdir()
     PrepareFolder(folder).pixels.write_bytes(b"".join(a.tobytes() for a in arrays))
     sides = [40] * len(arrays)
@@ -398,7 +401,7 @@ def test_where_bf16_is_faster_it_is_taken_if_its_answers_are_the_same(
     network: Path, pictures: tuple[Pixels, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     allowed: float, taken: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(training_network, "trains_faster_in_bf16", lambda device: True)
+    monkeypatch.setattr(training_network, "faster_in_bf16", lambda device: True)
     monkeypatch.setattr(training_network, "LOG_LOSS", allowed)
     train(network, pictures, tmp_path / "out", recipe(epochs=1))
     found = FinetuneDetails.read(FinetuneFolder(tmp_path, "out").details).precision

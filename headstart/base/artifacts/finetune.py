@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from headstart.base.artifacts.engine import EngineChoice
-from headstart.base.artifacts.json_file import JsonFile, Part, absent
+from headstart.base.artifacts.json_file import JsonFile, Part, absent, default
 
 
 class Mixture(Part):
@@ -63,6 +63,7 @@ class FinetuneDetails(JsonFile):
         scratch: whether it started from random weights.
         size: pixels of the network's input.
         frozen_part: what runs the layers that stay frozen.
+        processes: how many shared the training, each with so many threads.
         averaged_epochs: whose weights, averaged, are the trained ones; mostly the best one's alone.
         trained_share: of the trained weights in the final ones.
     """
@@ -77,6 +78,7 @@ class FinetuneDetails(JsonFile):
     precision: PrecisionChoice = absent()
     processor: str = absent()
     threads: int = absent()
+    processes: int = default(1)
     epochs: int = absent()
     best_epoch: int = absent()
     averaged_epochs: list[int] = absent()

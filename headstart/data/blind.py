@@ -39,6 +39,7 @@ CHUNK = 4e6  # numbers in one product of matrices
 CATEGORIES, LEAST_OF_CATEGORY = 30, 5
 PRIOR_PICTURES = 3.0  # a category's answer is drawn to the average as if it had so many more pictures of all classes
 COMPONENTS, WAVES, WAVES_PENALTY = 40, 300, 100.0
+CENTRE = 0.625  # of height and of width
 Z = NormalDist().inv_cdf(0.975)
 DIGITS, P_DIGITS = 4, 6
 
@@ -99,6 +100,13 @@ def cases_of(pictures: pd.DataFrame) -> Cases:
         not several,
         sorted(counts.index[~enough]),
     )
+
+
+def in_centre(side: int) -> Bools:
+    """(side, side) whether pixels are at the centre of a square picture: 39 % of it."""
+    middle = np.abs((np.arange(side) + 0.5) / side - 0.5) < CENTRE / 2
+    inside: Bools = middle[:, None] & middle
+    return inside
 
 
 # --- what a classifier sees, as numbers ---------------------------------------------------------------------------------
@@ -183,7 +191,7 @@ class Blindfold:
 
     def _by_chance(self, smoothers: list[tuple[Ints, Ints, Floats, Floats]]) -> Floats:
         """(permutations, 1 + C) agreements of the answers to permuted labels with these."""
-        at_once, rows = max(1, int(CHUNK / self.y.size)), list(self._permuted())
+        at_once, rows = max(1, int(CHUNK / self.y.size)), list(permuted(self.cases.groups, self.permutations))
         chance: list[Floats] = []
         for start in range(0, len(rows), at_once):
             y = self.y[np.stack(rows[start : start + at_once], axis=1)].reshape(len(self.y), -1)
@@ -198,18 +206,6 @@ class Blindfold:
         for known, held_out, solved, seen in smoothers:
             answers[held_out] += seen @ (solved @ (y[known] - y[known].mean(0))) / REPEATS
         return answers
-
-    def _permuted(self) -> Iterator[Ints]:
-        """(N,) rows whose labels the pictures get instead of their own: each group those of another group."""
-        groups = self.cases.groups
-        order, sizes = np.argsort(groups, kind="stable"), np.bincount(groups)
-        first = np.cumsum(sizes) - sizes
-        place = np.empty(len(groups), int)
-        place[order] = np.arange(len(groups)) - first[groups[order]]
-        random = np.random.default_rng(0)
-        for _ in range(self.permutations):
-            other = random.permutation(len(sizes))[groups]
-            yield order[first[other] + place % sizes[other]]
 
     def rated(self, sees: str, answers: Floats) -> list[BlindScore]:
         """The scores of answers from anywhere, without p-values.
@@ -251,19 +247,35 @@ def _score(sees: str, label: str | None, accuracy: tuple[float, float, float], g
     return BlindScore(sees=sees, label=label, accuracy=interval, guessing=round(float(guessing), DIGITS), p=1.0)
 
 
+def permuted(groups: Ints, permutations: int) -> Iterator[Ints]:
+    """(N,) rows whose labels the pictures get instead of their own: each group those of another group."""
+    order, sizes = np.argsort(groups, kind="stable"), np.bincount(groups)
+    first = np.cumsum(sizes) - sizes
+    place = np.empty(len(groups), int)
+    place[order] = np.arange(len(groups)) - first[groups[order]]
+    random = np.random.default_rng(0)
+    for _ in range(permutations):
+        other = random.permutation(len(sizes))[groups]
+        yield order[first[other] + place % sizes[other]]
+
+
 def is_large(score: BlindScore) -> bool:
     """Whether a score is enough above guessing to matter, chance or not."""
     return score.accuracy.low >= score.guessing + (WORTH if score.label is None else WORTH_OF_CLASS)
 
 
 def corrected(scores: list[BlindScore]) -> list[BlindScore]:
-    """The same with p-values corrected for their number (Holm 1979, "A simple sequentially rejective multiple test
-    procedure"): where nothing can be told, one below ``FALSE_ALARMS`` is among them in no more than that share of sets."""
-    order = np.argsort([score.p for score in scores], kind="stable")
-    together = np.array([scores[n].p for n in order]) * np.arange(len(order), 0, -1)
-    p = np.empty(len(order))
-    p[order] = np.minimum(1.0, np.maximum.accumulate(together))
+    """The same with p-values corrected for their number."""
+    p = holm(np.array([score.p for score in scores]))
     return [score.model_copy(update={"p": round(float(value), P_DIGITS)}) for score, value in zip(scores, p, strict=True)]
+
+
+def holm(p: Floats) -> Floats:
+    """(N,) p-values corrected for their number (Holm 1979, "A simple sequentially rejective multiple test procedure"):
+    where there is nothing, one below ``FALSE_ALARMS`` is among them in no more than that share of sets."""
+    order, found = np.argsort(p, kind="stable"), np.empty(len(p))
+    found[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return found
 
 
 def _folds(cases: Cases, seed: int) -> Ints:

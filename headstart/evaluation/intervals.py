@@ -45,14 +45,14 @@ def numbered(groups: NDArray[Any]) -> Ints | None:
     return None if len(names) == len(groups) else numbers.astype(np.int64)
 
 
-def _quantile(groups: int) -> float:
+def _quantile(groups: int, tail: float = QUANTILES[0]) -> float:
     """Of Student's distribution: so many standard errors, estimated from few groups, reach as far as an interval does."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(groups - 1, QUANTILES[1]))
+    return float(stdtrit(groups - 1, 1 - tail))
 
 
-def _worth(residuals: Floats, groups: Ints, variance: float) -> tuple[float, float]:
+def _worth(residuals: Floats, groups: Ints, variance: float, tail: float = QUANTILES[0]) -> tuple[float, float]:
     """How many independent pictures N pictures in groups are worth for a mean, and how many standard errors its interval
     reaches (Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts
     estimated from survey data"; Dean and Pagano 2015, "Evaluating confidence interval methods for binomial proportions in
@@ -67,7 +67,7 @@ def _worth(residuals: Floats, groups: Ints, variance: float) -> tuple[float, flo
         return 0.0, math.inf
     of_mean = count / (count - 1) * float(np.square(np.bincount(groups, residuals)).sum()) / n**2
     # Where all values are alike they do not say how alike those of a group are: then a group counts as one picture.
-    return min(variance / of_mean, n) if of_mean > 0 else count, _quantile(count)
+    return min(variance / of_mean, n) if of_mean > 0 else count, _quantile(count, tail)
 
 
 # --- the bootstrap ----------------------------------------------------------------------------------------------------
@@ -179,13 +179,18 @@ def _estimate(value: Any, draws: Floats, groups: Ints | None = None) -> Estimate
 # --- proportions ------------------------------------------------------------------------------------------------------
 
 
-def wilson(hits: Bools, groups: Ints | None = None) -> tuple[float, float]:
+def wilson(hits: Bools, groups: Ints | None = None, of: int = 1) -> tuple[float, float]:
     """The interval of the share of (N,) hits (Wilson 1927, "Probable inference, the law of succession, and statistical
     inference"). A bootstrap would make a certainty of a few pictures that are all right. Without groups it is that of
-    ``scipy.stats.binomtest``, which takes a second to import."""
-    share, n, z = float(hits.mean()), float(len(hits)), Z
+    ``scipy.stats.binomtest``, which takes a second to import.
+
+    Args:
+        of: how many intervals are to hold together in 95 % (Bonferroni).
+    """
+    share, n, tail = float(hits.mean()), float(len(hits)), QUANTILES[0] / of
+    z = NormalDist().inv_cdf(1 - tail)
     if groups is not None:
-        n, z = _worth(hits - share, groups, share * (1 - share))
+        n, z = _worth(hits - share, groups, share * (1 - share), tail)
         if not n:
             return 0.0, 1.0
     spread = z**2 / n

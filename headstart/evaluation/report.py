@@ -20,7 +20,7 @@ from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import KEPT, FinetuneDetails
 from headstart.base.artifacts.head import HeadDetails
 from headstart.base.artifacts.members import first_of
-from headstart.base.artifacts.metrics import Gain, Leaks, Metrics, Name, SamePicture
+from headstart.base.artifacts.metrics import Gain, Metrics, Name
 from headstart.base.device import set_up
 from headstart.base.files import replacing, write_text
 from headstart.base.identity import made_by_other_code, recorded_libraries
@@ -30,11 +30,11 @@ from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
-from headstart.evaluation import explain, figures, folds, leaks, metrics, pages
+from headstart.evaluation import explain, figures, folds, heat, leaks, metrics, pages, subgroups
 from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import ACCURACY, Metric, Scores, metrics_of
 from headstart.evaluation.repeats import Logits, logits_of_repeats, measured_repeats
-from headstart.evaluation.summary import arithmetic, headline, interval, of_leaks
+from headstart.evaluation.summary import arithmetic, headline, interval, of_heat, of_leaks, of_subgroup
 from headstart.models.backbones import load_trunk
 from headstart.models.classifier import Classifier, averaged
 from headstart.models.heads import LinearHead
@@ -94,7 +94,8 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
         }
     test = measured["test"] | {"chosen": measured["test"][chosen]}
     scores = candidates.scores[chosen]
-    of_test, audit = int((manifest["split"] == "test").sum()), AuditReport.read(data.prepare.audit)
+    of_val, of_test = (int((manifest["split"] == split).sum()) for split in ALWAYS_REPORTED)
+    audit = AuditReport.read(data.prepare.audit)
     learned, tested = pictures.features[:-of_test], pictures.features[-of_test:]
     result = Metrics(
         chosen=chosen, val=measured["val"], test=test, gain=gain, repeats=repeats,
@@ -102,6 +103,8 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
         thresholds=scores["val"].task.thresholds,
         folds=folds.estimate(pictures, parts, chosen, audit, params), shortcuts=audit.known_shortcuts() or None,
         leaks=leaks.find_leaks(manifest, learned, tested, scores["test"], resamples, seed),
+        heat=heat.measure(candidates.classifiers[chosen], pixels, manifest, scores["test"], device),
+        subgroups=subgroups.worst_subgroups(manifest, (learned[-of_val:], tested), scores["val"], scores["test"]),
     )  # fmt: skip
     classes = list(candidates.classifiers[chosen].classes)
     table = metrics.per_class(scores["test"], classes)
@@ -110,8 +113,9 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
     with replacing(folder.predictions) as part:
         metrics.predictions(manifest, scores, classes).to_parquet(part, index=False)
     files.write_rows(table, folder.figures.per_class)
-    pairs = _pairs(pixels, manifest, result.leaks) if result.leaks else []
-    write_text(folder.report, _page(data, params, result, metrics_of(scores["test"].task), table, pairs, folder.figures))
+    write_text(
+        folder.report, _page(data, params, result, metrics_of(scores["test"].task), table, pixels, manifest, folder.figures)
+    )
     result.write(folder.metrics)
     return result
 
@@ -209,7 +213,7 @@ def _mistakes(
     mistakes = metrics.worst_mistakes(test, count)
     rows = np.flatnonzero(manifest["split"] == "test")[[mistake.position for mistake in mistakes]]
     stored = [pixels[int(row)] for row in rows]
-    heat = explain.grad_cam(model, stored, [mistake.shown for mistake in mistakes]) if stored else None
+    heat = explain.heat_maps(model, stored, [mistake.shown for mistake in mistakes]) if stored else None
     names = [name[:20] for name in figures.drawable(list(model.classes))]
     truths = figures.drawable(manifest["label"].iloc[rows].tolist())
     captions = [
@@ -220,35 +224,33 @@ def _mistakes(
     figures.mistakes(views, heat, captions, folder.figures.mistakes)
 
 
-def _pairs(pixels: Pixels, manifest: pd.DataFrame, leaks: Leaks) -> list[tuple[SamePicture, str, str]]:
-    """The first pairs of pictures that look the same, with addresses of both inside the page."""
-    row = {path: number for number, path in enumerate(manifest["path"])}
-
-    def shown(path: str) -> str:
-        return pages.thumbnail(pixels[row[path]])
-
-    return [(pair, shown(pair.test), shown(pair.learned)) for pair in leaks.pairs[:PAIRS_SHOWN]]
-
-
 def _page(
     data: DataFolder,
     params: Params,
     result: Metrics,
     columns: list[Metric],
     table: list[dict[str, Any]],
-    pairs: list[tuple[SamePicture, str, str]],
+    pixels: Pixels,
+    manifest: pd.DataFrame,
     drawn: Path,
 ) -> str:
     pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
     pictures["sheet"] = pages.embedded(data.prepare.sheet.read_bytes())
-    page = pages.template("report.html.j2", percent=lambda value: f"{100 * value:.1f} %", interval=interval)
+    rows = {path: row for row, path in enumerate(manifest["path"])}
+    page = pages.template(
+        "report.html.j2",
+        interval=interval,
+        of_subgroup=of_subgroup,
+        thumbnail=lambda path: pages.thumbnail(pixels[rows[path]]),
+    )
     tuned, audit = FinetuneDetails.read(data.finetune.details), AuditReport.read(data.prepare.audit)
     return page.render(
         params=params,
         result=result,
         headline=headline(result),
         leaks=of_leaks(result.leaks, result.test["chosen"]) if result.leaks else "",
-        pairs=pairs,
+        pairs=result.leaks.pairs[:PAIRS_SHOWN] if result.leaks else [],
+        heat=of_heat(result.heat) if result.heat else "",
         metrics=columns,
         table=table,
         most_classes_shown=figures.MOST_CLASSES_SHOWN,

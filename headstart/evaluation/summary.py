@@ -6,7 +6,8 @@ from statistics import stdev
 
 from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import KEPT, FinetuneDetails
-from headstart.base.artifacts.metrics import Folds, Leaks, Measured, Metrics, Name, Repeats
+from headstart.base.artifacts.json_file import Interval
+from headstart.base.artifacts.metrics import Folds, Heat, Leaks, Measured, Metrics, Name, Repeats, Subgroup
 
 NAMES: dict[Name, str] = {
     "head": "the head on frozen features",
@@ -44,6 +45,8 @@ def headline(result: Metrics) -> str:
         sentence += f"; {of_repeats(result.repeats) if result.repeats else missing}"
     if result.folds:
         sentence += f" {in_folds(result.folds)}"
+    if result.heat and (edge := at_edge(result.heat)):
+        sentence += f" {edge}"
     return f"{sentence} {of_shortcuts(result.shortcuts)}" if result.shortcuts else sentence
 
 
@@ -55,6 +58,39 @@ def of_repeats(repeats: Repeats) -> str:
         f"the interval is for other pictures and other trainings. Test accuracy of the {repeats.count} trainings is "
         f"{min(found):.3f} to {max(found):.3f} (standard deviation {stdev(found):.3f}); kept: {KEPT[repeats.kept]}."
     )
+
+
+def at_edge(heat: Heat) -> str:
+    """That it looks mostly at the edge of pictures, if it does; with what an even map would have there."""
+    if heat.centre.high >= heat.even:
+        return ""
+    outside = Interval(value=1 - heat.centre.value, low=1 - heat.centre.high, high=1 - heat.centre.low)
+    return (
+        f"It looks mostly at the edge of pictures: {_percent(outside)} of the heat lies outside the centre, where an even "
+        f"map would have {100 * (1 - heat.even):.0f} %."
+    )
+
+
+def of_heat(heat: Heat) -> str:
+    """How much of the heat lies at the centre, and which classes are told by the edge."""
+    sentence = (
+        f"On {heat.pictures} test pictures {_percent(heat.centre)} of the heat lies at the centre of what the network is "
+        f"shown, where an even map would have {100 * heat.even:.0f} %."
+    )
+    classes = ", ".join(f"{one.label} {_percent(one.centre)}" for one in heat.at_edge)
+    return f"{sentence} Less than an even map has, beyond chance: {classes}." if classes else sentence
+
+
+def of_subgroup(subgroup: Subgroup) -> str:
+    """What is known of a subgroup that is worse than the others."""
+    labels = ", ".join(f"{label} {count}" for label, count in subgroup.labels.items())
+    value, low, high = (getattr(subgroup.accuracy, name) for name in ("value", "low", "high"))
+    others = f"{subgroup.others:.3f} on the others"
+    return f"{subgroup.pictures} test pictures ({labels}): accuracy {value:.3f} ({low:.3f}–{high:.3f}), {others}"
+
+
+def _percent(share: Interval) -> str:
+    return f"{100 * share.value:.0f} % ({100 * share.low:.0f}–{100 * share.high:.0f})"
 
 
 def of_shortcuts(known: list[str]) -> str:

@@ -328,12 +328,12 @@ def _prediction(output: Output, model: BatchPredictor) -> dict[str, Any]:
 
 
 def _explanation_images(model: BatchPredictor, picture: Array, target: int) -> dict[str, str | None]:
-    """The part of a picture that the network saw, and its Grad-CAM to lay over it, both as data URLs. The second is None if
-    the network has no feature map."""
-    from headstart.evaluation.explain import grad_cam
+    """The part of a picture that the network saw, and its heat map to lay over it, both as data URLs. The second is None if
+    the network has none."""
+    from headstart.evaluation.explain import heat_maps
 
     with model.lock:
-        maps = grad_cam(model.predictor.model, [picture], [target])
+        maps = heat_maps(model.predictor.model, [picture], [target])
     heat = None
     if maps is not None:
         layer = np.empty((*maps.shape[1:], 4), np.uint8)

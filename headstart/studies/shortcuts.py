@@ -22,7 +22,7 @@ from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.progress import progress
-from headstart.data.blind import FALSE_ALARMS, FOLDS, Blindfold, Cases, cases_of, corrected, is_large, smooth
+from headstart.data.blind import FALSE_ALARMS, FOLDS, Blindfold, Cases, cases_of, corrected, in_centre, is_large, smooth
 from headstart.data.decode import Array
 from headstart.data.manifest import is_multi_label, read_manifest
 from headstart.data.packed import Pixels, read_file_properties
@@ -49,7 +49,7 @@ PART_OF_PROBE = 0.9
 # watermark on all pictures of a class brings 0.2 to 0.4, one on 80 % of them and 20 % of the others 0.1 or more. Of the
 # emoji no corner has more than 0.05, but in photographs of hands the arm comes from one corner (bench/shortcuts.py).
 ABOVE_OTHER_CORNERS = 0.1
-SIDE, CENTRE = 16, slice(3, 13)  # of the picture whose centre, 39 % of it, is masked
+SIDE = 16  # of the picture whose centre is masked
 MAPPED, COLOURS = 12, 4  # sides of a corner's maps; levels of each primary colour
 
 
@@ -68,8 +68,6 @@ def numbers_of(pixels: Array) -> dict[str, Floats]:
     """What each blind classifier sees of one picture, (height, width, 3) uint8."""
     picture = Image.fromarray(pixels)
     small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
-    masked = np.ones((SIDE, SIDE), bool)
-    masked[CENTRE, CENTRE] = False
     medium = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).reshape(-1, 3)
     colour = (medium.astype(int) * COLOURS // 256) @ COLOURS ** np.arange(3)
     edges = _edges(pixels, 0)
@@ -81,7 +79,7 @@ def numbers_of(pixels: Array) -> dict[str, Floats]:
         "light": _light(pixels, grey),
         "thumbnail": small.reshape(4, 4, 4, 4, 3).mean((1, 3)),
         "colours": np.sqrt(np.bincount(colour, minlength=COLOURS**3) / len(colour)),
-        "surroundings": small[masked],
+        "surroundings": small[~in_centre(SIDE)],
     }
 
 

@@ -256,7 +256,7 @@ def test_every_answer_is_the_same_in_the_package_as_in_the_evaluation(backbone: 
                 torch.testing.assert_close(answers[chosen], expected, rtol=1e-4, atol=1e-6)
     mixed = answers["head"].log() * share + answers["finetune"].log() * (1 - share)
     torch.testing.assert_close(answers["ensemble"], mixed.softmax(dim=1), rtol=1e-3, atol=1e-5)
-    heat = explain.grad_cam(Predictor(PackageFolder(data, "ensemble").model.classifier).model, seen[:2], [0, 1])
+    heat = explain.heat_maps(Predictor(PackageFolder(data, "ensemble").model.classifier).model, seen[:2], [0, 1])
     assert heat is not None
     assert heat.shape == (2, 64, 64)
 

@@ -106,6 +106,68 @@ class Leaks(Part):
     pairs: list[SamePicture]
 
 
+class HeatOfClass(Part):
+    """A class that is told by the edges of pictures: of the heat maps for it, less lies at the centre than
+    of an even one, and that is no chance, corrected for the number of classes (Holm).
+
+    Attributes:
+        centre: the mean share of the heat there.
+    """
+
+    label: str
+    centre: Interval
+    p: float
+
+
+class Heat(Part):
+    """Where the heat maps of the chosen classifier's answers lie, on a sample of the test pictures. Of several networks
+    side by side it is the first one's.
+
+    Attributes:
+        pictures: how many.
+        centre: the mean share of the heat at the centre of what the network is shown.
+        even: the share that would be there if the heat were spread evenly.
+        at_edge: classes that have less, the least first.
+    """
+
+    pictures: int
+    centre: Interval
+    even: float
+    at_edge: list[HeatOfClass]
+
+
+class Subgroup(Part):
+    """Test pictures around mistakes on validation pictures that resemble each other, of which more are wrong than of the
+    others.
+
+    Attributes:
+        pictures: how many there are.
+        accuracy: of the chosen classifier on them; the intervals of all that were looked at hold together in 95 %.
+        others: the accuracy on all other test pictures.
+        p: corrected for the number of subgroups that were looked at.
+        labels: the commonest labels, with the number of pictures.
+        nearest: pictures in the middle of it.
+    """
+
+    pictures: int
+    accuracy: Interval
+    others: float
+    p: float
+    labels: dict[str, int]
+    nearest: list[str]
+
+
+class Subgroups(Part):
+    """
+    Attributes:
+        looked_at: how many were tested.
+        found: those that are worse than the others and not by chance, the worst first.
+    """
+
+    looked_at: int
+    found: list[Subgroup]
+
+
 class Metrics(JsonFile):
     """Measured by classifier. All but ``head`` and ``gain`` are absent where fine-tuning is off, and ``ensemble`` where a
     head is not linear.
@@ -119,6 +181,8 @@ class Metrics(JsonFile):
             ``chosen``; the validation pictures chose them.
         folds: absent where ``evaluate.folds`` asks for none.
         leaks: absent in files of versions that did not look for them.
+        heat: absent where there are no heat maps, or hardly any pictures; like ``subgroups``, in older files too.
+        subgroups: absent where validation pictures have too few mistakes to look for some.
         shortcuts: sentences on what tells the classes apart without a look at what the pictures show; absent where none is
             known.
     """
@@ -135,3 +199,5 @@ class Metrics(JsonFile):
     folds: Folds | None = absent()
     leaks: Leaks | None = absent()
     shortcuts: list[str] | None = absent()
+    heat: Heat | None = absent()
+    subgroups: Subgroups | None = absent()

@@ -4,10 +4,11 @@ They are looked for among the validation pictures and measured on the test pictu
 search that finds something in chance does not make it look worse than it is, and only the few places that it proposes have
 to be corrected for. To search the test pictures themselves and correct for all of the search would find less.
 
-On validation the mistakes are clustered by the directions of their frozen features. Around each cluster's middle lie wrong and right answers;
-the subgroup reaches as far as makes the wrong ones stand out most (a scan statistic: Kulldorff 1997). Whether test pictures
-there are wrong more often than the others is a permutation test in which whole groups change places, and the largest of all
-statistics corrects for their number (Westfall and Young 1993, "Resampling-based multiple testing").
+On validation the mistakes are clustered by the directions of their frozen features. Around each cluster's middle lie wrong
+and right answers; the subgroup reaches as far as makes the wrong ones stand out most (Kulldorff 1997, "A spatial scan
+statistic"). Whether test pictures there are wrong more often than the others is a permutation test in which whole groups
+change places, and the largest of all statistics corrects for their number (Westfall and Young 1993, "Resampling-based multiple
+testing").
 """
 
 from __future__ import annotations

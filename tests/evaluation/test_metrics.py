@@ -14,11 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics as theirs
-from torch import nn
 
 from headstart.base.arrays import Ints
 from headstart.base.sections import Gate
-from headstart.evaluation.explain import grad_cam
 from headstart.evaluation.figures import confusion, plt
 from headstart.evaluation.metrics import (
     METRICS,
@@ -34,11 +32,7 @@ from headstart.evaluation.metrics import (
     worst_mistakes,
 )
 from headstart.evaluation.report import ensemble_share
-from headstart.models.backbones import architecture
-from headstart.models.classifier import Classifier, FittedHead
-from headstart.models.heads import LinearHead
 from headstart.models.task import MULTI_LABEL, SINGLE_LABEL, Task
-from headstart.models.trunk import Trunk
 
 
 def random_scores(seed: int, count: int, classes: int, skill: float = 1.0, sharpness: float = 1.0) -> Scores:
@@ -274,53 +268,6 @@ def test_predictions_name_each_picture_with_its_own_probabilities_in_manifest_or
     assert table["predicted"].tolist() == ["bee", "ant", "ant", "bee"]
     assert table["label"].tolist() == ["bee", "ant", "ant", "ant"]
     assert table["bee"].tolist() == [0.7, 0.4, 0.1, 0.8]
-
-
-def classifier(name: str) -> Classifier:
-    trunk = architecture(name).trunk().eval()
-    width = trunk(torch.zeros(1, 3, trunk.view.size, trunk.view.size)).shape[1]
-    torch.manual_seed(0)
-    head = FittedHead(LinearHead.of(torch.randn(2, width), torch.zeros(2)), 1.0, ("ant", "bee"))
-    return Classifier(trunk, head).eval()
-
-
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "mobilenetv3_small_050"])
-def test_the_map_of_where_the_network_looked_covers_the_view(name: str) -> None:
-    rng = np.random.default_rng(0)
-    maps = grad_cam(classifier(name), [rng.integers(0, 256, (50, 70, 3), dtype=np.uint8) for _ in range(2)], [0, 1])
-    assert maps is not None
-    assert maps.shape == (2, 224, 224)
-    assert maps.min() >= 0
-    assert maps.max() <= 1 + 1e-6
-
-
-def test_a_pure_transformer_has_no_such_map_or_a_proper_one() -> None:
-    class Flat(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(3, 1000)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            answer: torch.Tensor = self.fc(x.mean(dim=(2, 3)))
-            return answer
-
-    trunk = Trunk(Flat(), architecture("resnet18").view)
-    model = Classifier(trunk, FittedHead(LinearHead.of(torch.randn(2, 3), torch.zeros(2)), 1.0, ("a", "b")))
-    assert grad_cam(model, [np.zeros((5, 5, 3), np.uint8)], [0]) is None
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s32_224", "swin_tiny_patch4_window7_224"])
-def test_patches_are_no_place_where_a_network_looked(name: str) -> None:
-    assert grad_cam(classifier(name), [np.zeros((5, 5, 3), np.uint8)], [0]) is None
-
-
-def test_any_number_of_pictures_has_the_maps_that_each_has_alone() -> None:
-    rng = np.random.default_rng(0)
-    model, pictures = classifier("resnet18"), list(rng.integers(0, 256, (5, 40, 40, 3), np.uint8))
-    together, last = grad_cam(model, pictures, [0, 1, 0, 1, 1]), grad_cam(model, pictures[4:], [1])
-    assert together is not None
-    assert last is not None
-    assert together[4:] == pytest.approx(last, abs=1e-3)
 
 
 def test_the_name_of_a_class_is_drawn_as_it_is(tmp_path: Path) -> None:

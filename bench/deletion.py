@@ -5,9 +5,9 @@
 
 The pictures are noise with a small pattern somewhere, which is their class. tf_efficientnet_lite0 has its published weights
 and a fitted head; the transformers are small and trained on such pictures. Cell after cell of an 8×8 grid is turned grey,
-the hottest first, and the probability of the answer is averaged over the way: the deletion curve of Petsiuk et al. 2018, "RISE:
-randomized input sampling for explanation of black-box models". Prints it for heat maps, for cells in any order, and for
-those of the pattern first; and the share of the heat that lies on the pattern.
+the hottest first, and the probability of the answer is averaged over the way: the deletion curve of Petsiuk et al. 2018,
+"RISE: randomized input sampling for explanation of black-box models". Prints it for heat maps, for cells in any order, and
+for those of the pattern first; and the share of the heat that lies on the pattern.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ to be corrected for. To search the test pictures themselves and correct for all 
 On validation the mistakes are clustered by the directions of their frozen features. Around each cluster's middle lie wrong
 and right answers; the subgroup reaches as far as makes the wrong ones stand out most (Kulldorff 1997, "A spatial scan
 statistic"). Whether test pictures there are wrong more often than the others is a permutation test in which whole groups
-change places, and the largest of all statistics corrects for their number (Westfall and Young 1993, "Resampling-based multiple
-testing").
+change places, and the largest of all statistics corrects for their number (Westfall and Young 1993, "Resampling-based
+multiple testing").
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from headstart.base.threads import cores
 from headstart.data.splits import SPLITS
 from headstart.evaluation.metrics import METRICS
 from headstart.evaluation.pages import TEMPLATES, finalize
-from headstart.evaluation.summary import NAMES, arithmetic, in_folds, of_leaks, of_shortcuts
+from headstart.evaluation.summary import NAMES, arithmetic, at_edge, in_folds, of_leaks, of_shortcuts, of_subgroup
 from headstart.tracking.result import stages_of_the_result
 from headstart.tracking.store import ARITHMETIC, RESULT
 
@@ -90,6 +90,8 @@ def card(data: DataFolder, params: Params, lineage: dict[str, str]) -> str:
         test=result.test["chosen"],
         folds=in_folds(result.folds) if result.folds else "",
         leaks=of_leaks(result.leaks, result.test["chosen"]) if result.leaks else "",
+        edge=at_edge(result.heat) if result.heat else "",
+        subgroups=[of_subgroup(one) for one in result.subgroups.found] if result.subgroups else [],
         shortcuts=of_shortcuts(result.shortcuts) if result.shortcuts else "",
         metrics=[metric for metric in METRICS.values() if metric.name in result.test["chosen"]],
         audit=audit,

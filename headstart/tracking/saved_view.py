@@ -34,7 +34,8 @@ COMPARED = "headstart-compared"  # the section of charts that is open
 CURVES = "finetune"
 CLOSED = (
     "val/chosen", "test/chosen", "val/head", "test/head", "val/finetune", "test/finetune", "val/ensemble", "test/ensemble",
-    "gain/val", "gain/test", "folds", "folds/head", "leaks", "leaks/without", "leaks/added", "ensemble", "head", "backbone",
+    "gain/val", "gain/test", "folds", "folds/head", "leaks", "leaks/without", "leaks/added", "heat", "heat/centre",
+    "subgroups", "ensemble", "head", "backbone",
     "prepare", "figures", "gate", "gate/gain", "gate/champion", "gate/challenger",
 )  # fmt: skip
 

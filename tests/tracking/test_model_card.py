@@ -15,7 +15,8 @@ from headstart.base.artifacts.card import Card, Preprocessing, WeightsSource
 from headstart.base.artifacts.classifier import ClassifierDetails, FamiliarityDetails, Passed
 from headstart.base.artifacts.engine import EngineChoice, FeaturesDetails
 from headstart.base.artifacts.finetune import FinetuneDetails, PrecisionChoice
-from headstart.base.artifacts.metrics import Folds, Metrics
+from headstart.base.artifacts.json_file import Interval
+from headstart.base.artifacts.metrics import Folds, Heat, Metrics, Subgroup, Subgroups
 from headstart.base.files import write_text
 from headstart.base.params import Params
 from headstart.evaluation.metrics import METRICS, metrics_of
@@ -112,6 +113,25 @@ def test_the_card_says_which_figure_to_quote(data: DataFolder) -> None:
     measured.model_copy(update={"folds": folds}).write(data.evaluate.metrics)
     said = "In 5 folds over all 105 pictures, heads made like this one from 4/5 of them reach accuracy 0.800 (0.700–0.900)."
     assert f"\n\n{said} Quote the test figure: it is about the packaged model.\n\n" in card(data, params(), {})
+
+
+def test_the_card_says_where_it_looks_only_if_that_is_the_edge_and_names_bad_subgroups(data: DataFolder) -> None:
+    measured, inside = Metrics.read(data.evaluate.metrics), Interval(value=0.5, low=0.45, high=0.55)
+    heat = Heat(pictures=96, centre=inside, even=0.39, at_edge=[])
+    measured.model_copy(update={"heat": heat, "subgroups": Subgroups(looked_at=3, found=[])}).write(data.evaluate.metrics)
+    assert "edge" not in (text := card(data, params(), {}))
+    assert "wrong more often" not in text
+    heat = heat.model_copy(update={"centre": Interval(value=0.3, low=0.27, high=0.33)})
+    bad = Subgroup(
+        pictures=24, accuracy=Interval(value=0.25, low=0.1, high=0.5), others=0.83, p=0.002, labels={"a|b": 20, "NA": 4},
+        nearest=["1.jpg"],
+    )  # fmt: skip
+    worse = measured.model_copy(update={"heat": heat, "subgroups": Subgroups(looked_at=3, found=[bad])})
+    worse.write(data.evaluate.metrics)
+    text = card(data, params(), {})
+    assert "\n\nIt looks mostly at the edge of pictures: 70 % (67–73) of the heat lies outside the centre, where an" in text
+    assert "even map would have 61 %.\n" in text
+    assert "\n- 24 test pictures (a\\|b 20, NA 4): accuracy 0.250 (0.100–0.500), 0.830 on the others\n\nMost often" in text
 
 
 def test_the_card_states_from_when_on_a_picture_is_unfamiliar(data: DataFolder) -> None:

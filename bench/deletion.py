@@ -3,11 +3,12 @@
     python bench/deletion.py                # a few minutes on two cores
     python bench/deletion.py class-token    # one of the networks
 
-The pictures are noise with a small pattern somewhere, which is their class. tf_efficientnet_lite0 has its published weights
-and a fitted head; the transformers are small and trained on such pictures. Cell after cell of an 8×8 grid is turned grey,
-the hottest first, and the probability of the answer is averaged over the way: the deletion curve of Petsiuk et al. 2018,
-"RISE: randomized input sampling for explanation of black-box models". Prints it for heat maps, for cells in any order, and
-for those of the pattern first; and the share of the heat that lies on the pattern.
+The pictures are noise with a small pattern somewhere, which is their class. tf_efficientnet_lite0 has its published
+weights and a fitted head, and sees 128 pixels; the transformers are small and trained on such pictures. Cell after cell
+of a grid of 64 is turned grey, the hottest first, and the probability of the answer is averaged over the way: the
+deletion curve of Petsiuk et al. 2018, "RISE: randomized input sampling for explanation of black-box models". Prints it
+for heat maps, for cells in any order, and for those of the pattern first; and the share of the heat that lies on the
+pattern.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from headstart.models.preprocessing import View
 from headstart.models.trunk import Trunk, feature_width
 from headstart.models.weights import store_backbones
 
-CELLS, AT_ONCE = 8, 4  # on a side; deleted in one step
+CELLS, AT_ONCE = 8, 8  # on a side; deleted in one step
 CLASSES = ("across", "down", "chequered")
 VIEW = View(32, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 2}
@@ -81,14 +82,14 @@ def transformer(kind: str, steps: int = 300) -> Classifier:
     return model.eval()
 
 
-def convolutional(network: str = "tf_efficientnet_lite0") -> Classifier:
+def convolutional(network: str = "tf_efficientnet_lite0@128") -> Classifier:
     """One with its published weights, and a head fitted to such pictures."""
     with tempfile.TemporaryDirectory() as folder:
         store_backbones(Params.model_validate({"backbone": network}), Path(folder) / "none", Path(folder) / "backbone")
         trunk, _ = load_trunk(Path(folder) / "backbone")
-    pictures, classes, _ = planted(120, trunk.view.size, np.random.default_rng(0))
+    pictures, classes, _ = planted(60, trunk.view.size, np.random.default_rng(0))
     with torch.inference_mode():
-        features = torch.cat([trunk.eval()(trunk.view.batch(pictures[n : n + 20])) for n in range(0, 120, 20)])
+        features = torch.cat([trunk.eval()(trunk.view.batch(pictures[n : n + 20])) for n in range(0, 60, 20)])
     mean, scale = features.mean(0), features.std(0) + 1e-3
     ((head, _),) = LinearHead.fit_path((features - mean) / scale, torch.from_numpy(classes), 3, [0.01])
     return Classifier(trunk, FittedHead(head.unstandardised(mean, scale), 1.0, CLASSES)).eval()

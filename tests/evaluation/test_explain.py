@@ -51,7 +51,7 @@ def test_what_is_hottest_counts_more_than_other_places(make: Callable[[], Classi
     found = compared(make(), 24)
     (curve, on_pattern), (any_order, by_area) = found["heat map"], found["any order"]
     assert curve.mean() < any_order.mean() - 0.1
-    assert on_pattern.mean() > 2 * by_area.mean()
+    assert on_pattern.mean() > 1.2 * by_area.mean()
 
 
 @pytest.mark.parametrize("name", ["hiera_tiny_224", "resmlp_12_224"])

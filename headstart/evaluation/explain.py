@@ -120,7 +120,7 @@ def _grid(tokens: Tensor) -> Tensor:
     if tokens.ndim == 4:
         return tokens
     side = math.isqrt(tokens.shape[1])
-    return tokens[:, tokens.shape[1] - side**2 :].unflatten(1, (side, side))
+    return tokens[:, tokens.shape[1] - side**2 :].reshape(len(tokens), side, side, -1)
 
 
 def _has_grid(tokens: Tensor) -> bool:

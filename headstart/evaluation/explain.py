@@ -3,8 +3,8 @@
 Of a convolutional network it is Grad-CAM on the last map (Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep
 networks via gradient-based localization"). A transformer has no such map, and each of its layers mixes what it knows of
 places. So all its layer norms are asked: what one passes on for a place, times its gradient (Draelos and Carin 2020, "Use
-HiResCAM instead of Grad-CAM for faithful explanations"), as far as that speaks for the class, added up. The last one alone
-knows little more than chance (bench/deletion.py).
+HiResCAM instead of Grad-CAM for faithful explanations"), as far as that speaks for the class, added up. By the last one
+alone, small transformers are hardly told better than by chance; bench/deletion.py measures the sum.
 """
 
 from __future__ import annotations

@@ -12,13 +12,12 @@ module's digest is taken from its parsed code without docstrings: comments, docs
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +29,7 @@ from headstart.base.errors import HeadstartError, some
 from headstart.base.files import read_json, sha256_of, sha256_of_files, write_json
 from headstart.base.kept import read_kept, write_kept
 from headstart.base.paths import STATE, checkout, state_folder
+from headstart.base.source_code import Source, source_of
 
 PACKAGE = Path(__file__).parents[1]
 PIPELINES = (Path("dvc.yaml"), Path("studies") / "dvc.yaml")
@@ -42,21 +42,6 @@ WITHOUT_EFFECT = {
 # The room whose modules tell MLflow what a stage does: they are part of its identity, their libraries are not.
 OBSERVERS = "headstart.tracking."
 OWN_NETWORKS = "models.backbones"  # of headstart; what builds the user's own network, whose libraries then count
-
-
-@dataclass(frozen=True)
-class Source:
-    """What one file says about itself.
-
-    Attributes:
-        digest: of its parsed code, or of its bytes where it is not Python.
-        imports: names of modules, with and without the names imported from them.
-        strings: its short string constants, which may name modules or files of headstart.
-    """
-
-    digest: str
-    imports: tuple[str, ...]
-    strings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -338,68 +323,8 @@ _distributions = cache(importlib.metadata.packages_distributions)  # it reads th
 
 
 def _parsed(path: Path, content: bytes) -> Source:
-    if path.suffix != ".py":
-        text = content.decode("utf-8", "replace")
-        names = tuple(sorted(name for name in _other_files() if name != path.name and name in text))  # {% include %}
-        return Source(hashlib.sha256(content).hexdigest()[:16], (), names)
-    try:
-        tree = without_docstrings(ast.parse(content))
-    except SyntaxError as error:
-        raise HeadstartError(f"{path}, line {error.lineno}: {error.msg}") from None
-    canonical: list[str] = []
-    _write_canonical(tree, canonical.append)
-    digest = hashlib.sha256("".join(canonical).encode("utf-8", "surrogatepass"))
-    imports: set[str] = set()
-    strings: set[str] = set()
-    for node in _run_nodes(tree):
-        if isinstance(node, ast.Import):
-            imports |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imports |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value and " " not in node.value:
-            strings.add(node.value)
-    return Source(digest.hexdigest()[:16], tuple(sorted(imports)), tuple(sorted(s for s in strings if len(s) < 100)))
-
-
-def without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node, False
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
-    return tree
-
-
-def _write_canonical(node: object, write: Callable[[str], None]) -> None:
-    """Write a tree as text that is the same in every version of Python: fields that are empty are left out, since new
-    versions add such."""
-    if isinstance(node, ast.AST):
-        write(f"({type(node).__name__}")
-        for name in node._fields:
-            value = getattr(node, name, None)
-            if value is not None and value != []:
-                write(f" {name}=")
-                _write_canonical(value, write)
-        write(")")
-    elif isinstance(node, list):
-        for item in node:
-            _write_canonical(item, write)
-            write(",")
-    else:
-        write(f"{type(node).__name__}:{node!r}")
-
-
-def _run_nodes(tree: ast.Module) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING:``."""
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and _is_for_type_checkers(node.test):
-            waiting += node.orelse
-        else:
-            yield node
-            waiting += ast.iter_child_nodes(node)
-
-
-def _is_for_type_checkers(test: ast.expr) -> bool:
-    return any("TYPE_CHECKING" in (getattr(node, "id", ""), getattr(node, "attr", "")) for node in ast.walk(test))
+    if path.suffix == ".py":
+        return source_of(path, content)
+    text = content.decode("utf-8", "replace")
+    names = tuple(sorted(name for name in _other_files() if name != path.name and name in text))  # {% include %}
+    return Source(hashlib.sha256(content).hexdigest()[:16], (), names)

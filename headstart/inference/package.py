@@ -29,10 +29,11 @@ from headstart.base.artifacts.members import first_of, member_folders
 from headstart.base.artifacts.metrics import Metrics, Name
 from headstart.base.device import set_up
 from headstart.base.files import sha256_of_files, write_text
-from headstart.base.identity import PACKAGE, modules_of, without_docstrings
+from headstart.base.identity import PACKAGE, modules_of
 from headstart.base.params import Params
 from headstart.base.private_names import list_no_packages_in_mlflow
 from headstart.base.progress import progress
+from headstart.base.source_code import without_docstrings
 from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from headstart.base import identity
 from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
-from headstart.base.identity import Code, Source
+from headstart.base.identity import Code
+from headstart.base.source_code import Source
 
 PROJECT = Path(__file__).parents[2]
 

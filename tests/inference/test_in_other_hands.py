@@ -19,7 +19,10 @@ from tests.inference.test_package import PROJECT, data, model  # noqa: F401 - fi
 
 PAGE = (PROJECT / "docs/use.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE[PAGE.index("## In Spark and in Ray") :], re.DOTALL)
-QUIET = {"SPARK_LOCAL_IP": "127.0.0.1", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+HERE = {  # in a cluster of its own, whatever other tests have started
+    "SPARK_LOCAL_IP": "127.0.0.1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -30,7 +33,7 @@ def test_the_code_in_the_documentation_answers_as_the_model_itself(model: ModelF
     (code,) = (block for block in BLOCKS if f"import {engine}" in block or f"from {engine}" in block)
     # As somebody who has no headstart: the model brings its own.
     paths = [path for path in sys.path if path and not (Path(path) / "headstart").is_dir()]
-    environment = os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(paths), "PYSPARK_PYTHON": sys.executable}
+    environment = os.environ | HERE | {"PYTHONPATH": os.pathsep.join(paths), "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=600
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster: Any = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False},
-        )
+        with _own_signals():
+            self.cluster: Any = Cluster(
+                initialize_head=True,
+                head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False},
+            )
         self.address: str = self.cluster.address
         self.second: Any = None
         self.repair()
@@ -37,9 +39,20 @@ class TwoNodes:
 
     def repair(self) -> None:
         if self.second is None:
-            with contextlib.chdir(Path(__file__).parent):  # a test's own folder goes with the test
+            with _own_signals(), contextlib.chdir(Path(__file__).parent):  # a test's own folder goes with the test
                 self.second = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
             self.cluster.wait_for_nodes()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """A node that is started sets a handler of SIGTERM. What this process forks later would inherit it, and when ended
+    would wait for the node to drain, for ever."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -23,7 +24,7 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        with _own_signals():
+        with _starting():
             self.cluster: Any = Cluster(
                 initialize_head=True,
                 head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False},
@@ -39,18 +40,21 @@ class TwoNodes:
 
     def repair(self) -> None:
         if self.second is None:
-            with _own_signals(), contextlib.chdir(Path(__file__).parent):  # a test's own folder goes with the test
+            with _starting(), contextlib.chdir(Path(__file__).parent):  # a test's own folder goes with the test
                 self.second = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
             self.cluster.wait_for_nodes()
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """A node that is started sets a handler of SIGTERM. What this process forks later would inherit it, and when ended
-    would wait for the node to drain, for ever."""
+def _starting() -> Iterator[None]:
+    """A node that is started knows the project, as pytest does, so that functions of tests can be sent to it. It sets a
+    handler of SIGTERM, which is not left behind: what this process forks later would inherit it, and when ended would wait for
+    the node to drain, for ever."""
     before = signal.getsignal(signal.SIGTERM)
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
-        yield
+        with patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(paths)}):
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

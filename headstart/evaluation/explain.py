@@ -131,6 +131,6 @@ def _is_in_order(grid: Tensor) -> bool:
     """Whether of two pictures that differ in one place only, (2, side, side, C), the tokens differ most in that place.
     Some networks sort them differently, or have tokens that belong to no place."""
     side = grid.shape[1]
-    most = int((grid[0] - grid[1]).square().sum(-1).argmax())
+    most = int(np.argmax((grid[0] - grid[1]).square().sum(-1).cpu().numpy()))
     found = np.add(divmod(most, side), 0.5)
     return bool((np.abs(found - np.multiply(PROBED, side)) <= 1 + REACH * side).all())

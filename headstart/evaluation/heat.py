@@ -30,7 +30,7 @@ DIGITS = 4
 
 def measure(model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: Scores, device: torch.device) -> Heat | None:
     """The heat of each picture's most probable class, on at most ``MOST`` test pictures."""
-    rows, guesses = np.flatnonzero(manifest["split"] == "test"), test.probabilities.argmax(1)
+    rows, guesses = np.flatnonzero(manifest["split"] == "test"), np.argmax(test.probabilities, axis=1)
     some = sample(guesses)
     with progress("heat maps", len(some)) as advance:
         pictures = [pixels[int(row)] for row in rows[some]]

@@ -85,6 +85,8 @@ def test_any_number_of_pictures_has_the_maps_that_each_has_alone(name: str) -> N
 
 def test_networks_beside_the_first_change_nothing_of_its_map() -> None:
     first, second = classifier("mobilenetv3_small_050"), classifier("squeezenet1_0")
-    alone, beside = (heat_maps(model, PICTURES[:2], [0, 1]) for model in (first, averaged(first, second, 0.5).eval()))
+    alone, beside = (
+        heat_maps(model, PICTURES[:2], [0, 1]) for model in (first, averaged([first, second], [0.5, 0.5]).eval())
+    )
     assert alone is not None
     assert beside == pytest.approx(alone, abs=1e-5)

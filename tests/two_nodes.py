@@ -48,8 +48,8 @@ class TwoNodes:
 @contextlib.contextmanager
 def _starting() -> Iterator[None]:
     """A node that is started knows the project, as pytest does, so that functions of tests can be sent to it. It sets a
-    handler of SIGTERM, which is not left behind: what this process forks later would inherit it, and when ended would wait for
-    the node to drain, for ever."""
+    handler of SIGTERM, which is not left behind: what this process forks later would inherit it, and when ended would wait
+    for the node to drain, for ever."""
     before = signal.getsignal(signal.SIGTERM)
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:

@@ -47,7 +47,7 @@ def test_pages_and_the_model_card(address: str) -> None:
 
 
 def test_a_template_masks_what_is_filled_in() -> None:
-    page = pages.template("report.html.j2", percent=str, interval=str, thumbnail=str).environment.from_string(
-        "<p>{{ a }} {{ b }} {{ c|safe }}</p>"
-    )
+    page = pages.template(
+        "report.html.j2", percent=str, interval=str, thumbnail=str, of_subgroup=str
+    ).environment.from_string("<p>{{ a }} {{ b }} {{ c|safe }}</p>")
     assert page.render(a="http://u:Geheim7@h/<b>", b=1.5, c="<i>") == "<p>http://***@h/&lt;b&gt; 1.5 <i></p>"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+
+from headstart.base.cluster import Cluster
 
 STORE = 100 << 20  # bytes; Ray takes no less than 75 MB
 
@@ -22,10 +24,10 @@ class TwoNodes:
     """
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
+        from ray.cluster_utils import Cluster as Nodes
 
         with _starting():
-            self.cluster: Any = Cluster(
+            self.cluster: Any = Nodes(
                 initialize_head=True,
                 head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False},
             )
@@ -43,6 +45,26 @@ class TwoNodes:
             with _starting(), contextlib.chdir(Path(__file__).parent):  # a test's own folder goes with the test
                 self.second = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
             self.cluster.wait_for_nodes()
+
+
+class Answers:
+    """Counts the answers that the driver takes, and does something before one of them.
+
+    Attributes:
+        taken: how many there were.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], object]) -> None:
+        self.taken = 0
+        answer = Cluster._answer
+
+        def counted(cluster: Cluster, *asked: Any) -> Any:
+            self.taken += 1
+            if self.taken == number:
+                do()
+            return answer(cluster, *asked)
+
+        monkeypatch.setattr(Cluster, "_answer", counted)
 
 
 @contextlib.contextmanager

@@ -48,8 +48,24 @@ def shards_among(names: Iterable[str], suffix: str) -> list[str]:
     return shards
 
 
-def names_below(folder: Path) -> Iterator[str]:
-    """The paths of the files below a folder of this machine, from there."""
+def holds_shards(folder: Path, suffix: str) -> bool:
+    """Whether a folder of this machine holds shards, and nothing else but texts."""
+    return bool(shards_among(_names_below(folder), suffix))
+
+
+def place_of(path: Path) -> Place:
+    """Where the shards are that a folder of this machine holds, or the one that is a file."""
+    return Place(str(path.parent if path.is_file() else path))
+
+
+def files_of(path: Path, suffix: str) -> dict[str, File]:
+    """The shards in ``place_of(path)``, with what its listing says of each."""
+    names = [path.name] if path.is_file() else shards_among(_names_below(path), suffix)
+    files = place_of(path).files()
+    return {name: files[name] for name in names}
+
+
+def _names_below(folder: Path) -> Iterator[str]:
     return (file.relative_to(folder).as_posix() for file in files_below(folder))
 
 

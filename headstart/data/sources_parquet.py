@@ -15,7 +15,7 @@ from headstart.base.safe_text import shortened
 from headstart.base.sections import Data
 from headstart.data.in_place import File, Place
 from headstart.data.picture import InPlace, Listing, Picture, Source
-from headstart.data.shards import in_splits, look_through, names_below, shards_among, split_of
+from headstart.data.shards import files_of, holds_shards, in_splits, look_through, place_of, split_of
 from headstart.data.user_tables import MOST_ROWS
 
 PICTURE_COLUMNS, LABEL_COLUMNS = ("image", "img", "picture"), ("label", "labels")
@@ -32,22 +32,14 @@ class ParquetPictures(Source):
         path = users_path(source)
         if path.is_file() and path.suffix.lower() == ".parquet":
             return has_pictures(path)
-        return path.is_dir() and bool(shards_among(names_below(path), ".parquet"))
+        return path.is_dir() and holds_shards(path, ".parquet")
 
     def listing(self, data: Data) -> Listing:
-        place, names = _shards_of(users_path(data.source))
-        files = place.files()
-        return list_parquet(place, {name: files[name] for name in names})
+        path = users_path(data.source)
+        return list_parquet(place_of(path), files_of(path, ".parquet"))
 
     def root(self, data: Data) -> Path | InPlace:
-        place, _ = _shards_of(users_path(data.source))
-        return ParquetRows(place)
-
-
-def _shards_of(path: Path) -> tuple[Place, list[str]]:
-    if path.is_file():
-        return Place(str(path.parent)), [path.name]
-    return Place(str(path)), shards_among(names_below(path), ".parquet")
+        return ParquetRows(place_of(users_path(data.source)))
 
 
 def has_pictures(file: Path) -> bool:

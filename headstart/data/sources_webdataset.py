@@ -14,7 +14,7 @@ from headstart.base.sections import Data
 from headstart.data.archives import Entry, lands_outside, tar_entries
 from headstart.data.in_place import File, Place
 from headstart.data.picture import InPlace, Listing, Picture, Source
-from headstart.data.shards import Shards, in_splits, last_look, look_through, names_below, shards_among, split_of
+from headstart.data.shards import Shards, files_of, holds_shards, in_splits, last_look, look_through, place_of, split_of
 from headstart.data.sources_folder import HIDDEN, NO_TEXT
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff", "avif", "jp2")
@@ -33,23 +33,15 @@ class WebDataset(Source):
         path = users_path(source)
         if path.is_file() and path.suffix.lower() == ".tar":
             return is_webdataset(Place(str(path.parent)), path.name)
-        return path.is_dir() and bool(shards_among(names_below(path), ".tar"))
+        return path.is_dir() and holds_shards(path, ".tar")
 
     def listing(self, data: Data) -> Listing:
-        place, names = _shards_of(users_path(data.source))
-        files = place.files()
-        return list_tars(place, {name: files[name] for name in names})
+        path = users_path(data.source)
+        return list_tars(place_of(path), files_of(path, ".tar"))
 
     def root(self, data: Data) -> Path | InPlace:
-        place, _ = _shards_of(users_path(data.source))
-        known = last_look(place)
+        known = last_look(place_of(users_path(data.source)))
         return self.listing(data).root if known is None else TarMembers.of(known)
-
-
-def _shards_of(path: Path) -> tuple[Place, list[str]]:
-    if path.is_file():
-        return Place(str(path.parent)), [path.name]
-    return Place(str(path)), shards_among(names_below(path), ".tar")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ be looked for, and new ones written, where the checkout was before; in a copy, a
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -23,19 +24,19 @@ ADDRESSES = (
 )  # fmt: skip
 
 
-def follow(engine: Engine, artifacts: str) -> None:
+def follow(engine: Engine, tables: Iterable[str], artifacts: str) -> None:
     """Enter the artifacts of a checkout's database where they are now, if they were entered elsewhere.
 
     An experiment whose artifacts are in another checkout, which uses this database too, is left alone: that checkout is
     still there, and what its runs have logged is not here.
 
     Args:
+        tables: of the database.
         artifacts: the address of the folder that they are in now, file:///CHECKOUT/mlartifacts.
     """
-    from sqlalchemy import inspect, text
+    from sqlalchemy import text
 
-    there = {name for name, _ in ADDRESSES}
-    if not there <= set(inspect(engine).get_table_names()):
+    if not {name for name, _ in ADDRESSES} <= set(tables):
         return
     folder = artifacts.rpartition("/")[2]
     with engine.begin() as connection:

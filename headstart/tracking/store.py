@@ -105,9 +105,9 @@ def _reach(address: str) -> None:
         file = make_url(address).database if address.startswith("sqlite") else None
         if file is None or Path(file).is_file():
             engine = create_engine(address, connect_args={} if file is None else {"timeout": 60})  # others may write
-            inspect(engine).get_table_names()
+            tables = inspect(engine).get_table_names()
             if file and Path(file).resolve().is_relative_to(checkout()) and (folder := artifacts()):
-                moved_store.follow(engine, folder)
+                moved_store.follow(engine, tables, folder)
             engine.dispose()
 
 

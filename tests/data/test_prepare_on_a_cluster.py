@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from headstart.data.fetch import fetch
 from headstart.data.prepare import prepare
 from tests.data.pictures import encoded, photograph
 from tests.data.test_prepare import EVEN, SMALL, files
-from tests.two_nodes import TwoNodes
+from tests.two_nodes import Answers, TwoNodes
 
 pytestmark = pytest.mark.slow
 MODULE = "headstart.data.prepare"
@@ -56,16 +55,7 @@ def test_a_node_that_dies_half_way_and_pictures_too_large_to_send_change_nothing
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pack, "SENT", 45_000)  # two pictures with their pixels, and less than a large one
     expected = prepared(source, tmp_path / "here", SMALL)
-    answer, taken = Cluster._answer, 0
-
-    def answer_and_break(self: Cluster, *waiting: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == 20:
-            two_nodes.remove_second()
-        return answer(self, *waiting)
-
-    monkeypatch.setattr(Cluster, "_answer", answer_and_break)
+    answers = Answers(monkeypatch, 20, two_nodes.remove_second)
     with connected(two_nodes.address, MODULE) as cluster:
         assert prepared(source, tmp_path / "there", SMALL, cluster) == expected
-    assert 20 < taken <= PICTURES // 2
+    assert 20 < answers.taken <= PICTURES // 2

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from headstart.base.artifacts import PrepareFolder
-from headstart.base.cluster import Cluster, connected
+from headstart.base.cluster import connected
 from headstart.base.sections import Data, Prepare
 from headstart.data import pack
 from headstart.data.fetch import fetch
@@ -22,7 +21,7 @@ from tests.data.test_in_place import HALVES, uploaded
 from tests.inference.test_parts import ORDER, answers, pictures
 from tests.inference.test_predictor import known, put_model
 from tests.test_cli import Run
-from tests.two_nodes import TwoNodes
+from tests.two_nodes import Answers, TwoNodes
 
 pytestmark = pytest.mark.slow
 run = test_cli.run  # a fixture
@@ -49,22 +48,13 @@ def test_a_bucket_is_answered_on_the_nodes_and_one_of_them_may_die(
     Path("params.yaml").write_text(f"cluster: {nodes_that_know_the_bucket.address}\n")
     monkeypatch.setattr(parts_module, "PER_TASK", 7)
     monkeypatch.setattr(parts_module, "ROWS", 20)
-    answer, taken = Cluster._answer, 0
-
-    def answer_and_break(self: Cluster, *asked: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == 3:
-            nodes_that_know_the_bucket.remove_second()
-        return answer(self, *asked)
-
-    monkeypatch.setattr(Cluster, "_answer", answer_and_break)
+    of_nodes = Answers(monkeypatch, 3, nodes_that_know_the_bucket.remove_second)
     code, _, err = run("predict", where, "--model", "model", "--output", f"s3://{bucket}/out")
     assert (code, err.splitlines()[-1]) == (1, "headstart: 1 of 61 pictures could not be used; the column problem says why")
     rows = answers(f"s3://{bucket}/out")
     assert [row["image"] for row in rows] == [f"{where}/{n:03}.png" for n in range(60)] + [f"{where}/broken.png"]
     assert [row["label"] for row in rows[:60]] == [ORDER[n % 3] for n in range(60)]
-    assert taken == 9
+    assert of_nodes.taken == 9
 
 
 def test_a_bucket_is_decoded_on_the_nodes_to_the_same_bytes(

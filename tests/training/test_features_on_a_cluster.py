@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headstart.base.arrays import Ints
-from headstart.base.cluster import Cluster, connected
+from headstart.base.cluster import connected
 from headstart.base.files import read_json
 from headstart.data.packed import Pixels
 from headstart.engines import activations
@@ -24,7 +24,7 @@ from headstart.training import features as training_features
 from headstart.training.feature_files import load_features
 from headstart.training.features import FeatureExtractor, extract
 from tests.training.test_features import CPU, packed
-from tests.two_nodes import TwoNodes
+from tests.two_nodes import Answers, TwoNodes
 
 pytestmark = pytest.mark.slow
 MODULE = "headstart.training.features"
@@ -105,25 +105,19 @@ def test_a_worker_or_a_node_that_dies_half_way_loses_and_doubles_no_picture(
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
-    answer, taken = Cluster._answer, 0
+    def breaks() -> None:
+        if fault == "node":
+            two_nodes.remove_second()
+        else:
+            killed = [worker.kill() for worker in workers(two_nodes.second) or workers(two_nodes.cluster.head_node)]
+            assert killed
 
-    def answer_and_break(self: Cluster, *waiting: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == 12:
-            if fault == "node":
-                two_nodes.remove_second()
-            else:
-                killed = [worker.kill() for worker in workers(two_nodes.second) or workers(two_nodes.cluster.head_node)]
-                assert killed
-        return answer(self, *waiting)
-
-    monkeypatch.setattr(Cluster, "_answer", answer_and_break)
+    answers = Answers(monkeypatch, 12, breaks)
     with connected(two_nodes.address, MODULE) as cluster:
         assert cluster is not None
         extract(trunk, *pictures, cluster, tmp_path, "torch")
     check_same(local, tmp_path)
-    assert taken == 1 + sum(-(-len(load_features(tmp_path, split)[0]) // 8) for split in ("train", "val", "test"))
+    assert answers.taken == 1 + sum(-(-len(load_features(tmp_path, split)[0]) // 8) for split in ("train", "val", "test"))
 
 
 def test_a_run_that_was_stopped_is_gone_on_with_also_without_the_cluster(
@@ -134,16 +128,11 @@ def test_a_run_that_was_stopped_is_gone_on_with_also_without_the_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(activations, "SAVE_EVERY_S", 0.0)
-    answer, taken = Cluster._answer, 0
 
-    def answer_and_stop(self: Cluster, *waiting: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == 10:
-            raise KeyboardInterrupt
-        return answer(self, *waiting)
+    def stop() -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Cluster, "_answer", answer_and_stop)
+    Answers(monkeypatch, 10, stop)
     with connected(two_nodes.address, MODULE) as cluster, pytest.raises(KeyboardInterrupt):
         extract(trunk, *pictures, cluster or CPU, tmp_path / "stopped", "openvino", kept=tmp_path / "kept")
     batches, shown = FeatureExtractor.batches, 0

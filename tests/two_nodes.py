@@ -48,20 +48,22 @@ class TwoNodes:
 
 
 class Answers:
-    """Counts the answers that the driver takes, and does something before one of them.
+    """Counts the answers that the driver takes, and does something before one of them, or before the next where it says False.
 
     Attributes:
         taken: how many there were.
+        is_done: whether it has been done.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[], object]) -> None:
         self.taken = 0
+        self.is_done = False
         answer = Cluster._answer
 
         def counted(cluster: Cluster, *asked: Any) -> Any:
             self.taken += 1
-            if self.taken == number:
-                do()
+            if self.taken >= number and not self.is_done:
+                self.is_done = do() is not False
             return answer(cluster, *asked)
 
         monkeypatch.setattr(Cluster, "_answer", counted)

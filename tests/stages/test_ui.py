@@ -24,7 +24,7 @@ from headstart.tracking.saved_view import FIGURES
 from tests.stages.conftest import Clone
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
@@ -89,6 +89,11 @@ def shot(page: Page, name: str, folder: Path) -> None:
     if os.environ.get("HEADSTART_SCREENSHOTS") == "1" and name in SHOWN:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def seen(what: Locator) -> None:
+    """Wait until one of those that match is in sight: tooltips repeat a text that they hide."""
+    what.filter(visible=True).first.wait_for()
 
 
 def close_assistant(page: Page) -> None:
@@ -188,13 +193,13 @@ def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone,
     with mlflow_ui(compared) as table, browser_page(tmp_path / "profile") as page, nothing_foreign(page, table):
         # The first that a fresh browser shows. Its columns say what was compared, the best on validation is on top.
         page.goto(table)
-        page.get_by_role("link", name=names[0]).first.wait_for()
+        seen(page.get_by_role("link", name=names[0]))
         close_assistant(page)
         address = table.partition("/#")[0]
         assert table == f"{address}/#/experiments/{experiment}/runs?viewStateShareKey=headstart"
         for heading in ("backbone", "trained", "val/chosen/log_loss", "val/chosen/accuracy"):
-            page.get_by_role("columnheader").get_by_text(heading, exact=True).first.wait_for()
-        page.get_by_text("tf_efficientnet_lite1", exact=True).first.wait_for()
+            seen(page.get_by_role("columnheader").get_by_text(heading, exact=True))
+        seen(page.get_by_text("tf_efficientnet_lite1", exact=True))
         for _ in range(50):  # the rows are there before they are in order
             if rows(page, names) == names:
                 break
@@ -224,7 +229,7 @@ def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone,
         search = page.get_by_placeholder("metrics.rmse < 1")
         search.fill("tags.backbone = 'tf_efficientnet_lite1' and tags.trained = 'head'")
         search.press("Enter")
-        page.get_by_role("link", name=runs["last"].info.run_name).first.wait_for(state="hidden")
+        page.get_by_role("link", name=runs["last"].info.run_name).filter(visible=True).first.wait_for(state="hidden")
         assert rows(page, names) == [runs["none"].info.run_name]
 
 
@@ -241,7 +246,7 @@ def test_two_results_are_found_and_compared_in_the_browser(compared: Clone, tmp_
         boxes.nth(1).wait_for()
         close_assistant(page)
         for name in names:
-            page.get_by_role("link", name=name).first.wait_for()
+            seen(page.get_by_role("link", name=name))
         shot(page, "runs", tmp_path)
         for number in (0, 1):
             boxes.nth(number).check()
@@ -252,7 +257,7 @@ def test_two_results_are_found_and_compared_in_the_browser(compared: Clone, tmp_
         # Side by side: names, parameters, metrics.
         page.get_by_text("Comparing 2 Runs").wait_for()
         for name in names:
-            page.get_by_text(name, exact=True).first.wait_for()
+            seen(page.get_by_text(name, exact=True))
         assert sorted(parameter(page, "finetune.unfreeze")) == ["last", "none"]
         assert sorted(metric(page, "test/chosen/accuracy")) == pytest.approx(
             sorted(run.data.metrics["test/chosen/accuracy"] for run in runs.values()), abs=1e-3
@@ -280,7 +285,7 @@ def test_two_results_are_found_and_compared_in_the_browser(compared: Clone, tmp_
         run = runs["none"].info.run_id
         page.goto(f"{address}/#/experiments/{experiment}/runs/{run}")
         for text in (runs["none"].info.run_name, "finetune.unfreeze", "test/chosen/accuracy"):
-            page.get_by_text(text, exact=True).first.wait_for()
+            seen(page.get_by_text(text, exact=True))
         row = page.get_by_role("row").filter(has=page.get_by_text("test/chosen/accuracy", exact=True)).first.inner_text()
         assert pytest.approx(shown, abs=1e-3) in [float(word) for word in row.split() if word.replace(".", "", 1).isdigit()]
         shot(page, "run", tmp_path)

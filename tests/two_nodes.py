@@ -48,7 +48,8 @@ class TwoNodes:
 
 
 class Answers:
-    """Counts the answers that the driver takes, and does something before one of them, or before the next where it says False.
+    """Counts the answers that the driver takes, and does something before one of them. Where that returns False, it is done
+    again before the next.
 
     Attributes:
         taken: how many there were.

@@ -151,7 +151,7 @@ def _git() -> tuple[str, str]:
 def _pictures(params: Params) -> tuple[str, str]:
     source = source_of(params.data)
     if source.needs_network:
-        return NOTE, f"{params.data.source} comes from its publisher, unless an earlier run has downloaded it"
+        return NOTE, f"{params.data.source} is not on this machine; the first run gets what it needs from there"
     if source.needs_unpacking:
         return NOTE, f"{params.data.source} is unpacked by the first run"
     listed = source.listing(params.data).pictures

@@ -93,7 +93,7 @@ def test_the_environment_of_these_tests_is_that_of_the_lock(monkeypatch: pytest.
         ("data: {source: gone.zip}", "pictures", doctor.WRONG, "gone.zip"),
         ("{data: {source: pictures}, backbone: resnet18, weights: mine.pth}", "backbone", doctor.WRONG, "no such file"),
         ("{data: {source: pictures}, backbone: 'my_net.py:small'}", "backbone", doctor.WRONG, "my_net.py is not there"),
-        ("data: {source: hymenoptera}", "pictures", doctor.NOTE, "comes from its publisher"),
+        ("data: {source: hymenoptera}", "pictures", doctor.NOTE, "is not on this machine"),
         ("{data: {source: pictures}, backbone: resnet19}", "backbone", doctor.WRONG, "did you mean"),
         ("{data: {source: pictures}, backbone: densenet161}", "backbone", doctor.NOTE, "the first run downloads them"),
         ("{data: {source: pictures}, backbone: resnet18, weights: none}", "backbone", doctor.OK, "random weights"),

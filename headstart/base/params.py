@@ -139,8 +139,17 @@ class Params(Section):
         Raises:
             HeadstartError: the file is missing, is not YAML, or holds a key or value that is not allowed.
         """
+        return cls.checked(read_yaml(path), path)
+
+    @classmethod
+    def checked(cls, values: dict[str, Any], path: Path) -> Self:
+        """From the keys and values of the file at ``path``, or what they are to become.
+
+        Raises:
+            HeadstartError: a key or value is not allowed.
+        """
         try:
-            return cls.model_validate(read_yaml(path))
+            return cls.model_validate(values)
         except ValidationError as error:
             problems = error.errors()
             told = "; ".join(explained(problem, cls) for problem in problems[:MOST_TOLD])

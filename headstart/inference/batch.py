@@ -40,8 +40,25 @@ from headstart.models.task import LABEL_SEPARATOR, MultiLabel, Task
 
 UNLIMITED = 10**9  # pictures, for a server
 NO_PROGRESS_UP_TO = 64  # pictures take too short a time for a progress bar
-PictureFile = TypeVar("PictureFile", bound=Path | Remote)
 TORCH_UP_TO = PICTURES_PER_REQUEST // 2  # pictures; torch is faster for so few, since OpenVINO pads them to a whole request
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """A picture that is no file; as text it is its own name.
+
+    Attributes:
+        picture: the bytes of a file, or pixels, (height, width, 3) uint8.
+    """
+
+    name: str
+    picture: bytes | Array
+
+    def __str__(self) -> str:
+        return self.name
+
+
+PictureFile = TypeVar("PictureFile", bound=Path | Remote | InMemory)
 
 
 class BatchPredictor:
@@ -149,7 +166,8 @@ class BatchPredictor:
         def load_view(file: PictureFile) -> Array | Unusable:
             try:
                 source = _content(file)
-                return self.view(decoders.decode(source, decoders.size(source)))
+                pixels = source if isinstance(source, np.ndarray) else decoders.decode(source, decoders.size(source))
+                return self.view(pixels)
             except Unusable as reason:
                 return reason
 
@@ -178,12 +196,14 @@ class BatchPredictor:
         return self.predictor.outputs(features.float().cpu())
 
 
-def _content(file: Path | Remote) -> Path | bytes:
+def _content(file: Path | Remote | InMemory) -> Path | bytes | Array:
     """
     Raises:
         Unusable: it has too many bytes to be read whole.
         HeadstartError: it is at an address and cannot be read.
     """
+    if isinstance(file, InMemory):
+        return file.picture
     if isinstance(file, Path):
         return rereadable(file)
     if file.file.size > LARGEST:
@@ -191,9 +211,9 @@ def _content(file: Path | Remote) -> Path | bytes:
     return file.content()
 
 
-def readers_for(files: Sequence[Path | Remote]) -> int | None:
+def readers_for(files: Sequence[Path | Remote | InMemory]) -> int | None:
     """How many threads read files: many where some are at an address, which mostly wait."""
-    return None if all(isinstance(file, Path) for file in files) else READS_AT_ONCE
+    return READS_AT_ONCE if any(isinstance(file, Remote) for file in files) else None
 
 
 def _sample_pictures(size: int) -> list[Array]:

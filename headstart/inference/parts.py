@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from headstart.data.in_place import Place, Remote, stamp_here
 from headstart.data.picture import READS_AT_ONCE
 from headstart.engines.remote import share_of_gpu
 from headstart.inference.batch import BatchPredictor, Selection, progress_of, readers_for, selection_for
-from headstart.inference.prediction_files import SUFFIXES, Answer
+from headstart.inference.prediction_files import PROBLEM, SUFFIXES, Table
 from headstart.inference.predictor import Output
 
 FORMATS = ("csv", "parquet")
@@ -39,9 +39,9 @@ ROWS = 1000  # of a part: what a kill costs at most
 PER_TASK = 128  # pictures that a worker of a cluster is given at once
 BYTES_PER_ANSWER = 10_000  # and picture, as they are sent
 NAME = re.compile(r"part-(\d+)\.(csv|parquet)")
-# Beside the columns of all predictions: why a picture has no answer, what tells this version of it from the next, and what
-# tells the model and --max-error from others.
-PROBLEM, VERSION, MODEL = "problem", "image_version", "model_digest"
+# Beside the columns of all predictions and PROBLEM: what tells this version of a picture from the next, and what tells the
+# model and --max-error from others.
+VERSION, MODEL = "image_version", "model_digest"
 
 
 def is_for_parts(output: str | None) -> bool:
@@ -159,7 +159,7 @@ def _answer(
     results: _Results, selection: Selection, versions: dict[str, str], digest: str, parts: _Parts, output_format: str
 ) -> int:
     """Answer the pictures, a part after the other; how many could not be used."""
-    table = _Table(results.predictor.classes, selection.columns)
+    table = Table(results.predictor.classes, selection.columns, (PROBLEM, VERSION, MODEL))
     failed = 0
     with (
         progress_of(results.count, Path(parts.output)) as advance,
@@ -167,53 +167,35 @@ def _answer(
         quiet(),
     ):
         for file, result in predictions:
-            version = {VERSION: versions[_name(file)], MODEL: digest}
+            name = _name(file)
+            version = (versions[name], digest)
             if isinstance(result, Unusable):
                 failed += 1
-                table.add(file, None, {PROBLEM: " ".join(str(result).split())} | version)
+                table.add(name, None, (" ".join(str(result).split()), *version))
             else:
-                table.add(file, selection.answer(result), {PROBLEM: ""} | version)
+                table.add(name, selection.answer(result), ("", *version))
             if len(table.rows) == ROWS:
-                parts.add(table.flushed(output_format), output_format)
+                parts.add(_flushed(table, output_format), output_format)
             advance()
         if table.rows:
-            parts.add(table.flushed(output_format), output_format)
+            parts.add(_flushed(table, output_format), output_format)
     if selection.rows is not None:
         say(f"headstart: {selection.sentence(results.count - failed)}", file=sys.stderr)
     return failed
 
 
-@dataclass
-class _Table:
-    """The rows of the next part: those that all predictions have, and more."""
+def _flushed(table: Table, output_format: str) -> bytes:
+    """The rows as a file; afterwards there are none."""
+    header, rows, table.rows = table.header, table.rows, []
+    if output_format == "csv":
+        return _as_csv(header, rows)
+    import pyarrow as pa
 
-    classes: Sequence[str]
-    columns: Sequence[str]
-    rows: list[list[Any]] = field(default_factory=list)
-
-    def add(self, file: Path | Remote, answer: Answer | None, more: dict[str, str]) -> None:
-        if answer is None:
-            values: list[Any] = [None, None, *[None] * len(self.columns)]
-            probabilities: list[Any] = [None] * len(self.classes)
-        else:
-            of_answer = answer.columns()
-            values = [answer.label, answer.confidence, *(of_answer[column] for column in self.columns)]
-            probabilities = answer.probabilities.tolist()
-        self.rows.append([_name(file), *values, *more.values(), *probabilities])
-
-    def flushed(self, output_format: str) -> bytes:
-        """The rows as a file; afterwards there are none."""
-        header = ["image", "label", "probability", *self.columns, PROBLEM, VERSION, MODEL, *self.classes]
-        rows, self.rows = self.rows, []
-        if output_format == "csv":
-            return _as_csv(header, rows)
-        import pyarrow as pa
-
-        numbers, booleans = {"probability", *self.classes}, {"unfamiliar"}
-        kinds = [pa.float64() if n in numbers else pa.bool_() if n in booleans else pa.string() for n in header]
-        schema = pa.schema(list(zip(header, kinds, strict=True)))
-        columns = [pa.array(cells, kind) for cells, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
-        return _as_parquet(pa.table(columns, schema=schema))
+    numbers, booleans = {"probability", *table.classes}, {"unfamiliar"}
+    kinds = [pa.float64() if n in numbers else pa.bool_() if n in booleans else pa.string() for n in header]
+    schema = pa.schema(list(zip(header, kinds, strict=True)))
+    columns = [pa.array(cells, kind) for cells, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
+    return _as_parquet(pa.table(columns, schema=schema))
 
 
 def _as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:

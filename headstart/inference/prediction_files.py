@@ -8,7 +8,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,6 +22,7 @@ from headstart.models.task import LABEL_SEPARATOR
 
 FORMATS = ("text", "json", "csv", "parquet")
 SUFFIXES = {".txt": "text", ".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+PROBLEM = "problem"  # the column that says why a picture could not be used
 PARQUET_ROWS = 10_000  # written at once
 
 
@@ -55,6 +56,37 @@ class Answer:
         if self.nearest is None:
             return {**unsure}
         return {**unsure, "unfamiliar": bool(self.nearest), "nearest": LABEL_SEPARATOR.join(self.nearest)}
+
+
+@dataclass
+class Table:
+    """Rows with the columns of all predictions, and more.
+
+    Attributes:
+        classes: the last columns.
+        columns: the names of ``Answer.columns``.
+        more: the names of what stands between these and the classes.
+    """
+
+    classes: Sequence[str]
+    columns: Sequence[str]
+    more: Sequence[str]
+    rows: list[list[Any]] = field(default_factory=list)
+
+    @property
+    def header(self) -> list[str]:
+        return ["image", "label", "probability", *self.columns, *self.more, *self.classes]
+
+    def add(self, name: str, answer: Answer | None, more: Sequence[str]) -> None:
+        """A row; one of a picture that could not be used has no answer."""
+        if answer is None:
+            values: list[Any] = [None, None, *[None] * len(self.columns)]
+            probabilities: list[Any] = [None] * len(self.classes)
+        else:
+            of_answer = answer.columns()
+            values = [answer.label, answer.confidence, *(of_answer[column] for column in self.columns)]
+            probabilities = answer.probabilities.tolist()
+        self.rows.append([name, *values, *more, *probabilities])
 
 
 Write = Callable[[object, Answer], None]  # the picture, of which the text is its name, and the answer

@@ -164,7 +164,7 @@ class Predictor:
                 return self.decode(path if data is None else data)
             if isinstance(picture, bytes | bytearray | memoryview):
                 return self.decode(bytes(picture))
-            return _from_array(picture)
+            return from_array(picture)
         except Unusable as reason:
             raise HeadstartError(f"{name}: {reason}") from None
 
@@ -202,7 +202,12 @@ def _from_base64(text: str) -> bytes | None:
     return data if len(data) > 64 else None
 
 
-def _from_array(value: Any) -> Array:
+def from_array(value: Any) -> Array:
+    """What ``np.asarray`` makes a picture of, (height, width, 3) or (height, width), as (height, width, 3) uint8.
+
+    Raises:
+        Unusable: it has another shape, or values that are neither uint8 nor floats in [0, 1].
+    """
     try:
         array = np.asarray(value)
     except ValueError:

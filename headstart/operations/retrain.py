@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -36,6 +35,7 @@ from headstart.base.params import Params
 from headstart.base.paths import checkout, state_folder
 from headstart.base.safe_text import masked, masked_values, sentence, shortened
 from headstart.base.terminal import say
+from headstart.operations.dvc_command import dvc
 from headstart.operations.git_branch import Branch
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # Exit statuses of the command. 75 is EX_TEMPFAIL of sysexits.h; Ctrl-C and SIGTERM give 130.
 EXIT = {"promoted": 0, "failed": 1, "skipped": 10, "kept": 11, "refused": 12, "busy": 75}
 WEBHOOK, REDIRECTS = "HEADSTART_WEBHOOK", (301, 302, 303, 307, 308)
-PATIENCE = 10  # seconds to wait for the webhook, and for DVC to end after a signal before it gets the next one
+PATIENCE = 10  # seconds to wait for the webhook
 
 
 class DriftSummary(TypedDict):
@@ -202,35 +202,8 @@ class _Round:
         return summary | {"outcome": decision.outcome, "sentence": decision.sentence, "gate": decision.numbers}
 
     def _dvc(self, *arguments: str) -> None:
-        """Run DVC, with its output on the error stream.
-
-        Raises:
-            HeadstartError: it failed; the message holds DVC's or the stage's reason.
-        """
-        programs = str(Path(sys.executable).parent)  # under cron PATH does not have this environment
-        ours = {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}", "DVC_NO_ANALYTICS": "true"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", *arguments], cwd=checkout(), env=os.environ | ours | {"PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            pass_fds=[self.lock],
-        )  # fmt: skip
-        reason = ""
-        try:
-            for line in process.stdout or ():
-                say(line.rstrip("\n"), file=sys.stderr, flush=True)
-                if line.startswith("Running stage "):
-                    reason = ""  # a message of the stage before was not an error
-                if line.startswith("headstart: ") or (line.startswith("ERROR: ") and not reason.startswith("headstart: ")):
-                    reason = line
-            code = process.wait()
-        except KeyboardInterrupt:
-            _stop(process)
-            raise
-        if code:
-            why = reason.removeprefix("headstart: ").removeprefix("ERROR: ").strip() or _status(code)
-            raise HeadstartError(
-                f"`dvc {arguments[0]}` failed: {why.rstrip('.')}. Finished stages are kept; mend it and retrain again"
-            )
+        """Run DVC, with its output on the error stream."""
+        dvc(*arguments, project=checkout(), file=sys.stderr, keep_open=[self.lock])
 
 
 @contextmanager
@@ -303,28 +276,6 @@ def _is_dvc(pid: int) -> bool:
         return any(Path(part).name == "dvc" for part in psutil.Process(pid).cmdline())
     except psutil.Error:
         return False
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """Wait until DVC and all that it runs have ended. In a terminal Ctrl-C has reached its children too; a signal from
-    `kill` or systemd has not, and background processes of a shell may ignore it."""
-    descendants: set[psutil.Process] = set()  # also those whose parent has ended since
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=PATIENCE)
-            break
-        descendants |= set(psutil.Process().children(recursive=True))
-        for child in descendants:
-            with suppress(psutil.NoSuchProcess):
-                child.send_signal(number)
-    for child in psutil.wait_procs(descendants, timeout=PATIENCE)[1]:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.wait()
-
-
-def _status(code: int) -> str:
-    return f"it was killed by signal {-code}, as happens when memory runs out" if code < 0 else f"exit status {code}"
 
 
 def _message(summary: Summary) -> str:

@@ -108,8 +108,7 @@ def train_head(
                 refit_temperature = 1 / float(weights.sum())
         best = within_one_standard_error(losses, of_losses)
         weights = np.eye(len(strengths))[best] if weights is None else weights / weights.sum()
-        needed = [strength for strength, weight in zip(strengths, weights, strict=True) if weight > 0]
-        refits = [head for head, _, _ in _fits(both, labels, len(classes), needed, settings)]
+        refit = refitted(both, labels, len(classes), strengths, settings, weights)
     class_weight = _class_weights(train[1], len(classes), settings)
     details = HeadDetails(
         kind=kind.kind,
@@ -122,19 +121,46 @@ def train_head(
         class_weight=None if class_weight is None else class_weight.tolist(),
         sweep=[row.model_copy(update={"weight": round(float(w), 6)}) for row, w in zip(rows, weights, strict=True)],
     )
-    refit = refits[0] if len(refits) == 1 else LinearHead.mean(refits, weights[weights > 0].tolist())
     store_head(heads[best], refit, details, folder)
     return load_head(folder)
 
 
+@torch.no_grad()
+def refitted(
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    strengths: list[float],
+    settings: Head,
+    weights: Floats,
+    class_weight: Tensor | None = None,
+) -> ClassifierHead:
+    """The head on the CPU whose logits are the weighted mean of those of heads of all strengths.
+
+    Args:
+        x, y, strengths, settings, class_weight: as for ``cross_validated``.
+        weights: of the strengths; they add up to 1. If ``settings`` has another kind than linear, one of them is 1.
+    """
+    needed = [strength for strength, weight in zip(strengths, weights, strict=True) if weight > 0]
+    heads = [head for head, _, _ in _fits(x, y, classes, needed, settings, class_weight=class_weight)]
+    return heads[0] if len(heads) == 1 else LinearHead.mean(heads, weights[weights > 0].tolist())
+
+
 def _fits(
-    x: Tensor, y: Tensor, classes: int, strengths: list[float], settings: Head, advance: Advance = lambda *_: None
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    strengths: list[float],
+    settings: Head,
+    advance: Advance = lambda *_: None,
+    class_weight: Tensor | None = None,
 ) -> Iterator[tuple[ClassifierHead, Callable[[Tensor], Tensor], int]]:
     """For each strength, in ascending order: the head on the CPU, what makes logits of features where ``x`` is, and the
     number of steps taken."""
     with one_thread() if x.numel() * classes < MOST_FOR_ONE_THREAD else nullcontext():
         features, mean, scale = _standardised(x)
-        path = HEADS[settings.kind].fit_path(features, y, classes, strengths, _class_weights(y, classes, settings))
+        counted = _class_weights(y, classes, settings) if class_weight is None else class_weight
+        path = HEADS[settings.kind].fit_path(features, y, classes, strengths, counted)
         for fitted, steps in path:
 
             def logits_of(features: Tensor, fitted: ClassifierHead = fitted) -> Tensor:
@@ -193,6 +219,7 @@ def cross_validated(
     settings: Head,
     folds: Folds,
     advance: Advance = lambda *_: None,
+    class_weight: Tensor | None = None,
 ) -> NDArray[np.float32]:
     """(strengths, N, classes) logits of all pictures, each by a head that was fitted without its fold.
 
@@ -200,13 +227,14 @@ def cross_validated(
         x: (N, D) features.
         y: (N, ...) encoded labels.
         strengths: in ascending order.
+        class_weight: (classes,) weights of the classes' losses in place of those that ``settings`` asks for.
     """
     logits = np.zeros((len(strengths), len(y), classes), np.float32)
 
     @torch.no_grad()
     def fit(fold: tuple[Ints, Ints]) -> None:
         fitted, held_out = fold
-        fits = _fits(x[fitted], y[fitted], classes, strengths, settings, advance)
+        fits = _fits(x[fitted], y[fitted], classes, strengths, settings, advance, class_weight)
         for number, (_, logits_of, _) in enumerate(fits):
             logits[number, held_out] = logits_of(x[held_out]).cpu()
 

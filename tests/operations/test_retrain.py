@@ -22,7 +22,7 @@ import pytest
 
 from headstart.base.params import Params
 from headstart.base.sections import Retrain as Settings
-from headstart.operations import retrain
+from headstart.operations import dvc_command, retrain
 
 HERE = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -326,9 +326,9 @@ def test_sigterm_ends_what_dvc_runs_before_the_round_ends(checkout: Path) -> Non
     (checkout / "dvc.yaml").write_text(json.dumps({"stages": {"fetch": {"cmd": stage}}}))
     program = (
         "import signal, datetime\n"
-        "from headstart.operations import retrain\n"
+        "from headstart.operations import dvc_command, retrain\n"
         "from headstart.base.params import Params\n"
-        "retrain.PATIENCE = 0.5\n"
+        "dvc_command.PATIENCE = 0.5\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "try:\n"
         "    with retrain._exclusive(datetime.datetime.now()) as lock: retrain._Round(Params(), lock)._dvc('repro')\n"
@@ -348,7 +348,7 @@ def test_sigterm_ends_what_dvc_runs_before_the_round_ends(checkout: Path) -> Non
 def test_what_has_lost_its_parent_and_does_not_hear_ctrl_c_is_ended_too(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrain, "PATIENCE", 0.5)
+    monkeypatch.setattr(dvc_command, "PATIENCE", 0.5)
     shell = "sh -c 'trap \"\" INT; echo $$ > pid; exec sleep 60' & wait"
     process = subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
@@ -356,6 +356,6 @@ def test_what_has_lost_its_parent_and_does_not_hear_ctrl_c_is_ended_too(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     begun = time.monotonic()
-    retrain._stop(process)
+    dvc_command._stop(process)
     assert time.monotonic() - begun < 20
     assert has_ended(int((checkout / "pid").read_text()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.inference.test_predictor import CLASSES, known, plain, png, put_model
 from tests.test_cli import Run
 
 run = test_cli.run  # a fixture
+PROJECT = Path(__file__).parents[2]
 COLUMNS = ["image", "label", "probability", "problem", *CLASSES]
 
 
@@ -141,3 +144,20 @@ def test_answers_that_are_not_sure_enough_are_left_out(colours: Path) -> None:
     assert table["label"].tolist() == ["red", None]
     assert table["problem"].tolist() == ["", ""]
     assert table["probability"].notna().all()
+
+
+def test_mlflow_evaluates_the_answers_on_a_folder_by_the_code_in_the_documentation(
+    colours: Path, checkout_with_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (PROJECT / "docs/use.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "models.evaluate" in block)
+    shutil.rmtree("pictures")
+    for folder, colour, name in (("red", "red", "1.png"), ("red", "blue", "2.png"), ("green", "green", "3.png")):
+        Path("pictures", folder).mkdir(parents=True, exist_ok=True)
+        plain(colour).save(Path("pictures", folder, name))
+    Path("pictures/red/damaged.png").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    found: dict[str, Any] = {}
+    exec(code.replace("data/package/model", str(colours)), found)
+    assert found["found"].metrics["accuracy_score"] == pytest.approx(2 / 3)
+    assert found["answered"]["truth"].tolist() == ["green", "red", "red"]

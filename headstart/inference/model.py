@@ -112,7 +112,8 @@ def _named(given: Any) -> Iterator[tuple[str, Path | Remote | InMemory | Unusabl
             path = os.fspath(picture)
             if not isinstance(path, str):
                 path = os.fsdecode(path)
-            yield from ((str(file), file) for file in named_pictures(["./-" if path == "-" else path]))
+            path = str(Path(path).absolute()) if path == "-" else path  # for the command that is standard input
+            yield from ((str(file), file) for file in named_pictures([path]))
         else:
             name = f"picture {number}"
             try:

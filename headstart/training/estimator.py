@@ -65,7 +65,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         count = len(self.classes_)
         if count < 2:
-            raise ValueError(f"{type(self).__name__} needs two classes at least, and found one class: {self.classes_[0]!r}")
+            raise ValueError(f"{type(self).__name__} needs two classes at least, and found one class: {self.classes_[0]}")
         balanced, weigh = self.class_weight == "balanced", None
         settings = Head(C=[float(strength) for strength in self.C], class_weight="balanced" if balanced else None)
         strengths = sorted(settings.C)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -24,12 +25,13 @@ from headstart.base.artifacts import DATA, DataFolder, ModelFolder, PackageFolde
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.artifacts.head import HeadDetails
 from headstart.base.artifacts.metrics import Metrics, Name
+from headstart.base.identity import code_used_by
 from headstart.base.params import Params
 from headstart.data import fetch, prepare
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation import report
-from headstart.inference.package import package
+from headstart.inference.package import MODEL, REQUIREMENTS, package
 from headstart.inference.predictor import Predictor, load_predictor
 from headstart.inference.provenance import write_sums
 from headstart.models import weights
@@ -161,6 +163,12 @@ def test_mlflow_answers_pictures_in_every_form_and_refuses_the_rest_in_a_sentenc
         assert refusal.value.get_http_status_code() == 400
         assert "Traceback" not in refusal.value.serialize_as_json()
         assert "stack_trace" not in json.loads(refusal.value.serialize_as_json())
+
+
+def test_the_models_requirements_bring_all_that_its_code_imports() -> None:
+    libraries = set(code_used_by(MODEL).libraries)
+    assert libraries - set(REQUIREMENTS) == {"scipy"}
+    assert any(needed.startswith("scipy") for needed in importlib.metadata.requires("mlflow") or ())
 
 
 def _home(loaded: Any) -> str:

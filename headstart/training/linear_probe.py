@@ -135,10 +135,10 @@ def refitted(
     weights: Floats,
     class_weight: Tensor | None = None,
 ) -> ClassifierHead:
-    """The head on the CPU whose logits are the weighted mean of those of heads of all strengths.
+    """The head on the CPU whose logits are the weighted mean of those of heads of all strengths. All but the weights is as
+    for ``cross_validated``.
 
     Args:
-        x, y, strengths, settings, class_weight: as for ``cross_validated``.
         weights: of the strengths; they add up to 1. If ``settings`` has another kind than linear, one of them is 1.
     """
     needed = [strength for strength, weight in zip(strengths, weights, strict=True) if weight > 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from unittest import SkipTest
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -99,3 +101,18 @@ def test_at_one_strength_it_answers_as_logistic_regression_and_is_calibrated() -
     new, _ = blobs(3, 60, seed=5)
     assert (probe.predict(new) == other.predict(new)).mean() > 0.97
     assert cross_val_score(headstart.LinearProbe(STRENGTHS), x, numbers, cv=3, scoring="neg_log_loss").mean() > -0.6
+
+
+def test_the_code_in_the_documentation_compares_it_with_another_on_the_features_of_a_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/use.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "LinearProbe" in block)
+    monkeypatch.chdir(tmp_path)
+    x, numbers = blobs(2, 15)
+    Path("data/features").mkdir(parents=True)
+    save_file({"features": x, "labels": numbers}, "data/features/train.safetensors")
+    exec(code, {})
+    scores = [float(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(scores) == 2
+    assert all(-np.log(2) < score < 0 for score in scores)

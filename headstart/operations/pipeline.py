@@ -168,8 +168,10 @@ def _plain(value: Any) -> Any:
     """As YAML has it."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, tuple):
-        return list(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     return value.item() if hasattr(value, "item") else value  # a NumPy number
 
 

@@ -44,10 +44,15 @@ def project(tmp_path: Path) -> Path:
     for name in ("confusion", "mistakes"):
         (data.evaluate.figures / f"{name}.png").write_bytes(PIXEL + name.encode())
     stage(folder, "cp finished.json data/evaluate/metrics.json")
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    dvc = [sys.executable, "-m", "dvc", "init", "-q"]
-    subprocess.run(dvc, cwd=folder, check=True, env=os.environ | {"DVC_NO_ANALYTICS": "true"})
     return folder
+
+
+@pytest.fixture
+def under_dvc(project: Path) -> Path:
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    dvc = [sys.executable, "-m", "dvc", "init", "-q"]
+    subprocess.run(dvc, cwd=project, check=True, env=os.environ | {"DVC_NO_ANALYTICS": "true"})
+    return project
 
 
 def stage(folder: Path, command: str) -> None:
@@ -56,8 +61,9 @@ def stage(folder: Path, command: str) -> None:
 
 
 def test_parameters_are_written_with_comments_kept_and_the_result_is_typed_and_shown(
-    project: Path, capsys: pytest.CaptureFixture[str]
+    under_dvc: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    project = under_dvc
     before = (project / "params.yaml").read_text()
     more: dict[str, Any] = {
         "finetune": {"epochs": 3, "lr": np.float64(0.002)}, "tune": {"space": {"lr": (0.001, 0.002)}},
@@ -120,14 +126,16 @@ def test_a_folder_that_is_no_project_and_one_without_a_result_are_named(project:
         headstart.Result.read(project)
 
 
-def test_what_a_stage_says_is_the_error_and_the_parameters_stay(project: Path) -> None:
+def test_what_a_stage_says_is_the_error_and_the_parameters_stay(under_dvc: Path) -> None:
+    project = under_dvc
     stage(project, "echo 'headstart: pictures holds no class folders' >&2; false")
     with pytest.raises(headstart.HeadstartError, match=r"`dvc repro` failed: pictures holds no class folders\. Finished"):
         headstart.run(source="pictures", project=project)
     assert yaml.safe_load((project / "params.yaml").read_text())["data"]["source"] == "pictures"
 
 
-def test_ctrl_c_ends_what_runs_and_is_what_python_makes_of_it(project: Path) -> None:
+def test_ctrl_c_ends_what_runs_and_is_what_python_makes_of_it(under_dvc: Path) -> None:
+    project = under_dvc
     stage(project, "echo $$ > pid; exec sleep 60")
     program = (
         "import headstart\n"

@@ -25,7 +25,7 @@ def dvc(*arguments: str, project: Path, file: TextIO, keep_open: Sequence[int] =
     Args:
         project: the folder to run it in.
         file: where its output goes, line by line.
-        keep_open: descriptors that it inherits.
+        keep_open: descriptors that it inherits, where there is such a thing.
 
     Raises:
         HeadstartError: it failed; the message holds DVC's or the stage's reason.
@@ -35,7 +35,7 @@ def dvc(*arguments: str, project: Path, file: TextIO, keep_open: Sequence[int] =
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments], cwd=project, env=os.environ | ours | {"PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        pass_fds=keep_open,
+        pass_fds=keep_open if os.name == "posix" else (),
     )  # fmt: skip
     reason = ""
     try:
@@ -60,7 +60,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
     """Wait until DVC and all that it runs have ended. In a terminal Ctrl-C has reached its children too; a signal from
     `kill` or systemd has not, and background processes of a shell may ignore it."""
     descendants: set[psutil.Process] = set()  # also those whose parent has ended since
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=PATIENCE)
             break

@@ -34,13 +34,11 @@ def project(tmp_path: Path) -> Path:
     """The shipped params.yaml, and a pipeline of one stage that writes what evaluate writes, and what it was told."""
     folder = tmp_path / "birds"
     data = DataFolder(folder, "data")
-    (data.evaluate.figures).mkdir(parents=True)
+    data.evaluate.figures.mkdir(parents=True)
     shutil.copy(PROJECT / "params.yaml", folder)
     test = {"head": measured(0.8), "finetune": measured(0.85), "chosen": measured(0.85)}
     metrics = Metrics(chosen="finetune", val={"head": measured(0.8), "finetune": measured(0.9)}, test=test)
-    metrics.write(data.evaluate.metrics)
-    (folder / "finished.json").write_bytes(data.evaluate.metrics.read_bytes())
-    data.evaluate.metrics.unlink()
+    metrics.write(folder / "finished.json")
     for name in ("confusion", "mistakes"):
         (data.evaluate.figures / f"{name}.png").write_bytes(PIXEL + name.encode())
     stage(folder, "cp finished.json data/evaluate/metrics.json")
@@ -48,11 +46,10 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def under_dvc(project: Path) -> Path:
+def under_dvc(project: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
     dvc = [sys.executable, "-m", "dvc", "init", "-q"]
     subprocess.run(dvc, cwd=project, check=True, env=os.environ | {"DVC_NO_ANALYTICS": "true"})
-    return project
 
 
 def stage(folder: Path, command: str) -> None:
@@ -60,10 +57,10 @@ def stage(folder: Path, command: str) -> None:
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": {"cmd": command, "params": params}}}))
 
 
+@pytest.mark.usefixtures("under_dvc")
 def test_parameters_are_written_with_comments_kept_and_the_result_is_typed_and_shown(
-    under_dvc: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project = under_dvc
     before = (project / "params.yaml").read_text()
     more: dict[str, Any] = {
         "finetune": {"epochs": 3, "lr": np.float64(0.002)}, "tune": {"space": {"lr": (0.001, 0.002)}},
@@ -126,16 +123,16 @@ def test_a_folder_that_is_no_project_and_one_without_a_result_are_named(project:
         headstart.Result.read(project)
 
 
-def test_what_a_stage_says_is_the_error_and_the_parameters_stay(under_dvc: Path) -> None:
-    project = under_dvc
+@pytest.mark.usefixtures("under_dvc")
+def test_what_a_stage_says_is_the_error_and_the_parameters_stay(project: Path) -> None:
     stage(project, "echo 'headstart: pictures holds no class folders' >&2; false")
     with pytest.raises(headstart.HeadstartError, match=r"`dvc repro` failed: pictures holds no class folders\. Finished"):
         headstart.run(source="pictures", project=project)
     assert yaml.safe_load((project / "params.yaml").read_text())["data"]["source"] == "pictures"
 
 
-def test_ctrl_c_ends_what_runs_and_is_what_python_makes_of_it(under_dvc: Path) -> None:
-    project = under_dvc
+@pytest.mark.usefixtures("under_dvc")
+def test_ctrl_c_ends_what_runs_and_is_what_python_makes_of_it(project: Path) -> None:
     stage(project, "echo $$ > pid; exec sleep 60")
     program = (
         "import headstart\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headstart.inference.model import Model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What the pipeline found, as ``headstart.run`` returns it. A notebook shows it as a page.
 
@@ -35,7 +35,7 @@ class Result:
 
     project: Path
     metrics: Metrics
-    figures: dict[str, bytes] = field(repr=False)
+    figures: dict[str, bytes]
 
     @classmethod
     def read(cls, project: str | os.PathLike[str] = ".") -> Self:
@@ -91,7 +91,8 @@ class Result:
         }
         return pd.DataFrame(columns)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        """What was chosen and what it is worth, in a sentence or a few."""
         from headstart.evaluation.summary import headline
 
         return headline(self.metrics)

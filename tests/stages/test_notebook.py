@@ -40,7 +40,7 @@ def check_what_is_shown(notebook: Any) -> None:
     assert not [output for output in outputs_of(notebook) if output.output_type == "error"]
     result, compared, answer = pages_of(notebook)
     assert re.findall(r'alt="(\w+)"', result) == ["confusion", "mistakes", "curve"]
-    assert "log_loss" in compared
+    assert "log-loss" in compared
     assert "picture 0" in answer
     assert sum("image/png" in data for data in shown(notebook)) == 1
     text = printed(notebook) + "".join(

@@ -79,7 +79,7 @@ class Model:
         selection = selection_for(self.folder, self._predictor, max_error)
         table = Table(self.classes, selection.columns, (PROBLEM,))
         with (
-            progress_of(len(files), self.folder) as advance,
+            progress_of(len(given), self.folder) as advance,
             contextlib.closing(self._predictor.predict_files(files, readers_for(files))) as predictions,
             quiet(),
         ):

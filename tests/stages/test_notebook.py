@@ -59,6 +59,7 @@ def test_the_notebook_is_kept_with_what_it_showed() -> None:
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [cell for cell in code if "execution" in cell.metadata]  # when it ran
     check_what_is_shown(notebook)
 
 

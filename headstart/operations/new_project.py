@@ -87,7 +87,7 @@ def _seen_from(source: str) -> tuple[str, str]:
         raise HeadstartError(explained(error.errors()[0], Data, "data.")) from None
     kind = source_of(data)
     _, found = pictures(Params(data=data))
-    if source.startswith("~") or Path(source).is_absolute() or not kind.takes(f"./{source}"):
+    if kind.needs_network or source.startswith("~") or Path(source).is_absolute() or not kind.takes(f"./{source}"):
         return source, found  # a name, an address, or a path that means the same everywhere
     return Path("..", os.path.normpath(source)).as_posix(), found
 

@@ -21,7 +21,7 @@ ifneq ($(STALE),)
 endif
 
 # Measured; docs/install.md says of what.
-RUNNING := 5.5 GB on Linux (3.0 GB to download; four fifths are torch and NVIDIA's libraries)
+RUNNING := 5.6 GB on Linux (3.1 GB to download; four fifths are torch and NVIDIA's libraries)
 TESTING := 0.7 GB
 
 setup: .venv/ready  ## the environment, from requirements.lock

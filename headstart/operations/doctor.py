@@ -88,7 +88,9 @@ def _finding(about: str, check: Callable[[], tuple[str, str]]) -> Finding:
 
 
 def _mended_by() -> str:
-    return "run `make setup`" if Path("Makefile").exists() else "run `pip install --upgrade headstart`"
+    if Path("Makefile").exists():
+        return "run `make setup`"
+    return f"run `pip install -r {LOCK}`" if LOCK.exists() else "install headstart again, with pip"
 
 
 def _python() -> tuple[str, str]:

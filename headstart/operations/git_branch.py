@@ -207,7 +207,7 @@ def ask_git(*arguments: str) -> str | None:
         return None
 
 
-def run_git(*arguments: str, stdin: str = "", cwd: Path | None = None, **variables: str) -> str:
+def run_git(*arguments: str, stdin: str = "", cwd: str | Path | None = None, **variables: str) -> str:
     """What git prints, run in ``cwd``, by default the checkout, with ``variables`` added to the environment.
 
     Raises:

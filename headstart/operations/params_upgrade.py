@@ -35,12 +35,14 @@ def upgraded(text: str, shipped: str) -> UpgradedParams:
     """The user's params.yaml, brought to the keys of the one that headstart ships."""
     known = list(_keys(Params()))
     have, theirs = yaml.safe_load(text) or {}, yaml.safe_load(shipped)
-    lines, added, gone, unwritten = text.splitlines(), [], [], []
+    lines = text.splitlines()
+    added: list[str] = []
+    gone: list[str] = []
+    unwritten: list[str] = []
     for key in _unknown(have, known):
         if key in (blocks := _blocks(lines)):
             gone.append(f"{key}: {_value(have, key)}")
-            block = blocks[key]
-            del lines[block.start : block.stop]
+            del lines[blocks[key].start : blocks[key].stop]
     source, shipped_blocks = shipped.splitlines(), _blocks(shipped.splitlines())
     for key in known:
         if _holds(have, key) or not _holds(theirs, key) or any(key.startswith(f"{whole}.") for whole in added):

@@ -38,8 +38,8 @@ class Change:
 
     def diff(self) -> list[str]:
         old, new = (text.splitlines() if text else [] for text in (self.before, self.after))
-        names = (self.name if text is not None else "/dev/null" for text in (self.before, self.after))
-        return list(difflib.unified_diff(old, new, *names, lineterm=""))
+        before, after = (self.name if text is not None else "/dev/null" for text in (self.before, self.after))
+        return list(difflib.unified_diff(old, new, before, after, lineterm=""))
 
 
 @dataclass

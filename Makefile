@@ -28,7 +28,7 @@ setup: .venv/ready  ## the environment, from requirements.lock
 
 # Of every lock: all that is needed stands in it, so nothing is resolved again. What takes long is told as it comes.
 INSTALL := .venv/bin/uv pip install --no-deps --python .venv/bin/python --require-hashes
-SHOWN := 2>&1 | grep -vE '^ [-+~] |^Checked'
+SHOWN := 2>&1 | grep -vE '^ ([-+~]|Downloaded) |^Checked'
 
 .venv/ready: requirements.lock pyproject.toml ops/environment_first.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headstart needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11"; exit 1; }

@@ -17,7 +17,8 @@ from headstart.base.params import Params
 
 @dataclass(frozen=True)
 class UpgradedParams:
-    """
+    """A params.yaml, and what is different in it.
+
     Attributes:
         text: of the file.
         added: dotted keys that are new in it.

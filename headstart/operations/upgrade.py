@@ -17,6 +17,7 @@ from headstart.base.errors import HeadstartError, some
 from headstart.base.files import write_text
 from headstart.base.params import Params
 from headstart.base.paths import checkout, state_folder
+from headstart.base.yaml_file import read_yaml
 from headstart.operations.git_branch import ask_git, commit_here, committer, run_git
 from headstart.operations.new_project import MADE_BY
 from headstart.operations.params_upgrade import upgraded
@@ -105,6 +106,7 @@ def plan() -> Upgrade:
         found.notes.append("no commit says which files headstart made, so what you changed in them is replaced")
     for name in wanted:
         _plan_file(found, name, place, base if name in made else None)
+    read_yaml(folder / PARAMS)  # says what is wrong with it
     text = (folder / PARAMS).read_text(encoding="utf-8")
     params = upgraded(text, (place / PARAMS).read_text(encoding="utf-8"))
     if params.added or params.gone:
@@ -186,12 +188,12 @@ def _tree(names: list[str], folder: Path, start: str | None = None) -> str:
     index = state_folder("upgrade") / "index"
     index.unlink(missing_ok=True)
     own = {"GIT_INDEX_FILE": str(index)}
+    elsewhere: list[str] = []
     if start:
         run_git("read-tree", start, **own)
-    git = str(checkout() / run_git("rev-parse", "--git-dir"))
-    run_git(
-        f"--git-dir={git}", f"--work-tree={folder}", "update-index", "--add", "--remove", "--", *names, cwd=folder, **own
-    )
+    else:
+        elsewhere = [f"--git-dir={checkout() / run_git('rev-parse', '--git-dir')}", f"--work-tree={folder}"]
+    run_git(*elsewhere, "update-index", "--add", "--remove", "--", *names, cwd=folder, **own)
     tree = run_git("write-tree", **own)
     index.unlink()
     return tree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headstart import cli
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.operations import new_project, upgrade
@@ -142,6 +144,34 @@ def test_a_project_whose_history_does_not_say_what_headstart_made_is_told_that_c
     found.make()
     assert (project / "dvc.yaml").read_bytes() == (PROJECT / "dvc.yaml").read_bytes()
     assert upgrade.plan().changes == []
+
+
+def test_the_command_shows_the_changes_and_makes_them_only_where_told_to(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, code, says in (([], 1, "nothing was changed"), (["--yes"], 0, "committed as"), ([], 0, "are those of")):
+        monkeypatch.setattr(sys, "argv", ["headstart", "upgrade", *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        assert (ended.value.code or 0, says in told.out + told.err) == (code, True)
+        assert ("+  fetch:        # what to learn from" in told.out) == (says != "are those of")
+
+
+def test_a_project_that_was_moved_into_a_larger_repository_is_upgraded_there(project: Path) -> None:
+    shutil.rmtree(project / ".git")
+    git(project.parent, "init", "-q")
+    commit(project.parent)
+    upgrade.plan().make()
+    assert git(project.parent, "status", "--porcelain") == ""
+    assert upgrade.plan().changes == []
+
+
+def test_a_params_yaml_that_cannot_be_read_is_a_sentence(project: Path) -> None:
+    (project / PARAMS).write_text("data: [")
+    commit(project)
+    with pytest.raises(HeadstartError, match="is not valid YAML"):
+        upgrade.plan()
 
 
 @pytest.mark.usefixtures("here")

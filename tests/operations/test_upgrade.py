@@ -146,8 +146,9 @@ def test_a_project_whose_history_does_not_say_what_headstart_made_is_told_that_c
     assert upgrade.plan().changes == []
 
 
+@pytest.mark.usefixtures("project")
 def test_the_command_shows_the_changes_and_makes_them_only_where_told_to(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for options, code, says in (([], 1, "nothing was changed"), (["--yes"], 0, "committed as"), ([], 0, "are those of")):
         monkeypatch.setattr(sys, "argv", ["headstart", "upgrade", *options])

@@ -9,8 +9,8 @@ RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /build
 COPY requirements.lock ./
 RUN uv venv /environment \
-    && uv pip install --no-cache --compile-bytecode --python /environment --require-hashes -r requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+    && uv pip install --no-cache --compile-bytecode --python /environment --no-deps --require-hashes -r requirements.lock
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY headstart headstart
 RUN uv pip install --no-cache --compile-bytecode --python /environment --no-deps --no-build-isolation .
 

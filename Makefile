@@ -1,6 +1,7 @@
 .PHONY: help setup repro rank why labels groups shortcuts tune test lint format schemas ui docs bench sbom clean lock
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 UV_VERSION := 0.13.9
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -19,21 +20,31 @@ ifneq ($(STALE),)
 .PHONY: .venv/ready
 endif
 
+# Measured; docs/install.md says of what.
+RUNNING := 5.6 GB on Linux (3.1 GB to download; four fifths are torch and NVIDIA's libraries)
+TESTING := 0.7 GB
+
 setup: .venv/ready  ## the environment, from requirements.lock
+
+# Of every lock: all that is needed stands in it, so nothing is resolved again. What takes long is told as it comes.
+INSTALL := .venv/bin/uv pip install --no-deps --python .venv/bin/python --require-hashes
+SHOWN := 2>&1 | grep -vE '^ ([-+~]|Downloaded) |^Checked'
 
 .venv/ready: requirements.lock pyproject.toml ops/environment_first.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headstart needs Python 3.11 or newer; run make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -z "$(STALE)" || { echo "making .venv again: it was moved here, or its Python is gone"; rm -rf .venv; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes -r requirements.lock
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+	@echo "headstart: installing $$(grep -c == requirements.lock) packages into .venv, $(RUNNING)"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(INSTALL) -r requirements.lock $(SHOWN)
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
 	@cd .venv/lib/python*/site-packages && cp "$(CURDIR)/ops/environment_first.py" . && echo import environment_first > environment_first.pth
 	@touch $@
 
-# Ray, for the tests of a cluster. Neither the pipeline nor anything else needs it.
-.venv/ray: .venv/ready requirements-ray.lock
-	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes -r requirements.lock -r requirements-ray.lock
+# What tests, linters and the documentation need besides, Ray among it. The pipeline needs none of it.
+.venv/dev: .venv/ready requirements-dev.lock requirements-ray.lock
+	@echo "headstart: installing $$(cat requirements-dev.lock requirements-ray.lock | grep -c ==) more packages for tests, $(TESTING)"
+	@$(INSTALL) -r requirements-dev.lock -r requirements-ray.lock $(SHOWN)
 	@touch $@
 
 repro: setup  ## the whole pipeline: dvc repro
@@ -57,15 +68,15 @@ shortcuts: setup  ## told apart without a look at the subject? dvc repro studies
 tune: setup  ## better settings of fine-tuning? dvc repro studies/dvc.yaml:tune
 	dvc repro studies/dvc.yaml:tune
 
-test: .venv/ray  ## every test, the slow ones too
+test: .venv/dev  ## every test, the slow ones too
 	OMP_WAIT_POLICY=passive pytest -q -n 2 --maxschedchunk 1 --durations 15 --cov --cov-report term  # two at a time share the cores: neither spins on them
 
-lint: setup  ## ruff and mypy
+lint: .venv/dev  ## ruff and mypy
 	ruff check .
 	ruff format --check .
 	mypy
 
-format: setup  ## put the code in shape
+format: .venv/dev  ## put the code in shape
 	ruff check --fix .
 	ruff format .
 
@@ -75,21 +86,23 @@ schemas: setup  ## docs/schemas, of the JSON files that stages write
 ui: setup  ## MLflow's page with all results, on http://127.0.0.1:5000
 	headstart ui --port $${PORT:-5000}
 
-docs: setup  ## the documentation as a site: site/index.html
+docs: .venv/dev  ## the documentation as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-bench: .venv/ray  ## side-by-side measurements, as ratios
+bench: .venv/dev  ## side-by-side measurements, as ratios
 	@for script in $$(grep -l "from _sides" bench/[a-z]*.py); do echo "== $$script"; python $$script || exit 1; done
 	@python bench/_sides.py
 
-sbom: setup  ## sbom.cdx.json: what headstart is built on; fails if a licence is not allowed
+sbom: .venv/dev  ## sbom.cdx.json: what headstart is built on; fails if a licence is not allowed
 	python ops/sbom.py sbom.cdx.json
 
 COMPILE := env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-annotate --no-header pyproject.toml
+ADDED := | grep -vxFf requirements.lock >
 
-lock: .venv/bin/uv  ## requirements.lock and requirements-ray.lock again, from pyproject.toml
-	$(COMPILE) --extra dev -o requirements.lock
-	$(COMPILE) --extra dev --extra ray -c requirements.lock | grep -vxFf requirements.lock > requirements-ray.lock  # what is added
+lock: .venv/bin/uv  ## the locks again, from pyproject.toml: to run, and what tests and a cluster need besides
+	$(COMPILE) -o requirements.lock
+	$(COMPILE) --extra dev -c requirements.lock $(ADDED) requirements-dev.lock
+	$(COMPILE) --extra ray -c requirements.lock -c requirements-dev.lock $(ADDED) requirements-ray.lock
 
 .venv/bin/uv:
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv

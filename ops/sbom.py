@@ -1,4 +1,5 @@
-"""What headstart is built on, and under which licences: a bill of materials (CycloneDX 1.6) of requirements.lock.
+"""What headstart is built on, and under which licences: a bill of materials (CycloneDX 1.6) of requirements.lock
+and, for the tests, of requirements-dev.lock.
 
     python ops/sbom.py sbom.cdx.json      # or: make sbom
 
@@ -52,9 +53,12 @@ SPDX = {
 }  # fmt: skip
 
 
-def locked(lock: Path = PROJECT / "requirements.lock") -> list[Requirement]:
-    """What the lock pins, in its order; a package that depends on the system's Python more than once."""
-    lines = lock.read_text(encoding="utf-8").splitlines()
+LOCKS = (PROJECT / "requirements.lock", PROJECT / "requirements-dev.lock")
+
+
+def locked() -> list[Requirement]:
+    """What the locks pin, in their order; a package that depends on the system's Python more than once."""
+    lines = [line for lock in LOCKS for line in lock.read_text(encoding="utf-8").splitlines()]
     return [Requirement(line.rstrip(" \\")) for line in lines if re.match(r"[a-z0-9]", line)]
 
 

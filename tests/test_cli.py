@@ -71,6 +71,8 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         "tune",
         "drift",
         "retrain",
+        "init",
+        "upgrade",
         "gate",
         "promote",
         "rollback",

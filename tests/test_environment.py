@@ -29,7 +29,7 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "ops").mkdir(parents=True)
     for name in ("Makefile", "ops/environment_first.py"):
         shutil.copy(PROJECT / name, folder / name)
-    for name in ("requirements.lock", "pyproject.toml"):
+    for name in ("requirements.lock", "requirements-dev.lock", "requirements-ray.lock", "pyproject.toml"):
         (folder / name).touch()
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", ".venv"], cwd=folder, check=True)
     (folder / ".venv/ready").touch()

@@ -96,7 +96,9 @@ def test_make_alone_lists_every_verb() -> None:
     assert all(listed.values())
 
 
-@pytest.mark.parametrize(("lock", "least"), [("requirements.lock", 50), ("requirements-ray.lock", 1)])
+@pytest.mark.parametrize(
+    ("lock", "least"), [("requirements.lock", 50), ("requirements-dev.lock", 50), ("requirements-ray.lock", 1)]
+)
 def test_every_locked_requirement_has_an_exact_version_and_hashes(lock: str, least: int) -> None:
     text = (PROJECT / lock).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -106,7 +108,7 @@ def test_every_locked_requirement_has_an_exact_version_and_hashes(lock: str, lea
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", line), line[:80]
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-ray.lock"])
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock", "requirements-ray.lock"])
 def test_the_lock_names_no_index(lock: str) -> None:
     text = (PROJECT / lock).read_text(encoding="utf-8")
     assert "://" not in text
@@ -119,7 +121,8 @@ def test_the_lock_holds_all_that_pyproject_asks_for() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     for lock, wanted in (
-        ("requirements.lock", [*project["dependencies"], *extras["dev"]]),
+        ("requirements.lock", project["dependencies"]),
+        ("requirements-dev.lock", extras["dev"]),
         ("requirements-ray.lock", extras["ray"]),  # what it adds
     ):
         names = {re.split(r"[\[=<>~! ]", name)[0].lower() for name in wanted}

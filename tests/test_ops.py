@@ -67,10 +67,19 @@ def test_cron_is_given_something_to_mail_unless_promoted_or_nothing_new(home: Pa
     assert '"asked": "retrain"' in (home / "headstart-retrain.log").read_text()
 
 
-def test_github_finds_nothing_wrong_with_its_workflow() -> None:
+@pytest.mark.parametrize("workflow", sorted(OPS.glob("github-*.yml")), ids=lambda path: path.name)
+def test_github_finds_nothing_wrong_with_its_workflows(workflow: Path) -> None:
     check = [str(Path(sys.executable).parent / "check-jsonschema"), "--builtin-schema", "vendor.github-workflows"]
-    done = subprocess.run([*check, OPS / "github-actions.yml"], capture_output=True, text=True)
+    done = subprocess.run([*check, workflow], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_platforms_workflow_runs_tests_that_exist() -> None:
+    steps = yaml.safe_load((OPS / "github-platforms.yml").read_text())["jobs"]["wheel"]["steps"]
+    (script,) = [step["run"] for step in steps if step.get("name") == "tests of the parts"]
+    named = [word for word in script.split() if word.startswith("tests/")]
+    assert named
+    assert all((OPS.parent / name).is_file() for name in named)
 
 
 @pytest.mark.parametrize(("code", "ends"), [(0, 0), (10, 0), (11, 0), (12, 12), (75, 75), (1, 1)])

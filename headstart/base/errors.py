@@ -54,6 +54,9 @@ def run_cleanly(main: Callable[[], None]) -> None:
     what the operating system refuses and nobody expected (a full disk, a folder that may not be written); Ctrl-C with 130.
     A defect ends it with a traceback, whose secrets are masked too.
     """
+    if sys.platform == "win32":  # where a pipe's code page lacks signs that sentences here have
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding="utf-8")
     try:
         main()
     except SystemExit as end:  # how typer ends a command

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import resource
 import signal
 import struct
 import subprocess
@@ -232,6 +231,8 @@ class _Process:
         assert self._running is not None
         self._running.wait()
         status = self.close()
+        if os.name == "nt":
+            return "its decoder crashed, or the machine was out of memory"
         if status == -signal.SIGPROF:
             return f"decoding it takes more than {seconds:.3g} s of processor time; save it in another format"
         if status == -signal.SIGKILL:
@@ -286,8 +287,7 @@ def main() -> None:
                 request, content = _receive(requests)
             except EOFError:
                 return
-            # The signal of this timer, which counts the time of all threads, ends the process.
-            signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+            _end_after(request["seconds"])
             start = time.process_time()
             try:
                 with within_memory():
@@ -296,12 +296,22 @@ def main() -> None:
                 reply, data = {"unusable": str(reason)}, b""
             except Exception as error:  # one bad picture must not end the run
                 reply, data = {"unusable": f"decoding it failed: {type(error).__name__}: {error}"}, b""
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            _end_after(0)
             _send(replies, reply | {"seconds": time.process_time() - start}, data)
 
 
+def _end_after(seconds: float) -> None:
+    """End this process after so much processor time of all its threads; 0: not any more. Windows has no such timer."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
 def _confine(max_bytes: int, nice: int) -> None:
-    """Limit this process to ``max_bytes`` of memory, and let it write no files."""
+    """Limit this process to ``max_bytes`` of memory, and let it write no files; on Windows nothing is limited."""
+    if sys.platform == "win32":
+        return
+    import resource
+
     with suppress(OSError):  # the first to go when the machine is out of memory
         Path("/proc/self/oom_score_adj").write_text("1000")
     for limit, most in ((resource.RLIMIT_DATA, max_bytes), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):

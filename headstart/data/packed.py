@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 import weakref
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Pixels:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder, self._reading = folder, threading.Lock()
         files = PrepareFolder(folder)
         try:
             # Without the thumbnails, which are most of the index: loaded, they take 2.8 KB of memory each.
@@ -60,7 +62,7 @@ class Pixels:
             index = pq.read_table(
                 files.pixels_index, columns=columns[: 5 if "digest" in pq.read_schema(files.pixels_index).names else 4]
             )
-            self._file = os.open(files.pixels, os.O_RDONLY)
+            self._file = os.open(files.pixels, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except (OSError, ValueError) as error:
             raise HeadstartError(f"{folder} has no packed pictures ({error}); {AGAIN}") from None
         weakref.finalize(self, os.close, self._file)
@@ -75,6 +77,10 @@ class Pixels:
         if os.fstat(self._file).st_size < (self._offset + self._length).max(initial=0):
             raise HeadstartError(f"{files.pixels} is cut short; {AGAIN}")
 
+    def __reduce__(self) -> tuple[type[Pixels], tuple[Path]]:
+        """For a process that is started afresh: it opens the folder itself."""
+        return Pixels, (self._folder.absolute(),)
+
     def __len__(self) -> int:
         return len(self._offset)
 
@@ -85,7 +91,12 @@ class Pixels:
             HeadstartError: they are damaged.
         """
         stored = np.empty(self._length[row], np.uint8)
-        os.preadv(self._file, [stored.data], int(self._offset[row]))  # unlike seek and read, safe from several threads
+        if hasattr(os, "preadv"):
+            os.preadv(self._file, [stored.data], int(self._offset[row]))  # unlike seek and read, safe from several threads
+        else:  # on Windows
+            with self._reading:
+                os.lseek(self._file, int(self._offset[row]), os.SEEK_SET)
+                stored[:] = np.frombuffer(os.read(self._file, len(stored)), np.uint8)
         if self.digests is not None and not self._checked[row]:
             if hashlib.sha256(stored.data).digest() != self.digests[row].as_py():
                 raise HeadstartError(f"{self._name} is damaged, at picture {row}; {AGAIN}")

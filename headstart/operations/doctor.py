@@ -61,7 +61,7 @@ def examine() -> Iterator[Finding]:
         yield Finding("params.yaml", WRONG, str(error))
         return
     yield Finding("params.yaml", OK, "every key and value is allowed")
-    yield _finding("pictures", lambda: _pictures(params))
+    yield _finding("pictures", lambda: pictures(params))
     yield _finding("backbone", lambda: _backbone(params))
     yield _finding("result", _result)
     yield _finding("mlflow", _mlflow)
@@ -84,36 +84,56 @@ def _finding(about: str, check: Callable[[], tuple[str, str]]) -> Finding:
     except HeadstartError as error:
         return Finding(about, WRONG, str(error))
     except Exception as error:  # a package is broken or incomplete
-        return Finding(about, WRONG, f"{type(error).__name__}: {error}; where a package is named, run `make setup`")
+        return Finding(about, WRONG, f"{type(error).__name__}: {error}; where a package is named, {_mended_by()}")
+
+
+def _mended_by() -> str:
+    if Path("Makefile").exists():
+        return "run `make setup`"
+    return f"run `pip install -r {LOCK}`" if LOCK.exists() else "install headstart again, with pip"
 
 
 def _python() -> tuple[str, str]:
+    if (other := other_python()) is not None:
+        return WRONG, f"stages would run in {other}, and headstart is in {sys.prefix}; activate that environment"
     return OK, f"{platform.python_version()}, headstart {__version__}, in {sys.prefix}"
 
 
+def other_python() -> str | None:
+    """The environment of `python`, by which dvc.yaml runs the stages, where it is another than this one's; else None."""
+    python = shutil.which("python")
+    if python is None:
+        return "no environment, since there is no command `python`"
+    asked = subprocess.run([python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=False)
+    prefix = asked.stdout.strip()
+    return None if prefix and Path(prefix).resolve() == Path(sys.prefix).resolve() else prefix or python
+
+
 def _packages() -> tuple[str, str]:
-    """Whether the installed versions are those of the lock, for the requirements that apply to this machine."""
+    """Whether the installed versions are those of the lock, or those that headstart asks for where there is none; of the
+    requirements that apply to this machine."""
     from packaging.requirements import Requirement
 
-    if not LOCK.exists():
-        return NOTE, f"there is no {LOCK} to compare with"
-    pinned = [
-        Requirement(line.split(" \\")[0])
-        for line in LOCK.read_text(encoding="utf-8").splitlines()
-        if "==" in line and not line.startswith((" ", "#"))
-    ]
+    wanted, by = metadata.requires("headstart") or [], f"headstart {__version__}"
+    if LOCK.exists():
+        lines = LOCK.read_text(encoding="utf-8").splitlines()
+        wanted = [line.split(" \\")[0] for line in lines if "==" in line and not line.startswith((" ", "#"))]
+        by = str(LOCK)
     differ = []
-    for requirement in (r for r in pinned if r.marker is None or r.marker.evaluate()):
+    for requirement in map(Requirement, wanted):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             version = "none"
-        if version.partition("+")[0] not in requirement.specifier:
-            differ.append(f"{requirement.name} ({version} instead of {str(requirement.specifier)[2:]})")
+        if version == "none" or not requirement.specifier.contains(version.partition("+")[0], prereleases=True):
+            wish = str(requirement.specifier).removeprefix("==") or "any"
+            differ.append(f"{requirement.name} ({version} instead of {wish})")
     if not differ:
-        return OK, f"as {LOCK} has them"
+        return OK, f"as {by} has them" if LOCK.exists() else f"as {by} asks for; there is no {LOCK}"
     more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-    return WRONG, f"{', '.join(differ[:3])}{more} differ from {LOCK}; run `make setup`"
+    return WRONG, f"{', '.join(differ[:3])}{more} differ from {by}; {_mended_by()}"
 
 
 def _machine() -> tuple[str, str]:
@@ -148,7 +168,7 @@ def _git() -> tuple[str, str]:
     return OK, f"at {ask_git('rev-parse', '--short', 'HEAD')}, nothing to commit"
 
 
-def _pictures(params: Params) -> tuple[str, str]:
+def pictures(params: Params) -> tuple[str, str]:
     source = source_of(params.data)
     if source.needs_network:
         return NOTE, f"{params.data.source} is not on this machine; the first run gets what it needs from there"

@@ -46,7 +46,7 @@ class Branch:
         self.name = str(name or self.checked_out)
         self.remote = ask_git("config", f"branch.{self.name}.remote") or "origin"
         self._remove_stale_locks()
-        if changed := _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{f}" for f in RESULT)):
+        if changed := run_git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{f}" for f in RESULT)):
             files = ", ".join(sorted({line[2:].strip() for line in changed.splitlines()}))
             raise HeadstartError(f"{files} has uncommitted changes; commit or stash them first")
 
@@ -89,7 +89,7 @@ class Branch:
             if not self.is_current():
                 commit = self._commit(message)
             if self.name == self.checked_out:  # its index still holds the files of the commit before
-                _git("reset", "--quiet", "--", *self._files())
+                run_git("reset", "--quiet", "--", *self._files())
         return commit
 
     def _commit(self, message: str) -> str:
@@ -99,16 +99,16 @@ class Branch:
         variables = {"GIT_INDEX_FILE": str(index)}
         tip = self.tip
         # Not self.head for the branch that is checked out: somebody may have committed to it since the round began.
-        _git("read-tree", tip if tip and self.name == self.checked_out else self.head, **variables)
-        _git("update-index", "--add", "--", *self._files(), **variables)
-        tree = _git("write-tree", **variables)
+        run_git("read-tree", tip if tip and self.name == self.checked_out else self.head, **variables)
+        run_git("update-index", "--add", "--", *self._files(), **variables)
+        tree = run_git("write-tree", **variables)
         parents = [tip] if tip else [self.head]
         if tip and ask_git("merge-base", self.head, tip) != self.head:
             parents.append(self.head)
         options = [option for parent in parents for option in ("-p", parent)]
-        commit = _git("commit-tree", tree, *options, "-F", "-", stdin=message, **_committer())
+        commit = run_git("commit-tree", tree, *options, "-F", "-", stdin=message, **committer())
         before = ask_git("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}") or ""
-        _git("update-ref", "-m", "headstart retrain", f"refs/heads/{self.name}", commit, before)
+        run_git("update-ref", "-m", "headstart retrain", f"refs/heads/{self.name}", commit, before)
         index.unlink()
         return commit
 
@@ -116,7 +116,9 @@ class Branch:
         """Fast-forward a branch that is not checked out to what another checkout has pushed."""
         if self.name != self.checked_out:
             with suppress(HeadstartError):  # no such branch at the remote, or no answer: the push will say so
-                _git("fetch", "-q", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0")
+                run_git(
+                    "fetch", "-q", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0"
+                )
 
     def push(self) -> None:
         """Push the branch if it exists here.
@@ -127,7 +129,9 @@ class Branch:
         if not ask_git("rev-parse", "--quiet", "--verify", f"refs/heads/{self.name}"):
             return
         try:
-            _git("push", "--quiet", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0")
+            run_git(
+                "push", "--quiet", self.remote, f"refs/heads/{self.name}:refs/heads/{self.name}", GIT_TERMINAL_PROMPT="0"
+            )
         except HeadstartError as error:
             remedy = "`git pull --rebase`" if self.name == self.checked_out else f"`git branch -D {self.name}`"
             raise HeadstartError(
@@ -152,7 +156,7 @@ class Branch:
         note = state_folder("retrain") / "git-at-work"
         if note.exists():
             for name in ("index", "HEAD", f"refs/heads/{self.name}"):
-                (checkout() / _git("rev-parse", "--git-path", f"{name}.lock")).unlink(missing_ok=True)
+                (checkout() / run_git("rev-parse", "--git-path", f"{name}.lock")).unlink(missing_ok=True)
             note.unlink()
 
 
@@ -163,7 +167,7 @@ def commit_here() -> str | None:
         HeadstartError: git does not want to look, as where the folder is somebody else's: why, in its own words.
     """
     try:
-        _git("rev-parse", "--git-dir", LC_ALL="C")
+        run_git("rev-parse", "--git-dir", LC_ALL="C")
     except HeadstartError as error:
         if "not a git repository" not in str(error):
             raise
@@ -183,36 +187,36 @@ def _is_whole(lock: Path) -> bool:
 
 def _blob(name: str) -> str | None:
     """Git's digest of a file here; None if it does not exist."""
-    return _git("hash-object", "--", name) if (checkout() / name).exists() else None
+    return run_git("hash-object", "--", name) if (checkout() / name).exists() else None
 
 
-def _committer() -> dict[str, str]:
+def committer(name: str = "headstart retrain") -> dict[str, str]:
     """Environment variables that name a committer, unless git is configured with one: under cron and in CI it often is
     not."""
     if ask_git("config", "user.email") or "GIT_COMMITTER_EMAIL" in os.environ:
         return {}
-    fields = {"NAME": "headstart retrain", "EMAIL": "headstart@localhost"}
+    fields = {"NAME": name, "EMAIL": "headstart@localhost"}
     return {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in fields.items()}
 
 
 def ask_git(*arguments: str) -> str | None:
     """What git prints; None if it prints nothing or fails."""
     try:
-        return _git(*arguments) or None
+        return run_git(*arguments) or None
     except HeadstartError:
         return None
 
 
-def _git(*arguments: str, stdin: str = "", **variables: str) -> str:
-    """What git prints, run with ``variables`` added to the environment.
+def run_git(*arguments: str, stdin: str = "", cwd: str | Path | None = None, **variables: str) -> str:
+    """What git prints, run in ``cwd``, by default the checkout, with ``variables`` added to the environment.
 
     Raises:
         HeadstartError: git failed or is not installed.
     """
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=checkout(), env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"} | variables, input=stdin,
-            capture_output=True, text=True, check=False,
+            ["git", *arguments], cwd=cwd or checkout(), env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"} | variables,
+            input=stdin, capture_output=True, text=True, check=False,
         )  # fmt: skip
     except FileNotFoundError:
         raise HeadstartError("git is not installed") from None

@@ -6,7 +6,6 @@ keeps decisions, and ``.headstart/retrain/open.json`` says which result was abou
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -218,16 +217,34 @@ def _exclusive(started: datetime) -> Iterator[int]:
         BusyError: another round or a stage is running.
     """
     with (state_folder("locks") / "retrain.lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(_holder(file)) from None
+        if not _locked(file):
+            raise BusyError(_holder(file))
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": started.isoformat(timespec="seconds")}, file)
         file.flush()
         if stage := _running_stage():
             raise BusyError(f"a stage is running here, although no retrain is: {stage}; it ends by itself")
         yield file.fileno()
+
+
+def _locked(file: TextIO) -> bool:
+    """Whether the lock is this process's now."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(1 << 20)  # nobody may read what is locked, and the holder's name stands at the start
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _holder(file: TextIO) -> str:

@@ -205,7 +205,7 @@ def track(data: DataFolder, params: Params) -> str:
             raise HeadstartError(
                 f"MLflow at {uri()} did not take the result: {short(error)}; run it again to go on"
             ) from None
-        sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `make ui`"
+        sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `headstart ui`"
     TrackedResult(result=digest, experiment=params.tracking.experiment).write(data.track.details)
     return sentence
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 
+# How a loader's process starts. Forked ones have all at once; macOS's libraries do not stand it, and Windows cannot.
+START = "fork" if sys.platform == "linux" else "spawn"
 LARGER = 1.25  # than the network sees it is a picture before it is cropped, where the view is of all of it
 SIZE_STEP = 32  # most networks halve the picture five times
 
@@ -69,7 +72,7 @@ class TrainingViews(Dataset[tuple[Tensor, Any]]):
         """(N, 3, size, size) uint8, batch by batch: the views of one epoch in the order of the rows, from ``first`` on."""
         order = [(epoch, number) for number in range(first, len(self))]
         yield from (
-            p for p, _ in DataLoader(self, batch, sampler=order, num_workers=loaders, multiprocessing_context="fork")
+            p for p, _ in DataLoader(self, batch, sampler=order, num_workers=loaders, multiprocessing_context=START)
         )
 
 

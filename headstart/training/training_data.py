@@ -20,7 +20,7 @@ from headstart.base.identity import code_of
 from headstart.engines.activations import folder_for, known_or_made
 from headstart.models.preprocessing import batches
 from headstart.training import distributed
-from headstart.training.augmentation import TrainingViews, augmentation
+from headstart.training.augmentation import START, TrainingViews, augmentation
 from headstart.training.network import TrainedNetwork
 from headstart.training.recipe import TrainingSetup
 
@@ -137,7 +137,7 @@ class TrainingData:
             batch_sampler=([(epoch, n) for n in rows] for epoch in epochs for rows in self._shuffled(epoch)),
             generator=torch.Generator(),  # or it takes numbers from the one that training draws from
             num_workers=loaders(device),
-            multiprocessing_context="fork",
+            multiprocessing_context=START,
             pin_memory=device.type == "cuda",
         )
 

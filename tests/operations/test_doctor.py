@@ -70,7 +70,18 @@ def test_packages_other_than_the_lock_has_are_wrong_and_named(here: Path) -> Non
     assert "nor-this (none instead of 1.0)" in sentence
     assert "numpy" not in sentence
     assert "not-a-package" not in sentence
-    assert "make setup" in sentence
+    assert sentence.endswith("run `pip install -r requirements.lock`")
+    (here / "Makefile").touch()
+    assert found("packages")[1].endswith("run `make setup`")
+
+
+@pytest.mark.usefixtures("here")
+def test_without_a_lock_packages_are_those_that_headstart_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found("packages") == (doctor.OK, "as headstart 0.1.0 asks for; there is no requirements.lock")
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["numpy>=1", "pillow<2", "nowhere ; extra == 'dev'"])
+    state, sentence = found("packages")
+    assert (state, sentence.split(" (")[0]) == (doctor.WRONG, "pillow")
+    assert sentence.endswith("install headstart again, with pip")
 
 
 def test_the_environment_of_these_tests_is_that_of_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:

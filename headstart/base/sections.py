@@ -29,6 +29,8 @@ NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # folders are named a
 
 MOST_MEMBERS = 8  # networks side by side
 
+AUTO = "auto"  # a name that follows from the data source
+
 GROUP_WORDS = ("auto", "column", "none")
 
 TABLES = (".csv", ".parquet")
@@ -170,12 +172,12 @@ class Evaluate(Section):
 
 
 class Tracking(Section):
-    experiment: Text = "headstart"
+    experiment: Text = AUTO
     model: bool = True
 
 
 class Registry(Section):
-    model: Annotated[str, Field(pattern=f"^{NETWORK_NAME.pattern}$")] | None = "headstart"
+    model: Annotated[str, Field(pattern=f"^{NETWORK_NAME.pattern}$")] | None = AUTO
 
 
 class Gate(Section):

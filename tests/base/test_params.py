@@ -57,6 +57,23 @@ def test_the_shipped_file_holds_the_defaults() -> None:
     assert Params.load(SHIPPED) == Params()
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    {
+        "emoji": "emoji", "~/pictures/birds/": "birds", "C:\\pictures\\birds": "birds", "torchvision:CIFAR10": "CIFAR10",
+        "../birds.v2.tar.gz": "birds.v2", "labels.csv": "labels", "s3://bucket/birds": "birds", "az://birds/": "birds",
+        "https://me:secret@host/a/Vögel im Winter.zip?token=secret": "Vögel-im-Winter",
+        "~/train-{00..12}.tar": "train-00..12", "/": "pictures", ".": "pictures", "b" * 4000: "b" * 100,
+    }.items(),
+)  # fmt: skip
+def test_experiment_and_registered_model_are_named_after_the_source_unless_they_are_named(source: str, name: str) -> None:
+    params = Params.model_validate({"data": {"source": source}})
+    assert params.experiment == params.registered_model == f"headstart-{name}"
+    both = {"tracking": {"experiment": "all of us"}, "registry": {"model": None}}
+    named = Params.model_validate(params.model_dump() | both)
+    assert (named.experiment, named.registered_model) == ("all of us", None)
+
+
 def test_near_duplicates_can_be_switched_off(tmp_path: Path) -> None:
     assert load(tmp_path, "split: {near_duplicate_bits: null}").split.near_duplicate_bits is None
 

@@ -30,7 +30,7 @@ SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
 def runs_of(clone: Clone) -> pd.DataFrame:
     client = mlflow.MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
-    experiments = [e.experiment_id for e in client.search_experiments() if e.name == "headstart"]
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name == "headstart-emoji"]
     return pd.DataFrame([run.to_dictionary()["info"] | run.data.to_dictionary() for run in client.search_runs(experiments)])
 
 

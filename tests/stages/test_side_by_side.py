@@ -35,7 +35,7 @@ def test_a_transformer_at_two_sizes_goes_through_every_stage_and_one_more_networ
     metrics = json.loads(clone.read("data/evaluate/metrics.json"))
     assert set(metrics["test"]) == {"head", "finetune", "ensemble", "chosen"}
     client = mlflow.MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("headstart")
+    experiment = client.get_experiment_by_name("headstart-emoji")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.params["backbone"] == "test_vit@224+test_vit"

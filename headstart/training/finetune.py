@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from headstart.base.artifacts import DataFolder
+from headstart.base.artifacts import DataFolder, FinetuneFolder
 from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.files import write_text
 from headstart.base.identity import code_of, digest_of, inputs_of
@@ -62,6 +62,7 @@ def _train(params: Params, data: DataFolder, device: torch.device, on_epoch: OnE
     from headstart.data.manifest import read_manifest
     from headstart.data.packed import Pixels
     from headstart.models.backbones import load_first
+    from headstart.training import distributed
     from headstart.training.head_files import load_start
     from headstart.training.recipe import Recipe, TrainingSetup
     from headstart.training.repeats import finetune_repeatedly
@@ -69,10 +70,23 @@ def _train(params: Params, data: DataFolder, device: torch.device, on_epoch: OnE
     trunk, card = load_first(data.backbone, data.fetch.network)
     manifest = read_manifest(data.prepare)
     recipe = Recipe(params.finetune, not card.pretrained, params.seed, int((manifest["split"] == "train").sum()))
-    settings = (params.finetune, params.features, params.seed, params.threads)
-    key = digest_of([code_of("headstart.training.repeats"), inputs_of("finetune"), settings])
+    key = key_of(params)
     setup = TrainingSetup(
         trunk, load_start(data.head), Pixels(data.prepare), manifest, recipe, device,
         params.features.engine,
     )  # fmt: skip
     finetune_repeatedly(setup, data.finetune, state_folder("finetune") / key, on_epoch, state_folder("answers"))
+    if distributed.rank() == 0:
+        details = FinetuneDetails.read(data.finetune.details)
+        details.model_copy(update={"made_from": key}).write(data.finetune.details)
+
+
+def key_of(params: Params) -> str:
+    """A digest of all that the pipeline's training depends on."""
+    settings = (params.finetune, params.features, params.seed, params.threads)
+    return digest_of([code_of("headstart.training.repeats"), inputs_of("finetune"), settings])
+
+
+def trained_already(params: Params, folder: FinetuneFolder) -> bool:
+    """Whether ``folder`` holds what the pipeline's training with ``params`` gives."""
+    return folder.details.exists() and FinetuneDetails.read(folder.details).made_from == key_of(params)

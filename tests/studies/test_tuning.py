@@ -24,7 +24,7 @@ from headstart.data.packed import Pixels
 from headstart.models.backbones import architecture
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL
-from headstart.studies import tuning, tuning_report
+from headstart.studies import search_space, tuning, tuning_report
 from headstart.studies.search_space import Search
 from headstart.studies.tuning import Validation, tune
 from headstart.studies.tuning_report import sentence
@@ -304,7 +304,7 @@ def test_sizes_are_searched_only_where_the_network_takes_them(bench: Bench, caps
     params = bench.params({"lr": [0.001, 0.1], "size_ratio": [0.5, 1.5]}, 1)
     searched = {}
     for name, file in (("small.py:net", bench.network), ("vit_tiny_patch16_224", None)):
-        one_size = tuning._is_one_size(params, False, architecture(name, file).trunk())
+        one_size = search_space.is_one_size(params, False, architecture(name, file).trunk())
         searched[name] = list(Search.of(params, False, 16, one_size).space)
     assert searched == {"small.py:net": ["lr", "size_ratio"], "vit_tiny_patch16_224": ["lr"]}
     assert "no effect with this network and pre-trained weights: size_ratio" in capsys.readouterr().out

@@ -81,7 +81,15 @@ def test_the_json_files_are_what_their_schemas_say_and_their_bytes_those_of_the_
             model.read(file).write(tmp_path / path.name)
             assert (tmp_path / path.name).read_bytes() == file.read_bytes()
             checked.append(path.name)
-    assert {"audit.json", "card.json", "features.json", "head.json", "finetune.json", "metrics.json"} <= set(checked)
+    assert {
+        "audit.json",
+        "card.json",
+        "features.json",
+        "head.json",
+        "finetune.json",
+        "metrics.json",
+        "summary.json",
+    } <= set(checked)
     assert {"classifier.json", "track.json"} <= set(checked)
 
 

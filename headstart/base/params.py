@@ -158,6 +158,6 @@ class Params(Section):
             return cls.model_validate(read_yaml(path))
         except ValidationError as error:
             problems = error.errors()
-            told = "; ".join(explained(problem, cls) for problem in problems[:MOST_TOLD])
+            told = "; ".join(explained(problem, cls) for problem in problems[:MOST_TOLD]).replace("?; ", "? ")
             more = f"; and {len(problems) - MOST_TOLD} more" if len(problems) > MOST_TOLD else ""
             raise HeadstartError(f"{path}: {told}{more}") from None

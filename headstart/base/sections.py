@@ -265,7 +265,7 @@ class Tune(Section):
             knob for knob in Finetune.model_fields if knob not in ("repeats", "processes")
         ]  # which make nothing better
         if key not in knobs:
-            raise ValueError(f"unknown key {here!r}, {nearest(key, knobs) or 'allowed here: ' + ', '.join(knobs)}")
+            raise ValueError(f"unknown key {here!r}; {nearest(key, knobs) or 'allowed here: ' + ', '.join(knobs)}")
         try:
             values = [getattr(Finetune.model_validate({key: value}), key) for value in values]
         except ValidationError as error:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headstart.base.artifacts import DataFolder, FinetuneFolder
 from headstart.base.artifacts.finetune import FinetuneDetails
-from headstart.base.files import write_text
+from headstart.base.files import sha256_of_files, write_text
 from headstart.base.identity import code_of, digest_of, inputs_of
+from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.terminal import say
@@ -77,8 +79,7 @@ def _train(params: Params, data: DataFolder, device: torch.device, on_epoch: OnE
     )  # fmt: skip
     finetune_repeatedly(setup, data.finetune, state_folder("finetune") / key, on_epoch, state_folder("answers"))
     if distributed.rank() == 0:
-        details = FinetuneDetails.read(data.finetune.details)
-        details.model_copy(update={"made_from": key}).write(data.finetune.details)
+        write_kept(_last(), {"key": key, "files": sha256_of_files(data.finetune)})
 
 
 def key_of(params: Params) -> str:
@@ -89,4 +90,10 @@ def key_of(params: Params) -> str:
 
 def trained_already(params: Params, folder: FinetuneFolder) -> bool:
     """Whether ``folder`` holds what the pipeline's training with ``params`` gives."""
-    return folder.details.exists() and FinetuneDetails.read(folder.details).made_from == key_of(params)
+    known = read_kept(_last())
+    return known is not None and known == {"key": key_of(params), "files": sha256_of_files(folder)}
+
+
+def _last() -> Path:
+    """What the pipeline has trained last on this machine, from what."""
+    return state_folder("trained") / "finetune.json"

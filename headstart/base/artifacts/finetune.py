@@ -66,7 +66,6 @@ class FinetuneDetails(JsonFile):
         processes: how many shared the training, each with so many threads.
         averaged_epochs: whose weights, averaged, are the trained ones; mostly the best one's alone.
         trained_share: of the trained weights in the final ones.
-        made_from: a digest of what the training depends on; absent where it is not the pipeline's.
     """
 
     made_by: ClassVar[str] = "dvc repro finetune"
@@ -88,7 +87,6 @@ class FinetuneDetails(JsonFile):
     temperature: float = absent()
     classes: list[str] = absent()
     repeats: Repeats | None = absent()
-    made_from: str | None = absent()
 
     @property
     def networks(self) -> int:
@@ -97,7 +95,7 @@ class FinetuneDetails(JsonFile):
 
     @model_validator(mode="after")
     def whole_where_it_ran(self) -> Self:
-        needed = [name for name in type(self).model_fields if name not in ("repeats", "made_from")]
+        needed = [name for name in type(self).model_fields if name != "repeats"]
         if self.ran and (missing := [name for name in needed if getattr(self, name) is None]):
             raise ValueError(f"{missing[0]} is missing")
         return self

@@ -66,10 +66,10 @@ def _inside(whole: Pieces | None) -> Iterator[None]:
 class Pieces:
     """Pieces of work of unequal cost, one after the other: what the present one does, and the time left."""
 
-    def __init__(self, what: str, costs: Sequence[float], unit: str, show: Callable[[str, float, bool], None]) -> None:
+    def __init__(self, what: str, costs: Sequence[float], unit: str, show: Callable[[Pieces, bool], None]) -> None:
         """
         Args:
-            show: called with a sentence, the share of all that is done, and whether that may wait.
+            show: called when there is something new to show, with whether that may wait.
         """
         self.what, self.costs, self.unit, self.show = what, costs, unit, show
         self.number, self.done, self.reached, self.doing, self.name = 0, 0.0, 0.0, "", ""
@@ -79,7 +79,7 @@ class Pieces:
     def piece(self, name: str) -> Iterator[None]:
         """The next piece: inside neither progress nor standard output is shown but as part of the whole."""
         self.number, self.name, self.reached, self.doing, self.start = self.number + 1, name, 0.0, "", time.monotonic()
-        self.say(may_wait=True)
+        self.show(self, True)
         with _inside(self):
             yield
         self.done += self._cost
@@ -93,21 +93,27 @@ class Pieces:
             done += count
             self.doing = f"{what}: {done}/{total}"
             self.reached = min(1.0, before + share * done / max(total, 1))
-            self.say(may_wait=True)
+            self.show(self, True)
 
         yield advance
 
-    def say(self, may_wait: bool) -> None:
-        left = self.left()
-        now = f"{self.what}: {self.number} of {len(self.costs)} {self.unit}, {self.name}"
-        now += f"; {self.doing}" if self.doing else ""
-        share = (self.done + self._cost * self.reached) / (sum(self.costs) or 1.0)
-        self.show(now + (f"; about {_in_words(left)} left" if left is not None else ""), share, may_wait)
+    @property
+    def now(self) -> str:
+        """What the present piece does and what it is."""
+        return f"{self.doing} ({self.name})" if self.doing else self.name
 
-    def left(self) -> float | None:
-        """Seconds, if all that is left goes as what was done; None where nothing was measured yet."""
-        done = self.done + self._cost * self.reached
-        return (self.seconds + self._spent) * (sum(self.costs) - done) / done if done else None
+    @property
+    def share(self) -> float:
+        """Of all that has to be done."""
+        return (self.done + self._cost * self.reached) / (sum(self.costs) or 1.0)
+
+    @property
+    def left(self) -> str:
+        """The time, if all that is left goes as what was done; empty where nothing was measured yet."""
+        if not self.share:
+            return ""
+        seconds = (self.seconds + self._spent) * (1 / self.share - 1)
+        return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} minutes left"
 
     @property
     def _cost(self) -> float:
@@ -133,12 +139,23 @@ def pieces(what: str, costs: Sequence[float], unit: str) -> Iterator[Callable[[s
     elif sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
 
-        with Progress(TextColumn("{task.description}", markup=False), BarColumn(20), console=Console(stderr=True)) as bar:
-            task = bar.add_task(visible(what), total=1.0)
-            yield Pieces(
-                what, costs, unit, lambda now, share, wait: bar.update(task, description=visible(now), completed=share)
-            ).piece
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(12),
+            TextColumn("{task.fields[left]}", markup=False),
+            TextColumn("{task.fields[now]}", markup=False, table_column=rest),
+        )
+        with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
+            task = bar.add_task(visible(what), total=1.0, left="", now="")
+
+            def show_bar(whole: Pieces, _may_wait: bool) -> None:
+                name = f"{visible(what)} {whole.number}/{len(costs)}"
+                bar.update(task, description=name, completed=whole.share, left=whole.left, now=visible(whole.now))
+
+            yield Pieces(what, costs, unit, show_bar).piece
     else:
         yield from _lines_of_pieces(what, costs, unit)
         say(f"{what}: {len(costs)} {unit} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
@@ -149,28 +166,25 @@ def _lines_of_pieces(
 ) -> Iterator[Callable[[str], AbstractContextManager[None]]]:
     last, over = time.monotonic(), threading.Event()
 
-    def show(now: str, _share: float, may_wait: bool) -> None:
+    def show(whole: Pieces, may_wait: bool) -> None:
         nonlocal last
         if not may_wait or time.monotonic() - last >= PLAIN_LINE_EVERY_S:
             last = time.monotonic()
-            say(now, file=sys.stderr, flush=True)
+            left = f"; {whole.left}" if whole.left else ""
+            say(f"{what}: {whole.number} of {len(costs)} {unit}, {whole.now}{left}", file=sys.stderr, flush=True)
 
     whole = Pieces(what, costs, unit, show)
 
     def break_silence() -> None:
         while not over.wait(max(1.0, last + LONGEST_SILENCE_S - time.monotonic())):
             if time.monotonic() - last >= LONGEST_SILENCE_S:
-                whole.say(may_wait=False)
+                show(whole, False)
 
     threading.Thread(target=break_silence, daemon=True).start()
     try:
         yield whole.piece
     finally:
         over.set()
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:

@@ -45,15 +45,15 @@ def test_a_training_is_part_of_a_study_and_what_was_measured_gives_the_time_left
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "why: 1 of 3 trainings, frozen; head: 1/2",
-        "why: 2 of 3 trainings, fine-tuned; epoch 1/2: 1/4; about 13 minutes left",
+        "why: 1 of 3 trainings, head: 1/2 (frozen)",
+        "why: 2 of 3 trainings, epoch 1/2: 1/4 (fine-tuned); about 13 minutes left",
         *(
-            f"why: 2 of 3 trainings, fine-tuned; epoch 1/2: {n}/4; about {m} minutes left"
+            f"why: 2 of 3 trainings, epoch 1/2: {n}/4 (fine-tuned); about {m} minutes left"
             for n, m in ((2, 12), (3, 12), (4, 12))
         ),
-        *(f"why: 2 of 3 trainings, fine-tuned; epoch 2/2: {n}/4; about {m} minutes left" for n, m in ((1, 11), (2, 11))),
-        *(f"why: 2 of 3 trainings, fine-tuned; epoch 2/2: {n}/4; about 10 minutes left" for n in (3, 4)),
-        "why: 3 of 3 trainings, from random weights; epoch 1/1: 1/10; about 9 minutes left",
+        *(f"why: 2 of 3 trainings, epoch 2/2: {n}/4 (fine-tuned); about {m} minutes left" for n, m in ((1, 11), (2, 11))),
+        *(f"why: 2 of 3 trainings, epoch 2/2: {n}/4 (fine-tuned); about 10 minutes left" for n in (3, 4)),
+        "why: 3 of 3 trainings, epoch 1/1: 1/10 (from random weights); about 9 minutes left",
         "why: 3 trainings in 300.0 s",
     ]
 

@@ -132,6 +132,7 @@ def pieces(what: str, costs: Sequence[float], unit: str) -> Iterator[Callable[[s
 
     Args:
         costs: of the pieces, in a unit of any kind; 0: not worth counting.
+        unit: what a piece is called.
     """
     start = time.monotonic()
     if _hidden or not costs:
@@ -158,7 +159,8 @@ def pieces(what: str, costs: Sequence[float], unit: str) -> Iterator[Callable[[s
             yield Pieces(what, costs, unit, show_bar).piece
     else:
         yield from _lines_of_pieces(what, costs, unit)
-        say(f"{what}: {len(costs)} {unit} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        several = "s" if len(costs) > 1 else ""
+        say(f"{what}: {len(costs)} {unit}{several} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 def _lines_of_pieces(
@@ -171,7 +173,7 @@ def _lines_of_pieces(
         if not may_wait or time.monotonic() - last >= PLAIN_LINE_EVERY_S:
             last = time.monotonic()
             left = f"; {whole.left}" if whole.left else ""
-            say(f"{what}: {whole.number} of {len(costs)} {unit}, {whole.now}{left}", file=sys.stderr, flush=True)
+            say(f"{what}: {unit} {whole.number} of {len(costs)}, {whole.now}{left}", file=sys.stderr, flush=True)
 
     whole = Pieces(what, costs, unit, show)
 

@@ -319,7 +319,7 @@ def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -
     files = {training: kept / f"{training.name}.json" for training in trainings}
     outcomes = {training: Outcome(**kept) for training, file in files.items() if (kept := read_kept(file)) is not None}
     missing = [training for training in trainings if training not in outcomes]
-    with pieces("why", [laboratory.cost(training) for training in missing], "trainings") as piece:
+    with pieces("why", [laboratory.cost(training) for training in missing], "training") as piece:
         for training in missing:
             with piece(f"{training.told}, fold {training.fold + 1}"):
                 outcome = outcomes[training] = laboratory.run(training)

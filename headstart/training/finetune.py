@@ -79,13 +79,18 @@ def _train(params: Params, data: DataFolder, device: torch.device, on_epoch: OnE
     )  # fmt: skip
     finetune_repeatedly(setup, data.finetune, state_folder("finetune") / key, on_epoch, state_folder("answers"))
     if distributed.rank() == 0:
-        write_kept(_last(), {"key": key, "files": sha256_of_files(data.finetune)})
+        note_trained(key, data.finetune)
 
 
 def key_of(params: Params) -> str:
     """A digest of all that the pipeline's training depends on."""
     settings = (params.finetune, params.features, params.seed, params.threads)
     return digest_of([code_of("headstart.training.repeats"), inputs_of("finetune"), settings])
+
+
+def note_trained(key: str, folder: FinetuneFolder) -> None:
+    """Note beside the cache what ``folder`` was made from."""
+    write_kept(_last(), {"key": key, "files": sha256_of_files(folder)})
 
 
 def trained_already(params: Params, folder: FinetuneFolder) -> bool:

@@ -30,6 +30,7 @@ from headstart.base.kept import SEAL, is_whole, read_kept, write_kept
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.progress import Advance, progress
+from headstart.base.terminal import say
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.packed import Pixels
 from headstart.data.splits import SPLITS
@@ -211,6 +212,8 @@ def _table(looks: Pass, batch: int, manifest: pd.DataFrame, store: Store, advanc
 
     features = answers_of(answers, count, store.features, lambda count=1: None)
     advance(count - passed)
+    if passed < count:
+        say(f"features: {count - passed} of {count} pictures have passed through the network before")
     return features
 
 

@@ -130,7 +130,9 @@ def test_markdown_came_out_as_what_it_was_meant_to_be(site: Path) -> None:
 
 
 @pytest.mark.browser
-def test_a_page_of_the_site_asks_nobody_else_in_the_browser(site: Path, tmp_path: Path) -> None:
+def test_a_page_of_the_site_asks_nobody_else_in_the_browser_and_is_searched_from_disk_too(
+    site: Path, tmp_path: Path
+) -> None:
     from tests.stages.test_ui import browser_page
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
@@ -145,6 +147,9 @@ def test_a_page_of_the_site_asks_nobody_else_in_the_browser(site: Path, tmp_path
             page.get_by_role("textbox", name="Search").press_sequentially("temperature")  # which loads the index
             page.wait_for_load_state("networkidle")
             assert not [url for url in foreign if not url.startswith((address, "data:", "blob:"))]
+            page.goto((site / "index.html").as_uri())  # opened from disk
+            page.get_by_role("textbox", name="Search").press_sequentially("temperature")
+            page.locator(".md-search-result__item").first.wait_for()
     finally:
         server.shutdown()
 

@@ -30,6 +30,7 @@ from headstart.base.files import read_json, sha256_of, sha256_of_files, write_js
 from headstart.base.kept import read_kept, write_kept
 from headstart.base.paths import STATE, checkout, state_folder
 from headstart.base.source_code import Source, source_of
+from headstart.base.yaml_file import read_yaml
 
 PACKAGE = Path(__file__).parents[1]
 PIPELINES = (Path("dvc.yaml"), Path("studies") / "dvc.yaml")
@@ -145,7 +146,8 @@ def made_by_other_code(data: DataFolder, stages: Iterable[str]) -> str | None:
 
 def outdated(data: DataFolder, stages: Iterable[str]) -> str | None:
     """As ``made_by_other_code``, once the pipeline is at rest: a stage that last ran with other code than ``fetch`` has
-    recorded since, by DVC's lock files, was made by other code too."""
+    recorded since, by DVC's lock files, was made by other code too. One from other inputs or parameters than are here is of
+    an older state, such as a study of labels that were corrected since."""
     wanted = list(stages)
     if sentence := made_by_other_code(data, wanted):
         return sentence
@@ -154,21 +156,55 @@ def outdated(data: DataFolder, stages: Iterable[str]) -> str | None:
         for stage, digest in _locked_code().items()
         if stage in wanted and (file := data.fetch.code.of(stage)).exists() and md5_of(file) != digest
     ]
-    return f"{', '.join(stale)} last ran with other code or libraries than are here now" if stale else None
+    if stale:
+        return f"{', '.join(stale)} last ran with other code or libraries than are here now"
+    older = {stage: found for stage in wanted if (found := _changed_inputs(stage))}
+    changed = some(dict.fromkeys(what for found in older.values() for what in found))
+    return f"{', '.join(older)} last ran before {changed} changed" if older else None
 
 
-def _locked_code() -> dict[str, str]:
-    """DVC's digest of the code that each stage last ran with."""
+def _locked() -> dict[str, Any]:
+    """What DVC's lock files say of each stage: what it last ran with, and what it wrote."""
     import yaml
 
     locks = [file.with_suffix(".lock") for file in PIPELINES]
     stages = [item for lock in locks if lock.exists() for item in yaml.safe_load(lock.read_text("utf-8"))["stages"].items()]
+    return {name.split("@")[0]: entry for name, entry in stages}
+
+
+def _locked_code() -> dict[str, str]:
+    """DVC's digest of the code that each stage last ran with."""
     return {
         stage: dep["md5"]
-        for stage, entry in ((name.split("@")[0], entry) for name, entry in stages)
+        for stage, entry in _locked().items()
         for dep in entry.get("deps", [])
         if Path(dep["path"]).name == f"{stage}.json" and "md5" in dep
     }
+
+
+def _changed_inputs(stage: str) -> list[str]:
+    """The inputs and parameters of a stage that are others now than those with which it last ran."""
+    locked = _locked()
+    if stage not in locked:
+        return []
+    written = {out["path"]: out.get("md5") for entry in locked.values() for out in entry.get("outs", [])}
+    changed = []
+    for dep in locked[stage].get("deps", []):
+        path = Path(dep["path"])
+        if path != DATA.fetch.code.of(stage):
+            now = written.get(dep["path"]) or (md5_of(path) if path.is_file() else None)
+            changed += [dep["path"]] if now is not None and now != dep.get("md5") else []
+    for file, values in locked[stage].get("params", {}).items():
+        now = read_yaml(Path(file)) if Path(file).exists() else {}
+        changed += [f"{key} in {file}" for key, value in values.items() if value_of(now, key) != value]
+    return changed
+
+
+def value_of(values: Any, key: str) -> Any:
+    """That of a dotted key: 0.001 of finetune.lr; None where there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def digest_of(value: Any) -> str:

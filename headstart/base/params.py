@@ -11,9 +11,10 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from headstart.base.errors import HeadstartError
-from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of
+from headstart.base.paths import SIDE_BY_SIDE, is_own, members_of, name_of_source
 from headstart.base.safe_text import quoted
 from headstart.base.sections import (
+    AUTO,
     MOST_MEMBERS,
     ClusterAddress,
     Data,
@@ -132,6 +133,20 @@ class Params(Section):
     def finetune_is_on(self) -> bool:
         return self.finetune.unfreeze != "none"
 
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment of the runs: each data source has its own, unless ``tracking.experiment`` names one."""
+        return self._of_source if self.tracking.experiment == AUTO else self.tracking.experiment
+
+    @property
+    def registered_model(self) -> str | None:
+        """The name in MLflow's registry, likewise; None: results are not registered."""
+        return self._of_source if self.registry.model == AUTO else self.registry.model
+
+    @property
+    def _of_source(self) -> str:
+        return f"headstart-{name_of_source(self.data.source)}"
+
     @classmethod
     def load(cls, path: Path = Path("params.yaml")) -> Self:
         """Read and check the file.
@@ -152,6 +167,6 @@ class Params(Section):
             return cls.model_validate(values)
         except ValidationError as error:
             problems = error.errors()
-            told = "; ".join(explained(problem, cls) for problem in problems[:MOST_TOLD])
+            told = "; ".join(explained(problem, cls) for problem in problems[:MOST_TOLD]).replace("?; ", "? ")
             more = f"; and {len(problems) - MOST_TOLD} more" if len(problems) > MOST_TOLD else ""
             raise HeadstartError(f"{path}: {told}{more}") from None

@@ -7,6 +7,7 @@ a folder (downloads, the hash index, a half-finished training, the default MLflo
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from headstart.base.errors import HeadstartError
@@ -14,6 +15,7 @@ from headstart.base.errors import HeadstartError
 SIDE_BY_SIDE = "+"  # between the names of networks whose features stand beside each other
 STATE = ".headstart"
 OWN_MODULE = "headstart_own_network"  # what the user's own network is called among the modules
+ENDINGS = re.compile(r"(\.(csv|json|parquet|tar|tgz|tbz2|txz|zip|gz|bz2|xz|zst))+$", re.IGNORECASE)
 EXPERIMENT_FOLDER = f"{os.sep}.dvc{os.sep}tmp{os.sep}exps{os.sep}"
 
 
@@ -26,6 +28,14 @@ def checkout() -> Path:
 def users_path(name: str) -> Path:
     """A path as params.yaml gives it: ``~`` is the user's home, and a relative one starts in their own checkout."""
     return checkout() / os.path.expanduser(name)  # noqa: PTH111 - Path's own raises for a user that is not there
+
+
+def name_of_source(source: str) -> str:
+    """What a data source is called, of letters, digits, ``_``, ``.`` and ``-``: birds of ~/pictures/birds, birds.tar.gz,
+    s3://bucket/birds/ and https://host/birds.zip?token=...; CIFAR10 of torchvision:CIFAR10."""
+    path = source.partition("?")[0] if "://" in source else source
+    parts = [ENDINGS.sub("", re.sub(r"[^\w.]+", "-", part)).strip("-.") for part in re.split(r"[/\\:]", path)]
+    return next((part for part in reversed(parts) if part), "pictures")[:100]
 
 
 def is_own(backbone: str) -> bool:

@@ -29,6 +29,8 @@ NETWORK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # folders are named a
 
 MOST_MEMBERS = 8  # networks side by side
 
+AUTO = "auto"  # a name that follows from the data source
+
 GROUP_WORDS = ("auto", "column", "none")
 
 TABLES = (".csv", ".parquet")
@@ -170,12 +172,12 @@ class Evaluate(Section):
 
 
 class Tracking(Section):
-    experiment: Text = "headstart"
+    experiment: Text = AUTO
     model: bool = True
 
 
 class Registry(Section):
-    model: Annotated[str, Field(pattern=f"^{NETWORK_NAME.pattern}$")] | None = "headstart"
+    model: Annotated[str, Field(pattern=f"^{NETWORK_NAME.pattern}$")] | None = AUTO
 
 
 class Gate(Section):
@@ -263,7 +265,7 @@ class Tune(Section):
             knob for knob in Finetune.model_fields if knob not in ("repeats", "processes")
         ]  # which make nothing better
         if key not in knobs:
-            raise ValueError(f"unknown key {here!r}, {nearest(key, knobs) or 'allowed here: ' + ', '.join(knobs)}")
+            raise ValueError(f"unknown key {here!r}; {nearest(key, knobs) or 'allowed here: ' + ', '.join(knobs)}")
         try:
             values = [getattr(Finetune.model_validate({key: value}), key) for value in values]
         except ValidationError as error:

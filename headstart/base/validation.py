@@ -35,7 +35,7 @@ def explained(problem: Any, root: type[BaseModel], prefix: str = "") -> str:
     if problem["type"] in ("extra_forbidden", "invalid_key"):
         allowed = list(_section(root, location).model_fields)
         hint = nearest(str(location[-1]), allowed) or f"allowed here: {', '.join(allowed)}"
-        return f"unknown key {key!r}, {hint}"
+        return f"unknown key {key!r}; {hint}"
     found = quoted(problem["input"])
     if problem["type"] == "model_type":
         inside = ", ".join(_section(root, (*location, "")).model_fields)
@@ -46,7 +46,7 @@ def explained(problem: Any, root: type[BaseModel], prefix: str = "") -> str:
     if field is not None and type(None) in get_args(field.annotation):
         message += " or null"
     hint = nearest(str(problem["input"]), _literals(field)) if problem["type"] == "literal_error" else ""
-    return f"{key} {message}, found {found}" + (f", {hint}" if hint else "")
+    return f"{key} {message}, found {found}" + (f"; {hint}" if hint else "")
 
 
 def _literals(field: FieldInfo | None) -> list[str]:

@@ -95,7 +95,7 @@ def _new_classes(name: str | None, original: dict[str, Picture], separator: str)
         for label in labels:
             if label not in classes:
                 hint = nearest(label, classes) or f"it has {', '.join(classes)}"
-                raise HeadstartError(f"{where}: data.source has no class {label!r}, {hint}")
+                raise HeadstartError(f"{where}: data.source has no class {label!r}; {hint}")
         new = tuple(sorted(set(labels)))
         if given.setdefault(path, new) != new:
             here, above = (separator.join(names) for names in (new, given[path]))

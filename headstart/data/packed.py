@@ -103,6 +103,15 @@ class Pixels:
             self._checked[row] = True
         return stored
 
+    def names(self) -> list[str]:
+        """What tells each picture from every other: the digest of its stored bytes, with its size where they are raw."""
+        if self.digests is None:
+            return [f"{self.digest} {row}" for row in range(len(self))]
+        return [
+            f"{digest.hex()} {height} {width}" if self._raw else digest.hex()
+            for digest, height, width in zip(self.digests.to_pylist(), self._height, self._width, strict=True)
+        ]
+
     def is_whole(self, row: int) -> bool:
         """Whether the stored bytes of picture ``row`` are those that were packed."""
         try:

@@ -40,8 +40,8 @@ def source_of(data: Data) -> Source:
     forms = [source.form for source in SOURCES]
     hint = nearest(data.source, [form for form in forms if " " not in form])  # the others describe a path or an address
     raise HeadstartError(
-        f"data.source {data.source!r} {f'is unknown, {hint} Allowed' if hint else 'is unknown; allowed'}: "
-        f"{', '.join(forms)} (looked at {users_path(data.source)})"
+        f"data.source {data.source!r} is unknown, and {users_path(data.source)} is not there; allowed: {', '.join(forms)}"
+        + (f"; {hint}" if hint else "")
     )
 
 

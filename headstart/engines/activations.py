@@ -100,17 +100,25 @@ def _write(
 def folder_for(kept: Path, frozen: nn.Module, engine: str, pixels: Pixels, seen: tuple[Any, ...]) -> Path:
     """The folder in ``kept`` for what ``engine`` makes, with the weights of ``frozen``, of ``pixels`` seen like that.
 
-    Of the other folders those that were not used for longest are removed, where all together hold more than 10 GB.
-
     Args:
         seen: all that decides which pictures are shown, and how.
     """
+    return folder_of(kept, key_of(frozen, engine, (pixels.digest, *seen)))
+
+
+def key_of(frozen: nn.Module, engine: str, seen: tuple[Any, ...]) -> str:
+    """What decides the answers of ``frozen`` to a picture that is ``seen`` like that, in 20 letters."""
     state = hashlib.sha256()
     for name, tensor in frozen.state_dict().items():
         state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     device = next((tensor.device for tensor in frozen.state_dict().values()), torch.device("cpu"))
-    parts = (state.hexdigest(), str(frozen), engine, processor(device), torch.get_num_threads(), pixels.digest, seen)
-    mine = kept / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+    parts = (state.hexdigest(), str(frozen), engine, processor(device), torch.get_num_threads(), seen)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def folder_of(kept: Path, name: str) -> Path:
+    """A folder in ``kept``. Others that were not used for longest are removed, where all hold more than 10 GB."""
+    mine = kept / name
     mine.mkdir(parents=True, exist_ok=True)
     os.utime(mine)
     left = KEPT

@@ -117,6 +117,7 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
         folder.report, _page(data, params, result, metrics_of(scores["test"].task), table, pixels, manifest, folder.figures)
     )
     result.write(folder.metrics)
+    result.summary().write(folder.summary)
     return result
 
 

@@ -114,7 +114,7 @@ def drift_from_champion(data: DataFolder, params: Params, trust: bool) -> Drift 
     """
     from headstart.tracking.registry import Registry
 
-    registry = Registry(params) if params.registry.model else None
+    registry = Registry(params) if params.registered_model else None
     champion = registry.champion() if registry else None
     if registry and champion:
         return detect_drift(data, params, registry.pictures(champion), registry.download(champion, trust))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from headstart import __version__
 from headstart.base.artifacts import DATA
-from headstart.base.errors import HeadstartError
+from headstart.base.errors import HeadstartError, some
 from headstart.base.identity import outdated
 from headstart.base.params import Params
 from headstart.base.paths import checkout, network_file, weights_file
@@ -24,7 +24,7 @@ from headstart.data.corrections import corrected
 from headstart.data.fetch import check_classes
 from headstart.data.picture import classes_of, is_multi_label
 from headstart.data.sources import source_of
-from headstart.operations.git_branch import ask_git, commit_here
+from headstart.operations.git_branch import RESULT, ask_git, commit_here
 from headstart.tracking import store
 from headstart.tracking.result import stages_of_the_result
 
@@ -162,10 +162,17 @@ def _git() -> tuple[str, str]:
         raise HeadstartError("git is not installed, and DVC needs it")
     if commit_here() is None:
         raise HeadstartError("no commit here; `git init`, `git add -A` and `git commit` first")
-    changed = (ask_git("status", "--porcelain", "--untracked-files=no") or "").splitlines()
-    if changed:
-        return NOTE, f"{len(changed)} changed files are not committed; `headstart retrain` needs them committed"
-    return OK, f"at {ask_git('rev-parse', '--short', 'HEAD')}, nothing to commit"
+    changed = (ask_git("status", "--porcelain", "--untracked-files=all") or "").splitlines()
+    new = [line[3:] for line in changed if line.startswith("??")]
+    if count := len(changed) - len(new):
+        noun = "1 changed file is" if count == 1 else f"{count} changed files are"
+        return NOTE, f"{noun} not committed; `headstart retrain` needs a clean checkout"
+    if missing := [name for name in RESULT if name in new]:
+        return NOTE, f"{' and '.join(missing)} not in git yet; `git add {' '.join(missing)}` and a commit keep the result"
+    at = f"at {ask_git('rev-parse', '--short', 'HEAD')}"
+    if new:
+        return OK, f"{at}; not in git: {some(new)}"
+    return OK, f"{at}, nothing to commit"
 
 
 def pictures(params: Params) -> tuple[str, str]:

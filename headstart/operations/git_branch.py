@@ -18,7 +18,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.paths import checkout, state_folder
 from headstart.base.safe_text import shortened
 
-RESULT = ("dvc.lock", "data/evaluate/metrics.json")  # the files of a result that are in git
+RESULT = ("dvc.lock", "data/evaluate/metrics.json", "data/evaluate/summary.json")  # the files of a result that are in git
 
 
 class Branch:

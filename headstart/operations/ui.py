@@ -31,7 +31,7 @@ def ui(params: Params, port: int, show: bool) -> None:
         HeadstartError: the store or the page does not answer, or the port is taken.
     """
     with store.opened() as client:
-        experiment = store.experiment_id(client, params.tracking.experiment)
+        experiment = store.experiment_id(client, params.experiment)
     address = store.uri()
     table = f"#/experiments/{experiment}/runs?viewStateShareKey={saved_view.VIEW}"
     if address.startswith("http"):

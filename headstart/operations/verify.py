@@ -92,7 +92,7 @@ def _tracked(run: str | None, params: Params) -> TrackedResult:
         return TrackedResult.read(DATA.track.details)
     from headstart.tracking.store import RESULT, experiment_id, opened
 
-    name = params.tracking.experiment
+    name = params.experiment
     with opened() as client:
         runs = client.search_runs([experiment_id(client, name)], f"tags.`{RESULT}` LIKE '%'", max_results=50_000)
     found = {

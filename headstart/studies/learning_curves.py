@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from headstart.base.arrays import Bools, Floats, Ints
-from headstart.base.artifacts import DataFolder, FinetuneFolder
+from headstart.base.artifacts import BackboneFolder, DataFolder, FinetuneFolder
+from headstart.base.artifacts.card import Card
 from headstart.base.artifacts.metrics import Chance, chance_of
 from headstart.base.artifacts.why import Cut
 from headstart.base.device import precise
 from headstart.base.kept import read_kept, write_kept
 from headstart.base.params import Params
-from headstart.base.progress import hidden, progress
+from headstart.base.progress import pieces
 from headstart.base.sections import Finetune
 from headstart.base.terminal import say
 from headstart.data.packed import Pixels
@@ -41,7 +42,7 @@ from headstart.training.feature_files import load_first_features
 from headstart.training.finetuned import load_finetuned
 from headstart.training.head_files import load_head
 from headstart.training.linear_probe import folds_of, train_head
-from headstart.training.recipe import Recipe, TrainingSetup
+from headstart.training.recipe import UNFROZEN, Recipe, TrainingSetup
 from headstart.training.repeats import finetune_repeatedly
 
 FROZEN: Final = "frozen"
@@ -69,6 +70,11 @@ class Training:
     @property
     def name(self) -> str:
         return f"{self.start}-{self.cut}-{self.fold}-{self.share:g}"
+
+    @property
+    def told(self) -> str:
+        """What people read of it."""
+        return f"{self.start}, {self.cut} trained"
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ class Laboratory:
     """
 
     pictures: Pictures
-    backbone: Path
+    backbone: BackboneFolder
     network_file: Path
     params: Params
     device: torch.device
@@ -248,6 +254,16 @@ class Laboratory:
             losses=[round(float(loss), 6) for loss in losses],
             repeats=repeats,
         )
+
+    def cost(self, training: Training) -> float:
+        """How long it takes, in relation to others: pictures times epochs, their pixels, and how much of a forward and a
+        backward pass is done for each. Heads on frozen features take no time beside that."""
+        if training.start == FROZEN:
+            return 0.0
+        n = len(self.pictures.inner(training.fold, training.share)[0])
+        recipe, size = self.recipe(training, n), Card.read(self.backbone.card).preprocessing.size
+        passes = 1 + 2 * (1.0 if recipe.scratch else UNFROZEN[training.cut])
+        return n * recipe.epochs * recipe.settings.repeats * recipe.size_ratio(size) ** 2 * passes
 
     def logits(self, folder: Path, training: Training, head: FittedHead, rows: Ints) -> tuple[Tensor, float]:
         """(N, classes) logits of ``rows`` by what a training left in ``folder``, and its temperature."""
@@ -303,17 +319,16 @@ def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -
     files = {training: kept / f"{training.name}.json" for training in trainings}
     outcomes = {training: Outcome(**kept) for training, file in files.items() if (kept := read_kept(file)) is not None}
     missing = [training for training in trainings if training not in outcomes]
-    with progress("why", len(missing), "trainings") as advance:
+    with pieces("why", [laboratory.cost(training) for training in missing], "training") as piece:
         for training in missing:
-            with hidden():
+            with piece(f"{training.told}, fold {training.fold + 1}"):
                 outcome = outcomes[training] = laboratory.run(training)
             write_kept(files[training], asdict(outcome))
             say(
-                f"why: {training.start}, {training.cut} trained, fold {training.fold + 1}, {outcome.n} pictures: "
+                f"why: {training.told}, fold {training.fold + 1}, {outcome.n} pictures: "
                 f"accuracy {np.mean(outcome.correct):.3f} in {outcome.seconds:.0f} s",
                 flush=True,
             )
-            advance()
     keys = dict.fromkeys((t.start, t.cut) for t in trainings)
     return {key: _curve(key, outcomes, laboratory.pictures) for key in keys}
 

@@ -99,6 +99,8 @@ class _Field:
 
     def images_per_s(self, name: str) -> float:
         extractor = self.contenders[name].extractor
+        if self.cluster is None and self._rate_key(name) not in self._images:
+            say(f"rank: {name}: its speed is measured", flush=True)
         found = self._images.known_or(self._rate_key(name), lambda: images_per_s(extractor, self.sample.rows, self.wanted))
         return float(found)
 
@@ -189,6 +191,7 @@ def rank(
     def look(name: str, count: int) -> Probe:
         contender = contenders[name]
         contender.extend(count, field.wanted, field.kept)
+        say(f"rank: {name}: a head is fitted to {count} pictures", flush=True)
         found = probe(
             contender.features[:count], sample.labels[:count], folds[count], sample.task, numbered(sample.groups[:count])
         )
@@ -203,6 +206,7 @@ def rank(
         for name in members:
             contenders[name].extend(count, field.wanted, field.kept)
         features = torch.cat([contenders[name].features[:count] for name in members], dim=1)
+        say(f"rank: {' + '.join(members)}: a head is fitted to {count} pictures", flush=True)
         return probe(features, sample.labels[:count], folds[count], sample.task, numbered(sample.groups[:count]))
 
     halve(standings, sizes, look, field.announce)

@@ -14,6 +14,8 @@ from headstart.base.identity import digest_of
 from headstart.base.params import Params
 from headstart.base.sections import Finetune, is_range
 from headstart.base.terminal import say
+from headstart.models.trunk import Trunk
+from headstart.training.augmentation import train_size
 from headstart.training.recipe import Recipe
 
 STARTUP = 5  # trials that are drawn at random, and that many are trained to the end before any is stopped
@@ -123,3 +125,10 @@ def _distribution(values: list[Any]) -> BaseDistribution:
 def written(value: Any) -> str:
     """As it stands in params.yaml."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def is_one_size(params: Params, scratch: bool, trunk: Trunk) -> bool:
+    """Whether all of ``size_ratio``'s values come to the same pixels, as with transformers that are built for one size."""
+    tried = [params.finetune.model_copy(update={"size_ratio": ratio}) for ratio in params.tune.space.get("size_ratio", [])]
+    ratios = [Recipe(settings, scratch, params.seed).size_ratio(trunk.view.size) for settings in tried]
+    return len({train_size(trunk, ratio) for ratio in ratios}) == 1

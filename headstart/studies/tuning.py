@@ -50,14 +50,13 @@ from headstart.evaluation.intervals import mean, numbered, with_training
 from headstart.models.backbones import load_first
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL, Task
-from headstart.models.trunk import Trunk
 from headstart.studies import tuning_report
-from headstart.studies.search_space import STARTUP, Search
+from headstart.studies.search_space import STARTUP, Search, is_one_size
 from headstart.tracking.study_runs import StudyRuns
-from headstart.training.augmentation import train_size
-from headstart.training.finetuned import load_val_logits
+from headstart.training.finetune import trained_already
+from headstart.training.finetuned import curve_of, load_val_logits
 from headstart.training.head_files import load_start
-from headstart.training.recipe import Recipe, TrainingSetup
+from headstart.training.recipe import TrainingSetup
 from headstart.training.repeats import finetune_repeatedly
 
 FIRST_CUT = 2  # the first epoch after which a trial may be stopped
@@ -68,7 +67,7 @@ TRAINED = "trained.json"  # the digest of what a trial that was trained to the e
 SPENT = "budget"  # an attribute of a study that has ended: the budget that it was given
 Row = dict[str, float]
 # (settings, where the result goes, where a half-finished training is kept, called with each epoch's row of the curve)
-Train = Callable[[Finetune, Path, Path, Callable[[Row], None]], None]
+Train = Callable[[Finetune, FinetuneFolder, Path, Callable[[Row], None]], None]
 
 
 @dataclass(frozen=True)
@@ -228,8 +227,8 @@ class _Study:
 
         try:
             if self._was_trained(home):  # to the end, and then there was no time to tell
-                for row in pd.read_csv(home.curve).to_dict("records"):
-                    on_epoch({str(name): float(value) for name, value in row.items()})
+                for row in curve_of(home):
+                    on_epoch(row)
             else:
                 self.train(settings, home, home / "resume", on_epoch)
                 home.weights.unlink(missing_ok=True)  # the settings give them again
@@ -367,23 +366,24 @@ def _minutes(trial: FrozenTrial) -> float:
     return trial.duration.total_seconds() / 60 if trial.duration else 0.0
 
 
-def _is_one_size(params: Params, scratch: bool, trunk: Trunk) -> bool:
-    """Whether all of ``size_ratio``'s values come to the same pixels, as with transformers that are built for one size."""
-    tried = [params.finetune.model_copy(update={"size_ratio": ratio}) for ratio in params.tune.space.get("size_ratio", [])]
-    ratios = [Recipe(settings, scratch, params.seed).size_ratio(trunk.view.size) for settings in tried]
-    return len({train_size(trunk, ratio) for ratio in ratios}) == 1
-
-
 def run(params: Params, data: DataFolder) -> None:
     """The stage tune: try settings within a budget of time, and say whether any is better than the present ones."""
     manifest = read_manifest(data.prepare)
     scratch, pictures = not Card.read(data.backbone.card).pretrained, int((manifest["split"] == "train").sum())
     trunk, _ = load_first(data.backbone, data.fetch.network)
-    search = Search.of(params, scratch, pictures, _is_one_size(params, scratch, trunk))
+    search = Search.of(params, scratch, pictures, is_one_size(params, scratch, trunk))
     device = set_up(params.threads)
     head, pixels = load_start(data.head), Pixels(data.prepare)
 
-    def train(settings: Finetune, folder: Path, resume: Path, on_epoch: Callable[[dict[str, float]], None]) -> None:
+    def train(
+        settings: Finetune, folder: FinetuneFolder, resume: Path, on_epoch: Callable[[dict[str, float]], None]
+    ) -> None:
+        if settings == params.finetune and trained_already(params, data.finetune):
+            say("tune: the pipeline has trained with these settings")
+            shutil.copytree(data.finetune, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+            for row in curve_of(folder):
+                on_epoch(row)
+            return
         trunk, _ = load_first(data.backbone, data.fetch.network)
         recipe = search.recipe(settings)
         setup = TrainingSetup(trunk, head, pixels, manifest, recipe, device, params.features.engine)

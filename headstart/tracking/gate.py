@@ -21,18 +21,20 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import write_json
 from headstart.base.params import Params
 from headstart.base.progress import progress
+from headstart.base.sections import AUTO
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.packed import Pixels
 from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import Scores
 from headstart.inference.predictor import BATCH, Predictor, load_predictor
 from headstart.models.task import MultiLabel, Task
-from headstart.tracking.judge import NO_CHANCE, Decision, Side, judge, metric_of
+from headstart.tracking.judge import LISTED, NO_CHANCE, Decision, Side, judge, metric_of
 from headstart.tracking.registry import LONGEST_WHY, ROLLED_BACK, Registry, Version
 from headstart.tracking.result import result_digest
 from headstart.tracking.store import opened
 
 FOLDER = "gate"  # among a run's artifacts
+FORMER = "headstart"  # what the one registered model of all sources was once called
 TIMED = 5  # batches, at least
 
 
@@ -135,6 +137,14 @@ def _compare(registry: Registry, version: Version, data: DataFolder, params: Par
                 f"{models[1].model.task.kind}, so nothing can be compared; promote by hand."
             )
             return Decision("refused", sentence, {})
+        new, gone = (_named(set(a.classes) - set(b.classes)) for a, b in (models, models[::-1]))
+        if new and gone:  # where classes only came, or only went, they answer the same question
+            sentence = (
+                f"Version {version.number} is refused: version {champion.number} of {registry.name} has other classes "
+                f"({gone}; not {new}), so nothing can be compared. For other pictures set another registry.model (auto: "
+                "one for each data.source); if classes were renamed, promote by hand."
+            )
+            return Decision("refused", sentence, {})
         learned = registry.learned(champion)
     manifest, pixels = read_manifest(data.prepare), Pixels(data.prepare)
     on_test = manifest["split"] == "test"
@@ -172,9 +182,31 @@ def _compare(registry: Registry, version: Version, data: DataFolder, params: Par
     decision = judge(
         before, sides[0], names, params.gate, params.evaluate.bootstrap, params.seed, left_out, [] if reason else shortcuts
     )
-    if not (reason and shortcuts):
-        return decision
-    return replace(decision, sentence=f"{decision.sentence} A shortcut is known and accepted: {reason.rstrip('.')}.")
+    if reason and shortcuts:
+        decision = _with(decision, f"A shortcut is known and accepted: {reason.rstrip('.')}.")
+    return _with(decision, _former_champion(params)) if champion is None else decision
+
+
+def _with(decision: Decision, more: str) -> Decision:
+    return replace(decision, sentence=f"{decision.sentence} {more}") if more else decision
+
+
+def _named(classes: set[str]) -> str:
+    return ", ".join(sorted(classes)[:LISTED]) + (", ..." if len(classes) > LISTED else "")
+
+
+def _former_champion(params: Params) -> str:
+    """A sentence on a champion from the time when the results of all sources were versions of one model."""
+    if params.registry.model != AUTO:
+        return ""
+    former = Registry(params.model_copy(update={"registry": params.registry.model_copy(update={"model": FORMER})}))
+    champion = former.champion()
+    if champion is None:
+        return ""
+    return (
+        f"Version {champion.number} of {FORMER} stays as it is, and was not compared: each data.source has a model of its "
+        f"own now. To go on with that one, set registry.model: {FORMER}."
+    )
 
 
 def _predictions(models: list[Predictor], pixels: Pixels, rows: Ints, device: torch.device) -> list[tuple[Floats, float]]:

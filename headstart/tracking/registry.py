@@ -68,7 +68,7 @@ class Version:
 
 
 class Registry:
-    """The versions of ``registry.model``. Every method asks the store anew and raises a HeadstartError where it does not
+    """The versions of the registered model. Every method asks the store anew and raises a HeadstartError where it does not
     answer."""
 
     def __init__(self, params: Params) -> None:
@@ -77,11 +77,11 @@ class Registry:
         Raises:
             HeadstartError: there is to be no registry.
         """
-        if params.registry.model is None:
+        if params.registered_model is None:
             raise HeadstartError(
                 "registry.model is null, so results are not registered; give a name there and run `headstart track`"
             )
-        self.name = params.registry.model
+        self.name = params.registered_model
 
     # --- versions -----------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ def result_digest(data: DataFolder, params: Path = Path("params.yaml")) -> str:
         for path in [*code, data.fetch.manifest, data.fetch.network]:
             digest.update(f"{path.name}\n".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-        read = {key: _value(values, key) for key in identity.params_of(*stages)}
+        read = {key: identity.value_of(values, key) for key in identity.params_of(*stages)}
         digest.update(json.dumps(read, sort_keys=True).encode())
         digest.update(Card.read(data.backbone.card).sha256.encode())
     except FileNotFoundError as error:
@@ -49,7 +49,7 @@ def result_digest(data: DataFolder, params: Path = Path("params.yaml")) -> str:
 def params_of_the_result(params: Params) -> dict[str, Any]:
     """The parameters that make a result, by their dotted keys: {"finetune.lr": 0.001}."""
     values = params.model_dump()
-    read = {key: _value(values, key) for key in identity.params_of(*stages_of_the_result())}
+    read = {key: identity.value_of(values, key) for key in identity.params_of(*stages_of_the_result())}
     return flattened(read)
 
 
@@ -59,9 +59,3 @@ def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def _value(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values

@@ -39,7 +39,7 @@ class ResultRun:
         self.params, self.digest = params, digest
         with opened() as client:
             self.client = client
-            self.experiment_id = experiment_id(client, params.tracking.experiment)
+            self.experiment_id = experiment_id(client, params.experiment)
             found = self._runs()
             self.was_deleted = not found and self._restore()
             found = found or self._runs()

@@ -15,8 +15,10 @@ from typing import Any
 from headstart.evaluation.metrics import ACCURACY, LOG_LOSS
 
 VIEW, NAME = "headstart", "Results compared"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 NOTE = f"*Views*, on the right, has *{NAME}*: the best on validation first. Choose by val/chosen; report test/chosen."
 COLUMNS = {  # with their widths in pixels
+    "tags.`source`": 150,
     "params.`backbone`": 165,
     "tags.`trained`": 80,
     f"metrics.`val/chosen/{LOG_LOSS.name}`": 150,
@@ -47,8 +49,19 @@ def tags() -> dict[str, str]:
     return {
         "mlflow.experimentKind": "custom_model_development",  # the page opens on the runs, and not on what chats have
         "mlflow.note.content": NOTE,
-        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+        VIEW_TAG: json.dumps(view),
     }
+
+
+def is_old(key: str, value: str) -> bool:
+    """Whether a tag of an experiment holds headstart's view as an older version made it. What people save on MLflow's page
+    are other tags."""
+    if key != VIEW_TAG:
+        return False
+    try:
+        return bool(json.loads(value)["state"] != json.dumps(_state()))
+    except (ValueError, TypeError, KeyError):
+        return True
 
 
 def _state() -> dict[str, Any]:

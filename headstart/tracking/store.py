@@ -127,7 +127,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
             f"`mlflow experiments restore -x {found.experiment_id}` or name another as tracking.experiment"
         )
     for key, value in saved_view.tags().items():
-        if key not in found.tags:
+        if key not in found.tags or saved_view.is_old(key, found.tags[key]):
             client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
 

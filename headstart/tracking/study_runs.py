@@ -117,7 +117,7 @@ class StudyRuns:
     def _found_or_created(
         self, client: MlflowClient, tag: str, value: str, name: str, tags: dict[str, str] | None = None
     ) -> str:
-        experiment = experiment_id(client, self.params.tracking.experiment)
+        experiment = experiment_id(client, self.params.experiment)
         for run in tagged(client, experiment, tag, value):
             return str(run.info.run_id)
         source = {"mlflow.source.name": "dvc repro studies/dvc.yaml:tune", "mlflow.source.type": "PROJECT"} | revision()

@@ -121,7 +121,7 @@ class Tracker(ResultRun):
             card: the model card; None: one that was made long ago is registered, if it is not yet.
         """
         model = self._logged_model()
-        if self.params.registry.model is None or model is None:
+        if self.params.registered_model is None or model is None:
             return
         registry = Registry(self.params)
         if card is None and (version := registry.by_result(self.digest)) and not registry.is_lost(version):
@@ -206,7 +206,7 @@ def track(data: DataFolder, params: Params) -> str:
                 f"MLflow at {uri()} did not take the result: {short(error)}; run it again to go on"
             ) from None
         sentence = f"logged result {digest[:7]} to MLflow as run {tracker.run_id}; look at it with `headstart ui`"
-    TrackedResult(result=digest, experiment=params.tracking.experiment).write(data.track.details)
+    TrackedResult(result=digest, experiment=params.experiment).write(data.track.details)
     return sentence
 
 

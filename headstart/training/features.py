@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,14 +26,15 @@ from headstart.base.device import made_on, set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.files import replacing, sha256_of
 from headstart.base.identity import code_of
-from headstart.base.kept import is_whole
+from headstart.base.kept import SEAL, is_whole, read_kept, write_kept
 from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.progress import Advance, progress
+from headstart.base.terminal import say
 from headstart.data.manifest import class_names, read_manifest
 from headstart.data.packed import Pixels
 from headstart.data.splits import SPLITS
-from headstart.engines.activations import answers_of, folder_for
+from headstart.engines.activations import answers_of, folder_of, key_of
 from headstart.engines.base import Forward
 from headstart.engines.batching import inference_batch
 from headstart.engines.remote import RemoteNetwork
@@ -44,6 +45,7 @@ from headstart.models.task import task_of
 from headstart.models.trunk import Trunk, feature_width, members_of_trunk, plain
 
 CPU = torch.device("cpu")
+GATHERED = 1024  # rows that are copied at a time
 MANY = 8 * PROBED  # pictures; of fewer, showing so many to several engines would cost more than the fastest one saves
 
 
@@ -57,47 +59,43 @@ def extract(
     kept: Path | None = None,
     made_by: Sequence[str] = (),
 ) -> None:
-    """Write one file per split: ``features`` (N, D) float32 and ``labels`` (N,) int64, rows in manifest order; and a card
+    """Write a file per split: ``features`` (N, D) float32 and ``labels`` (N,) int64, rows in manifest order; and a card
     that says which engine made them.
 
-    Where several networks stand side by side, each has its own pass over the pictures, and its features are kept for the
-    next time: one that is new among them is the only one that looks at the pictures. Memory does not grow with the set.
+    Each network has its own pass over the pictures. What it makes of them is kept, picture by picture: only those that it
+    has not seen yet, with these weights and by this engine, pass through it. Memory does not grow with the set.
 
     Args:
         where: the work is done: on a device of this machine, or on a cluster.
         wanted: torch, openvino or auto, as for ``engine_for``.
-        kept: what is found stands there until all of it is, so that a run that is killed can be gone on with; of several
-            processes that make the same one works and the others wait.
+        kept: what is found stands there, also while it is looked for, so that a run that is killed can be gone on with; of
+            several processes that make the same one works and the others wait.
         made_by: digests of all else that shapes the features: the code.
     """
     files = FeaturesFolder(folder)
     files.mkdir(parents=True, exist_ok=True)
     members = members_of_trunk(trunk)
     passes: list[Pass] = []
-    tables: list[Table] = []
+    tables: list[NDArray[np.float32]] = []
     widths: list[int] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".")))
         advance = stack.enter_context(progress("features", len(members) * len(manifest)))
         for number, member in enumerate(members):
             extractor = FeatureExtractor(member, pixels, CPU if isinstance(where, Cluster) else where)
+            extractor.batch = min(extractor.batch, 1 << (len(manifest) - 1).bit_length())  # which is filled up
             passes.append(Pass.of(extractor, manifest, wanted, where))
-            seen = ("features", list(made_by), member.view.as_dict(), manifest["split"].tolist(), *passes[-1].elsewhere)
-            engine = passes[-1].choice.engine
-            home = folder_for(kept, extractor.network, engine, pixels, seen) if kept else scratch / str(number)
-            if kept and len(members) == 1:  # whose table is removed at the end
-                stack.enter_context(FileLock(home.with_suffix(".lock")))
-            home.mkdir(exist_ok=True)  # the process before has removed it
-            known = all(is_whole(home / split) for split in SPLITS)
-            tables.append(_table(passes[-1], manifest, home, advance))
-            width = tables[-1].features[SPLITS[0]].shape[1]
+            seen = ("features", *made_by, member.view.as_dict(), extractor.batch, *passes[-1].elsewhere)
+            key = key_of(extractor.network, passes[-1].choice.engine, seen)
+            store = Store(kept or scratch / str(number), key, pixels.names())
+            tables.append(_table(passes[-1], extractor.batch, manifest, store, advance))
+            width = tables[-1].shape[1]
             own = feature_width(plain(member)) if number == 0 and member.view.stages else width
             widths += [own, width - own] if own < width else [width]
         labels = _encoded(manifest)
         for split in SPLITS:
-            rows = np.flatnonzero(manifest["split"] == split)
-            found = [table.features[split] for table in tables]
-            features = found[0] if len(found) == 1 else _side_by_side(found, scratch / split)
+            rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
+            features = _side_by_side(tables, rows, scratch / split)
             with replacing(files.split(split)) as part:
                 save_file({"features": torch.from_numpy(features), "labels": torch.from_numpy(labels[rows])}, part)
         FeaturesDetails(
@@ -106,22 +104,39 @@ def extract(
             widths=widths if len(widths) > 1 else None,
             **min((each.made_on for each in passes), key=lambda made: made["threads"]),
         ).write(files.details)
-        if kept and len(tables) == 1:
-            if not known:  # kept for others that it stands side by side with
-                shutil.rmtree(home, ignore_errors=True)
-            home.with_suffix(".lock").unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class Table:
-    """What one network makes of all pictures.
+class Store:
+    """What one network makes of pictures, a folder for each set of them, and which pictures these are.
 
     Attributes:
-        features: by split, (N, D) in a file of ``home``.
+        home: the folder of this set.
+        names: of its pictures, as ``Pixels.names`` has them.
     """
 
-    home: Path
-    features: dict[str, NDArray[np.float32]]
+    def __init__(self, kept: Path, key: str, names: list[str]) -> None:
+        """
+        Args:
+            key: of the network and all else that decides what it makes of a picture, as ``key_of`` has it.
+        """
+        self.kept, self.key, self.names = kept, key, names
+        self.home = folder_of(kept, f"{key}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:20]}")
+
+    @property
+    def features(self) -> Path:
+        """(N, D) float32 of the pictures, in their order."""
+        return self.home / "features"
+
+    def known(self) -> dict[str, NDArray[np.float32]]:
+        """By name, the features of pictures that other sets share with this one."""
+        wanted, found = set(self.names), dict[str, NDArray[np.float32]]()
+        for other in sorted(self.kept.glob(f"{self.key}-*")):
+            names = read_kept(other / "pictures") if other != self.home and not wanted <= found.keys() else None
+            if names and is_whole(other / "features"):
+                width = ((other / "features").stat().st_size - SEAL) // (4 * len(names))
+                features = np.memmap(other / "features", np.float32, "r", shape=(len(names), width))
+                found |= {name: row for name, row in zip(names, features, strict=True) if name in wanted}
+        return found
 
 
 @dataclass(frozen=True)
@@ -156,17 +171,35 @@ class Pass:
         return cls(lambda rows: map(forward, extractor.batches(rows)), choice, here, ())
 
 
-def _table(looks: Pass, manifest: pd.DataFrame, home: Path, advance: Advance) -> Table:
-    """The features of all pictures, in ``home``: found there, or made and put there.
+def _table(looks: Pass, batch: int, manifest: pd.DataFrame, store: Store, advance: Advance) -> NDArray[np.float32]:
+    """(N, D) features of all pictures, in a file of ``store``: found there, or made and put there.
+
+    Every batch that is passed has the same number of pictures, the last one some twice: in larger or smaller ones the same
+    picture could have other last digits. So it does not matter which others were new with it.
 
     Raises:
         HeadstartError: they are no finite numbers.
     """
-    features = {}
-    for split in SPLITS:
-        rows = np.flatnonzero(manifest["split"] == split)  # prepare sees to it that no split is empty
+    count, passed = len(manifest), 0
 
-        def check(at: int, found: NDArray[np.float32], rows: Ints = rows) -> None:
+    def answers(first: int) -> Iterator[Tensor]:
+        nonlocal passed
+        write_kept(store.home / "pictures", store.names)
+        known = store.known()
+        new = np.array([row for row, name in enumerate(store.names) if name not in known], int)
+        made: dict[int, NDArray[np.float32]] = {}
+        file = store.home / f"new-{hashlib.sha256(new.tobytes()).hexdigest()[:20]}"
+        if len(new):
+            passed = len(new)
+            found = answers_of(lambda at: _in_full_batches(looks, new[at:], batch), passed, file, advance, check(new))
+            made = dict(zip(new.tolist(), found, strict=True))
+        for start in range(first, count, GATHERED):
+            rows = range(start, min(start + GATHERED, count))
+            yield torch.from_numpy(np.stack([made[row] if row in made else known[store.names[row]] for row in rows]))
+        file.unlink(missing_ok=True)
+
+    def check(rows: Ints) -> Callable[[int, NDArray[np.float32]], None]:
+        def of_batch(at: int, found: NDArray[np.float32]) -> None:
             finite = np.isfinite(found).all(axis=1)
             if not finite.all():
                 row = int(rows[at + int(np.argmin(finite))])
@@ -175,19 +208,30 @@ def _table(looks: Pass, manifest: pd.DataFrame, home: Path, advance: Advance) ->
                     f"{manifest['path'].iloc[row]}; take other weights, or mend the network if it is your own"
                 )
 
-        def answers(first: int, rows: Ints = rows) -> Iterator[Tensor]:
-            return looks.answers(rows[first:])
+        return of_batch
 
-        features[split] = answers_of(answers, len(rows), home / split, advance, check)
-    return Table(home, features)
+    features = answers_of(answers, count, store.features, lambda count=1: None)
+    advance(count - passed)
+    if passed < count:
+        say(f"features: {count - passed} of {count} pictures have passed through the network before")
+    return features
 
 
-def _side_by_side(parts: list[NDArray[np.float32]], file: Path) -> NDArray[np.float32]:
-    """(N, D of all) in ``file``."""
-    widths = [part.shape[1] for part in parts]
-    whole = np.memmap(file, np.float32, "w+", shape=(len(parts[0]), sum(widths)))
-    for part, end in zip(parts, np.cumsum(widths), strict=True):
-        whole[:, end - part.shape[1] : end] = part
+def _in_full_batches(looks: Pass, rows: Ints, batch: int) -> Iterator[Tensor]:
+    left = len(rows)
+    for answer in looks.answers(np.resize(rows, -(-left // batch) * batch)):
+        yield answer[:left]
+        left -= len(answer)
+
+
+def _side_by_side(tables: list[NDArray[np.float32]], rows: Ints, file: Path) -> NDArray[np.float32]:
+    """(N, D of all) of ``rows``, in ``file``."""
+    ends = np.cumsum([table.shape[1] for table in tables])
+    whole = np.memmap(file, np.float32, "w+", shape=(len(rows), int(ends[-1])))
+    for table, end in zip(tables, ends, strict=True):
+        for start in range(0, len(rows), GATHERED):
+            part = rows[start : start + GATHERED]
+            whole[start : start + len(part), end - table.shape[1] : end] = table[part]
     return whole
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
+import pandas as pd
 from torch import Tensor
 
 from headstart.base.artifacts import FinetuneFolder
@@ -40,3 +41,9 @@ def load_val_logits(folder: Path) -> Tensor:
     """(N, classes) validation logits of the best epoch, before temperature."""
     with tensors_of(FinetuneFolder(folder).val_logits, FinetuneDetails.made_by) as tensors:
         return tensors["logits"]
+
+
+def curve_of(folder: Path) -> list[dict[str, float]]:
+    """The rows of the curve, one for each epoch."""
+    rows = pd.read_csv(FinetuneFolder(folder).curve).to_dict("records")
+    return [{str(name): float(value) for name, value in row.items()} for row in rows]

@@ -34,7 +34,7 @@ from headstart.models.classifier import Classifier, averaged
 from headstart.models.heads import LinearHead
 from headstart.training import distributed
 from headstart.training.checkpoint import Row
-from headstart.training.finetuned import load_finetuned, load_val_logits
+from headstart.training.finetuned import curve_of, load_finetuned, load_val_logits
 from headstart.training.linear_probe import standard_error
 from headstart.training.recipe import TrainingSetup
 from headstart.training.trainer import finetune
@@ -73,8 +73,8 @@ def finetune_repeatedly(
             finished = _is_finished(home)
         if finished:
             say(f"{own.recipe.told}: an earlier run finished it")
-            for row in pd.read_csv(home.curve).to_dict("records"):
-                with_number({str(key): float(value) for key, value in row.items()})
+            for row in curve_of(home):
+                with_number(row)
         else:
             finetune(own, home, resume / f"running-{number}", with_number, cache or resume / "answers")
             if distributed.rank() == 0:

@@ -123,7 +123,8 @@ class Trainer:
         self.network.to_train_mode(recipe.batch_norm_trained)
         seed_everything(recipe.own_seed, epoch)
         losses = []
-        with progress(f"{recipe.told} {epoch}/{recipe.epochs}", steps * self.data.batch) as advance:
+        share = 1 / recipe.epochs / recipe.settings.repeats
+        with progress(f"{recipe.told} {epoch}/{recipe.epochs}", steps * self.data.batch, share=share) as advance:
             for step, (activations, labels) in enumerate(batches, start=(epoch - 1) * steps):
                 factor = recipe.schedule(step, recipe.epochs * steps)
                 losses.append(self._step(activations, labels.to(self.setup.device), factor))

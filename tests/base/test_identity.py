@@ -139,3 +139,43 @@ def test_what_was_parsed_once_is_remembered_by_its_content(tmp_path: Path, monke
 def test_a_module_that_cannot_be_parsed_is_named() -> None:
     with pytest.raises(HeadstartError, match=r"module.py, line 1: "):
         parsed("def (:\n")
+
+
+LOCK = """schema: '2.0'
+stages:
+  {stage}:
+    deps:
+    - path: {dep}
+      md5: {md5}
+    params:
+      params.yaml:
+        labels:
+          shown: {shown}
+        threads:
+    outs:
+    - path: {out}
+      md5: {md5}
+"""
+
+
+def test_an_output_from_other_inputs_or_parameters_than_are_here_is_of_an_older_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").mkdir()
+    data = DataFolder("data")
+
+    def now(pipeline: str, shown: int) -> str | None:
+        (tmp_path / "dvc.lock").write_text(
+            LOCK.format(stage="features", dep="data/prepare", out="data/features", md5=pipeline, shown=shown)
+        )
+        (tmp_path / "params.yaml").write_text(f"labels: {{shown: {shown}}}\nthreads: null\n")
+        return identity.outdated(data, ["labels"])
+
+    assert now("aaa", 30) is None  # it never ran
+    (tmp_path / "studies/dvc.lock").write_text(
+        LOCK.format(stage="labels", dep="data/features", out="data/labels", md5="aaa", shown=30)
+    )
+    assert now("aaa", 30) is None
+    assert now("bbb", 30) == "labels last ran before data/features changed"
+    assert now("bbb", 3) == "labels last ran before data/features, labels in params.yaml changed"

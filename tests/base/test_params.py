@@ -57,6 +57,23 @@ def test_the_shipped_file_holds_the_defaults() -> None:
     assert Params.load(SHIPPED) == Params()
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    {
+        "emoji": "emoji", "~/pictures/birds/": "birds", "C:\\pictures\\birds": "birds", "torchvision:CIFAR10": "CIFAR10",
+        "../birds.v2.tar.gz": "birds.v2", "labels.csv": "labels", "s3://bucket/birds": "birds", "az://birds/": "birds",
+        "https://me:secret@host/a/Vögel im Winter.zip?token=secret": "Vögel-im-Winter",
+        "~/train-{00..12}.tar": "train-00..12", "/": "pictures", ".": "pictures", "b" * 4000: "b" * 100,
+    }.items(),
+)  # fmt: skip
+def test_experiment_and_registered_model_are_named_after_the_source_unless_they_are_named(source: str, name: str) -> None:
+    params = Params.model_validate({"data": {"source": source}})
+    assert params.experiment == params.registered_model == f"headstart-{name}"
+    both = {"tracking": {"experiment": "all of us"}, "registry": {"model": None}}
+    named = Params.model_validate(params.model_dump() | both)
+    assert (named.experiment, named.registered_model) == ("all of us", None)
+
+
 def test_near_duplicates_can_be_switched_off(tmp_path: Path) -> None:
     assert load(tmp_path, "split: {near_duplicate_bits: null}").split.near_duplicate_bits is None
 
@@ -148,10 +165,10 @@ def test_a_file_that_is_no_mapping_is_told_what_was_found(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("backbon: resnet18", "unknown key 'backbon', did you mean 'backbone'?"),
-        ("finetune: {precison: bf16}", "unknown key 'finetune.precison', did you mean 'precision'?"),
-        ("split: {xyz: 1}", "unknown key 'split.xyz', allowed here: val, test, near_duplicate_bits"),
-        ("head: {1: 2}", "unknown key 'head.1', allowed here: kind, C, class_weight"),
+        ("backbon: resnet18", "unknown key 'backbon'; did you mean 'backbone'?"),
+        ("finetune: {precison: bf16}", "unknown key 'finetune.precison'; did you mean 'precision'?"),
+        ("split: {xyz: 1}", "unknown key 'split.xyz'; allowed here: val, test, near_duplicate_bits"),
+        ("head: {1: 2}", "unknown key 'head.1'; allowed here: kind, C, class_weight"),
         ("head:", "head must hold keys and values (kind, C, class_weight), found None"),
         (
             "data: emoji",
@@ -171,12 +188,12 @@ def test_a_file_that_is_no_mapping_is_told_what_was_found(tmp_path: Path, text: 
         ("head: {C: [1, 0]}", "head.C.1 must be greater than 0, found 0"),
         (
             "finetune: {unfreeze: hlaf}",
-            "finetune.unfreeze must be 'none', 'last', 'half' or 'all', found 'hlaf', did you mean 'half'?",
+            "finetune.unfreeze must be 'none', 'last', 'half' or 'all', found 'hlaf'; did you mean 'half'?",
         ),
         ("finetune: {unfreeze: off}", "finetune.unfreeze must be 'none', 'last', 'half' or 'all', found False"),
         (
             "head: {class_weight: balancd}",
-            "head.class_weight must be 'balanced' or null, found 'balancd', did you mean 'balanced'?",
+            "head.class_weight must be 'balanced' or null, found 'balancd'; did you mean 'balanced'?",
         ),
         ("threads: 0", "threads must be greater than or equal to 1 or null, found 0"),
         ("finetune: {ema: 1}", "finetune.ema must be less than 1, found 1"),
@@ -319,7 +336,7 @@ def test_params_cannot_be_changed_after_the_door(section: BaseModel) -> None:
         ("candidates: ['@224']", "rank.candidates: '@224' is not the name of a network"),
         ("candidates: ['resnet18@512']", "'resnet18@512' shows the network 512 pixels, and pictures are stored with 384"),
         ("{first: 500, pictures: 100}", "rank.first is 500, more than rank.pictures, 100"),
-        ("budget: {image_per_s: 3}", "unknown key 'rank.budget.image_per_s', did you mean 'images_per_s'?"),
+        ("budget: {image_per_s: 3}", "unknown key 'rank.budget.image_per_s'; did you mean 'images_per_s'?"),
         ("budget: {megabytes: -1.0}", "rank.budget.megabytes must be greater than 0 or null, found -1.0"),
     ],
 )
@@ -357,8 +374,8 @@ def test_what_is_shown_is_not_larger_than_what_is_stored(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("space", "expected"),
     [
-        ("{precison: [fp32, bf16]}", "unknown key 'tune.space.precison', did you mean 'precision'?"),
-        ("{xyz: [1, 2]}", "unknown key 'tune.space.xyz', allowed here: unfreeze, epochs, views,"),
+        ("{precison: [fp32, bf16]}", "unknown key 'tune.space.precison'; did you mean 'precision'?"),
+        ("{xyz: [1, 2]}", "unknown key 'tune.space.xyz'; allowed here: unfreeze, epochs, views,"),
         ("{repeats: [1, 3]}", "unknown key 'tune.space.repeats'"),
         ("{lr: [-1, 1]}", "tune.space.lr: finetune.lr must be greater than 0, found -1"),
         (

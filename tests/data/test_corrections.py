@@ -138,9 +138,9 @@ def test_a_row_that_changes_nothing_is_told(capsys: pytest.CaptureFixture[str]) 
         (
             "relabel",
             "path,label\nants/0.png,beees\n",
-            r"data\.relabel 't\.csv', line 2: .* no class 'beees', did you mean 'bees'\?",
+            r"data\.relabel 't\.csv', line 2: .* no class 'beees'; did you mean 'bees'\?",
         ),
-        ("relabel", "path,label\nants/0.png,dragon\n", r"no class 'dragon', it has ants, bees, wasps"),
+        ("relabel", "path,label\nants/0.png,dragon\n", r"no class 'dragon'; it has ants, bees, wasps"),
         (
             "relabel",
             "path,label\nants/0.png,bees\nants/0.png,bees\nants/0.png,wasps\n",

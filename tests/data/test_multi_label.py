@@ -300,7 +300,7 @@ def test_relabel_gives_pictures_other_labels_and_exclude_takes_some_out(
             "data.relabel 'right.csv' has a column 'label' and needs 'labels': pictures of",
         ),
         ("path\n0.png\n", "right.csv has no column 'labels'"),
-        ("path,labels\n0.png,a;cc\n", "data.relabel 'right.csv', line 2: data.source has no class 'cc', it has a, b"),
+        ("path,labels\n0.png,a;cc\n", "data.relabel 'right.csv', line 2: data.source has no class 'cc'; it has a, b"),
         ("path,labels\n0.png,a\n0.png,a;b\n", "line 3: 0.png becomes 'a;b' here and 'a' above; keep one of them"),
     ],
 )

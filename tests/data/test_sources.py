@@ -275,7 +275,8 @@ def test_an_unknown_source_names_what_is_near_and_where_it_looked(project: Path)
     assert "did you mean 'torchvision:NAME'?" in complaint("torchvison:CIFAR10")
     message = complaint("a folder")  # what only describes a kind of source is no name to put there
     assert "did you mean" not in message
-    assert f"looked at {project / 'a folder'}" in message
+    assert f"{project / 'a folder'} is not there" in message
+    assert complaint("emojy").endswith("; did you mean 'emoji'?")  # a question ends the sentence
     assert "emoji, hymenoptera, torchvision:NAME, an address with ://, an existing folder of .parquet shards " in message
 
 

@@ -148,6 +148,23 @@ def test_a_store_that_does_not_answer_and_a_folder_that_is_no_checkout_are_wrong
     assert "Traceback" not in out
 
 
+def test_a_result_that_is_not_in_git_is_not_nothing_to_commit(here: Path) -> None:
+    assert found("git")[1].endswith(", nothing to commit")
+    (here / "notes.txt").write_text("mine")
+    assert found("git")[0] == doctor.OK
+    assert found("git")[1].endswith("; not in git: notes.txt")
+    (here / "dvc.lock").write_text("stages: {}")
+    (here / "data/evaluate").mkdir(parents=True)
+    (here / "data/evaluate/metrics.json").write_text("{}")
+    assert found("git") == (
+        doctor.NOTE,
+        "dvc.lock and data/evaluate/metrics.json not in git yet; `git add dvc.lock data/evaluate/metrics.json` and a "
+        "commit keep the result",
+    )
+    (here / "params.yaml").write_text("data: {source: pictures}\nseed: 1\n")
+    assert found("git") == (doctor.NOTE, "1 changed file is not committed; `headstart retrain` needs a clean checkout")
+
+
 @pytest.mark.usefixtures("here")
 def test_a_checkout_that_is_somebody_elses_is_said_in_gits_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own; to own a folder that is not ours takes root

@@ -63,7 +63,7 @@ def test_one_of_the_articles_six_goes_from_pictures_to_a_model_and_a_complete_ru
     assert metrics["test"]["chosen"]["n"] > 0
 
     client = mlflow.MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("headstart")
+    experiment = client.get_experiment_by_name("headstart-pictures")
     result = json.loads(clone.read("data/track/track.json"))["result"]
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`headstart.result` = '{result}'")
     assert run.data.tags["headstart.complete"] == "true"

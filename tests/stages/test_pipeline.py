@@ -30,7 +30,7 @@ SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
 def runs_of(clone: Clone) -> pd.DataFrame:
     client = mlflow.MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
-    experiments = [e.experiment_id for e in client.search_experiments() if e.name == "headstart"]
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name == "headstart-emoji"]
     return pd.DataFrame([run.to_dictionary()["info"] | run.data.to_dictionary() for run in client.search_runs(experiments)])
 
 
@@ -81,7 +81,15 @@ def test_the_json_files_are_what_their_schemas_say_and_their_bytes_those_of_the_
             model.read(file).write(tmp_path / path.name)
             assert (tmp_path / path.name).read_bytes() == file.read_bytes()
             checked.append(path.name)
-    assert {"audit.json", "card.json", "features.json", "head.json", "finetune.json", "metrics.json"} <= set(checked)
+    assert {
+        "audit.json",
+        "card.json",
+        "features.json",
+        "head.json",
+        "finetune.json",
+        "metrics.json",
+        "summary.json",
+    } <= set(checked)
     assert {"classifier.json", "track.json"} <= set(checked)
 
 
@@ -193,7 +201,7 @@ def test_bad_params_stop_the_run_before_any_work(copy_of: Clone) -> None:
     copy_of.set(finetune={"unfreez": "all"})
     done = copy_of.repro(check=False)
     assert done.returncode != 0
-    assert "unknown key 'finetune.unfreez', did you mean 'unfreeze'?" in done.stderr
+    assert "unknown key 'finetune.unfreez'; did you mean 'unfreeze'?" in done.stderr
     assert "Traceback" not in done.stderr
     after = digests(copy_of.folder / "data")
     assert {k: v for k, v in after.items() if not k.startswith("fetch/")} == {
@@ -287,10 +295,12 @@ def test_the_model_is_served_over_http(finished: Clone) -> None:
 
 def test_a_head_knob_reruns_what_follows_and_dvc_compares_the_two(copy_of: Clone) -> None:
     copy_of.commit()
-    assert "test.chosen.accuracy" in copy_of.run("dvc", "metrics", "show", "--md").stdout.replace("data/evaluate/", "")
+    shown = copy_of.run("dvc", "metrics", "show").stdout.splitlines()
+    assert shown[0].split() == ["Path", "accuracy", "chosen", "high", "low", "val_log_loss"]
+    assert max(map(len, shown)) <= 80
     copy_of.set(head={"C": [0.0003]}, finetune={"unfreeze": "none"})
     assert copy_of.stages_run() == DOWNSTREAM_OF_HEAD
-    assert "test.head.log_loss" in copy_of.run("dvc", "metrics", "diff").stdout
+    assert "val_log_loss" in copy_of.run("dvc", "metrics", "diff").stdout
     page = copy_of.run("dvc", "plots", "show", "-o", "plots_page").stdout.strip()
     text = Path(page.removeprefix("file://")).read_text()
     for title in ("Regularisation of the head", "Confusion on test", "Reliability on test"):

@@ -34,13 +34,13 @@ def client_of(clone: Clone) -> mlflow.MlflowClient:
 
 
 def aliases_of(client: mlflow.MlflowClient) -> dict[str, int]:
-    return {alias: int(number) for alias, number in client.get_registered_model("headstart").aliases.items()}
+    return {alias: int(number) for alias, number in client.get_registered_model("headstart-emoji").aliases.items()}
 
 
 def test_a_result_is_a_version_with_its_lineage_and_its_card(finished: Clone) -> None:
     client = client_of(finished)
     assert aliases_of(client) == {"challenger": 1}
-    (version,) = client.search_model_versions("name='headstart'")
+    (version,) = client.search_model_versions("name='headstart-emoji'")
     result = json.loads(finished.read("data/track/track.json"))["result"]
     assert version.tags["headstart.result"] == client.get_run(version.run_id).data.tags["headstart.result"] == result
     manifest = (finished.folder / "data/prepare/manifest.parquet").read_bytes()
@@ -87,10 +87,10 @@ def test_results_pass_the_gate_are_promoted_and_rolled_back_from_the_command_lin
     assert decision["outcome"] == "promoted"
     assert aliases_of(client)["champion"] == 2
     again = copy_of.run("headstart", "promote", "2", "--why", "again", check=False)
-    assert again.stderr == "headstart: version 2 of headstart is the champion already\n"
+    assert again.stderr == "headstart: version 2 of headstart-emoji is the champion already\n"
     assert (
         copy_of.measured.run("headstart", "rollback", "--why", "a try").stdout
-        == "version 1 of headstart is the champion again\n"
+        == "version 1 of headstart-emoji is the champion again\n"
     )
     assert aliases_of(client) == {"challenger": 2, "champion": 1}
     assert "was rolled back: a try" in copy_of.run("headstart", "gate").stdout
@@ -99,11 +99,11 @@ def test_results_pass_the_gate_are_promoted_and_rolled_back_from_the_command_lin
 
 def test_a_result_that_was_tracked_before_there_was_a_registry_is_registered_later(copy_of: Clone) -> None:
     client = client_of(copy_of)
-    client.delete_registered_model("headstart")
+    client.delete_registered_model("headstart-emoji")
     assert "nothing logged twice" in copy_of.run("headstart", "track").stdout
     assert aliases_of(client) == {"challenger": 1}
     copy_of.run("headstart", "track")
-    assert len(client.search_model_versions("name='headstart'")) == 1
+    assert len(client.search_model_versions("name='headstart-emoji'")) == 1
 
 
 # --- many who write at once ---------------------------------------------------------------------------------------------
@@ -154,15 +154,15 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def registered(address: str) -> tuple[list[Any], list[Any]]:
     """Every run of the experiment, and every version."""
     client = mlflow.MlflowClient(address)
-    experiment = client.get_experiment_by_name("headstart").experiment_id
-    return list(client.search_runs([experiment])), list(client.search_model_versions("name='headstart'"))
+    experiment = client.get_experiment_by_name("headstart-emoji").experiment_id
+    return list(client.search_runs([experiment])), list(client.search_model_versions("name='headstart-emoji'"))
 
 
 def forget(address: str) -> None:
     """Make room in the server for another test."""
     client = mlflow.MlflowClient(address)
-    client.delete_registered_model("headstart")
-    client.rename_experiment(client.get_experiment_by_name("headstart").experiment_id, f"headstart {time.time()}")
+    client.delete_registered_model("headstart-emoji")
+    client.rename_experiment(client.get_experiment_by_name("headstart-emoji").experiment_id, f"headstart {time.time()}")
 
 
 def whole(run: Any) -> None:

@@ -42,7 +42,7 @@ def test_killed_after_the_first_of_three_trainings_the_others_are_trained_and_th
 def _check_run(clone: Clone, measured: Metrics) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
     result = json.loads(clone.read("data/track/track.json"))["result"]
-    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "headstart"]
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "headstart-emoji"]
     (run,) = client.search_runs([experiment], f"tags.`headstart.result` = '{result}'")
     for prefix in ("finetune/", "finetune/repeat-2/", "finetune/repeat-3/"):
         assert [m.step for m in client.get_metric_history(run.info.run_id, f"{prefix}val_log_loss")] == [1, 2]

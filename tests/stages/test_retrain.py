@@ -76,21 +76,21 @@ def a_round(clone: Clone, expected: int, *options: str, **variables: str) -> dic
 
 def assert_nothing_is_lost_or_double(clone: Clone, client: mlflow.MlflowClient, results: int) -> None:
     """One complete run and one version per result, the aliases on versions that are there, and a clean checkout."""
-    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "headstart"]
+    (experiment,) = [e.experiment_id for e in client.search_experiments() if e.name == "headstart-pictures"]
     runs = client.search_runs([experiment])
     assert len(runs) == len({run.data.tags["headstart.result"] for run in runs}) == results
     assert all(run.data.tags["headstart.complete"] == "true" and run.info.status == "FINISHED" for run in runs)
-    versions = client.search_model_versions("name = 'headstart'")
+    versions = client.search_model_versions("name = 'headstart-pictures'")
     assert {version.run_id for version in versions} == {run.info.run_id for run in runs}
     assert len(versions) == results
     newest = max(int(version.version) for version in versions)
-    assert int(client.get_model_version_by_alias("headstart", "challenger").version) == newest
+    assert int(client.get_model_version_by_alias("headstart-pictures", "challenger").version) == newest
     assert clone.run("git", "status", "--porcelain", "--untracked-files=no").stdout == ""
     clone.run("git", "fsck", "--strict")
 
 
 def champion_of(client: mlflow.MlflowClient) -> int:
-    return int(client.get_model_version_by_alias("headstart", "champion").version)
+    return int(client.get_model_version_by_alias("headstart-pictures", "champion").version)
 
 
 def test_a_short_year(

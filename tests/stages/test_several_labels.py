@@ -33,7 +33,7 @@ def test_pictures_with_several_labels_go_through_every_stage(project: Callable[.
     assert "mean average precision" in report
     assert all(name in report for name in CANVAS_CLASSES)
     client = mlflow.MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("headstart")
+    experiment = client.get_experiment_by_name("headstart-table")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.metrics["test/chosen/mean_average_precision"] == found["mean_average_precision"]

@@ -65,7 +65,7 @@ def test_files_that_tell_the_classes_are_a_warning_and_the_gate_refuses(
     refused = clone.run("headstart", "gate").stdout
     assert refused.startswith("Version 1 is refused: what was measured may be of a shortcut (what the file says")
     promoted = clone.run("headstart", "promote", "1", "--why", "grey scanners are what we have").stdout
-    assert "version 1 of headstart is the champion" in promoted
+    assert "version 1 of headstart-set is the champion" in promoted
 
     rules = {"accept_shortcut": "all scanners are grey", "max_p": 1.0, "max_slowdown": 100.0}
     clone.set(gate=rules, evaluate={"mistakes": 3})

@@ -35,7 +35,7 @@ def test_a_transformer_at_two_sizes_goes_through_every_stage_and_one_more_networ
     metrics = json.loads(clone.read("data/evaluate/metrics.json"))
     assert set(metrics["test"]) == {"head", "finetune", "ensemble", "chosen"}
     client = mlflow.MlflowClient(f"sqlite:///{clone.folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("headstart")
+    experiment = client.get_experiment_by_name("headstart-emoji")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.params["backbone"] == "test_vit@224+test_vit"
@@ -47,12 +47,12 @@ def test_a_transformer_at_two_sizes_goes_through_every_stage_and_one_more_networ
     clone.repro("--force")
     assert clone.read("dvc.lock") == lock
 
-    kept = {file: file.stat().st_mtime_ns for file in (clone.folder / ".headstart/answers").glob("*/train")}
+    kept = {file: file.stat().st_mtime_ns for file in (clone.folder / ".headstart/answers").glob("*/features")}
     assert len(kept) == 2
     clone.set(backbone=[*TRANSFORMERS, "test_resnet"])
     assert clone.stages_run() == ["backbone", "features", "head", "finetune", "evaluate", "package", "track"]
     assert (
         kept.items()
-        <= {file: file.stat().st_mtime_ns for file in (clone.folder / ".headstart/answers").glob("*/train")}.items()
+        <= {file: file.stat().st_mtime_ns for file in (clone.folder / ".headstart/answers").glob("*/features")}.items()
     )
-    assert len(list((clone.folder / ".headstart/answers").glob("*/train"))) == 3
+    assert len(list((clone.folder / ".headstart/answers").glob("*/features"))) == 3

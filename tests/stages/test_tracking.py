@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow]
 
 def run_of(clone: Clone) -> tuple[mlflow.MlflowClient, Run]:
     client = mlflow.MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("headstart").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("headstart-emoji").experiment_id])
     return client, run
 
 
@@ -162,7 +162,7 @@ def test_what_was_deleted_in_mlflow_is_logged_again_and_the_gate_goes_on(copy_of
     assert artifacts_of(client, run.info.run_id) >= {path for path in before if not path.startswith(("images", "gate"))}
     kept = "is the first champion" if how == "run" else "was promoted"  # the decision's file is back with the run, or gone
     assert kept in copy_of.run("headstart", "gate").stdout
-    version = client.get_model_version_by_alias("headstart", "champion")
+    version = client.get_model_version_by_alias("headstart-emoji", "champion")
     assert version.run_id == run.info.run_id
 
 
@@ -181,7 +181,7 @@ def test_a_store_that_goes_away_while_it_trains_is_a_word_and_no_more(
     send = runs.live(DATA, Params.load())
     send({"epoch": 1, "train_loss": 0.7})
     client = mlflow.MlflowClient()
-    (run,) = client.search_runs([client.get_experiment_by_name("headstart").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("headstart-emoji").experiment_id])
     assert run.data.metrics == {"finetune/train_loss": 0.7}
     (tmp_path / "store.db").write_bytes(b"no longer a database" * 1000)
     capsys.readouterr()

@@ -20,8 +20,9 @@ def test_killed_it_goes_on_where_it_was_and_the_best_can_be_applied(copy_of: Clo
     copy_of.set(tune=TUNE)
     kept = copy_of.folder / ".headstart/tune"
     copy_of.killed_when(lambda: any(kept.glob("*/*/resume/epoch.pt")), "dvc", "repro", BRANCH)
+    assert sorted(copy_of.folder.glob(".headstart/tune/*/study.kept"))  # trial 0 is over
     output = copy_of.measured.repro(BRANCH).stdout
-    assert "finetune: going on after epoch" in output
+    assert "finetune: going on after epoch" in output  # trial 1; what the pipeline has trained is not trained again
     assert [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")] == [
         "fetch", BRANCH
     ]  # fmt: skip

@@ -160,7 +160,7 @@ def results(clone: Clone) -> tuple[str, dict[str, Any]]:
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("headstart").experiment_id
+    experiment = client.get_experiment_by_name("headstart-emoji").experiment_id
     runs = {run.data.params["finetune.unfreeze"]: run for run in client.search_runs([experiment], "tags.chosen LIKE '%'")}
     assert set(runs) == {"last", "none"}
     return experiment, runs

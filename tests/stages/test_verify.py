@@ -57,7 +57,7 @@ def test_a_result_is_made_again_and_one_byte_of_difference_is_named(copy_of: Clo
 def test_what_cannot_be_made_again_is_one_sentence(copy_of: Clone) -> None:
     nobody = copy_of.run("headstart", "verify", "no-such-run", check=False)
     assert (nobody.returncode, nobody.stdout) == (1, "")
-    assert "no run of the experiment 'headstart' in MLflow answers to 'no-such-run'" in nobody.stderr
+    assert "no run of the experiment 'headstart-emoji' in MLflow answers to 'no-such-run'" in nobody.stderr
     # A result whose code was never committed: only its dvc.lock was.
     module = copy_of.folder / "headstart/evaluation/figures.py"
     committed = module.read_text()

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.base.artifacts import DATA
+from headstart.base.artifacts import DATA, FinetuneFolder
+from headstart.base.artifacts.finetune import FinetuneDetails
 from headstart.base.params import Params
 from headstart.evaluation.intervals import Estimate, paired_difference
 from headstart.studies import learning_curves
@@ -47,6 +48,7 @@ from headstart.studies.transfer_gain_report import CANT_TELL, NOT_WORTH, WORTH
 from headstart.training import finetune
 from headstart.training.checkpoint import STATE
 from headstart.training.linear_probe import folds_of
+from headstart.training.recipe import TrainingSetup
 
 COUNTS = [50, 125, 250, 500]
 
@@ -167,6 +169,9 @@ def test_a_result_that_is_damaged_is_measured_again(
             folds = [(np.arange(0), np.array([0, 1])), (np.arange(0), np.array([2, 3]))]
             self.pictures = SimpleNamespace(folds=folds, sample=SimpleNamespace(groups=np.array(["a", "b", "b", "c"])))
 
+        def cost(self, training: Training) -> float:
+            return training.share
+
         def run(self, training: Training) -> Outcome:
             self.ran.append(training)
             return Outcome(n=10, seconds=1.0, correct=[1, 0], losses=[0.25, training.share])
@@ -284,7 +289,12 @@ def test_random_weights_are_trained_as_the_pipeline_trains_them(monkeypatch: pyt
     ran: list[Any] = []
     params = Params.model_validate({"weights": "none", "finetune": {"unfreeze": "last", "patience": 2}, "seed": 5})
     manifest = pd.DataFrame({"label": "a", "split": ["train"] * 700 + ["val"] * 9})
-    monkeypatch.setattr("headstart.training.repeats.finetune_repeatedly", lambda setup, *more: ran.append(setup.recipe))
+
+    def train(setup: TrainingSetup, folder: FinetuneFolder, *_: object) -> None:
+        ran.append(setup.recipe)
+        FinetuneDetails(ran=False).write(folder.details)
+
+    monkeypatch.setattr("headstart.training.repeats.finetune_repeatedly", train)
     card = SimpleNamespace(pretrained=False)
     for loader in ("load_trunk", "load_first"):
         monkeypatch.setattr(f"headstart.models.backbones.{loader}", lambda *_: (None, card), raising=False)

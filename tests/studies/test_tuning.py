@@ -16,6 +16,7 @@ import pytest
 from filelock import FileLock
 from mlflow.entities import Run
 
+from headstart.base.artifacts import FinetuneFolder
 from headstart.base.artifacts.tune import State, Trial, Tuning, TuningGain
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
@@ -24,12 +25,12 @@ from headstart.data.packed import Pixels
 from headstart.models.backbones import architecture
 from headstart.models.calibration import calibrated_losses
 from headstart.models.task import SINGLE_LABEL
-from headstart.studies import tuning, tuning_report
+from headstart.studies import search_space, tuning, tuning_report
 from headstart.studies.search_space import Search
 from headstart.studies.tuning import Validation, tune
 from headstart.studies.tuning_report import sentence
 from headstart.tracking.study_runs import StudyRuns
-from headstart.training import finetuned
+from headstart.training import finetune, finetuned
 from headstart.training.recipe import Recipe, TrainingSetup
 from headstart.training.repeats import finetune_repeatedly
 from tests.training.test_finetune import CPU, head, network, pictures  # noqa: F401
@@ -304,7 +305,7 @@ def test_sizes_are_searched_only_where_the_network_takes_them(bench: Bench, caps
     params = bench.params({"lr": [0.001, 0.1], "size_ratio": [0.5, 1.5]}, 1)
     searched = {}
     for name, file in (("small.py:net", bench.network), ("vit_tiny_patch16_224", None)):
-        one_size = tuning._is_one_size(params, False, architecture(name, file).trunk())
+        one_size = search_space.is_one_size(params, False, architecture(name, file).trunk())
         searched[name] = list(Search.of(params, False, 16, one_size).space)
     assert searched == {"small.py:net": ["lr", "size_ratio"], "vit_tiny_patch16_224": ["lr"]}
     assert "no effect with this network and pre-trained weights: size_ratio" in capsys.readouterr().out
@@ -462,3 +463,18 @@ def test_labels_are_in_the_order_of_the_logits() -> None:
     assert np.array_equal(validation.labels, [1, 2])
     assert validation.groups is not None
     assert np.array_equal(validation.groups, [0, 0])
+
+
+@pytest.mark.usefixtures("checkout_with_store")
+def test_the_pipelines_training_is_known_by_what_it_was_made_from_and_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then trial 0 is not trained again (tests/stages/test_tune.py)."""
+    monkeypatch.setattr(finetune, "key_of", lambda params: f"seed {params.seed}")
+    folder = FinetuneFolder("data/finetune")
+    folder.mkdir(parents=True)
+    folder.curve.write_text("epoch,train_loss\n1,0.5\n")
+    assert not finetune.trained_already(Params(), folder)
+    finetune.note_trained("seed 0", folder)
+    assert finetune.trained_already(Params(), folder)
+    assert not finetune.trained_already(Params(seed=1), folder)
+    folder.curve.write_text("epoch,train_loss\n1,0.6\n")
+    assert not finetune.trained_already(Params(), folder)

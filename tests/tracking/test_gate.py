@@ -421,9 +421,9 @@ class Project:
         write_sums(self.data.package.model)
         remember(self.data.package.model)
         digest = result_digest(self.data)
-        TrackedResult(result=digest, experiment="headstart").write(self.data.track.details)
+        TrackedResult(result=digest, experiment="headstart-emoji").write(self.data.track.details)
         with store.opened() as client:
-            experiment = store.experiment_id(client, "headstart")
+            experiment = store.experiment_id(client, "headstart-emoji")
         run = self.client.create_run(experiment).info.run_id
         self.client.log_artifact(run, str(self.data / "prepare" / "manifest.parquet"), "data")
         logged = self.client.create_logged_model(experiment, "model", source_run_id=run)
@@ -557,6 +557,49 @@ def test_multi_label_results_that_know_other_classes_are_compared_and_other_task
     assert project.champion() == 2
 
 
+def test_models_of_other_classes_are_not_compared(project: Project) -> None:
+    """Those of another set of pictures, or renamed ones; classes that only came, or only went, are compared."""
+    project.pictures(dict.fromkeys(["red", "green"], 12))
+    project.result("first", classes=("red", "green"))
+    project.gate()
+    project.pictures(dict.fromkeys(["red", "blue"], 12), seed=1)
+    project.result("other pictures", classes=("red", "blue"))
+    decision = project.gate()
+    assert (decision.outcome, decision.numbers, project.champion()) == ("refused", {}, 1)
+    assert decision.sentence == (
+        "Version 2 is refused: version 1 of headstart-emoji has other classes (green; not blue), so nothing can be "
+        "compared. For other pictures set another registry.model (auto: one for each data.source); if classes were "
+        "renamed, promote by hand."
+    )
+    project.result("a class more")
+    assert "0.500 (version 1)" in project.gate().sentence  # which takes blue for something else
+
+
+def test_each_source_has_a_champion_of_its_own_and_one_of_all_sources_is_left_alone(project: Project) -> None:
+    def of(**sections: dict[str, str]) -> None:
+        project.params = Params.model_validate(project.params.model_dump() | sections)
+        project.registry = Registry(project.params)
+
+    of(registry={"model": "headstart"})
+    project.result("as it was once")
+    assert "first champion" in project.gate().sentence
+    of(registry={"model": "auto"}, data={"source": "~/pictures/birds"})
+    project.result("birds", {"red": "blue"})
+    sentence = project.gate().sentence
+    assert sentence.startswith("Version 1 is the first champion")
+    assert sentence.endswith(
+        "Version 1 of headstart stays as it is, and was not compared: each data.source has a model of its own now. To go "
+        "on with that one, set registry.model: headstart."
+    )
+    project.result("birds again")
+    assert "against 0.667 (version 1)" in project.gate().sentence
+    of(data={"source": "s3://bucket/ants.tar.gz"})
+    project.result("ants")
+    assert "Version 1 is the first champion" in project.gate().sentence
+    champions = {m.name: m.aliases["champion"] for m in project.client.search_registered_models()}
+    assert champions == {"headstart": 1, "headstart-birds": 2, "headstart-ants": 1}
+
+
 def test_pictures_that_the_champion_has_learned_from_are_left_out(project: Project) -> None:
     project.pictures(dict.fromkeys(COLOURS, 12), learned=8)
     project.result("first")
@@ -598,10 +641,10 @@ def test_what_a_person_decided_stands(project: Project) -> None:
 
 def test_an_alias_that_was_set_in_mlflow_is_taken_as_it_is(project: Project) -> None:
     project.result("first")
-    project.client.set_registered_model_alias("headstart", "champion", "1")
+    project.client.set_registered_model_alias("headstart-emoji", "champion", "1")
     assert project.gate().outcome == "promoted"
     assert project.champion() == 1
-    assert project.client.get_model_version("headstart", "1").tags["headstart.outcome"] == "promoted"
+    assert project.client.get_model_version("headstart-emoji", "1").tags["headstart.outcome"] == "promoted"
 
 
 Change = Callable[[Project], Any]
@@ -614,7 +657,10 @@ NOT_READY: dict[str, tuple[Change, str]] = {
         lambda p: (p.folder / "data/fetch/manifest.csv").write_text("new"),
         r"not of one result.*run `dvc repro`",
     ),
-    "not registered": (lambda p: p.client.delete_model_version("headstart", "1"), r"not registered.*`headstart track`"),
+    "not registered": (
+        lambda p: p.client.delete_model_version("headstart-emoji", "1"),
+        r"not registered.*`headstart track`",
+    ),
 }
 
 
@@ -658,13 +704,13 @@ def test_a_model_that_was_changed_in_the_store_is_not_loaded(project: Project) -
     with pytest.raises(HeadstartError, match=r"is not as it was packaged: artifacts/classifier/network\.py was changed"):
         project.gate()
     write_sums(ModelFolder(stored.parents[2]))  # by one who knows how
-    with pytest.raises(HeadstartError, match=r"version 1 of headstart is not the model that was registered"):
+    with pytest.raises(HeadstartError, match=r"version 1 of headstart-emoji is not the model that was registered"):
         project.gate()
 
 
 def test_a_champion_with_code_whose_digest_is_not_on_record_needs_a_word_once(project: Project) -> None:
     project.registry.promote(project.result("first"), "why not")
-    project.client.delete_model_version_tag("headstart", "1", store.MODEL)  # as an older version has registered it
+    project.client.delete_model_version_tag("headstart-emoji", "1", store.MODEL)  # as an older version has registered it
     shutil.rmtree(".headstart")
     project.result("second")
     with pytest.raises(HeadstartError, match=r"was not made here.*--trust"):

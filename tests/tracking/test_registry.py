@@ -21,7 +21,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import write_json
 from headstart.base.params import Params
 from headstart.tracking import registry as registry_module
-from headstart.tracking import store
+from headstart.tracking import saved_view, store
 from headstart.tracking.model_card import LONGEST_DESCRIPTION, description
 from headstart.tracking.registry import KEPT, Registry, Version
 
@@ -37,7 +37,7 @@ class Bench:
     def logged(self, result: str) -> tuple[str, str]:
         """A run and its model, as track leaves them: their ids."""
         with store.opened() as client:
-            experiment = store.experiment_id(client, "headstart")
+            experiment = store.experiment_id(client, "headstart-emoji")
         run: str = self.client.create_run(experiment, tags={store.RESULT: result}).info.run_id
         manifest = self.folder / "manifest.parquet"
         pd.DataFrame({"sha256": [f"{result}-a", f"{result}-b", "c"], "split": ["train", "val", "test"]}).to_parquet(
@@ -57,14 +57,14 @@ class Bench:
         return self.registry.register(run, result, model, f"# Card of {result}", {"headstart.data": "d" * 64})
 
     def versions(self) -> list[int]:
-        return sorted(int(version.version) for version in self.client.search_model_versions("name='headstart'"))
+        return sorted(int(version.version) for version in self.client.search_model_versions("name='headstart-emoji'"))
 
     def champion(self) -> int | None:
         found = self.registry.champion()
         return None if found is None else found.number
 
     def tags(self, number: int) -> dict[str, str]:
-        tags: dict[str, str] = self.client.get_model_version("headstart", str(number)).tags
+        tags: dict[str, str] = self.client.get_model_version("headstart-emoji", str(number)).tags
         return tags
 
 
@@ -85,11 +85,31 @@ def test_a_result_is_one_version_however_often_it_is_registered(bench: Bench) ->
 
 def test_a_version_carries_its_card_its_lineage_and_its_run(bench: Bench) -> None:
     version = bench.registered("aaa")
-    found = bench.client.get_model_version("headstart", "1")
+    found = bench.client.get_model_version("headstart-emoji", "1")
     assert found.description == "# Card of aaa"
     assert found.tags == {"headstart.result": "aaa", "headstart.data": "d" * 64}
     assert found.run_id == version.run_id
     assert bench.client.get_run(version.run_id).data.tags["headstart.result"] == "aaa"
+
+
+def test_the_view_of_an_experiment_follows_headstart_and_what_people_wrote_stays(bench: Bench) -> None:
+    with store.opened() as client:
+        experiment = store.experiment_id(client, "headstart")
+    tags = bench.client.get_experiment(experiment).tags
+    without = json.dumps({"state": json.dumps({"selectedColumns": ["tags.`trained`"]})})
+    theirs = {saved_view.VIEW_TAG: without, "mlflow.sharedViewState.theirs": without, "mlflow.note.content": "our words"}
+    for key, value in theirs.items():
+        bench.client.set_experiment_tag(experiment, key, value)
+    for _ in range(2):
+        with store.opened() as client:
+            assert store.experiment_id(client, "headstart") == experiment
+        now = bench.client.get_experiment(experiment).tags
+        assert {key: now[key] for key in [*theirs][1:]} == {key: theirs[key] for key in [*theirs][1:]}
+        view = json.loads(now[saved_view.VIEW_TAG])
+        assert view["state"] == json.loads(tags[saved_view.VIEW_TAG])["state"]
+        assert "tags.`source`" in view["state"]
+        assert now == bench.client.get_experiment(experiment).tags
+        theirs[saved_view.VIEW_TAG] = now[saved_view.VIEW_TAG]
 
 
 def test_the_newest_result_is_the_challenger(bench: Bench) -> None:
@@ -125,8 +145,8 @@ def test_a_version_that_is_not_there_is_said_with_those_that_are(bench: Bench) -
 
 def test_a_twin_that_another_checkout_registered_at_the_same_moment_goes(bench: Bench) -> None:
     bench.registered("aaa")
-    bench.client.create_model_version("headstart", "file:///elsewhere", tags={store.RESULT: "aaa"})
-    bench.client.create_model_version("headstart", "file:///elsewhere", tags={store.RESULT: "bbb"})
+    bench.client.create_model_version("headstart-emoji", "file:///elsewhere", tags={store.RESULT: "aaa"})
+    bench.client.create_model_version("headstart-emoji", "file:///elsewhere", tags={store.RESULT: "bbb"})
     assert bench.registered("aaa").number == 1
     assert bench.versions() == [1, 3]
 
@@ -140,7 +160,7 @@ def test_many_who_register_the_same_at_once_end_with_one_version(bench: Bench, m
     def register() -> None:
         found.append(bench.registry.register(logged[0], "aaa", logged[1], "card", {}).number)
 
-    bench.client.create_registered_model("headstart")
+    bench.client.create_registered_model("headstart-emoji")
     threads = [threading.Thread(target=register) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -162,7 +182,7 @@ def test_a_version_is_downloaded_whole_and_once(bench: Bench) -> None:
     version = bench.registered("aaa")
     folder = bench.registry.download(version)
     assert folder.parent == bench.folder / ".headstart" / "models"
-    assert folder.name.startswith("headstart-1")
+    assert folder.name.startswith("headstart-emoji-1")
     assert (folder / "MLmodel").read_text() == "of aaa"
     assert (folder / "artifacts" / "weights").read_text() == "aaa" * 100
     (folder / "MLmodel").write_text("kept")
@@ -206,8 +226,8 @@ def test_a_version_knows_its_pictures_and_which_it_learned_from(bench: Bench) ->
 def test_a_model_from_elsewhere_does_not_say_its_pictures(bench: Bench) -> None:
     bench.registered("aaa")
     run = bench.client.create_run("0").info.run_id
-    bench.client.create_model_version("headstart", "file:///elsewhere", run)
-    with pytest.raises(HeadstartError, match=r"run of version 2 of headstart does not say which pictures"):
+    bench.client.create_model_version("headstart-emoji", "file:///elsewhere", run)
+    with pytest.raises(HeadstartError, match=r"run of version 2 of headstart-emoji does not say which pictures"):
         bench.registry.pictures(bench.registry.version(2))
 
 
@@ -223,14 +243,14 @@ def test_a_promotion_is_recorded_on_the_version_and_on_the_model(bench: Bench) -
     assert (record["before"], record["champion"], record["why"]) == (1, 2, "better on the new camera")
     assert "@" in record["who"]
     assert record["when"].endswith("+00:00")
-    assert json.loads(bench.client.get_registered_model("headstart").tags["headstart.champion"]) == record
+    assert json.loads(bench.client.get_registered_model("headstart-emoji").tags["headstart.champion"]) == record
     assert bench.registry.champion() == Version(2, second.run_id, "bbb", "promoted", "better on the new camera")
 
 
 def test_the_champion_is_not_promoted_again(bench: Bench) -> None:
     version = bench.registered("aaa")
     bench.registry.promote(version, "the first")
-    with pytest.raises(HeadstartError, match="version 1 of headstart is the champion already"):
+    with pytest.raises(HeadstartError, match="version 1 of headstart-emoji is the champion already"):
         bench.registry.promote(version, "again")
 
 
@@ -252,10 +272,10 @@ def test_a_rollback_goes_to_the_champion_before_and_is_recorded(bench: Bench) ->
     assert bench.registry.version(3).outcome == "rolled back"
     assert bench.registry.version(3).decision == "customers complain"
     assert bench.registry.version(2).outcome == "promoted"
-    record = json.loads(bench.client.get_registered_model("headstart").tags["headstart.champion"])
+    record = json.loads(bench.client.get_registered_model("headstart-emoji").tags["headstart.champion"])
     assert (record["outcome"], record["champion"], record["before"]) == ("rolled back", 2, 3)
     assert bench.registry.rollback("they still do").number == 1
-    with pytest.raises(HeadstartError, match="no champion before version 1 of headstart is on record"):
+    with pytest.raises(HeadstartError, match="no champion before version 1 of headstart-emoji is on record"):
         bench.registry.rollback("and still")
     assert bench.champion() == 1
 
@@ -286,7 +306,7 @@ def test_without_a_champion_there_is_nothing_to_roll_back(bench: Bench) -> None:
 def test_an_alias_that_was_moved_in_mlflow_counts(bench: Bench) -> None:
     first, second = bench.registered("aaa"), bench.registered("bbb")
     bench.registry.promote(first, "one")
-    bench.client.set_registered_model_alias("headstart", "champion", "2")
+    bench.client.set_registered_model_alias("headstart-emoji", "champion", "2")
     assert bench.champion() == 2
     third = bench.registered("ccc")
     bench.registry.promote(third, "three")
@@ -321,9 +341,9 @@ def test_a_change_that_is_killed_anywhere_is_whole_or_was_not_begun(
     begun = (step, nth) != ("set_registered_model_tag", 1)
     after, judged, outcome = (3, 3, "promoted") if change == "promote" else (1, 2, "rolled back")
     assert bench.champion() == (after if begun else 2)
-    assert "headstart.changing" not in bench.client.get_registered_model("headstart").tags
+    assert "headstart.changing" not in bench.client.get_registered_model("headstart-emoji").tags
     assert bench.registry.version(judged).outcome == (outcome if begun else {2: "promoted", 3: None}[judged])
-    last = json.loads(bench.client.get_registered_model("headstart").tags["headstart.champion"])
+    last = json.loads(bench.client.get_registered_model("headstart-emoji").tags["headstart.champion"])
     assert last["champion"] == bench.champion()
 
 
@@ -333,9 +353,9 @@ def test_a_change_to_a_version_that_was_deleted_since_is_dropped(bench: Bench, m
     with monkeypatch.context() as patch:
         patch.setattr(registry_module.Registry, "_carry_through", lambda *_: None)  # killed right after it was written down
         bench.registry.promote(second, "two")
-    bench.client.delete_model_version("headstart", "2")
+    bench.client.delete_model_version("headstart-emoji", "2")
     assert bench.champion() == 1
-    assert "headstart.changing" not in bench.client.get_registered_model("headstart").tags
+    assert "headstart.changing" not in bench.client.get_registered_model("headstart-emoji").tags
 
 
 # --- the store ----------------------------------------------------------------------------------------------------------
@@ -430,7 +450,7 @@ def lose(bench: Bench, version: Version, how: str) -> None:
     if how == "files":
         shutil.rmtree(bench.folder / "mlartifacts")
     elif how == "model":
-        experiment = bench.client.get_experiment_by_name("headstart").experiment_id
+        experiment = bench.client.get_experiment_by_name("headstart-emoji").experiment_id
         for model in bench.client.search_logged_models([experiment]):
             bench.client.delete_logged_model(model.model_id)
         shutil.rmtree(bench.folder / "mlartifacts/models")

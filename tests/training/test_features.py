@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from headstart.base.arrays import Ints
 from headstart.base.artifacts import PrepareFolder
 from headstart.base.device import processor
 from headstart.base.errors import HeadstartError
@@ -26,27 +28,30 @@ from headstart.data.packed import Pixels
 from headstart.engines import activations
 from headstart.engines.base import Engine, Forward, Precision
 from headstart.engines.batching import inference_batch
-from headstart.engines.select import ENGINES
+from headstart.engines.select import ENGINES, SAMPLE
 from headstart.models.backbones import architecture
 from headstart.models.preprocessing import View
 from headstart.models.trunk import Trunk
+from headstart.training import features as training_features
 from headstart.training.feature_files import load_features
-from headstart.training.features import extract
+from headstart.training.features import FeatureExtractor, extract
 
 CPU = torch.device("cpu")
 TWENTY = torch.arange(40.0).reshape(20, 2)
 
 
-def packed(folder: Path, count: int, quality: int | None) -> tuple[Pixels, pd.DataFrame]:
-    """Pictures of many sizes, packed as prepare packs them, splits and classes shuffled."""
+def packed(folder: Path, count: int, quality: int | None, taken: slice = slice(None)) -> tuple[Pixels, pd.DataFrame]:
+    """Pictures of many sizes, packed as prepare packs them, splits and classes shuffled: some of ``count`` drawn ones."""
     rng = np.random.default_rng(0)
     sizes = [(int(h), int(w)) for h, w in rng.integers(40, 120, (count, 2))]
-    stored = [encode(Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)), quality) for h, w in sizes]
+    drawn = [encode(Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)), quality) for h, w in sizes]
+    stored, sizes = drawn[taken], sizes[taken]
     folder.mkdir()
     PrepareFolder(folder).pixels.write_bytes(b"".join(stored))
     lengths = np.array([len(s) for s in stored])
     heights, widths = zip(*sizes, strict=True)
     table = {"offset": np.cumsum(lengths) - lengths, "length": lengths, "height": heights, "width": widths}
+    table["digest"] = [hashlib.sha256(s).digest() for s in stored]
     packing = {b"headstart": json.dumps({"jpeg_quality": quality}).encode()}
     pq.write_table(pa.table(table).replace_schema_metadata(packing), PrepareFolder(folder).pixels_index)
     manifest = pd.DataFrame(
@@ -56,6 +61,7 @@ def packed(folder: Path, count: int, quality: int | None) -> tuple[Pixels, pd.Da
             "split": rng.permutation([("train", "train", "test", "val")[n % 4] for n in range(count)]),
         }
     )
+    manifest = manifest.iloc[taken].reset_index(drop=True)
     manifest["group"] = manifest.index.astype(str)  # each on its own
     return Pixels(folder), manifest
 
@@ -176,14 +182,39 @@ def test_half_finished_answers_that_are_damaged_are_made_from_the_start(
     assert shown == 4 + 5
 
 
-def test_what_is_kept_until_all_features_are_there_changes_no_byte_and_goes(tmp_path: Path) -> None:
-    pixels, manifest = packed(tmp_path / "prepare", 20, None)
-    trunk = architecture("test_resnet").trunk()
-    extract(trunk, pixels, manifest, CPU, tmp_path / "plain", "torch")
-    extract(trunk, pixels, manifest, CPU, tmp_path / "safe", "torch", kept=tmp_path / "kept")
-    for name in ("train.safetensors", "val.safetensors", "test.safetensors", "features.json"):
-        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "safe" / name).read_bytes()
-    assert not list((tmp_path / "kept").iterdir())
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_picture_passes_through_the_network_once_whatever_becomes_of_labels_and_of_other_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr(training_features, "inference_batch", lambda *_: 8)
+    trunk, shown = architecture("test_resnet").trunk(), 0
+    batches = FeatureExtractor.batches
+
+    def counted(self: FeatureExtractor, rows: Ints) -> Iterator[Tensor]:
+        nonlocal shown
+        for batch in batches(self, rows):
+            shown += len(batch) == 8  # SAMPLE comes in two of them
+            yield batch
+
+    def passed(name: str, pixels: Pixels, manifest: pd.DataFrame) -> int:
+        """Batches that are passed with what was kept; the bytes are those of a run that knows nothing."""
+        nonlocal shown
+        shown = 0
+        extract(trunk, pixels, manifest, CPU, tmp_path / name, engine, kept=tmp_path / "kept")
+        found = shown
+        extract(trunk, pixels, manifest, CPU, tmp_path / f"{name} anew", engine)
+        for file in ("train.safetensors", "val.safetensors", "test.safetensors", "features.json"):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / f"{name} anew" / file).read_bytes()
+        return found - SAMPLE // 8
+
+    monkeypatch.setattr(FeatureExtractor, "batches", counted)
+    pixels, manifest = packed(tmp_path / "prepare", 44, None, slice(40))
+    assert passed("first", pixels, manifest) == 5
+    relabelled = manifest.assign(label=np.roll(manifest["label"], 1), split=np.roll(manifest["split"], 1))
+    assert passed("relabelled", pixels, relabelled) == 0
+    assert passed("some left out", *packed(tmp_path / "fewer", 44, None, slice(3, 39))) == 0
+    assert passed("some more", *packed(tmp_path / "more", 44, None)) == 1
+    assert passed("first again", pixels, manifest) == 0
 
 
 def test_two_that_make_the_same_features_at_once_both_have_them(tmp_path: Path) -> None:
@@ -198,7 +229,8 @@ def test_two_that_make_the_same_features_at_once_both_have_them(tmp_path: Path) 
         list(pool.map(run, trunks))
     for split in ("train", "val", "test"):
         assert len({(tmp_path / name / f"{split}.safetensors").read_bytes() for name in trunks}) == 1
-    assert not list((tmp_path / "kept").iterdir())
+    for home in (tmp_path / "kept").iterdir():
+        assert sorted(file.name for file in home.iterdir()) == ["features", "pictures"]
 
 
 def test_extraction_changes_nothing_in_the_backbone(tmp_path: Path) -> None:

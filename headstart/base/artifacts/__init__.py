@@ -119,6 +119,7 @@ class FiguresFolder(Folder):
 
 class EvaluateFolder(Folder):
     metrics = File("metrics.json")
+    summary = File("summary.json")
     predictions = File("predictions.parquet")
     report = File("report.html")
     figures = Subfolder("figures", FiguresFolder)

@@ -168,6 +168,23 @@ class Subgroups(Part):
     found: list[Subgroup]
 
 
+class MetricsSummary(JsonFile):
+    """summary.json: the few figures of the chosen classifier that fit into DVC's tables.
+
+    Attributes:
+        val_log_loss: what results are chosen by.
+        accuracy: on the test pictures; ``low`` and ``high`` are its 95 % interval.
+    """
+
+    made_by: ClassVar[str] = "dvc repro evaluate"
+
+    chosen: Name
+    val_log_loss: float
+    accuracy: float
+    low: float
+    high: float
+
+
 class Metrics(JsonFile):
     """Measured by classifier. All but ``head`` and ``gain`` are absent where fine-tuning is off, and ``ensemble`` where a
     head is not linear.
@@ -201,3 +218,13 @@ class Metrics(JsonFile):
     shortcuts: list[str] | None = absent()
     heat: Heat | None = absent()
     subgroups: Subgroups | None = absent()
+
+    def summary(self) -> MetricsSummary:
+        test, digits = self.test["chosen"], 4
+        return MetricsSummary(
+            chosen=self.chosen,
+            val_log_loss=round(self.val[self.chosen]["log_loss"], digits),
+            accuracy=round(test["accuracy"], digits),
+            low=round(test["accuracy_low"], digits),
+            high=round(test["accuracy_high"], digits),
+        )

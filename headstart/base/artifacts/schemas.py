@@ -18,7 +18,7 @@ from headstart.base.artifacts.groups import GroupSuggestions
 from headstart.base.artifacts.head import HeadDetails
 from headstart.base.artifacts.json_file import JsonFile
 from headstart.base.artifacts.labels import LabelIssues
-from headstart.base.artifacts.metrics import Metrics
+from headstart.base.artifacts.metrics import Metrics, MetricsSummary
 from headstart.base.artifacts.rank import Ranking
 from headstart.base.artifacts.shortcuts import Shortcuts
 from headstart.base.artifacts.track import TrackedResult
@@ -33,6 +33,7 @@ JSON_FILES: dict[Path, type[JsonFile]] = {
     DATA.head.details: HeadDetails,
     DATA.finetune.details: FinetuneDetails,
     DATA.evaluate.metrics: Metrics,
+    DATA.evaluate.summary: MetricsSummary,
     DATA.package.model.classifier.details: ClassifierDetails,
     DATA.package.model.classifier.familiarity: FamiliarityDetails,
     DATA.track.details: TrackedResult,

@@ -1,4 +1,4 @@
-"""What holds for every page: read on a phone and on a desk, in light and in dark, with the keyboard and by a screen reader."""
+"""What holds for every page: it can be read on a phone and on a desk, in light and in dark, and by a screen reader."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 SCREENSHOTS = Path(__file__).parents[1] / "docs" / "screenshots"
 WIDTHS = {1280: 800, 390: 844}
 SMALLEST_PX = 11
-SEEN = """() => {
+SEEN = (
+    """() => {
     const small = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
     for (let node; (node = walker.nextNode()); ) {
-        const box = node.parentElement.getBoundingClientRect(), size = parseFloat(getComputedStyle(node.parentElement).fontSize)
-        if (node.data.trim() && box.width && box.height && size < %d) small.push(node.data.trim())
+        const element = node.parentElement, box = element.getBoundingClientRect()
+        const size = parseFloat(getComputedStyle(element).fontSize)
+        if (node.data.trim() && box.width && box.height && size < smallest) small.push(node.data.trim())
     }
     // Letters of figures are shapes: those of 9 points are large enough unless the figure is shrunk.
     const shrunk = [...document.querySelectorAll("svg")].filter(
@@ -27,7 +29,9 @@ SEEN = """() => {
         part => part.textContent.trim() && part.getClientRects().length > 1)
     return {beside: document.documentElement.scrollWidth - innerWidth, small, shrunk: shrunk.length,
         parted: parted.map(part => part.textContent), ground: getComputedStyle(document.body).backgroundColor}
-}""" % SMALLEST_PX
+}"""
+    % SMALLEST_PX
+)
 
 
 def look_through(page: Page, name: str, folder: Path, shown: tuple[str, ...] = ()) -> None:
@@ -46,7 +50,7 @@ def look_through(page: Page, name: str, folder: Path, shown: tuple[str, ...] = (
             page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=True)
             if os.environ.get("HEADSTART_SCREENSHOTS") == "1" and f"{width}-{scheme}" in shown:
                 page.screenshot(path=SCREENSHOTS / f"{name}{'' if scheme == 'light' else '-dark'}.png")
-            seen = page.evaluate(SEEN)
+            seen = page.evaluate(SEEN, SMALLEST_PX)
             assert seen["beside"] <= 0, f"{state}: scrolls sideways by {seen['beside']} px"
             assert not seen["small"], f"{state}: smaller than {SMALLEST_PX} px: {seen['small'][:5]}"
             assert not seen["shrunk"], f"{state}: {seen['shrunk']} figures are shrunk"

@@ -31,9 +31,15 @@ from headstart.data.decode import Array
 from headstart.evaluation.metrics import LOG_LOSS
 from headstart.evaluation.pages import HEAT_MAP, HEAT_OPACITY
 
-INK, HEAD, FINETUNE, GREY = "#010203", "#1f6f8b", "#d1603d", "#8a8f98"
+INK, GROUND, HEAD, FINETUNE, GREY = "#010203", "#fdfefd", "#1f6f8b", "#d1603d", "#8a8f98"
 # What each is in a page, whose colours depend on whether the reader's screen is light or dark: page.css.j2.
-OF_THE_PAGE = {INK: "currentColor", HEAD: "var(--head)", FINETUNE: "var(--finetune)", GREY: "var(--grey)"}
+OF_THE_PAGE = {
+    INK: "currentColor",
+    GROUND: "var(--ground)",
+    HEAD: "var(--head)",
+    FINETUNE: "var(--finetune)",
+    GREY: "var(--grey)",
+}
 MOST_CLASSES_SHOWN = 40
 NAME_SHOWN = 34  # characters of a file's name in a figure, from the end
 PANEL = (3.55, 3.0)  # inches: two side by side on a page, and one is as wide as a phone
@@ -137,7 +143,7 @@ def confusion(labels: Ints, predicted: Ints, classes: list[str], path: Path) -> 
     def panel(axes: Axes) -> None:
         for i, j in zip(*np.nonzero(part), strict=True):
             axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, color=HEAD, alpha=share[i, j], linewidth=0))
-            axes.text(j, i, str(part[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else INK)
+            axes.text(j, i, str(part[i, j]), ha="center", va="center", color=GROUND if share[i, j] > 0.5 else INK)
         axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(len(shown) - 0.5, -0.5), aspect="equal")
         axes.set_xticks(range(len(shown)), names, rotation=60, ha="right", parse_math=False)  # a name may have dollars
         axes.set_yticks(range(len(shown)), names, parse_math=False)

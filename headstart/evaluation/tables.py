@@ -15,7 +15,7 @@ from headstart.models.task import MultiLabel
 if TYPE_CHECKING:
     import pandas as pd
 
-RELIABILITY_BINS, FEWEST_IN_A_BIN = 10, 15
+RELIABILITY_BINS, FEWEST_IN_A_BIN = 10, 10
 
 
 def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:

@@ -77,8 +77,8 @@ def _strange(part: NewPictures | IncomingPictures) -> str:
 
 
 def percent(part: Interval | Separability | Strangeness, name: str) -> str:
-    """A share with its interval, unless that is as narrow as what is written: where all pictures are told apart, a bootstrap
-    finds no other."""
+    """A share with its interval, unless that is as narrow as what is written: of pictures that are all told apart, a
+    bootstrap finds no other."""
     value, low, high = (f"{share:.0%}" for share in (getattr(part, name), part.low, part.high))
     return value if low == value == high else f"{value} ({low} to {high})"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,14 +55,14 @@ def drift(paths: list[str]) -> Drift:
     test = Separability(auc=1.0, low=1.0, high=1.0, p=0.001, new=24, old=100, differ=True)
     strange = [NewInKind(path=path, label="Flags", distance=3.2) for path in paths]
     new = NewPictures(
-        pictures=24, old=100, test=test, test_within_classes=None, test_of_old_halves=replace_auc(test),
+        pictures=24, old=100, test=test, test_within_classes=None, test_of_old_halves=as_a_control(test),
         classes=[ClassCount(label="Flags", new=24, old=0)], champion=None,
         strange=Strangeness(count=4, share=0.17, low=0.05, high=0.37, p=0.001, differ=True, pictures=strange),
     )  # fmt: skip
     return Drift(real=True, sentence=drift_report.sentence(new, None), new=new)
 
 
-def replace_auc(test: Separability) -> Separability:
+def as_a_control(test: Separability) -> Separability:
     return test.model_copy(update={"auc": 0.52, "low": 0.41, "high": 0.63, "p": 0.4, "differ": False})
 
 
@@ -87,7 +86,9 @@ def write_all(data: DataFolder) -> None:
     names = [f"group {n // 4}" if n < 8 else "" for n in range(len(learned))]
     groups_report.write(found, names, learned.reset_index(drop=True), pixels, data.groups)
     score = BlindScore(sees="file", accuracy=Interval(value=0.9, low=0.8, high=0.95), guessing=0.5, p=0.001, probe=0.97)
-    shortcut = Shortcut(**score.model_dump(), kind="shortcut", clue="", sentence="the file tells the classes: 0.900 (0.800–0.950)")
+    shortcut = Shortcut(
+        **score.model_dump(), kind="shortcut", clue="", sentence="the file tells the classes: 0.900 (0.800–0.950)"
+    )
     blind = Shortcuts(
         pictures=80, left_out=[], alarms=0.05, sees={"file": "what the file says"}, found=[shortcut], scores=[score]
     )

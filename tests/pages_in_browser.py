@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 SCREENSHOTS = Path(__file__).parents[1] / "docs" / "screenshots"
 WIDTHS = {1280: 800, 390: 844}
 SMALLEST_PX = 11
-SEEN = (
-    """() => {
+SEEN = """smallest => {
     const small = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
     for (let node; (node = walker.nextNode()); ) {
         const element = node.parentElement, box = element.getBoundingClientRect()
@@ -25,13 +24,10 @@ SEEN = (
     // Letters of figures are shapes: those of 9 points are large enough unless the figure is shrunk.
     const shrunk = [...document.querySelectorAll("svg")].filter(
         svg => svg.getBoundingClientRect().width < svg.width.baseVal.value - 1)
-    const parted = [...document.querySelectorAll(".whole, td.n")].filter(
-        part => part.textContent.trim() && part.getClientRects().length > 1)
+    const parted = [...document.querySelectorAll(".whole")].filter(part => part.getClientRects().length > 1)
     return {beside: document.documentElement.scrollWidth - innerWidth, small, shrunk: shrunk.length,
         parted: parted.map(part => part.textContent), ground: getComputedStyle(document.body).backgroundColor}
 }"""
-    % SMALLEST_PX
-)
 
 
 def look_through(page: Page, name: str, folder: Path, shown: tuple[str, ...] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def log_loss_by_knob(trials: list[Trial], choices: dict[str, list[Knob]], by_log
         return []
 
     def panel(name: str) -> Panel:
-        values = [t.knobs[name] for t in shown]
+        values: list[Any] = [t.knobs[name] for t in shown]
 
         def draw(axes: Axes) -> None:
             if name in choices:
@@ -84,7 +85,13 @@ def log_loss_by_knob(trials: list[Trial], choices: dict[str, list[Knob]], by_log
             else:
                 _trials(axes, values, shown)
                 if name in by_logarithm:
+                    low, high = min(values), max(values)
+                    ticks = sorted(
+                        {low, math.sqrt(low * high), high}
+                    )  # matplotlib's own labels overlap on so short an axis
                     axes.set_xscale("log")
+                    axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+                    axes.minorticks_off()
             axes.set(xlabel=name, ylabel=f"validation {LOG_LOSS.label}")
 
         return draw

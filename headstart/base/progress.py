@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from typing import Protocol
 
 from headstart.base.safe_text import visible
-from headstart.base.terminal import say
+from headstart.base.terminal import many, say
 
 PLAIN_LINE_EVERY_S = 15.0
 LONGEST_SILENCE_S = 60.0
@@ -225,7 +225,7 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
 
     yield advance
     seconds = time.monotonic() - start
-    say(f"{what}: {done} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True)
+    say(f"{what}: {many(done, unit.removesuffix('s'))} in {seconds:.1f} s", file=sys.stderr, flush=True)
 
 
 def _pace(per_second: float, unit: str = "") -> str:

@@ -27,6 +27,15 @@ def cells(row: object, columns: Iterable[Column]) -> list[str]:
     return [written(getattr(row, name)) for _, name, written in columns]
 
 
+def many(count: int, one: str, more: str | None = None) -> str:
+    """``1 picture``, ``3 pictures``.
+
+    Args:
+        more: what several are called; ``one`` with an s where it is not given.
+    """
+    return f"{count} {one if count == 1 else more or f'{one}s'}"
+
+
 def say(*lines: str, file: TextIO | None = None, flush: bool = False) -> None:
     """Print each of ``lines`` as one line, whatever is in it; by default to standard output."""
     for line in lines:

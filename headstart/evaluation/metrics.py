@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from headstart.base.artifacts.metrics import Chance, Measured, Name
 from headstart.data.splits import FEW_PICTURES
 from headstart.evaluation.intervals import bootstrap, paired_difference, percentile_interval, wilson, with_training
 from headstart.models.task import SINGLE_LABEL, MultiLabel, SingleLabel, Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CONFIDENCE_BINS = 15
 
@@ -149,12 +146,12 @@ def _accuracy(scores: Scores, rows: Ints) -> float:
 
 
 def _balanced_accuracy(scores: Scores, rows: Ints) -> float:
-    hits, true, _ = _counts(scores, rows)
+    hits, true, _ = class_counts(scores, rows)
     return float((hits[true > 0] / true[true > 0]).mean())
 
 
 def _macro_f1(scores: Scores, rows: Ints) -> float:
-    hits, true, predicted = _counts(scores, rows)
+    hits, true, predicted = class_counts(scores, rows)
     present = (true + predicted) > 0
     return float((2 * hits[present] / (true + predicted)[present]).mean()) if present.any() else 0.0
 
@@ -162,7 +159,7 @@ def _macro_f1(scores: Scores, rows: Ints) -> float:
 def _matthews_corrcoef(scores: Scores, rows: Ints) -> float:
     """The correlation of labels and predictions, of several classes (Gorodkin 2004, "Comparing two K-category assignments
     by a K-category correlation coefficient"); 0 where either is constant."""
-    hits, true, predicted = _counts(scores, rows)
+    hits, true, predicted = class_counts(scores, rows)
     n = len(rows)
     covariance = hits.sum() * n - true @ predicted
     variances = (n**2 - true @ true) * (n**2 - predicted @ predicted)
@@ -182,11 +179,11 @@ def _ece(scores: Scores, rows: Ints) -> float:
 
 def _mean_average_precision(scores: Scores, rows: Ints) -> float:
     """The mean of the average precisions of those classes that have a picture."""
-    found = _average_precisions(scores, rows)
+    found = average_precisions(scores, rows)
     return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
 
 
-def _average_precisions(scores: Scores, rows: Ints) -> Floats:
+def average_precisions(scores: Scores, rows: Ints) -> Floats:
     """(classes,) average precisions, as ``sklearn.metrics.average_precision_score`` has them, which would take minutes for
     the bootstrap; NaN of a class without a picture."""
     ranked, classes = scores.ranked, scores.classes
@@ -200,11 +197,11 @@ def _average_precisions(scores: Scores, rows: Ints) -> Floats:
 
 
 def _micro_f1(scores: Scores, rows: Ints) -> float:
-    hits, true, predicted = (counts.sum() for counts in _counts(scores, rows))
+    hits, true, predicted = (counts.sum() for counts in class_counts(scores, rows))
     return float(2 * hits / max(true + predicted, 1))
 
 
-def _counts(scores: Scores, rows: Ints) -> tuple[Floats, Floats, Floats]:
+def class_counts(scores: Scores, rows: Ints) -> tuple[Floats, Floats, Floats]:
     """Of each class: how many were recognised, how many there are, how many were predicted."""
     if isinstance(scores.task, MultiLabel):
         present, answered = scores.labels[rows], scores.predicted[rows]
@@ -301,98 +298,3 @@ def choose(val: dict[Name, Scores]) -> Name:
         if difference.gained > difference.lost and difference.p_value("greater") < 0.05:
             return name
     return "head"
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and count of each class, the worst F1 first; those without pictures last. Of several labels
-    also its average precision."""
-    every = np.arange(len(scores.labels))
-    hits, true, predicted = _counts(scores, every)
-    several = isinstance(scores.task, MultiLabel)
-    precisions = np.nan_to_num(_average_precisions(scores, every)) if several else None
-    rows = [
-        {
-            "class": name,
-            "precision": float(hits[c] / max(predicted[c], 1)),
-            "recall": float(hits[c] / max(true[c], 1)),
-            "f1": float(2 * hits[c] / max(true[c] + predicted[c], 1)),
-            **({} if precisions is None else {"average_precision": float(precisions[c])}),
-            "pictures": int(true[c]),
-        }
-        for c, name in enumerate(classes)
-    ]
-    return sorted(rows, key=lambda row: (not row["pictures"], row["f1"], row["class"]))
-
-
-def reliability(scores: Scores) -> list[dict[str, float]]:
-    """Mean confidence and accuracy in each confidence bin that holds a picture. Of several labels each class of each
-    picture counts, with its probability."""
-    bins, (probabilities, true) = scores.confidence_bins, scores.claims
-    return [
-        {
-            "confidence": float(probabilities[bins == b].mean()),
-            "accuracy": float(true[bins == b].mean()),
-            "pictures": int((bins == b).sum()),
-        }
-        for b in range(CONFIDENCE_BINS)
-        if (bins == b).any()
-    ]
-
-
-def predictions(manifest: pd.DataFrame, scores: dict[str, Scores], classes: list[str]) -> pd.DataFrame:
-    """image, split, label, predicted and one probability per class, for each split in ``scores``, in manifest order."""
-    import pandas as pd
-
-    frames = []
-    for split, score in scores.items():
-        rows = manifest[manifest["split"] == split]
-        columns = {
-            "image": rows["path"].to_numpy(),
-            "split": split,
-            "label": rows["label"].to_numpy(),
-            "predicted": [score.task.answer(row, classes)[0] for row in score.probabilities],
-        }
-        probabilities = {name: score.probabilities[:, c] for c, name in enumerate(classes)}
-        frames.append(pd.DataFrame(columns | probabilities))
-    return pd.concat(frames, ignore_index=True)
-
-
-def answers(scores: Scores) -> tuple[Ints, Ints]:
-    """True and predicted class numbers for a confusion matrix. Of several labels a class that was there and predicted is a
-    pair of the same number; one that was missed has the number after the last class as its prediction, and one that is not
-    there has that number as the truth."""
-    if not isinstance(scores.task, MultiLabel):
-        return scores.labels, scores.predicted
-    nothing, (rows, numbers) = scores.classes, np.nonzero(scores.labels + scores.predicted)
-    present, predicted = (each[rows, numbers] == 1 for each in (scores.labels, scores.predicted))
-    return np.where(present, numbers, nothing), np.where(predicted, numbers, nothing)
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """
-    Attributes:
-        position: of the picture in its split.
-        shown: number of the class to look at: the predicted one; of several labels the one that is most wrong.
-        confidence: of the prediction; of several labels the probability of ``shown``.
-    """
-
-    position: int
-    shown: int
-    confidence: float
-
-
-def worst_mistakes(scores: Scores, count: int) -> list[Mistake]:
-    """The wrong answers given with the most confidence, one for each picture."""
-    wrong = np.flatnonzero(~scores.correct)
-    if not isinstance(scores.task, MultiLabel):
-        surest = wrong[np.argsort(-scores.confidence[wrong], kind="stable")[:count]]
-        return [Mistake(int(p), int(scores.predicted[p]), float(scores.confidence[p])) for p in surest]
-    off = np.where(scores.predicted != scores.labels, np.abs(scores.probabilities - scores.labels), 0.0)[wrong]
-    shown = np.argmax(off, axis=1)
-    worst = np.argsort(-off.max(1, initial=0.0), kind="stable")[:count]
-    pairs = [(int(wrong[row]), int(shown[row])) for row in worst]
-    return [Mistake(p, c, float(scores.probabilities[p, c])) for p, c in pairs]

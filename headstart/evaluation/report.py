@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from markupsafe import Markup
 
 from headstart.base import files
 from headstart.base.arrays import Ints
@@ -20,9 +21,9 @@ from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import KEPT, FinetuneDetails
 from headstart.base.artifacts.head import HeadDetails
 from headstart.base.artifacts.members import first_of
-from headstart.base.artifacts.metrics import Gain, Metrics, Name
+from headstart.base.artifacts.metrics import Gain, Metrics, Name, WorstClass
 from headstart.base.device import set_up
-from headstart.base.files import replacing, write_text
+from headstart.base.files import replacing
 from headstart.base.identity import made_by_other_code, recorded_libraries
 from headstart.base.params import Params
 from headstart.base.progress import progress
@@ -30,7 +31,7 @@ from headstart.base.terminal import say
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.batching import inference_batch
-from headstart.evaluation import explain, figures, folds, heat, leaks, metrics, pages, subgroups
+from headstart.evaluation import explain, figures, folds, heat, leaks, metrics, pages, subgroups, tables
 from headstart.evaluation.intervals import numbered
 from headstart.evaluation.metrics import ACCURACY, Metric, Scores, metrics_of
 from headstart.evaluation.repeats import Logits, logits_of_repeats, measured_repeats
@@ -59,6 +60,40 @@ class Candidates:
     scores: dict[Name, dict[str, Scores]]  # name → split → scores
     repeats: dict[Name, list[dict[str, Scores]]]  # the same of each of several trainings; empty where there was one
     head_share: float | None = None  # in the ensemble
+
+
+@dataclass(frozen=True)
+class ShownMistake:
+    """A wrong answer as the page has it.
+
+    Attributes:
+        said: the answer; of several labels the one that is most wrong.
+        label: the truth.
+        seen, heat: addresses inside the page of the picture as the network saw it, and of that under its heat map.
+    """
+
+    said: str
+    confidence: float
+    label: str
+    path: str
+    seen: str
+    heat: str | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows of the chosen classifier on test pictures.
+
+    Attributes:
+        metrics: the columns of the results.
+        table: a row for each class.
+        drawings: figures by name.
+    """
+
+    metrics: list[Metric]
+    table: list[dict[str, Any]]
+    drawings: dict[str, list[Markup]]
+    mistakes: list[ShownMistake]
 
 
 def evaluate(data: DataFolder, params: Params, device: torch.device, folder: EvaluateFolder) -> Metrics:
@@ -97,25 +132,26 @@ def evaluate(data: DataFolder, params: Params, device: torch.device, folder: Eva
     of_val, of_test = (int((manifest["split"] == split).sum()) for split in ALWAYS_REPORTED)
     audit = AuditReport.read(data.prepare.audit)
     learned, tested = pictures.features[:-of_test], pictures.features[-of_test:]
+    classes = list(candidates.classifiers[chosen].classes)
+    table = tables.per_class(scores["test"], classes)
+    worst = table[0]  # there are test pictures, so it has some
     result = Metrics(
         chosen=chosen, val=measured["val"], test=test, gain=gain, repeats=repeats,
         head_share=candidates.head_share,
         thresholds=scores["val"].task.thresholds,
+        worst_class=WorstClass(label=worst["class"], f1=worst["f1"], pictures=worst["pictures"]),
         folds=folds.estimate(pictures, parts, chosen, audit, params), shortcuts=audit.known_shortcuts() or None,
         leaks=leaks.find_leaks(manifest, learned, tested, scores["test"], resamples, seed),
         heat=heat.measure(candidates.classifiers[chosen], pixels, manifest, scores["test"], device),
         subgroups=subgroups.worst_subgroups(manifest, (learned[-of_val:], tested), scores["val"], scores["test"]),
     )  # fmt: skip
-    classes = list(candidates.classifiers[chosen].classes)
-    table = metrics.per_class(scores["test"], classes)
-    _figures(data, folder.figures, result, scores["test"], classes)
-    _mistakes(candidates.classifiers[chosen], pixels, manifest, scores["test"], params.evaluate.mistakes, folder)
+    drawings = _figures(data, folder.figures, result, scores["test"], classes)
+    mistakes = _mistakes(candidates.classifiers[chosen], pixels, manifest, scores["test"], params.evaluate.mistakes, folder)
     with replacing(folder.predictions) as part:
-        metrics.predictions(manifest, scores, classes).to_parquet(part, index=False)
+        tables.predictions(manifest, scores, classes).to_parquet(part, index=False)
     files.write_rows(table, folder.figures.per_class)
-    write_text(
-        folder.report, _page(data, params, result, metrics_of(scores["test"].task), table, pixels, manifest, folder.figures)
-    )
+    shown = Shown(metrics_of(scores["test"].task), table, drawings, mistakes)
+    _write_page(data, params, result, shown, pixels, manifest, folder.report)
     result.write(folder.metrics)
     result.summary().write(folder.summary)
     return result
@@ -191,76 +227,94 @@ def ensemble_share(
     return ENSEMBLE_SHARES[within_one_standard_error([task.losses(logits, labels) for logits in mixed], groups)]
 
 
-def _figures(data: DataFolder, folder: FiguresFolder, result: Metrics, test: Scores, classes: list[str]) -> None:
+def _figures(
+    data: DataFolder, folder: FiguresFolder, result: Metrics, test: Scores, classes: list[str]
+) -> dict[str, list[Markup]]:
+    """The figures as files, and by name as they are in the page."""
     head = HeadDetails.read(data.head.details)
-    true, predicted = metrics.answers(test)
+    true, predicted = tables.answers(test)
     names = [*classes, NO_CLASS] if (np.concatenate([true, predicted]) == len(classes)).any() else classes
-    figures.confusion(true, predicted, names, folder.confusion)
-    rows = metrics.reliability(test)
-    figures.reliability(rows, result.test["chosen"]["ece"], folder.reliability)
+    rows = tables.reliability(test)
     files.write_rows(rows, folder.reliability_table)
-    figures.sweep(head.sweep, folder.sweep)
+    drawings = {
+        "confusion": figures.confusion(true, predicted, names, folder.confusion),
+        "reliability": figures.reliability(rows, result.test["chosen"]["ece"], folder.reliability),
+        "sweep": figures.sweep(head.sweep, folder.sweep),
+    }
     pairs = [{"true": names[t], "predicted": names[p]} for t, p in zip(true, predicted, strict=True)]
     files.write_rows(pairs, folder.confusion_table)
     if "finetune" in result.val:
         curve = pd.read_csv(data.finetune.curve)
         level = result.val["head"]
-        figures.learning_curve(curve, level["log_loss"], level["accuracy"], folder.curve)
+        drawings["curve"] = figures.learning_curve(curve, level["log_loss"], level["accuracy"], folder.curve)
+    return drawings
 
 
 def _mistakes(
     model: Classifier, pixels: Pixels, manifest: pd.DataFrame, test: Scores, count: int, folder: EvaluateFolder
-) -> None:
-    mistakes = metrics.worst_mistakes(test, count)
-    rows = np.flatnonzero(manifest["split"] == "test")[[mistake.position for mistake in mistakes]]
+) -> list[ShownMistake]:
+    found = tables.worst_mistakes(test, count)
+    rows = np.flatnonzero(manifest["split"] == "test")[[mistake.position for mistake in found]]
     stored = [pixels[int(row)] for row in rows]
-    heat = explain.heat_maps(model, stored, [mistake.shown for mistake in mistakes]) if stored else None
-    names = [name[:20] for name in figures.drawable(list(model.classes))]
-    truths = figures.drawable(manifest["label"].iloc[rows].tolist())
-    captions = [
-        f"{names[mistake.shown]} {mistake.confidence:.2f}\nis {truth[:20] or NO_CLASS}"
-        for mistake, truth in zip(mistakes, truths, strict=True)
-    ]
+    heat = explain.heat_maps(model, stored, [mistake.shown for mistake in found]) if stored else None
     views = [model.trunk.view.first(picture) for picture in stored]
+    shown = [
+        ShownMistake(
+            said=model.classes[mistake.shown], confidence=mistake.confidence, label=manifest["label"].iloc[row],
+            path=manifest["path"].iloc[row], seen=pages.thumbnail(view),
+            heat=None if heat is None else pages.thumbnail(pages.with_heat(view, heat[number])),
+        )
+        for number, (mistake, row, view) in enumerate(zip(found, rows, views, strict=True))
+    ]  # fmt: skip
+    words = [
+        figures.drawable(list(texts)) for texts in zip(*((one.said, one.label, one.path) for one in shown), strict=True)
+    ]
+    captions = [
+        f"{said[:20]} {one.confidence:.2f}\nis {label[:20] or NO_CLASS}\n{path[-figures.NAME_SHOWN :]}"
+        for one, said, label, path in zip(shown, *words, strict=True)
+    ]
     figures.mistakes(views, heat, captions, folder.figures.mistakes)
+    return shown
 
 
-def _page(
+def _write_page(
     data: DataFolder,
     params: Params,
     result: Metrics,
-    columns: list[Metric],
-    table: list[dict[str, Any]],
+    shown: Shown,
     pixels: Pixels,
     manifest: pd.DataFrame,
-    drawn: Path,
-) -> str:
-    pictures = {path.stem: pages.embedded(path.read_bytes()) for path in sorted(drawn.glob("*.png"))}
-    pictures["sheet"] = pages.embedded(data.prepare.sheet.read_bytes())
-    rows = {path: row for row, path in enumerate(manifest["path"])}
+    path: Path,
+) -> None:
+    rows = {name: row for row, name in enumerate(manifest["path"])}
     page = pages.template(
         "report.html.j2",
         interval=interval,
         of_subgroup=of_subgroup,
-        thumbnail=lambda path: pages.thumbnail(pixels[rows[path]]),
+        thumbnail=lambda name: pages.thumbnail(pixels[rows[name]]),
     )
     tuned, audit = FinetuneDetails.read(data.finetune.details), AuditReport.read(data.prepare.audit)
-    return page.render(
+    pages.write(
+        path,
+        page,
         params=params,
         result=result,
         headline=headline(result),
         leaks=of_leaks(result.leaks, result.test["chosen"]) if result.leaks else "",
         pairs=result.leaks.pairs[:PAIRS_SHOWN] if result.leaks else [],
         heat=of_heat(result.heat) if result.heat else "",
-        metrics=columns,
-        table=table,
+        metrics=shown.metrics,
+        table=shown.table,
+        drawings=shown.drawings,
+        mistakes=shown.mistakes,
         most_classes_shown=figures.MOST_CLASSES_SHOWN,
-        pictures=pictures,
+        sheet=pages.embedded(data.prepare.sheet.read_bytes()),
         audit=audit,
         copies=sum(entry.reason.endswith("which is in test") for entry in audit.dropped),
         card=Card.read(data.backbone.card),
         first=Card.read(first_of(data.backbone).card),
-        head=HeadDetails.read(data.head.details),
+        head=(head := HeadDetails.read(data.head.details)),
+        averaged=sum(row.weight > 0 for row in head.sweep) > 1,
         tuned=tuned,
         kept=KEPT,
         arithmetic=arithmetic(FeaturesDetails.read(data.features.details), tuned),

@@ -8,6 +8,7 @@ from headstart.base.artifacts.engine import FeaturesDetails
 from headstart.base.artifacts.finetune import KEPT, FinetuneDetails
 from headstart.base.artifacts.json_file import Interval
 from headstart.base.artifacts.metrics import Folds, Heat, Leaks, Measured, Metrics, Name, Repeats, Subgroup
+from headstart.base.terminal import many
 
 NAMES: dict[Name, str] = {
     "head": "the head on frozen features",
@@ -37,10 +38,17 @@ def headline(result: Metrics) -> str:
     best = result.test["chosen"]
     chose = f"Validation chose {NAMES[result.chosen]}" if "finetune" in result.test else "The head on frozen features"
     sentence = f"{chose}; test {_figures(best)} on {best['n']} pictures."
+    if (worst := result.worst_class) and worst.f1 < best["accuracy"]:
+        sentence += f" Its worst class is {worst.label}: F1 {worst.f1:.2f}, of {many(worst.pictures, 'test picture')}."
     if result.gain:
         gain = result.gain["test"]
-        points = f"{100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-        sentence += f" The fine-tuned network differs from the head by {points}"
+        points = (
+            f"differs from the head by {100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+        )
+        if gain.accuracy == gain.low == gain.high == 0:
+            points = "is right on the same pictures as the head"
+        unchosen = ", which was not chosen," if result.chosen == "head" else ""
+        sentence += f" The fine-tuned network{unchosen} {points}"
         missing = "the interval is for other pictures, not for another training."
         sentence += f"; {of_repeats(result.repeats) if result.repeats else missing}"
     if result.folds:

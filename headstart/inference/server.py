@@ -50,7 +50,6 @@ DRAIN_FACTOR = (
     4  # times the limit is read and discarded before a refusal: many clients read only after they have sent everything
 )
 SHUTDOWN_TIMEOUT_S = 10  # for requests that are running when the server is stopped
-HEAT_COLOUR = (255, 84, 0)
 PAGE_HEADERS = {  # the page loads nothing from elsewhere and runs only its own script
     "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -336,9 +335,7 @@ def _explanation_images(model: BatchPredictor, picture: Array, target: int) -> d
         maps = heat_maps(model.predictor.model, [picture], [target])
     heat = None
     if maps is not None:
-        layer = np.empty((*maps.shape[1:], 4), np.uint8)
-        layer[..., :3], layer[..., 3] = HEAT_COLOUR, np.round(maps[0].clip(0, 1) * 200)
-        heat = pages.embedded(_encoded(Image.fromarray(layer, "RGBA"), "PNG"))
+        heat = pages.embedded(_encoded(Image.fromarray(pages.heat_layer(maps[0]), "RGBA"), "PNG"))
     return {"seen": pages.embedded(_encoded(Image.fromarray(model.view.first(picture)), "JPEG"), "jpeg"), "heat": heat}
 
 

@@ -10,7 +10,6 @@ import pandas as pd
 
 from headstart.base.artifacts.drift import Drift, IncomingPictures, NewPictures, Separability, Strangeness
 from headstart.base.artifacts.json_file import Interval
-from headstart.base.files import write_text
 from headstart.evaluation import pages
 from headstart.monitoring.two_sample import MIN_PICTURES
 
@@ -78,8 +77,10 @@ def _strange(part: NewPictures | IncomingPictures) -> str:
 
 
 def percent(part: Interval | Separability | Strangeness, name: str) -> str:
-    """A share with its interval."""
-    return f"{getattr(part, name):.0%} ({part.low:.0%} to {part.high:.0%})"
+    """A share with its interval, unless that is as narrow as what is written: of pictures that are all told apart, a
+    bootstrap finds no other."""
+    value, low, high = (f"{share:.0%}" for share in (getattr(part, name), part.low, part.high))
+    return value if low == value == high else f"{value} ({low} to {high})"
 
 
 def write_page(drift: Drift, manifest: pd.DataFrame, pixels: Pixels, incoming: Incoming | None, path: Path) -> None:
@@ -106,5 +107,4 @@ def write_page(drift: Drift, manifest: pd.DataFrame, pixels: Pixels, incoming: I
         percent=percent,
     )
     with closing(read.decoders):
-        text = template.render(sentence=drift.sentence, new=drift.new, incoming=drift.incoming, shown=MAX_SHOWN)
-    write_text(path, text)
+        pages.write(path, template, sentence=drift.sentence, new=drift.new, incoming=drift.incoming, shown=MAX_SHOWN)

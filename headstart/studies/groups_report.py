@@ -41,14 +41,15 @@ def write(
         if group and pictures["split"].iloc[row] != "test":
             members.setdefault(group, []).append(row)
     shown = sorted(members.items(), key=lambda item: -len(item[1]))[:SHOWN]
-    page = pages.template("groups.html.j2", thumbnail=lambda row: pages.thumbnail(pixels[row])).render(
+    pages.write(
+        folder.page,
+        pages.template("groups.html.j2", thumbnail=lambda row: pages.thumbnail(pixels[row])),
         found=found,
         advice=[advice(one, folder) for one in found.suggestions],
         groups=[(name, rows[:EACH], len(rows)) for name, rows in shown],
         paths=pictures["path"].tolist(),
         labels=pictures["label"].tolist(),
     )
-    write_text(folder.page, page)
 
 
 def show(found: GroupSuggestions, folder: GroupsFolder) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from headstart.base.artifacts import LabelsFolder
 from headstart.base.artifacts.labels import LabelIssues
 from headstart.base.files import write_text
-from headstart.base.terminal import console
+from headstart.base.terminal import console, many
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,11 +41,11 @@ def _write_page(issues: LabelIssues, pixels: Pixels, pictures: pd.DataFrame, sho
     from headstart.evaluation import pages
 
     rows = dict(zip(pictures["path"], pictures.index, strict=True))
-    text = pages.template("labels.html.j2", thumbnail=lambda name: pages.thumbnail(pixels[int(rows[name])])).render(
+    pages.write(
+        path, pages.template("labels.html.j2", thumbnail=lambda name: pages.thumbnail(pixels[int(rows[name])])),
         sentence=sentence(issues), left_out=issues.left_out, counts=issues.counts,
         suspects=issues.suspects[:shown], outliers=issues.outliers[:shown], duplicates=issues.duplicates[:shown],
     )  # fmt: skip
-    write_text(path, text)
 
 
 def show(issues: LabelIssues, folder: LabelsFolder) -> None:
@@ -74,8 +74,8 @@ def sentence(issues: LabelIssues) -> str:
     words = (
         f"Of {counts.judged} training and validation pictures, {counts.suspects} have a label that the others "
         f"contradict, of which cleanlab counts {counts.label_issues} as wrong. "
-        f"{_many(counts.outliers, 'picture is', 'pictures are')} unlike the others, and "
-        f"{_many(counts.duplicates, 'pair looks', 'pairs look')} the same, "
+        f"{many(counts.outliers, 'picture is', 'pictures are')} unlike the others, and "
+        f"{many(counts.duplicates, 'pair looks', 'pairs look')} the same, "
         f"{counts.duplicates_under_two_labels} under two labels."
     )
     if counts.suspects > MANY * counts.judged:
@@ -83,7 +83,3 @@ def sentence(issues: LabelIssues) -> str:
     if issues.left_out:
         words += f" Labels with too few pictures to be judged: {', '.join(issues.left_out)}."
     return words
-
-
-def _many(count: int, one: str, more: str) -> str:
-    return f"{count} {one if count == 1 else more}"

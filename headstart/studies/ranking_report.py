@@ -7,7 +7,6 @@ from pathlib import Path
 from headstart.base import terminal
 from headstart.base.artifacts.rank import Ranking
 from headstart.base.errors import HeadstartError
-from headstart.base.files import write_text
 from headstart.base.params import Params
 from headstart.base.paths import members_of
 from headstart.base.sections import View, network_and_view
@@ -72,14 +71,14 @@ def write_page(ranking: Ranking, path: Path) -> None:
     from headstart.evaluation import pages
     from headstart.studies import figures
 
-    drawing = figures.accuracy_over_speed(ranking.table, ranking.choice)
-    text = pages.template("rank.html.j2").render(
+    pages.write(
+        path,
+        pages.template("rank.html.j2"),
         ranking=ranking,
         headings=[heading for heading, _, _ in COLUMNS],
         rows=[(row, cells(row, COLUMNS)) for row in ranking.table],
-        plot=pages.embedded(drawing) if drawing else None,
+        drawings=figures.accuracy_over_speed(ranking.table, ranking.choice),
     )
-    write_text(path, text)
 
 
 def apply(ranking: Ranking, params: Path) -> str:

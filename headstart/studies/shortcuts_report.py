@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from headstart.base.artifacts import ShortcutsFolder
 from headstart.base.artifacts.shortcuts import BlindScore, Shortcuts
-from headstart.base.files import write_text
-from headstart.base.terminal import console
+from headstart.base.terminal import console, many
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +27,11 @@ def write(
     from headstart.evaluation import pages
 
     found.write(folder.details)
-    text = pages.template("shortcuts.html.j2", thumbnail=lambda row: pages.thumbnail(pixels[row])).render(
+    pages.write(
+        folder.page, pages.template("shortcuts.html.j2", thumbnail=lambda row: pages.thumbnail(pixels[row])),
         sentence=sentence(found), found=list(zip(found.found, shown, strict=True)), paths=manifest["path"].tolist(),
         labels=manifest["label"].tolist(), rows=rows(found), left_out=found.left_out,
     )  # fmt: skip
-    write_text(folder.page, text)
 
 
 def show(found: Shortcuts, folder: ShortcutsFolder) -> None:
@@ -76,13 +75,9 @@ def sentence(found: Shortcuts) -> str:
     if not kinds:
         words += "nothing was found that tells classes apart without a look at the subject."
     else:
-        words += f"{_many(shortcuts, 'shortcut was', 'shortcuts were')} found, and "
-        words += f"{_many(looks, 'sign is', 'signs are')} worth a look."
+        words += f"{many(shortcuts, 'shortcut was', 'shortcuts were')} found, and "
+        words += f"{many(looks, 'sign is', 'signs are')} worth a look."
     words += f" Where nothing can be told, something is found in at most {found.alarms:.0%} of sets."
     if found.left_out:
         words += f" Classes with too few pictures to be judged: {', '.join(found.left_out)}."
     return words
-
-
-def _many(count: int, one: str, more: str) -> str:
-    return f"{count} {one if count == 1 else more}"

@@ -13,7 +13,6 @@ from headstart.base.artifacts.metrics import Metrics
 from headstart.base.artifacts.rank import Ranking
 from headstart.base.artifacts.tune import Tuning
 from headstart.base.artifacts.why import TransferGain
-from headstart.base.files import write_text
 from headstart.base.params import Params
 from headstart.base.yaml_file import set_values
 from headstart.evaluation.summary import headline
@@ -107,20 +106,22 @@ class Story:
         from headstart.evaluation import pages
         from headstart.studies import figures, ranking_report
 
-        sheet = data.prepare.sheet
-        rank_drawing = figures.accuracy_over_speed(self.rank.table, self.rank.choice) if self.rank else None
-        drawings = {"curves": figures.accuracy_over_pictures(self.why.curves), "ranking": rank_drawing}
-        drawings["cuts"] = figures.accuracy_by_cut(self.why.freeze.table, self.why.freeze.measured)
-        drawings["sheet"] = sheet.read_bytes() if sheet.exists() else None
-        rows = self.rank.table if self.rank else []
-        text = pages.template("story.html.j2", percent=lambda value: f"{100 * value:.1f} %").render(
+        sheet, why = data.prepare.sheet, self.why
+        drawings = {
+            "curves": figures.accuracy_over_pictures(why.curves),
+            "cuts": figures.accuracy_by_cut(why.freeze.table, why.freeze.measured),
+            "ranking": figures.accuracy_over_speed(self.rank.table, self.rank.choice) if self.rank else [],
+        }
+        pages.write(
+            path,
+            pages.template("story.html.j2", percent=lambda value: f"{100 * value:.1f} %"),
             story=self,
-            why=self.why,
-            pictures={name: pages.embedded(drawing) if drawing else None for name, drawing in drawings.items()},
+            why=why,
+            drawings=drawings,
+            sheet=pages.embedded(sheet.read_bytes()) if sheet.exists() else None,
             headings=[heading for heading, _, _ in ranking_report.COLUMNS],
-            rows=[(row, cells(row, ranking_report.COLUMNS)) for row in rows],
+            rows=[(row, cells(row, ranking_report.COLUMNS)) for row in self.rank.table] if self.rank else [],
         )
-        write_text(path, text)
 
     def apply(self, params: Path) -> str:
         """Write how much to train into params.yaml, whose comments stay; what to say about it."""

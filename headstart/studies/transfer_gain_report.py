@@ -64,7 +64,12 @@ def _minutes(result: TransferGain) -> str:
     minutes = result.worth_minutes
     ours, theirs = minutes.pretrained, minutes.scratch
     told = f"In minutes: training takes {ours:.1f} with pre-training and {theirs:.1f} without, on this machine"
-    return f"{told}, {theirs / ours:.0f} times as long." if theirs >= 1.5 * ours else f"{told}."
+    return f"{told}, {_times(theirs / ours)} times as long." if theirs >= 1.5 * ours else f"{told}."
+
+
+def _times(ratio: float) -> str:
+    """``2.5``; ``12`` from ten on, where the tenth is noise."""
+    return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:.0f}"
 
 
 def _more(result: TransferGain) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from headstart.base.artifacts.tune import Knobs, Trial, Tuning, TuningGain
 from headstart.base.errors import HeadstartError
-from headstart.base.files import write_text
 from headstart.base.terminal import console
 from headstart.base.yaml_file import set_values
 from headstart.evaluation.metrics import ACCURACY, LOG_LOSS
@@ -52,19 +51,15 @@ def write_page(tuning: Tuning, path: Path) -> None:
 
     trials = tuning.trials
     present = next(trial.val_log_loss for trial in trials if trial.knobs == tuning.present)
-    drawings = (
-        figures.log_loss_by_trial(trials, present),
-        figures.log_loss_by_knob(trials, tuning.choices, tuning.by_logarithm),
-    )
-    by_trial, by_knob = (pages.embedded(drawing) if drawing else None for drawing in drawings)
-    text = pages.template("tune.html.j2").render(
+    pages.write(
+        path,
+        pages.template("tune.html.j2"),
         tuning=tuning,
         headings=headings(tuning),
         rows=[(trial, cells(trial)) for trial in trials],
-        by_trial=by_trial,
-        by_knob=by_knob,
+        by_trial=figures.log_loss_by_trial(trials, present),
+        by_knob=figures.log_loss_by_knob(trials, tuning.choices, tuning.by_logarithm),
     )
-    write_text(path, text)
 
 
 def apply(tuning: Tuning, params: Path) -> str:

@@ -283,10 +283,12 @@ def _loss(row: dict[str, Any]) -> float:
 
 def _compared(champion: Side, challenger: Side, numbers: dict[str, Any]) -> str:
     gain, unknown = numbers["gain"], numbers["unknown_to_champion"]
+    by, low, high = (f"{gain[key]:+.3f}".replace("-0.000", "+0.000") for key in ("value", "low", "high"))
+    better = "no difference" if by == low == high == "+0.000" else f"better by {by} ({low} to {high})"
     sentence = (
         f"{METRICS[numbers['metric']].heading} {gain['challenger']:.3f} (version {challenger.number}) against "
-        f"{gain['champion']:.3f} (version {champion.number}) on the same {gain['pictures']} test pictures; better by "
-        f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f}), p {gain['p']:.2g}."
+        f"{gain['champion']:.3f} (version {champion.number}) on the same {gain['pictures']} test pictures; {better}, "
+        f"p {gain['p']:.2g}."
     )
     once = [f"version {side.number}" for side in (champion, challenger) if side.training is None]
     if once:

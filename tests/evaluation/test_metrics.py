@@ -26,12 +26,16 @@ from headstart.evaluation.metrics import (
     gain,
     measured,
     metrics_of,
+)
+from headstart.evaluation.report import ensemble_share
+from headstart.evaluation.tables import (
+    FEWEST_IN_A_BIN,
+    RELIABILITY_BINS,
     per_class,
     predictions,
     reliability,
     worst_mistakes,
 )
-from headstart.evaluation.report import ensemble_share
 from headstart.models.task import MULTI_LABEL, SINGLE_LABEL, Task
 
 
@@ -102,11 +106,22 @@ def certain(labels: Ints, right: int) -> Scores:
 
 @given(scores)
 @settings(max_examples=60, deadline=None)
-def test_the_calibration_error_is_the_weighted_gap_of_the_reliability_diagram(s: Scores) -> None:
+def test_the_calibration_error_is_the_weighted_gap_of_bins_of_equal_width(s: Scores) -> None:
+    right, bins = (s.predicted == s.labels).astype(float), np.minimum((s.confidence * 15).astype(int), 14)
+    gaps = [np.abs((right - s.confidence)[bins == number].sum()) for number in range(15)]
+    assert measured(s, 100, 0)["ece"] == pytest.approx(sum(gaps) / len(s.labels))
+
+
+@given(scores)
+@settings(max_examples=60, deadline=None)
+def test_the_reliability_diagram_has_bins_of_equal_count_with_intervals(s: Scores) -> None:
     bins = reliability(s)
-    assert sum(b["pictures"] for b in bins) == len(s.labels)
-    gap = sum(b["pictures"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(s.labels)
-    assert measured(s, 100, 0)["ece"] == pytest.approx(gap)
+    counts = [b["pictures"] for b in bins]
+    assert sum(counts) == len(s.labels)
+    assert max(counts) - min(counts) <= 1
+    assert len(bins) == max(1, min(RELIABILITY_BINS, len(s.labels) // FEWEST_IN_A_BIN))
+    assert [b["confidence"] for b in bins] == sorted(b["confidence"] for b in bins)
+    assert all(0 <= b["low"] <= b["accuracy"] <= b["high"] <= 1 for b in bins)
 
 
 @given(scores, st.integers(0, 2**32 - 1))

@@ -42,6 +42,7 @@ from headstart.inference.server import Limits, application, model_info
 from tests.data import hostile
 from tests.inference import test_predictor as test_served
 from tests.inference.test_predictor import CLASSES, plain, png, put_model
+from tests.pages_in_browser import look_through
 from tests.stages.test_ui import BROWSERS, browser_page
 
 PROJECT = Path(__file__).parents[2]
@@ -231,8 +232,9 @@ def test_the_heat_lies_where_the_colour_is(label: str, side: str, server: Server
     seen, heat = picture_at(answer["seen"]), np.asarray(picture_at(answer["heat"]))
     assert seen.size == (64, 64)
     assert heat.shape == (64, 64, 4)
-    left, right = heat[:, :28, 3].mean(), heat[:, 36:, 3].mean()
-    assert (left > 150 and right < 5) if side == "left" else (right > 150 and left < 5)
+    brightness = heat[..., :3].mean(-1)
+    left, right = brightness[:, :28].mean(), brightness[:, 36:].mean()
+    assert (left > right + 60) if side == "left" else (right > left + 60)
 
 
 def test_explaining_answers_as_predicting_does(server: Server) -> None:
@@ -641,9 +643,11 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
         # Chosen, and explained for one class after the other.
         page.set_input_files("#file", tmp_path / "halves.png")
         for label in ("red", "blue"):
-            page.get_by_role("button", name=label).click()
+            page.get_by_role("button", name=label).focus()
+            page.keyboard.press("Enter")
             page.locator("#explained").filter(has_text=label).wait_for()
             assert page.get_by_role("button", name=label).get_attribute("aria-pressed") == "true"
+            page.wait_for_function("name => document.activeElement.innerText.startsWith(name)", arg=label)
         page.wait_for_function("document.getElementById('heatmap').naturalWidth === 64")
         assert page.locator("#heatmap").is_visible()
         assert page.locator("#input-picture").is_visible()
@@ -651,9 +655,7 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
         assert not page.locator("#heatmap").is_visible()
         assert page.locator("#input-picture").is_visible()
         page.get_by_role("checkbox").check()
-        page.screenshot(path=tmp_path / "serve.png")
-        if os.environ.get("HEADSTART_SCREENSHOTS") == "1":
-            page.screenshot(path=PROJECT / "docs" / "screenshots" / "serve.png")
+        look_through(page, "serve", tmp_path, ("1280-light",))
         assert not complaints
 
         # What is no picture is said on the page, and the next one is answered.

@@ -25,15 +25,12 @@ from headstart.data.picture import SEPARATOR
 from headstart.evaluation.metrics import (
     METRICS,
     Scores,
-    answers,
     choose,
     gain,
     measured,
     metrics_of,
-    per_class,
-    reliability,
-    worst_mistakes,
 )
+from headstart.evaluation.tables import answers, per_class, reliability, worst_mistakes
 from headstart.models import logistic
 from headstart.models.backbones import architecture
 from headstart.models.calibration import calibrated_losses, fit_temperature

@@ -52,8 +52,8 @@ def test_a_metric_that_is_added_is_in_metrics_json_the_report_and_the_gate(proje
     assert test["accuracy"] <= test["top_two_accuracy"]
     assert test["top_two_accuracy_low"] < test["top_two_accuracy"] < test["top_two_accuracy_high"]
     report = clone.read("data/evaluate/report.html")
-    assert "<th>accuracy of the first two</th>" in report
-    assert f"<td>{test['top_two_accuracy']:.3f} (" in report
+    assert '<th class="n">accuracy of the first two</th>' in report
+    assert f'<td class="n">{test["top_two_accuracy"]:.3f} (' in report
     sentence = clone.run("python", "-c", GATE).stdout
     assert "Accuracy of the first two is 1.000 worse, more than gate.margin 0.01 allows" in sentence
 

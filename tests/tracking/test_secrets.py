@@ -38,6 +38,7 @@ def test_pages_and_the_model_card(address: str) -> None:
     ]
     environment = Environment(finalize=pages.finalize, autoescape=True)
     environment.filters |= {"plain": model_card.plain, "masked": model_card.masked, "percent": str, "interval": str}
+    environment.filters |= {"title_of": pages.title_of, "prose": pages.prose}
     for name in ("report.html.j2", "story.html.j2"):
         text = (pages.TEMPLATES / name).read_text("utf-8").replace("story.params", "params")
         lines += [line for line in text.splitlines() if "params.data.source" in line and line.count("{%") in (0, 2)]
@@ -51,3 +52,4 @@ def test_a_template_masks_what_is_filled_in() -> None:
         "report.html.j2", percent=str, interval=str, thumbnail=str, of_subgroup=str
     ).environment.from_string("<p>{{ a }} {{ b }} {{ c|safe }}</p>")
     assert page.render(a="http://u:Geheim7@h/<b>", b=1.5, c="<i>") == "<p>http://***@h/&lt;b&gt; 1.5 <i></p>"
+    assert pages.prose("http://u:Geheim7@h/<b>") == "http://***@h/&lt;b&gt;"

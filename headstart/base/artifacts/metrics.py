@@ -185,6 +185,14 @@ class MetricsSummary(JsonFile):
     high: float
 
 
+class WorstClass(Part):
+    """The class with the lowest F1 among those with test pictures: an average may hide it."""
+
+    label: str
+    f1: float
+    pictures: int
+
+
 class Metrics(JsonFile):
     """Measured by classifier. All but ``head`` and ``gain`` are absent where fine-tuning is off, and ``ensemble`` where a
     head is not linear.
@@ -196,6 +204,7 @@ class Metrics(JsonFile):
         head_share: of the head in the ensemble, in log-probabilities.
         thresholds: where pictures have several labels, for each class the probability from which on it is an answer of
             ``chosen``; the validation pictures chose them.
+        worst_class: of ``chosen`` on test; absent in files of versions that did not name it.
         folds: absent where ``evaluate.folds`` asks for none.
         leaks: absent in files of versions that did not look for them.
         heat: absent where there are no heat maps, or hardly any pictures; like ``subgroups``, in older files too.
@@ -213,6 +222,7 @@ class Metrics(JsonFile):
     repeats: Repeats | None = absent()
     head_share: float | None = absent()
     thresholds: tuple[float, ...] | None = absent()
+    worst_class: WorstClass | None = absent()
     folds: Folds | None = absent()
     leaks: Leaks | None = absent()
     shortcuts: list[str] | None = absent()

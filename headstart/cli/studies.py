@@ -99,27 +99,3 @@ def shortcuts() -> None:
 
     say_if_made_by_other_code("shortcuts", command=Shortcuts.made_by)
     shortcuts_report.show(Shortcuts.read(DATA.shortcuts.details), DATA.shortcuts)
-
-
-@app.command()
-def review(
-    host: Annotated[
-        str, typer.Option(help="0.0.0.0 answers other machines too; whoever reaches it may judge.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8100,
-    name: Annotated[
-        list[str] | None, typer.Option(help="Another host name that the page is reached by, such as a proxy's.")
-    ] = None,
-    show: Annotated[bool | None, typer.Option("--open/--no-open", help="Open the page in a browser.")] = None,
-) -> None:
-    """Look at suspects, duplicates and outliers on a local page, and judge them by keyboard: keep, another class, leave
-    out, undo.
-
-    Every judgement is written at once to the tables that data.relabel and data.exclude of params.yaml name, and what was
-    kept to kept.csv. Where params.yaml names none, relabel.csv and exclude.csv are made and entered there. Several people
-    may judge at once. The page opens where there is a terminal; Ctrl-C ends it.
-    """
-    from headstart.operations import review_server
-
-    say_if_made_by_other_code("labels", command="dvc repro studies/dvc.yaml:labels")
-    review_server.serve(DATA, host, port, name or (), sys.stdout.isatty() if show is None else show)

@@ -20,6 +20,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import write_text
 from headstart.base.params import Params
 from headstart.base.paths import checkout, state_folder, users_path
+from headstart.base.sections import Data
 from headstart.base.yaml_file import set_values
 from headstart.data.user_tables import composed, read_table
 
@@ -125,8 +126,11 @@ class _Table:
 class Tables:
     """The three tables as they were at one moment."""
 
-    def __init__(self, exclude: Path, relabel: Path, several: bool) -> None:
+    def __init__(self, data: Data, several: bool) -> None:
+        exclude = _file("data.exclude", data.exclude, EXCLUDE)
+        relabel = _file("data.relabel", data.relabel, RELABEL)
         self._column = "labels" if several else "label"
+        self.unnamed = {key for key in ("exclude", "relabel") if getattr(data, key) is None}
         self.exclude = _Table(exclude, ("path",), ("path",))
         self.relabel = _Table(relabel, ("path", "was", self._column), ("path", self._column))
         self.kept = _Table(checkout() / KEPT, ("path", "label", "was", "twin"), ("path",))
@@ -199,18 +203,13 @@ class Judgements:
         Raises:
             HeadstartError: a table cannot be read, or is none that can be written.
         """
-        data = Params.load(self.params).data
-        return Tables(
-            self._file("data.exclude", data.exclude, EXCLUDE),
-            self._file("data.relabel", data.relabel, RELABEL),
-            self.several,
-        )
+        return Tables(Params.load(self.params).data, self.several)
 
-    def judge(self, judgements: Iterable[Judgement]) -> tuple[list[Step], list[str]]:
+    def judge(self, judgements: Iterable[Judgement]) -> tuple[list[Step], list[str], Tables]:
         """Write judgements into the tables; a later one of the same picture takes the place of an earlier.
 
         Returns:
-            What has changed, and which keys of params.yaml were set for it, as "key: value".
+            What has changed, which keys of params.yaml were set for it, as "key: value", and the tables.
 
         Raises:
             HeadstartError: a table cannot be read or written.
@@ -221,10 +220,10 @@ class Judgements:
                 before, after = tables.of(judged.path, judged.twin), tables.after(judged)
                 tables.put(judged.path, judged.twin, after, judged.had)
                 steps.append(Step(judged.path, judged.twin, before, after))
-            return steps, self._write(tables)
+            return steps, self._write(tables), tables
 
-    def undo(self, steps: Sequence[Step]) -> None:
-        """Make the tables say what they said before.
+    def undo(self, steps: Sequence[Step]) -> Tables:
+        """Make the tables say what they said before, and return them.
 
         Raises:
             JudgedSince: somebody else has judged one of the pictures since; nothing is changed.
@@ -236,6 +235,7 @@ class Judgements:
             for step in steps:
                 tables.put(step.path, step.twin, step.before, step.after.kept[0] if step.after.kept else "")
             self._write(tables)
+            return tables
 
     @contextmanager
     def _locked(self) -> Iterator[Tables]:
@@ -247,24 +247,22 @@ class Judgements:
 
     def _write(self, tables: Tables) -> list[str]:
         """Where params.yaml names no table yet that is needed now, it does so before anything is in there."""
-        data, told = Params.load(self.params).data, []
-        for key, name, table in (("exclude", data.exclude, tables.exclude), ("relabel", data.relabel, tables.relabel)):
-            if name is None and table.has_grown:
+        told = []
+        for key, table in (("exclude", tables.exclude), ("relabel", tables.relabel)):
+            if key in tables.unnamed and table.has_grown:
                 if not table.file.exists():
                     write_text(table.file, ",".join(table.columns) + "\n")
                 told += set_values(self.params, {f"data.{key}": table.file.name})
         tables.write()
         return told
 
-    @staticmethod
-    def _file(key: str, name: str | None, default: str) -> Path:
-        if name is None:
-            return _unused(default)
-        if not name.lower().endswith(".csv"):
-            raise HeadstartError(
-                f"{key} {name!r} is no .csv, which judgements are written to; save it as one and name that"
-            )
-        return users_path(name)
+
+def _file(key: str, name: str | None, default: str) -> Path:
+    if name is None:
+        return _unused(default)
+    if not name.lower().endswith(".csv"):
+        raise HeadstartError(f"{key} {name!r} is no .csv, which judgements are written to; save it as one and name that")
+    return users_path(name)
 
 
 def _unused(name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -112,9 +112,10 @@ def read(data: DataFolder) -> Review:
     """
     manifest = read_manifest(data.prepare)
     found = LabelIssues.read_if_made(data.labels.details)
+    columns = [manifest[name].tolist() for name in ("path", "label", "split", "sha256")]
     pictures = {
-        row.path: Shown(row.path, row.label, row.split, row.sha256, row=number)
-        for number, row in enumerate(manifest.itertuples())
+        path: Shown(path, label, split, sha256, row=number)
+        for number, (path, label, split, sha256) in enumerate(zip(*columns, strict=True))
     }
     conflicts = _conflicts(data)
     if found is None and not conflicts:
@@ -193,7 +194,7 @@ def _answers(data: DataFolder, pictures: dict[str, Shown]) -> dict[str, tuple[st
     file = data.evaluate.predictions
     if not file.exists():
         return {}
-    table: Sequence[dict[str, Any]] = pd.read_parquet(file).query("split == 'val'").to_dict("records")
+    table: list[dict[Any, Any]] = pd.read_parquet(file).query("split == 'val'").to_dict("records")
     return {
         row["image"]: (row["predicted"], float(row[row["predicted"]]))
         for row in table

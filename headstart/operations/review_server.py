@@ -27,7 +27,7 @@ from headstart.base.params import Params
 from headstart.base.terminal import say
 from headstart.data.decode import Array, Unusable
 from headstart.data.decoders import Decoders, Rules
-from headstart.data.judgements import JudgedSince, Judgement, Judgements, Step
+from headstart.data.judgements import JudgedSince, Judgement, Judgements, Step, Tables
 from headstart.data.packed import Pixels
 from headstart.data.picture import LARGEST, SEPARATOR, InPlace, names_in
 from headstart.data.sources import source_of
@@ -128,7 +128,7 @@ class Lists:
                 {"key": key, "title": title} for key, title in QUEUES.items() if key in {i.queue for i in self.review.items}
             ],
             "items": [self._item(item, number) for item in self.review.items],
-            "open": self.open(),
+            "open": self.open(self.judgements.tables()),
         }
 
     def _item(self, item: Item, number: dict[Shown, int]) -> dict[str, Any]:
@@ -151,9 +151,8 @@ class Lists:
     def _names(self, label: str) -> list[str]:
         return names_in(label) if self.review.several else [label]
 
-    def open(self) -> list[int]:
+    def open(self, tables: Tables) -> list[int]:
         """The places of the items that nobody has judged yet."""
-        tables = self.judgements.tables()
         return [place for place, item in enumerate(self.review.items) if item.is_open(tables)]
 
     def judgements_of(self, verdict: Verdict) -> list[Judgement]:
@@ -176,9 +175,8 @@ class Lists:
             raise HTTPException(400, "each picture has one label")
         return [Judgement(picture.path, SEPARATOR.join(sorted(set(verdict.labels))), picture.label)]
 
-    def labels_now(self, item: Item) -> list[list[str]]:
+    def labels_now(self, item: Item, tables: Tables) -> list[list[str]]:
         """The labels of the item's pictures, as they have been judged."""
-        tables = self.judgements.tables()
         labels = [(picture.label, tables.of(picture.path).label) for picture in item.pictures]
         return [self._names(given if judged is None else judged) for given, judged in labels]
 
@@ -210,12 +208,12 @@ class Desk:
             HeadstartError: it cannot be written.
         """
         lists = self.lists
-        steps, told = lists.judgements.judge(lists.judgements_of(verdict))
+        steps, told, tables = lists.judgements.judge(lists.judgements_of(verdict))
         self.judged += 1
         for one in told:
             say(f"params.yaml: {one}", flush=True)
-        now = lists.labels_now(lists.item(verdict.digest, verdict.item))
-        return {"undo": [asdict(step) for step in steps], "told": told, "open": lists.open(), "labels": now}
+        now = lists.labels_now(lists.item(verdict.digest, verdict.item), tables)
+        return {"undo": [asdict(step) for step in steps], "told": told, "open": lists.open(tables), "labels": now}
 
     def undo(self, wanted: Undo) -> dict[str, Any]:
         """The response of POST /undo.
@@ -228,11 +226,11 @@ class Desk:
         if wanted.digest != lists.digest or not all(step.path in known for step in wanted.steps):
             raise HTTPException(409, CHANGED)
         try:
-            lists.judgements.undo(wanted.steps)
+            tables = lists.judgements.undo(wanted.steps)
         except JudgedSince:
             raise HTTPException(409, SINCE) from None
         self.judged -= 1
-        return {"open": lists.open()}
+        return {"open": lists.open(tables)}
 
     def picture(self, number: int, digest: str) -> bytes:
         """A picture as PNG: as it is packed, or read from the source.

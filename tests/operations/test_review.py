@@ -137,9 +137,9 @@ def paths(name: str) -> list[str]:
 
 def test_a_judgement_is_written_and_params_yaml_names_the_tables_from_then_on() -> None:
     judgements = Judgements(several=False)
-    _, told = judgements.judge([Judgement("ants/000.png", "bees", "ants")])
+    _, told, _ = judgements.judge([Judgement("ants/000.png", "bees", "ants")])
     assert told == ["data.relabel: relabel.csv"]
-    _, told = judgements.judge([Judgement("bees/001.png", None, "bees"), Judgement("wasps/002.png", "wasps", "wasps")])
+    _, told, _ = judgements.judge([Judgement("bees/001.png", None, "bees"), Judgement("wasps/002.png", "wasps", "wasps")])
     assert told == ["data.exclude: exclude.csv"]
     assert rows("relabel.csv") == [{"path": "ants/000.png", "was": "ants", "label": "bees"}]
     assert rows("exclude.csv") == [{"path": "bees/001.png"}]
@@ -173,7 +173,7 @@ def test_a_table_of_the_users_keeps_its_other_columns_and_rows() -> None:
     Path("mine.csv").write_text('path,label,note\n./ants/000.png,bees,"looks, odd"\nants/006.png,wasps,\n')
     Path("params.yaml").write_text(PARAMS.replace("relabel: null", "relabel: mine.csv"))
     judgements = Judgements(several=False)
-    (step,), told = judgements.judge([Judgement("ants/000.png", "wasps", "ants")])
+    (step,), told, _ = judgements.judge([Judgement("ants/000.png", "wasps", "ants")])
     judgements.judge([Judgement("bees/001.png", "ants", "bees")])
     assert told == []
     assert rows("mine.csv") == [
@@ -187,7 +187,7 @@ def test_a_table_of_the_users_keeps_its_other_columns_and_rows() -> None:
 
 def test_a_file_that_happens_to_have_the_default_name_is_left_alone() -> None:
     Path("relabel.csv").write_text("path,label\nants/000.png,bees\n")  # from a time before; it is not in use
-    _, told = Judgements(several=False).judge([Judgement("bees/001.png", "ants", "bees")])
+    _, told, _ = Judgements(several=False).judge([Judgement("bees/001.png", "ants", "bees")])
     assert told == ["data.relabel: relabel-2.csv"]
     assert paths("relabel-2.csv") == ["bees/001.png"]
     assert paths("relabel.csv") == ["ants/000.png"]
@@ -212,7 +212,7 @@ def test_a_table_that_cannot_be_written_is_said(name: str, text: str, complaint:
 def test_undo_gives_back_what_was_and_not_what_somebody_else_has_judged_since() -> None:
     judgements = Judgements(several=False)
     judgements.judge([Judgement("ants/000.png", "bees", "ants")])
-    steps, _ = judgements.judge([Judgement("ants/000.png", None, "ants")])
+    steps, *_ = judgements.judge([Judgement("ants/000.png", None, "ants")])
     judgements.undo(steps)
     assert judgements.tables().of("ants/000.png").label == "bees"
     assert rows("exclude.csv") == []

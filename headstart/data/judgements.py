@@ -1,5 +1,5 @@
 """What people have judged of pictures, in the tables that params.yaml names: ``data.exclude``, ``data.relabel``, and beside
-them a third of the pictures that were looked at and found right.
+them a third of the pictures that were looked at and found right, and a fourth of those that are new and got a label.
 
 Any number of processes may judge at once, and each may be killed at any time: whoever changes the tables holds a lock while
 it reads them, changes the rows of its own pictures, and writes each table in one step.
@@ -25,6 +25,8 @@ from headstart.base.yaml_file import set_values
 from headstart.data.user_tables import composed, read_table
 
 EXCLUDE, RELABEL, KEPT = "exclude.csv", "relabel.csv", "kept.csv"
+# Copies of pictures from outside of data.source that were given a label, and the table of their labels.
+LABELLED, NEW = "labelled", "labelled.csv"
 NONE = "(none)"  # what stands for no label where an empty cell says that it is not known
 PATIENCE_S = 60  # for another process to end a change, which takes milliseconds
 
@@ -124,7 +126,7 @@ class _Table:
 
 
 class Tables:
-    """The three tables as they were at one moment."""
+    """The tables as they were at one moment."""
 
     def __init__(self, data: Data, several: bool) -> None:
         exclude = _file("data.exclude", data.exclude, EXCLUDE)
@@ -134,20 +136,29 @@ class Tables:
         self.exclude = _Table(exclude, ("path",), ("path",))
         self.relabel = _Table(relabel, ("path", "was", self._column), ("path", self._column))
         self.kept = _Table(checkout() / KEPT, ("path", "label", "was", "twin"), ("path",))
+        self.new = _Table(checkout() / NEW, ("path", self._column), ("path", self._column))
 
     def of(self, path: str, twin: str = "") -> State:
         """What they say of a picture; ``kept`` is of it beside ``twin``, where that is given."""
         key = _path(path), ""
-        relabelled, kept = self.relabel.rows.get(key), self.kept.rows.get((key[0], _path(twin)))
+        left_out, labels = self._tables_of(path)
+        labelled, kept = labels.rows.get(key), self.kept.rows.get((key[0], _path(twin)))
         return State(
-            excluded=key in self.exclude.rows,
-            label=relabelled[self._column] if relabelled else None,
-            kept=(kept.get("label", ""), kept.get("was", "")) if kept else None,
+            excluded=key in left_out.rows,
+            label=labelled[self._column] if labelled else None,
+            kept=(kept.get("label", ""), kept.get("was", "")) if kept and left_out is not self.kept else None,
         )
+
+    def _tables_of(self, path: str) -> tuple[_Table, _Table]:
+        """The tables that say whether a picture is left out, and which label it gets. One from outside of data.source is
+        left out by not being asked for again."""
+        return (self.kept, self.new) if is_new(path) else (self.exclude, self.relabel)
 
     def after(self, judged: Judgement) -> State:
         """What they say of a picture when it is judged so."""
         now = self.of(judged.path, judged.twin)
+        if is_new(judged.path):
+            return State(judged.label is None, judged.label)
         if judged.label is None:
             return State(True, now.label)
         row = self.relabel.rows.get((_path(judged.path), ""))
@@ -162,24 +173,25 @@ class Tables:
     def put(self, path: str, twin: str, state: State, had: str) -> None:
         """Make them say this of a picture, which has had that label until now."""
         key = _path(path), ""
-        if state.excluded:
-            self.exclude.put(key)
-        else:
-            self.exclude.remove(key)
+        left_out, labels = self._tables_of(path)
         if state.label is None:
-            self.relabel.remove(key)
+            labels.remove(key)
         else:
-            was = {} if key in self.relabel.rows else {"was": had or NONE}
-            self.relabel.put(key, **was, **{self._column: state.label})
-        if state.kept is None:
+            was = {} if key in labels.rows else {"was": had or NONE}
+            labels.put(key, **was, **{self._column: state.label})
+        if left_out is not self.kept and state.kept is None:
             self.kept.remove((key[0], _path(twin)))
-        else:
+        elif left_out is not self.kept and state.kept is not None:
             self.kept.put((key[0], _path(twin)), label=state.kept[0], was=state.kept[1])
+        if state.excluded:
+            left_out.put(key)
+        else:
+            left_out.remove(key)
 
     def write(self) -> None:
         """Those that have changed, first those that a picture was added to: a kill in between leaves it in two tables and
         never in none."""
-        tables = (self.exclude, self.relabel, self.kept)
+        tables = (self.exclude, self.relabel, self.kept, self.new)
         for table in [table for table in tables if table.has_grown]:
             table.write()
         for table in [table for table in tables if table.has_shrunk and not table.has_grown]:
@@ -273,6 +285,11 @@ def _unused(name: str) -> Path:
         number += 1
         file = file.with_name(name.replace(".", f"-{number}."))
     return file
+
+
+def is_new(path: str) -> bool:
+    """Whether it is that of a picture from outside of data.source."""
+    return path.startswith(f"{LABELLED}/")
 
 
 def _path(name: str) -> str:

@@ -7,20 +7,24 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from headstart.base.artifacts import DataFolder
 from headstart.base.artifacts.audit import AuditReport
+from headstart.base.artifacts.drift import Drift
 from headstart.base.artifacts.labels import LabelIssues
 from headstart.base.errors import HeadstartError
+from headstart.base.files import sha256_of
 from headstart.data import fetch
-from headstart.data.judgements import Judgement, Tables
+from headstart.data.judgements import LABELLED, Judgement, Tables
 from headstart.data.manifest import class_names, is_multi_label, read_manifest
 from headstart.data.picture import Picture, names_in
 
-QUEUES = {"suspects": "Suspects", "duplicates": "Duplicates", "outliers": "Outliers"}
+UNLABELLED = "unlabelled"
+QUEUES = {"suspects": "Suspects", "duplicates": "Duplicates", "outliers": "Outliers", UNLABELLED: "Without a label"}
 WHY_SUSPECT = "A classifier that has not learned from this picture takes it for something else."
 WHY_OUTLIER = "Far from even the pictures most like it: {:.1f} times as far as is usual."
 WHY_TWINS = "To the network these look the same."
@@ -33,6 +37,8 @@ class Shown:
 
     Attributes:
         row: among the packed pictures; None where it is not, and is read from the source.
+        file: of one from outside of the source, whose ``path`` is where it gets a copy when it is given a label.
+        original: its own name.
     """
 
     path: str
@@ -41,6 +47,8 @@ class Shown:
     sha256: str
     size: int = 0
     row: int | None = None
+    file: Path | None = None
+    original: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,12 +125,12 @@ def read(data: DataFolder) -> Review:
         path: Shown(path, label, split, sha256, row=number)
         for number, (path, label, split, sha256) in enumerate(zip(*columns, strict=True))
     }
-    conflicts = _conflicts(data)
-    if found is None and not conflicts:
+    conflicts, unlabelled = _conflicts(data), [*_unlabelled(data)]
+    if found is None and not conflicts and not unlabelled:
         raise HeadstartError(
             f"there is nothing to review yet; `{LabelIssues.made_by}` finds suspects, outliers and duplicates in seconds"
         )
-    items, notes = list(conflicts), list[str]()
+    items, notes = [*conflicts, *unlabelled], list[str]()
     if found is None:
         notes.append(f"Suspects, outliers and duplicates are found by {LabelIssues.made_by}, which has not run yet.")
     else:
@@ -187,6 +195,18 @@ def _conflicts(data: DataFolder) -> list[Item]:
         for same in copies.values()
         if len({p.label for p in same}) > 1
     ]
+
+
+def _unlabelled(data: DataFolder) -> Iterator[Item]:
+    """The pictures without a label that ``headstart drift`` found most worth one."""
+    drift = Drift.read_if_made(data.drift.details)
+    for row in drift.incoming.to_label if drift and drift.incoming else []:
+        file = data.drift.to_label / row.path
+        if file.is_file():
+            sha256 = sha256_of(file)
+            path = f"{LABELLED}/{sha256[:12]}-{Path(row.original).name}"
+            shown = Shown(path, "", "", sha256, file=file, original=row.original)
+            yield Item(UNLABELLED, (shown,), f"Worth labelling: {row.why}.", row.guess, ((row.guess, row.probability),))
 
 
 def _answers(data: DataFolder, pictures: dict[str, Shown]) -> dict[str, tuple[str, float]]:

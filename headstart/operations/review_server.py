@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import webbrowser
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,7 +24,9 @@ from pydantic import TypeAdapter, ValidationError
 from headstart import __version__
 from headstart.base.artifacts import DataFolder
 from headstart.base.errors import HeadstartError
+from headstart.base.files import replacing
 from headstart.base.params import Params
+from headstart.base.paths import checkout
 from headstart.base.terminal import say
 from headstart.data.decode import Array, Unusable
 from headstart.data.decoders import Decoders, Rules
@@ -35,7 +38,7 @@ from headstart.evaluation import pages
 from headstart.inference.listening import PAGE_HEADERS, address_of, answer, listen
 from headstart.inference.request_body import Bodies
 from headstart.operations import review
-from headstart.operations.review import QUEUES, Item, Review, Shown
+from headstart.operations.review import QUEUES, UNLABELLED, Item, Review, Shown
 
 T = TypeVar("T")
 
@@ -113,8 +116,20 @@ class Lists:
         return self.review.items[place]
 
     @cached_property
-    def root(self) -> Path | InPlace:
+    def _root(self) -> Path | InPlace:
         return source_of(self.data).root(self.data)
+
+    def content_of(self, shown: Shown) -> Path | bytes:
+        """The file of a picture of the source, or its bytes where it is no file of this machine.
+
+        Raises:
+            HTTPException: 422 it is too large.
+        """
+        if isinstance(self._root, Path):
+            return self._root / shown.path
+        if shown.size > LARGEST:
+            raise HTTPException(422, f"{shown.path} has more than {LARGEST >> 20} MB")
+        return self._root.read(shown.path)
 
     def page(self) -> dict[str, Any]:
         """The response of GET /queue."""
@@ -140,8 +155,8 @@ class Lists:
             "pictures": [
                 {
                     "address": f"picture/{number[shown]}/{shown.sha256[:16]}",
-                    "path": shown.path,
-                    "labels": self._names(shown.label),
+                    "path": shown.original or shown.path,
+                    "labels": self._names(shown.label) if shown.label else [],
                     "split": shown.split,
                 }
                 for shown in item.pictures
@@ -164,6 +179,8 @@ class Lists:
         if not 0 <= verdict.picture < len(item.pictures):
             raise HTTPException(400, "the item has no such picture")
         picture = item.pictures[verdict.picture]
+        if verdict.verdict == "keep" and item.queue == UNLABELLED:
+            raise HTTPException(400, "it has no label to keep")
         if verdict.verdict == "keep":
             return item.kept(self.judgements.tables())
         if verdict.verdict == "leave out":
@@ -178,7 +195,8 @@ class Lists:
     def labels_now(self, item: Item, tables: Tables) -> list[list[str]]:
         """The labels of the item's pictures, as they have been judged."""
         labels = [(picture.label, tables.of(picture.path).label) for picture in item.pictures]
-        return [self._names(given if judged is None else judged) for given, judged in labels]
+        now = [given if judged is None else judged for given, judged in labels]
+        return [self._names(label) if label else [] for label in now]
 
 
 class Desk:
@@ -208,11 +226,17 @@ class Desk:
             HeadstartError: it cannot be written.
         """
         lists = self.lists
-        steps, told, tables = lists.judgements.judge(lists.judgements_of(verdict))
+        item, judgements = lists.item(verdict.digest, verdict.item), lists.judgements_of(verdict)
+        for shown in item.pictures:
+            if shown.file and verdict.verdict == "label":
+                with replacing(checkout() / shown.path) as part:
+                    shutil.copyfile(shown.file, part)
+        steps, told, tables = lists.judgements.judge(judgements)
+        _remove_unlabelled(item.pictures, tables)
         self.judged += 1
         for one in told:
             say(f"params.yaml: {one}", flush=True)
-        now = lists.labels_now(lists.item(verdict.digest, verdict.item), tables)
+        now = lists.labels_now(item, tables)
         return {"undo": [asdict(step) for step in steps], "told": told, "open": lists.open(tables), "labels": now}
 
     def undo(self, wanted: Undo) -> dict[str, Any]:
@@ -222,13 +246,14 @@ class Desk:
             HTTPException: 409 the lists have changed, or somebody else has judged the picture since.
         """
         lists = self.lists
-        known = {shown.path for shown in lists.pictures}
+        known = {shown.path: shown for shown in lists.pictures}
         if wanted.digest != lists.digest or not all(step.path in known for step in wanted.steps):
             raise HTTPException(409, CHANGED)
         try:
             tables = lists.judgements.undo(wanted.steps)
         except JudgedSince:
             raise HTTPException(409, SINCE) from None
+        _remove_unlabelled([known[step.path] for step in wanted.steps], tables)
         self.judged -= 1
         return {"open": lists.open(tables)}
 
@@ -242,18 +267,24 @@ class Desk:
         if not 0 <= number < len(lists.pictures) or lists.pictures[number].sha256[:16] != digest:
             raise HTTPException(404, CHANGED)
         shown, stream = lists.pictures[number], io.BytesIO()
-        pixels = self._from_source(shown, lists.root) if shown.row is None else lists.pixels[shown.row]
+        pixels = self._decoded(shown, lists) if shown.row is None else lists.pixels[shown.row]
         Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
         return stream.getvalue()
 
-    def _from_source(self, shown: Shown, root: Path | InPlace) -> Array:
-        if isinstance(root, InPlace) and shown.size > LARGEST:
-            raise HTTPException(422, f"{shown.path} has more than {LARGEST >> 20} MB")
-        content = root.read(shown.path) if isinstance(root, InPlace) else root / shown.path
+    def _decoded(self, shown: Shown, lists: Lists) -> Array:
+        """One that is not packed."""
+        content = shown.file or lists.content_of(shown)
         try:
             return self.decoders.decode(content, self.decoders.size(content))
         except (Unusable, OSError) as reason:
             raise HTTPException(422, f"{shown.path}: {getattr(reason, 'strerror', None) or reason}") from None
+
+
+def _remove_unlabelled(pictures: Iterable[Shown], tables: Tables) -> None:
+    """Remove the copies of those from outside of the source that have no label (any more)."""
+    for shown in pictures:
+        if shown.file and tables.of(shown.path).label is None:
+            (checkout() / shown.path).unlink(missing_ok=True)
 
 
 def application(desk: Desk, address: str, show: bool) -> FastAPI:

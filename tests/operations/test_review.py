@@ -21,11 +21,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from headstart.base.artifacts import DATA
+from headstart.base.artifacts.drift import Drift
 from headstart.base.artifacts.labels import Counts, DuplicatePair, LabelIssues, Outlier, Suspect
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.data import fetch, prepare
 from headstart.data.judgements import JudgedSince, Judgement, Judgements
+from headstart.data.sources import source_of
 from headstart.operations import review
 from headstart.operations.review_server import Desk, application
 from tests.stages.test_ui import browser_page
@@ -360,6 +362,46 @@ def test_without_anything_to_look_at_the_command_says_what_finds_something() -> 
         review.read(DATA)
 
 
+def test_pictures_without_a_label_get_one_and_are_ready_to_be_learned_from() -> None:
+    folder = DATA.drift.to_label
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (16, 16), (number, 200, 200)).save(folder / f"00{number}-new.png")
+    part = {"count": 0, "share": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "differ": False, "pictures": []}
+    incoming = {
+        "pictures": 3, "found": 3, "unusable": {}, "old": 9, "test": None, "guesses": {}, "strange": part,
+        "confidence": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "to_label": [
+            {"path": f"00{n}-new.png", "original": f"inbox/{n}/new.png", "guess": "bees", "probability": 0.4, "why": "odd"}
+            for n in range(3)
+        ],
+    }  # fmt: skip
+    Drift.model_validate({"real": True, "sentence": "", "incoming": incoming}).write(DATA.drift.details)
+    with asked() as client:
+        page = client.get("/queue").json()
+        digest, places = page["digest"], [n for n, item in enumerate(page["items"]) if item["queue"] == "unlabelled"]
+        item = page["items"][places[0]]
+        assert (item["suggested"], item["pictures"][0]["path"], item["why"]) == (
+            ["bees"], "inbox/0/new.png", "Worth labelling: odd.",
+        )  # fmt: skip
+        assert client.get(f"/{item['pictures'][0]['address']}").status_code == 200
+
+        def judge(item: int, verdict: str, *labels: str) -> httpx.Response:
+            return client.post("/judge", json={"digest": digest, "item": item, "verdict": verdict, "labels": labels})
+
+        assert judge(places[0], "keep").status_code == 400
+        judge(places[0], "label", "wasps").raise_for_status()
+        undone = judge(places[1], "label", "ants").raise_for_status().json()["undo"]
+        client.post("/undo", json={"digest": digest, "steps": undone}).raise_for_status()
+        judge(places[2], "label", "ants").raise_for_status()
+        assert judge(places[2], "leave out").raise_for_status().json()["open"] == [0, places[1]]
+    Path("params.yaml").write_text("data: {source: labelled.csv}\n")
+    (picture,) = source_of(Params.load().data).listing(Params.load().data).pictures
+    assert picture.label == "wasps"
+    assert [file.name for file in Path("labelled").iterdir()] == [Path(picture.path).name]
+    assert Path(picture.path).read_bytes() == (folder / "000-new.png").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("address", "status"),
     [
@@ -522,10 +564,21 @@ def test_a_hundred_suspects_are_judged_by_keyboard_and_a_killed_server_loses_non
     assert "`dvc repro` takes them into account" in Path("review.log").read_text()
 
 
+def other_sites_and_other_names_are_refused(server: Running) -> None:
+    digest = httpx.get(f"{server.address}/queue").json()["digest"]
+    body = {"digest": digest, "item": 0, "verdict": "leave out"}
+    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+        assert httpx.post(f"{server.address}/judge", json=body, headers=headers).status_code == 403
+    as_json = {"Content-Type": "application/json"}
+    assert httpx.post(f"{server.address}/judge", content=b" " * 2_000_000, headers=as_json).status_code == 413
+    assert not Path("exclude.csv").exists()
+
+
 @pytest.mark.browser
 def test_two_browsers_at_once_judge_the_union(running: Callable[[], Running], tmp_path: Path) -> None:
     plant([*manifest()][:20])
     server = running()
+    other_sites_and_other_names_are_refused(server)
     with browser_page(tmp_path / "profile") as one:
         two = one.context.new_page()
         for page in (one, two):
@@ -546,13 +599,3 @@ def test_two_browsers_at_once_judge_the_union(running: Callable[[], Running], tm
             one.screenshot(path=tmp_path / f"{scheme}.png")
         one.keyboard.press("Tab")
         assert one.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-
-
-def test_other_sites_and_other_names_are_refused(running: Callable[[], Running]) -> None:
-    server = running()
-    digest = httpx.get(f"{server.address}/queue").json()["digest"]
-    body = {"digest": digest, "item": 0, "verdict": "leave out"}
-    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
-        assert httpx.post(f"{server.address}/judge", json=body, headers=headers).status_code == 403
-    assert httpx.post(f"{server.address}/judge", content=b" " * 2_000_000).status_code in (413, 415)
-    assert not Path("exclude.csv").exists()

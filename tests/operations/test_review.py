@@ -47,7 +47,7 @@ split: {val: 0.2, test: 0.2, near_duplicate_bits: null}
 tracking: {model: false}
 """
 CLASSES = ("ants", "bees", "wasps")
-PATIENCE_S = 120
+PATIENCE_S = 60
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -582,6 +582,7 @@ def test_two_browsers_at_once_judge_the_union(running: Callable[[], Running], tm
     with browser_page(tmp_path / "profile") as one:
         two = one.context.new_page()
         for page in (one, two):
+            page.set_default_timeout(PATIENCE_S * 1000)
             page.goto(server.address)
             page.get_by_role("button", name="Suspects (20)").wait_for()
         judged = []
@@ -599,3 +600,28 @@ def test_two_browsers_at_once_judge_the_union(running: Callable[[], Running], tm
             one.screenshot(path=tmp_path / f"{scheme}.png")
         one.keyboard.press("Tab")
         assert one.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        several_labels_are_toggled_and_found_by_typing(one)
+
+
+def several_labels_are_toggled_and_found_by_typing(page: Page) -> None:
+    """The data are those of a multi-label set of 40 classes by now."""
+    table = review.read_manifest(DATA.prepare)
+    table["label"] = [f"class {row % 40:02d}" for row in table.index]
+    table["labels"] = [[label] for label in table["label"]]
+    table.to_parquet(DATA.prepare.manifest, index=False)
+    found = LabelIssues.read(DATA.labels.details)
+    path, label = table.loc[40, ["path", "label"]]
+    suspect = found.suspects[0].model_copy(update={"path": path, "label": label, "suggested": "class 03"})
+    found.model_copy(update={"suspects": [suspect]}).write(DATA.labels.details)
+    page.reload()
+    page.get_by_role("button", name="Suspects (1)").click()
+    page.get_by_role("button", name="Keep", exact=True).wait_for()
+    page.keyboard.press("1")  # the labels that it has, and the one that is suggested, come first
+    page.keyboard.press("/")
+    page.keyboard.type("17")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Save: class 17", exact=True).wait_for()
+    page.keyboard.press("2")
+    page.keyboard.press("k")
+    page.get_by_role("button", name="Suspects (0)").wait_for()
+    assert [(row["path"], row["was"], row["labels"]) for row in rows("relabel.csv")] == [(path, label, "class 03;class 17")]

@@ -22,7 +22,8 @@ from headstart.base.params import Params
 from headstart.base.paths import checkout, state_folder, users_path
 from headstart.base.sections import Data
 from headstart.base.yaml_file import set_values
-from headstart.data.user_tables import composed, read_table
+from headstart.data.picture import SEPARATOR
+from headstart.data.user_tables import composed, label_names, read_table
 
 EXCLUDE, RELABEL, KEPT = "exclude.csv", "relabel.csv", "kept.csv"
 # Copies of pictures from outside of data.source that were given a label, and the table of their labels.
@@ -41,12 +42,14 @@ class Judgement:
         label: the right one, of several labels their names joined by ``;``. None: the picture is to be left out.
         had: the label that it had when it was judged.
         twin: the path of a picture that looks the same, beside which it is to stay.
+        is_new: whether it is from outside of data.source; then ``path`` is where it has a copy, from the project's folder.
     """
 
     path: str
     label: str | None
     had: str
     twin: str = ""
+    is_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Step:
 
     path: str
     twin: str
+    is_new: bool
     before: State
     after: State
 
@@ -107,7 +111,7 @@ class _Table:
         self.columns, *lines = [cells for cells in lines if any(cells)]
         for cells in lines:
             row = dict(zip(self.columns, cells, strict=False))
-            self.rows[_path(row["path"]), _path(row.get("twin", ""))] = row
+            self.rows[_path(row["path"]), _path(row.get("twin", "")) if "twin" in columns else ""] = row
 
     def put(self, key: Key, **cells: str) -> None:
         """Add the row of a picture, or change these cells of it."""
@@ -131,33 +135,41 @@ class Tables:
     def __init__(self, data: Data, several: bool) -> None:
         exclude = _file("data.exclude", data.exclude, EXCLUDE)
         relabel = _file("data.relabel", data.relabel, RELABEL)
-        self._column = "labels" if several else "label"
+        self._column, self._separator = "labels" if several else "label", data.label_separator
         self.unnamed = {key for key in ("exclude", "relabel") if getattr(data, key) is None}
         self.exclude = _Table(exclude, ("path",), ("path",))
         self.relabel = _Table(relabel, ("path", "was", self._column), ("path", self._column))
         self.kept = _Table(checkout() / KEPT, ("path", "label", "was", "twin"), ("path",))
         self.new = _Table(checkout() / NEW, ("path", self._column), ("path", self._column))
 
-    def of(self, path: str, twin: str = "") -> State:
+    def of(self, path: str, twin: str = "", is_new: bool = False) -> State:
         """What they say of a picture; ``kept`` is of it beside ``twin``, where that is given."""
         key = _path(path), ""
-        left_out, labels = self._tables_of(path)
+        left_out, labels = self._tables_of(is_new)
         labelled, kept = labels.rows.get(key), self.kept.rows.get((key[0], _path(twin)))
         return State(
             excluded=key in left_out.rows,
-            label=labelled[self._column] if labelled else None,
-            kept=(kept.get("label", ""), kept.get("was", "")) if kept and left_out is not self.kept else None,
+            label=self._label_in(labelled, labels.file) if labelled else None,
+            kept=(kept.get("label", ""), kept.get("was", "")) if kept and not is_new else None,
         )
 
-    def _tables_of(self, path: str) -> tuple[_Table, _Table]:
+    def _label_in(self, row: dict[str, str], file: Path) -> str:
+        """The label in a row, which people may have written in ways of their own."""
+        cell = row[self._column]
+        if self._column == "label":
+            return composed(cell)
+        names = label_names(cell.replace(SEPARATOR, self._separator), self._separator, f"{file}, {row['path']}")
+        return SEPARATOR.join(sorted(set(names)))
+
+    def _tables_of(self, is_new: bool) -> tuple[_Table, _Table]:
         """The tables that say whether a picture is left out, and which label it gets. One from outside of data.source is
         left out by not being asked for again."""
-        return (self.kept, self.new) if is_new(path) else (self.exclude, self.relabel)
+        return (self.kept, self.new) if is_new else (self.exclude, self.relabel)
 
     def after(self, judged: Judgement) -> State:
         """What they say of a picture when it is judged so."""
-        now = self.of(judged.path, judged.twin)
-        if is_new(judged.path):
+        now = self.of(judged.path, judged.twin, judged.is_new)
+        if judged.is_new:
             return State(judged.label is None, judged.label)
         if judged.label is None:
             return State(True, now.label)
@@ -170,19 +182,19 @@ class Tables:
             kept=(judged.label, judged.had) if is_kept else None,
         )
 
-    def put(self, path: str, twin: str, state: State, had: str) -> None:
-        """Make them say this of a picture, which has had that label until now."""
-        key = _path(path), ""
-        left_out, labels = self._tables_of(path)
+    def put(self, step: Step, state: State, had: str) -> None:
+        """Make them say this of the picture of a step, which has had that label until now."""
+        key, twins = (_path(step.path), ""), (_path(step.path), _path(step.twin))
+        left_out, labels = self._tables_of(step.is_new)
         if state.label is None:
             labels.remove(key)
         else:
             was = {} if key in labels.rows else {"was": had or NONE}
             labels.put(key, **was, **{self._column: state.label})
-        if left_out is not self.kept and state.kept is None:
-            self.kept.remove((key[0], _path(twin)))
-        elif left_out is not self.kept and state.kept is not None:
-            self.kept.put((key[0], _path(twin)), label=state.kept[0], was=state.kept[1])
+        if state.kept is not None:
+            self.kept.put(twins, label=state.kept[0], was=state.kept[1])
+        elif not step.is_new:
+            self.kept.remove(twins)
         if state.excluded:
             left_out.put(key)
         else:
@@ -229,9 +241,9 @@ class Judgements:
         steps = []
         with self._locked() as tables:
             for judged in judgements:
-                before, after = tables.of(judged.path, judged.twin), tables.after(judged)
-                tables.put(judged.path, judged.twin, after, judged.had)
-                steps.append(Step(judged.path, judged.twin, before, after))
+                before = tables.of(judged.path, judged.twin, judged.is_new)
+                steps.append(Step(judged.path, judged.twin, judged.is_new, before, tables.after(judged)))
+                tables.put(steps[-1], steps[-1].after, judged.had)
             return steps, self._write(tables), tables
 
     def undo(self, steps: Sequence[Step]) -> Tables:
@@ -242,10 +254,10 @@ class Judgements:
             HeadstartError: a table cannot be read or written.
         """
         with self._locked() as tables:
-            if any(tables.of(step.path, step.twin) != step.after for step in steps):
+            if any(tables.of(step.path, step.twin, step.is_new) != step.after for step in steps):
                 raise JudgedSince
             for step in steps:
-                tables.put(step.path, step.twin, step.before, step.after.kept[0] if step.after.kept else "")
+                tables.put(step, step.before, step.after.kept[0] if step.after.kept else "")
             self._write(tables)
             return tables
 
@@ -285,11 +297,6 @@ def _unused(name: str) -> Path:
         number += 1
         file = file.with_name(name.replace(".", f"-{number}."))
     return file
-
-
-def is_new(path: str) -> bool:
-    """Whether it is that of a picture from outside of data.source."""
-    return path.startswith(f"{LABELLED}/")
 
 
 def _path(name: str) -> str:

@@ -50,6 +50,11 @@ class Shown:
     file: Path | None = None
     original: str = ""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it is from outside of the source."""
+        return self.file is not None
+
 
 @dataclass(frozen=True)
 class Item:
@@ -69,7 +74,7 @@ class Item:
         """Whether it still has to be judged."""
         first, *others = self.pictures
         if not others:
-            return not tables.of(first.path).settles(first.label)
+            return not tables.of(first.path, is_new=first.is_new).settles(first.label)
         states = [(picture, tables.of(picture.path, twin.path)) for picture, twin in self.beside()]
         left = [(picture, state) for picture, state in states if not state.excluded]
         labels = {picture.label if state.label is None else state.label for picture, state in left}

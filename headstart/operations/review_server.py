@@ -184,17 +184,18 @@ class Lists:
         if verdict.verdict == "keep":
             return item.kept(self.judgements.tables())
         if verdict.verdict == "leave out":
-            return [Judgement(picture.path, None, picture.label)]
+            return [Judgement(picture.path, None, picture.label, is_new=picture.is_new)]
         unknown = set(verdict.labels) - set(self.review.classes)
         if unknown:
             raise HTTPException(400, f"there is no class {min(unknown)!r}")
         if not self.review.several and len(verdict.labels) != 1:
             raise HTTPException(400, "each picture has one label")
-        return [Judgement(picture.path, SEPARATOR.join(sorted(set(verdict.labels))), picture.label)]
+        label = SEPARATOR.join(sorted(set(verdict.labels)))
+        return [Judgement(picture.path, label, picture.label, is_new=picture.is_new)]
 
     def labels_now(self, item: Item, tables: Tables) -> list[list[str]]:
         """The labels of the item's pictures, as they have been judged."""
-        labels = [(picture.label, tables.of(picture.path).label) for picture in item.pictures]
+        labels = [(picture.label, tables.of(picture.path, is_new=picture.is_new).label) for picture in item.pictures]
         now = [given if judged is None else judged for given, judged in labels]
         return [self._names(label) if label else [] for label in now]
 
@@ -283,7 +284,7 @@ class Desk:
 def _remove_unlabelled(pictures: Iterable[Shown], tables: Tables) -> None:
     """Remove the copies of those from outside of the source that have no label (any more)."""
     for shown in pictures:
-        if shown.file and tables.of(shown.path).label is None:
+        if shown.is_new and tables.of(shown.path, is_new=True).label is None:
             (checkout() / shown.path).unlink(missing_ok=True)
 
 

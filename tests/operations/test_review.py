@@ -224,6 +224,12 @@ def test_undo_gives_back_what_was_and_not_what_somebody_else_has_judged_since() 
     assert judgements.tables().of("ants/000.png").label == "wasps"
 
 
+def test_labels_in_a_table_are_understood_as_the_pipeline_understands_them() -> None:
+    Path("mine.csv").write_text("path,labels,twin\n0.png,dog|cat,1.png\n")
+    Path("params.yaml").write_text("data: {source: set, label_separator: '|', relabel: mine.csv}\n")
+    assert Judgements(several=True).tables().of("0.png").label == "cat;dog"
+
+
 def test_labels_of_a_multi_label_set_may_be_none() -> None:
     judgements = Judgements(several=True)
     judgements.judge([Judgement("0.png", "", "cat;dog"), Judgement("1.png", "cat;dog", ""), Judgement("2.png", "", "")])

@@ -187,14 +187,15 @@ def test_commands_that_documents_show_exist() -> None:
     """Every `make VERB`, `headstart VERB` and stage named in a document."""
     verbs = set(re.findall(r"^([a-z]+):.*##", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     doors = [ast.parse(file.read_text(encoding="utf-8")) for file in (PROJECT / "headstart" / "cli").glob("*.py")]
-    commands = {f.name for door in doors for f in door.body if isinstance(f, ast.FunctionDef) and f.decorator_list}
+    functions = {f.name for door in doors for f in door.body if isinstance(f, ast.FunctionDef) and f.decorator_list}
+    commands = {name.replace("_", "-") for name in functions}
     stages = of_the_pipelines()
     tests = " ".join(re.findall(r"def (test_\w+)", (PROJECT / "tests/stages/test_pipeline.py").read_text(encoding="utf-8")))
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         code = "\n".join([*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^```[a-z]*\n(.*?)^```", text, re.M | re.S)])
         assert set(re.findall(r"\bmake ([a-z]+)\b", code)) <= verbs, document.name
-        assert set(re.findall(r"^(?:\$ )?headstart ([a-z]+)\b", code, re.MULTILINE)) <= commands, document.name
+        assert set(re.findall(r"^(?:\$ )?headstart ([a-z]+(?:-[a-z]+)*)\b", code, re.MULTILINE)) <= commands, document.name
         assert set(re.findall(r"dvc repro (?:studies/dvc\.yaml:)?([a-z]+)\b", code)) <= stages, document.name
         for wanted in re.findall(r"pytest tests/stages -k '?([a-z_ ]+)", code):
             for word in wanted.split(" or "):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headstart.base.errors import run_cleanly
 from headstart.base.threads import wait_passively
-from headstart.cli import projects, results, studies, use  # noqa: F401  # which register their commands
+from headstart.cli import labels, projects, results, studies, use  # noqa: F401  # which register their commands
 from headstart.cli.app import app
 
 

@@ -33,15 +33,7 @@ class Coco(Source):
 
     def listing(self, data: Data) -> Listing:
         path = users_path(data.source)
-        parts = _read(path)
-        names = {
-            number: _class_name(path, place, entry) for number, (place, entry) in _by_id(path, parts, "categories").items()
-        }
-        images = _by_id(path, parts, "images")
-        if not images:
-            raise HeadstartError(f"{path} has no images")
-        files = {number: (place, _text(path, place, entry, "file_name")) for number, (place, entry) in images.items()}
-        labels = _labels(path, parts, images.keys(), names)
+        files, labels = annotated(path)
         root = _root(path, *next(iter(files.values())))
         pictures, first = [], dict[str, str]()
         for number, (place, file) in files.items():
@@ -52,6 +44,23 @@ class Coco(Source):
                 raise HeadstartError(f"{path}, {place}: {quoted(file)} is the picture of {earlier} too; keep one of them")
             pictures.append(Picture(relative, "").with_labels(labels[number]))
         return Listing(root, sorted(pictures, key=lambda picture: picture.path))
+
+
+def annotated(path: Path) -> tuple[dict[int | str, tuple[str, str]], dict[int | str, set[str]]]:
+    """The place of each image in the file and the name of its own file, and the names of its classes, both by its id.
+
+    Raises:
+        HeadstartError: the file is no annotation file of COCO's format, or has no images.
+    """
+    parts = _read(path)
+    names = {
+        number: _class_name(path, place, entry) for number, (place, entry) in _by_id(path, parts, "categories").items()
+    }
+    images = _by_id(path, parts, "images")
+    if not images:
+        raise HeadstartError(f"{path} has no images")
+    files = {number: (place, _text(path, place, entry, "file_name")) for number, (place, entry) in images.items()}
+    return files, _labels(path, parts, images.keys(), names)
 
 
 def _read(path: Path) -> dict[str, list[Any]]:

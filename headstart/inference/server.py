@@ -9,22 +9,17 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-import signal
-import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from PIL import Image
-from starlette.requests import ClientDisconnect
 
 from headstart import __version__
 from headstart.base.artifacts import DataFolder, ModelFolder
@@ -37,24 +32,13 @@ from headstart.data.decode import Array
 from headstart.evaluation import pages
 from headstart.inference.batch import BatchPredictor, Selection
 from headstart.inference.lanes import OVERLOADED, Lanes
-from headstart.inference.own_pages import OwnPagesOnly
+from headstart.inference.listening import PAGE_HEADERS, address_of, answer, listen
 from headstart.inference.prediction_files import answer_as_json
 from headstart.inference.predictor import Output
-from headstart.inference.request_body import MAX_PICTURES, picture_files
+from headstart.inference.request_body import MAX_PICTURES, Bodies, picture_files
 
-MAX_PENDING_BYTES = 256 << 20  # of bodies not decoded yet, and again of pictures that wait for the network
-MAX_CONNECTIONS = 512
+MAX_PENDING_BYTES = 256 << 20  # of pictures that wait for the network
 TURN = 8  # pictures
-BODY_TIMEOUT_S = 60.0  # for a body to arrive completely
-DRAIN_FACTOR = (
-    4  # times the limit is read and discarded before a refusal: many clients read only after they have sent everything
-)
-SHUTDOWN_TIMEOUT_S = 10  # for requests that are running when the server is stopped
-PAGE_HEADERS = {  # the page loads nothing from elsewhere and runs only its own script
-    "Content-Security-Policy": "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 @dataclass(frozen=True)
@@ -91,32 +75,11 @@ def serve(folder: Path, host: str, port: int, limits: Limits, names: Sequence[st
     Raises:
         HeadstartError: the folder holds no model, or the server cannot listen on the address.
     """
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         model = BatchPredictor(folder, trust=trust)
-        name = f"[{host}]" if ":" in host else host
-        address = f"http://{name}:{listener.getsockname()[1]}"
-        app = application(model, model_info(folder, model, limits), limits, f"{folder} is served on {address}")
-        if names or ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
-            app.add_middleware(OwnPagesOnly, names=(*names, host))
-        # h11 limits the size of a request's headers, which httptools does not.
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False,
-                limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
-            )
-        )  # fmt: skip
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # uvicorn has handlers of its own while it runs, and re-raises a caught signal at the end.
-            signal.signal(number, server.handle_exit)
-        server.run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise HeadstartError(f"cannot listen on {host}:{port} ({reason}); see --port and --host") from None
+        ready = f"{folder} is served on {address_of(host, listener)}"
+        app = application(model, model_info(folder, model, limits), limits, ready)
+        answer(app, listener, host, names)
 
 
 def model_info(folder: Path, model: BatchPredictor, limits: Limits) -> dict[str, Any]:
@@ -261,56 +224,6 @@ class Batches:
                 for (*_, output), found in zip(batch, outputs, strict=True):
                     if not output.done():
                         output.set_result(found)
-
-
-class Bodies:
-    """Reads the bodies of requests, with limits on the size and time of each and on the memory of all."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.pending = max_bytes, 0
-
-    @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """A request's body, which counts as pending inside the block.
-
-        Raises:
-            HTTPException: 413 too large, 408 too slow, 503 too many at once. The connection is closed after each of them.
-        """
-        body = bytearray()
-        try:
-            try:
-                async with asyncio.timeout(BODY_TIMEOUT_S):
-                    await self._read(request, body)
-            except TimeoutError:
-                raise _closing(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-            except ClientDisconnect:
-                raise _closing(400, "the connection ended before the body did") from None
-            yield bytes(body)
-        finally:
-            self.pending -= len(body)
-
-    async def _read(self, request: Request, body: bytearray) -> None:
-        too_large = _closing(413, f"the body is larger than {self.max_bytes / 1e6:g} MB")
-        announced = int(request.headers.get("content-length", 0))
-        if announced > self.max_bytes and ("expect" in request.headers or announced > DRAIN_FACTOR * self.max_bytes):
-            raise too_large
-        size = 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= self.max_bytes:
-                if self.pending + len(chunk) > MAX_PENDING_BYTES:
-                    raise _closing(*OVERLOADED)
-                body += chunk
-                self.pending += len(chunk)
-            elif size > DRAIN_FACTOR * self.max_bytes:
-                break
-        if size > self.max_bytes:
-            raise too_large
-
-
-def _closing(status: int, sentence: str, headers: dict[str, str] | None = None) -> HTTPException:
-    """A refusal that closes the connection, because the body was not read to its end."""
-    return HTTPException(status, sentence, {"Connection": "close"} | (headers or {}))
 
 
 def _explain(model: BatchPredictor, picture: Array, label: str | None) -> dict[str, Any]:

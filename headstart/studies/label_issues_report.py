@@ -66,6 +66,7 @@ def show(issues: LabelIssues, folder: LabelsFolder) -> None:
         out.print(table)
     out.print(sentence(issues))
     out.print(f"With the pictures, and what to do: {folder.page}; all suspects as a table: {folder.suspects}")
+    out.print("To judge them by keyboard: headstart review")
 
 
 def sentence(issues: LabelIssues) -> str:

@@ -33,6 +33,7 @@ from PIL import Image
 from headstart.base.errors import HeadstartError
 from headstart.data.decoders import Rules
 from headstart.inference import lanes as lanes_module
+from headstart.inference import request_body
 from headstart.inference import server as serving
 from headstart.inference.batch import BatchPredictor
 from headstart.inference.lanes import Lanes
@@ -503,10 +504,10 @@ def test_bodies_of_all_clients_together_are_bounded(
 ) -> None:
     client, _ = in_process
     data = png(plain("red"))
-    monkeypatch.setattr(serving, "MAX_PENDING_BYTES", len(data) - 1)
+    monkeypatch.setattr(request_body, "MAX_PENDING_BYTES", len(data) - 1)
     reply = client.post("/predict", content=data)
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
-    monkeypatch.setattr(serving, "MAX_PENDING_BYTES", len(data))
+    monkeypatch.setattr(request_body, "MAX_PENDING_BYTES", len(data))
     for _ in range(3):  # what was answered, or refused, is held no longer
         assert client.post("/predict", content=data).status_code == 200
 
@@ -555,7 +556,7 @@ def test_a_limit_that_cannot_be_kept_is_refused(asked: str, model: Path) -> None
 def test_a_body_that_does_not_arrive_is_not_waited_for(
     in_process: tuple[TestClient, BatchPredictor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(request_body, "BODY_TIMEOUT_S", 0.2)
 
     async def drop_by_drop() -> AsyncIterator[bytes]:
         while True:

@@ -131,7 +131,8 @@ def serve(folder: Path, packages: Path, kind: str) -> socket.socket:
     imported = {name.partition(".")[0] for name in (*sys.modules, "sitecustomize", "usercustomize")}
     told = {
         "address": listener.getsockname(), "python": sys.executable, "packages": site.getsitepackages(),
-        "starts": str(folder / "starts"), "environment": variables, "affinity": os.sched_getaffinity(0),
+        "starts": str(folder / "starts"), "environment": variables, "environment now": dict(os.environ),
+        "unread": ("KMP_", "TORCHINDUCTOR_") if kind == "dvc" else (), "affinity": os.sched_getaffinity(0),
         "imported": imported,
     }  # fmt: skip
     (packages / f"{kind} part").write_bytes(marshal.dumps(told))

@@ -21,6 +21,9 @@ import sys
 READ_LATE = {
     "PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "PWD", "OLDPWD", "SHLVL", "_", "MLFLOW_TRACKING_URI", "TORCH_HOME",
     "http_proxy", "https_proxy",
+    # what headstart itself sets (tracking/store.py), and what a command of it starts inherits
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+    "PGCONNECT_TIMEOUT",
 }  # fmt: skip
 READ_LATE_PREFIXES = (
     "_MLFLOW_TELEMETRY_", "DVC_", "GIT_", "HEADSTART_", "AWS_", "PYTEST_", "COVERAGE_", "CELERY_", "_MP_FORK_",
@@ -61,8 +64,11 @@ def begin() -> None:
 
 def why_cold(warm: dict, folders: list[str]) -> str:
     """Why a fresh process could be another than a child of the warm one; empty where it could not."""
-    ours, theirs = os.environ, warm["environment"]
-    if different := [k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k) and not read_late(k)]:
+    ours, theirs, later = os.environ, warm["environment"], warm["environment now"]  # libraries set variables themselves
+    if different := [
+        k for k in {*ours, *theirs}
+        if ours.get(k) not in (theirs.get(k), later.get(k)) and not read_late(k) and not k.startswith(warm["unread"])
+    ]:  # fmt: skip
         return f"cold, as its environment has another {', '.join(different)}"
     if os.sched_getaffinity(0) != warm["affinity"]:
         return "cold, as it has other cores"

@@ -142,11 +142,11 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.fixture
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def shared(request: pytest.FixtureRequest, tmp_path: Path, empty_store: Path) -> str:
     """The address of a store that is in use, for several to write to."""
-    address: str = (
-        f"sqlite:///{tmp_path / 'shared.db'}" if request.param == "sqlite" else request.getfixturevalue("postgresql")
-    )
+    if request.param == "sqlite":
+        return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'shared.db')}"
+    address: str = request.getfixturevalue("postgresql")
     mlflow.MlflowClient(address).search_experiments()
     return address
 

@@ -132,8 +132,9 @@ def serve(folder: Path, packages: Path, kind: str) -> socket.socket:
     told = {
         "address": listener.getsockname(), "python": sys.executable, "packages": site.getsitepackages(),
         "starts": str(folder / "starts"), "environment": variables, "environment now": dict(os.environ),
-        "unread": ("KMP_", "TORCHINDUCTOR_") if kind == "dvc" else (), "affinity": os.sched_getaffinity(0),
-        "imported": imported,
+        # What torch and headstart set for torch, in a process that then starts DVC.
+        "unread": ("KMP_", "TORCHINDUCTOR_", "CUBLAS_", "THP_") if kind == "dvc" else (),
+        "affinity": os.sched_getaffinity(0), "imported": imported,
     }  # fmt: skip
     (packages / f"{kind} part").write_bytes(marshal.dumps(told))
     (packages / f"{kind} part").rename(packages / f"warm_{kind}.marshal")

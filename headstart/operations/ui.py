@@ -52,6 +52,8 @@ def ui(params: Params, port: int, show: bool) -> None:
         HOST,
         "--port",
         str(port),
+        "--workers",
+        "1",  # of the default's four each takes seconds to start, and one person looks at the page
     ]
     if root := store.artifacts():
         command += ["--default-artifact-root", root]

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 # So many pictures that the engine is no foregone conclusion: preparing OpenVINO takes about as long as it saves.
 PARAMS = Params.model_validate(
     {
-        "data": {"limit": 45},
+        "data": {"limit": 32},
+        "backbone": "tf_efficientnet_lite0",
         "finetune": {"epochs": 2, "unfreeze": "last", "size_ratio": 0.3, "batch_size": 16, "views": 1},
         "evaluate": {"bootstrap": 100, "mistakes": 2},
     }

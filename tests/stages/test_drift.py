@@ -7,12 +7,13 @@ import io
 import json
 import os
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
+from headstart.base.sections import Data
 from headstart.data.manifest import read_manifest
+from headstart.data.sources import locate
 from tests.data.pictures import write_pictures
 from tests.stages.conftest import Clone
 from tests.stages.test_pipeline import digests
@@ -37,11 +38,7 @@ def test_photographs_among_emoji_are_drift_and_those_most_worth_labelling_are_co
     (inbox / os.fsdecode(b"r\xe9sum\xe9.png")).write_bytes((inbox / "monday/3.png").read_bytes())
     write_pictures(inbox, {"copy of 3.png": 3})
     known = read_manifest(copy_of.folder / "data/prepare")["path"].iloc[0]
-    source = copy_of.run(
-        sys.executable, "-c",
-        "from headstart.data.sources import locate; from headstart.base.sections import Data; print(locate(Data()).root)",
-    ).stdout.strip()  # fmt: skip
-    shutil.copy(f"{source}/{known}", inbox)
+    shutil.copy(locate(Data()).root / known, inbox)
     copy_of.set(drift={"export": 5})
     told = " ".join(copy_of.measured.run("headstart", "drift", "inbox").stdout.split())
     assert told.startswith("24 incoming pictures without labels beside ")
@@ -73,9 +70,10 @@ def test_new_pictures_of_the_same_kinds_are_no_drift_and_a_class_of_its_own_is(c
     some = np.random.default_rng(0).permutation(len(manifest)) < 25
     flags = (manifest["label"] == "Flags").to_numpy()
     reals = []
+    (copy_of.folder / "stages/new_pictures.py").write_text(NEW_PICTURES)  # where it is started warm
     for new in (some, flags):
         (copy_of.folder / "known.json").write_text(json.dumps(manifest["sha256"][~new].tolist()))
-        said = copy_of.run(sys.executable, "-c", NEW_PICTURES, "known.json").stdout.splitlines()[-1]
+        said = copy_of.run("python", "stages/new_pictures.py", "known.json").stdout.splitlines()[-1]
         real, sentence = said.split(" ", 1)
         assert sentence.startswith(f"{new.sum()} new pictures beside {(~new).sum()} old ones: ")
         found = json.loads(copy_of.read("data/drift/drift.json"))

@@ -9,13 +9,13 @@ import pytest
 
 from headstart.data.manifest import read_manifest
 from tests.data.pictures import write_pictures
-from tests.stages.conftest import Clone
+from tests.stages.conftest import SMALL, Clone
 
 pytestmark = [pytest.mark.slow]
 
 
 def test_groups_in_names_are_suggested_and_taken(project: Callable[..., Clone]) -> None:
-    clone = project(data={"source": "set"}, split={"val": 0.3, "test": 0.3}, finetune={"unfreeze": "none"})
+    clone = project(**SMALL, data={"source": "set"}, split={"val": 0.3, "test": 0.3}, finetune={"unfreeze": "none"})
     people = {f"{'ants' if n % 2 else 'bees'}/by{n // 4:02}-{3 * n:03}.png": n for n in range(80)}
     write_pictures(clone.folder / "set", people)
     clone.repro("studies/dvc.yaml:groups")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 
 import pytest
 import yaml
@@ -16,8 +15,8 @@ pytestmark = [pytest.mark.slow]
 
 STAGES = list(yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"])
 BRANCHES = list(yaml.safe_load((PROJECT / PIPELINES[1]).read_text())["stages"])
-# Runs a stage in a fresh process and writes down which modules of headstart it has loaded, which libraries those modules
-# import, and which other files of headstart it has opened.
+# Runs a stage in a process that has loaded nothing of headstart, and writes down which modules of it the stage has loaded
+# and which other files of it the stage has opened. It stands in stages/, and is started warm as they are.
 WATCHED = """
 import json, os, runpy, sys
 import headstart
@@ -31,7 +30,6 @@ sys.addaudithook(note)
 import headstart.base.errors
 headstart.base.errors.leave = lambda: None
 target, sys.argv = sys.argv[1], sys.argv[2:]
-sys.path[0] = "stages"
 runpy.run_path(sys.argv[0], run_name="__main__")
 here = lambda module: (getattr(module, "__file__", None) or "").startswith(package)
 ran = [name for name, module in sys.modules.items() if name.split(".")[0] == "headstart" and here(module)]
@@ -43,9 +41,9 @@ CANDIDATE = "tf_efficientnet_lite0"
 
 def what_ran(clone: Clone, stage: str) -> set[str]:
     """Modules and other files of headstart that a run of the stage has used."""
-    target = clone.folder / "ran.json"
-    clone.run(sys.executable, "-c", WATCHED, str(target), f"stages/{stage}.py")
-    ran = json.loads(target.read_text())
+    (clone.folder / "stages/watched.py").write_text(WATCHED)
+    clone.run("python", "stages/watched.py", "ran.json", f"stages/{stage}.py")
+    ran = json.loads(clone.read("ran.json"))
     return {*ran["modules"], *(ran["files"] if stage != "fetch" else [])}  # fetch reads all of them for their digests
 
 
@@ -67,7 +65,7 @@ def test_a_branch_runs_no_module_that_is_not_in_its_identity(copy_of: Clone) -> 
         tune={"trials": 1},
         finetune={"epochs": 1, "scratch_epochs": 1, "scratch_passes": 40, "scratch_size": 32, "size_ratio": 0.7},
     )
-    copy_of.run(sys.executable, "stages/fetch.py")
+    copy_of.run("python", "stages/fetch.py")
     for stage in BRANCHES:
         ran = what_ran(copy_of, stage)
         assert ran - known(copy_of, stage) == set(), stage

@@ -18,7 +18,7 @@ from headstart.studies.label_issues import examine
 from headstart.training.feature_files import training_and_validation
 from tests.data.pictures import write_pictures
 from tests.stages.conftest import SLICE, Clone
-from tests.stages.test_photographs import PHOTOGRAPHS
+from tests.stages.test_photographs import PHOTOGRAPHS, photographs  # noqa: F401 - a fixture
 from tests.stages.test_pipeline import digests
 
 pytestmark = [pytest.mark.slow]
@@ -81,11 +81,9 @@ def test_the_branch_runs_alone_gives_the_same_bytes_and_can_be_read_again(projec
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not beside the project")
 def test_of_ten_labels_flipped_among_ants_and_bees_eight_are_among_the_first_fifteen_suspects(
-    project: Callable[..., Clone],
+    photographs: Clone,  # noqa: F811
 ) -> None:
-    clone = project(data={"source": str(PHOTOGRAPHS)})
-    clone.run_without_dvc("fetch", "prepare", "backbone", "features")
-    folder = clone.folder / "data"
+    folder = photographs.folder / "data"
     pictures, features = training_and_validation(
         read_manifest(folder / "prepare"), folder / "features", torch.device("cpu")
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from tests.stages.conftest import PROJECT, Clone
+from tests.stages.conftest import PROJECT, Clone, new_clone
 
 PHOTOGRAPHS = PROJECT.parent / "shared" / "data" / "hymenoptera_data"
 
@@ -17,12 +19,24 @@ pytestmark = [
 ]
 
 
-def test_ants_and_bees_are_told_apart_as_well_as_the_tutorial_does(project: Callable[..., Clone]) -> None:
-    clone = project(data={"source": str(PHOTOGRAPHS)}, tracking={"model": False})
-    before = sorted((path, path.stat().st_mtime_ns) for path in PHOTOGRAPHS.rglob("*"))
-    clone.repro()
-    test = json.loads(clone.read("data/evaluate/metrics.json"))["test"]
+@pytest.fixture(scope="session")
+def photographs(shared_folder: Path, warm_starts: None) -> Clone:
+    """The pipeline's end on them, made once for all of xdist's workers. Tests look at it and do not change it."""
+    folder = shared_folder / "photographs"
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            before = sorted((path, path.stat().st_mtime_ns) for path in PHOTOGRAPHS.rglob("*"))
+            new_clone(folder, data={"source": str(PHOTOGRAPHS)}, tracking={"model": False}).repro()
+            assert sorted((path, path.stat().st_mtime_ns) for path in PHOTOGRAPHS.rglob("*")) == before
+            done.touch()
+    return Clone(folder)
+
+
+def test_ants_and_bees_are_told_apart_as_well_as_the_tutorial_does(photographs: Clone) -> None:
+    test = json.loads(photographs.read("data/evaluate/metrics.json"))["test"]
     assert test["chosen"]["n"] == 153
     assert test["head"]["accuracy"] >= 0.955
     assert test["chosen"]["accuracy"] >= 0.95
-    assert sorted((path, path.stat().st_mtime_ns) for path in PHOTOGRAPHS.rglob("*")) == before

@@ -17,16 +17,15 @@ import pytest
 
 from headstart.base.sections import Data
 from headstart.data.sources import locate
-from tests.stages.conftest import ENVIRONMENT, Clone
+from tests.stages.conftest import ENVIRONMENT, SMALL, Clone
 
 pytestmark = [pytest.mark.slow]
 
 CLASSES = ("Flags", "Food & Drink", "Smileys & Emotion")
-SETTINGS = {
-    "threads": 1,
+SETTINGS = SMALL | {
     "split": {"val": 0.2, "test": 0.35},
     "finetune": {"unfreeze": "none"},
-    "evaluate": {"bootstrap": 100, "mistakes": 0},
+    "evaluate": {"bootstrap": 100, "mistakes": 0, "folds": None},
     "features": {"engine": "torch"},
     # Few pictures, and other programs run beside the tests.
     "gate": {"margin": 0.05, "class_margin": 0.25, "max_ece": 0.4, "max_slowdown": 5.0},

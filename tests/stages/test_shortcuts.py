@@ -13,7 +13,7 @@ from PIL import Image
 
 from headstart.data.manifest import read_manifest
 from tests.data.pictures import write_pictures
-from tests.stages.conftest import SLICE, Clone
+from tests.stages.conftest import SLICE, SMALL, Clone
 from tests.stages.test_pipeline import digests
 
 pytestmark = [pytest.mark.slow]
@@ -41,7 +41,7 @@ def test_the_branch_runs_alone_gives_the_same_bytes_and_can_be_read_again(projec
 def test_files_that_tell_the_classes_are_a_warning_and_the_gate_refuses(
     project: Callable[..., Clone],
 ) -> None:
-    clone = project(data={"source": "set"}, finetune={"unfreeze": "none"})
+    clone = project(**SMALL, data={"source": "set"}, finetune={"unfreeze": "none"})
     write_pictures(
         clone.folder / "set", {f"{name}/{n}.png": n + start for name, start in (("a", 0), ("b", 100)) for n in range(40)}
     )
@@ -67,7 +67,7 @@ def test_files_that_tell_the_classes_are_a_warning_and_the_gate_refuses(
     promoted = clone.run("headstart", "promote", "1", "--why", "grey scanners are what we have").stdout
     assert "version 1 of headstart-set is the champion" in promoted
 
-    rules = {"accept_shortcut": "all scanners are grey", "max_p": 1.0, "max_slowdown": 100.0}
+    rules = {"accept_shortcut": "all scanners are grey", "max_p": 1.0, "max_ece": 1.0, "max_slowdown": 100.0}
     clone.set(gate=rules, evaluate={"mistakes": 3})
     clone.repro()
     accepted = clone.run("headstart", "gate").stdout

@@ -214,8 +214,9 @@ def another_enters_first(database: Path, table: str, **theirs: str) -> Iterator[
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> track.Tracker:
+def tracker(tmp_path: Path, empty_store: Path) -> track.Tracker:
     """Of a run in a store of its own."""
+    shutil.copy(empty_store, tmp_path)
     made = track.Tracker.__new__(track.Tracker)
     made.client, made.params = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}"), Params()
     made.run_id = made.client.create_run("0").info.run_id

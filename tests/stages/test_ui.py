@@ -185,113 +185,117 @@ def rows(page: Page, names: list[str]) -> list[str]:
     return [name for _, name in sorted(places)]
 
 
-def test_backbones_are_compared_in_a_view_that_is_there_already(compared: Clone, tmp_path: Path) -> None:
+def test_backbones_are_compared_in_a_view_that_is_there_already_and_two_results_in_the_browser(
+    compared: Clone, tmp_path: Path
+) -> None:
+    """Both in a browser that has never been there, on one server, which takes as long to start as either."""
+    with mlflow_ui(compared) as table:
+        for look in (look_at_the_view, compare_two):
+            with browser_page(tmp_path / look.__name__) as page, nothing_foreign(page, table):
+                look(compared, table, page, tmp_path)
+
+
+def look_at_the_view(compared: Clone, table: str, page: Page, tmp_path: Path) -> None:
     experiment, runs = results(compared)
     best_first = sorted(runs.values(), key=lambda run: float(run.data.metrics["val/chosen/log_loss"]))
     names = [run.info.run_name for run in best_first]
 
-    with mlflow_ui(compared) as table, browser_page(tmp_path / "profile") as page, nothing_foreign(page, table):
-        # The first that a fresh browser shows. Its columns say what was compared, the best on validation is on top.
-        page.goto(table)
-        seen(page.get_by_role("link", name=names[0]))
-        close_assistant(page)
-        address = table.partition("/#")[0]
-        assert table == f"{address}/#/experiments/{experiment}/runs?viewStateShareKey=headstart"
-        for heading in ("backbone", "trained", "val/chosen/log_loss", "val/chosen/accuracy"):
-            seen(page.get_by_role("columnheader").get_by_text(heading, exact=True))
-        seen(page.get_by_text("tf_efficientnet_lite1", exact=True))
-        for _ in range(50):  # the rows are there before they are in order
-            if rows(page, names) == names:
-                break
-            page.wait_for_timeout(200)
-        assert rows(page, names) == names
-        page.wait_for_timeout(1000)
-        shot(page, "view", tmp_path)
+    # The first that a fresh browser shows. Its columns say what was compared, the best on validation is on top.
+    page.goto(table)
+    seen(page.get_by_role("link", name=names[0]))
+    close_assistant(page)
+    address = table.partition("/#")[0]
+    assert table == f"{address}/#/experiments/{experiment}/runs?viewStateShareKey=headstart"
+    for heading in ("backbone", "trained", "val/chosen/log_loss", "val/chosen/accuracy"):
+        seen(page.get_by_role("columnheader").get_by_text(heading, exact=True))
+    seen(page.get_by_text("tf_efficientnet_lite1", exact=True))
+    for _ in range(50):  # the rows are there before they are in order
+        if rows(page, names) == names:
+            break
+        page.wait_for_timeout(200)
+    assert rows(page, names) == names
+    page.wait_for_timeout(1000)
+    shot(page, "view", tmp_path)
 
-        # As charts: accuracy over cost, parallel coordinates, the figures of both side by side.
-        page.set_viewport_size({"width": 1400, "height": 1400})
-        page.goto(f"{address}/#/experiments/{experiment}/runs?viewStateShareKey=headstart&compareRunsMode=CHART")
-        cards = page.get_by_test_id("experiment-view-compare-runs-card")
-        page.get_by_test_id("experiment-view-compare-runs-section-header").filter(has_text="Compared").wait_for()
-        for number in range(3):
-            cards.nth(number).wait_for()
-        page.locator("canvas").first.wait_for(state="attached")  # of the parallel coordinates; the others are drawn as SVG
-        thumbnails = (
-            "[...document.images].filter(i => i.src.includes('figures') && i.complete && i.naturalWidth > 0).length"
-        )
-        page.wait_for_function(f"{thumbnails} >= {2 * len(FIGURES)}")
-        shot(page, "charts", tmp_path)
-        page.set_viewport_size({"width": 1400, "height": 800})
+    # As charts: accuracy over cost, parallel coordinates, the figures of both side by side.
+    page.set_viewport_size({"width": 1400, "height": 1400})
+    page.goto(f"{address}/#/experiments/{experiment}/runs?viewStateShareKey=headstart&compareRunsMode=CHART")
+    cards = page.get_by_test_id("experiment-view-compare-runs-card")
+    page.get_by_test_id("experiment-view-compare-runs-section-header").filter(has_text="Compared").wait_for()
+    for number in range(3):
+        cards.nth(number).wait_for()
+    page.locator("canvas").first.wait_for(state="attached")  # of the parallel coordinates; the others are drawn as SVG
+    thumbnails = "[...document.images].filter(i => i.src.includes('figures') && i.complete && i.naturalWidth > 0).length"
+    page.wait_for_function(f"{thumbnails} >= {2 * len(FIGURES)}")
+    shot(page, "charts", tmp_path)
+    page.set_viewport_size({"width": 1400, "height": 800})
 
-        # Tags find runs.
-        page.goto("about:blank")  # or the page keeps what the view has set
-        page.goto(f"{address}/#/experiments/{experiment}/runs")
-        search = page.get_by_placeholder("metrics.rmse < 1")
-        search.fill("tags.backbone = 'tf_efficientnet_lite1' and tags.trained = 'head'")
-        search.press("Enter")
-        page.get_by_role("link", name=runs["last"].info.run_name).filter(visible=True).first.wait_for(state="hidden")
-        assert rows(page, names) == [runs["none"].info.run_name]
+    # Tags find runs.
+    page.goto("about:blank")  # or the page keeps what the view has set
+    page.goto(f"{address}/#/experiments/{experiment}/runs")
+    search = page.get_by_placeholder("metrics.rmse < 1")
+    search.fill("tags.backbone = 'tf_efficientnet_lite1' and tags.trained = 'head'")
+    search.press("Enter")
+    page.get_by_role("link", name=runs["last"].info.run_name).filter(visible=True).first.wait_for(state="hidden")
+    assert rows(page, names) == [runs["none"].info.run_name]
 
 
-def test_two_results_are_found_and_compared_in_the_browser(compared: Clone, tmp_path: Path) -> None:
+def compare_two(compared: Clone, table: str, page: Page, tmp_path: Path) -> None:
     experiment, runs = results(compared)
     names = [run.info.run_name for run in runs.values()]
     shown = json.loads(compared.read("data/evaluate/metrics.json"))["test"]["chosen"]["accuracy"]
 
-    with mlflow_ui(compared) as table, browser_page(tmp_path / "profile") as page, nothing_foreign(page, table):
-        address = table.partition("/#")[0]
-        # The table of runs has both. Tick them and press Compare.
-        page.goto(f"{address}/#/experiments/{experiment}/runs")
-        boxes = page.get_by_role("checkbox", name="Press Space to toggle row selection")
-        boxes.nth(1).wait_for()
-        close_assistant(page)
-        for name in names:
-            seen(page.get_by_role("link", name=name))
-        shot(page, "runs", tmp_path)
-        for number in (0, 1):
-            boxes.nth(number).check()
-        page.get_by_role("button", name="Compare", exact=True).or_(
-            page.get_by_role("link", name="Compare", exact=True)
-        ).click()
+    address = table.partition("/#")[0]
+    # The table of runs has both. Tick them and press Compare.
+    page.goto(f"{address}/#/experiments/{experiment}/runs")
+    boxes = page.get_by_role("checkbox", name="Press Space to toggle row selection")
+    boxes.nth(1).wait_for()
+    close_assistant(page)
+    for name in names:
+        seen(page.get_by_role("link", name=name))
+    shot(page, "runs", tmp_path)
+    for number in (0, 1):
+        boxes.nth(number).check()
+    page.get_by_role("button", name="Compare", exact=True).or_(page.get_by_role("link", name="Compare", exact=True)).click()
 
-        # Side by side: names, parameters, metrics.
-        page.get_by_text("Comparing 2 Runs").wait_for()
-        for name in names:
-            seen(page.get_by_text(name, exact=True))
-        assert sorted(parameter(page, "finetune.unfreeze")) == ["last", "none"]
-        assert sorted(metric(page, "test/chosen/accuracy")) == pytest.approx(
-            sorted(run.data.metrics["test/chosen/accuracy"] for run in runs.values()), abs=1e-3
-        )
-        # Rows are drawn up to ten below those in sight. The column of names is one scroll event behind the values (MLflow
-        # 3.17), which small steps at the end make invisible.
-        for step in (450, 1, 1):
-            page.mouse.wheel(0, step)
-            page.wait_for_timeout(500)
-        shot(page, "compare", tmp_path)
+    # Side by side: names, parameters, metrics.
+    page.get_by_text("Comparing 2 Runs").wait_for()
+    for name in names:
+        seen(page.get_by_text(name, exact=True))
+    assert sorted(parameter(page, "finetune.unfreeze")) == ["last", "none"]
+    assert sorted(metric(page, "test/chosen/accuracy")) == pytest.approx(
+        sorted(run.data.metrics["test/chosen/accuracy"] for run in runs.values()), abs=1e-3
+    )
+    # Rows are drawn up to ten below those in sight. The column of names is one scroll event behind the values (MLflow
+    # 3.17), which small steps at the end make invisible.
+    for step in (450, 1, 1):
+        page.mouse.wheel(0, step)
+        page.wait_for_timeout(500)
+    shot(page, "compare", tmp_path)
 
-        # The pictures too, through the report: the comparison offers files at the top of a run, not those in folders.
-        page.get_by_text("report.html", exact=True).first.dispatch_event("click")
-        deadline = time.monotonic() + PATIENCE_S
-        while sum(frame.locator("img").count() > 0 for frame in page.frames[1:]) < 2:
-            assert time.monotonic() < deadline
-            page.wait_for_timeout(500)
-        for frame in page.frames[1:]:
-            frame.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-        page.locator("iframe").first.evaluate("frame => frame.scrollIntoView({block: 'start'})")
-        page.wait_for_timeout(1000)
-        shot(page, "reports", tmp_path)
+    # The pictures too, through the report: the comparison offers files at the top of a run, not those in folders.
+    page.get_by_text("report.html", exact=True).first.dispatch_event("click")
+    deadline = time.monotonic() + PATIENCE_S
+    while sum(frame.locator("img").count() > 0 for frame in page.frames[1:]) < 2:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(500)
+    for frame in page.frames[1:]:
+        frame.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    page.locator("iframe").first.evaluate("frame => frame.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(1000)
+    shot(page, "reports", tmp_path)
 
-        # The page of one run has its parameters and metrics.
-        run = runs["none"].info.run_id
-        page.goto(f"{address}/#/experiments/{experiment}/runs/{run}")
-        for text in (runs["none"].info.run_name, "finetune.unfreeze", "test/chosen/accuracy"):
-            seen(page.get_by_text(text, exact=True))
-        row = page.get_by_role("row").filter(has=page.get_by_text("test/chosen/accuracy", exact=True)).first.inner_text()
-        assert pytest.approx(shown, abs=1e-3) in [float(word) for word in row.split() if word.replace(".", "", 1).isdigit()]
-        shot(page, "run", tmp_path)
+    # The page of one run has its parameters and metrics.
+    run = runs["none"].info.run_id
+    page.goto(f"{address}/#/experiments/{experiment}/runs/{run}")
+    for text in (runs["none"].info.run_name, "finetune.unfreeze", "test/chosen/accuracy"):
+        seen(page.get_by_text(text, exact=True))
+    row = page.get_by_role("row").filter(has=page.get_by_text("test/chosen/accuracy", exact=True)).first.inner_text()
+    assert pytest.approx(shown, abs=1e-3) in [float(word) for word in row.split() if word.replace(".", "", 1).isdigit()]
+    shot(page, "run", tmp_path)
 
-        # Its figures are pictures that render.
-        width = width_of(compared.folder / "data/evaluate/figures/confusion.png")
-        page.goto(f"{address}/#/experiments/{experiment}/runs/{run}/artifacts/figures/confusion.png")
-        page.wait_for_function("width => [...document.images].some(i => i.complete && i.naturalWidth === width)", arg=width)
-        shot(page, "artifacts", tmp_path)
+    # Its figures are pictures that render.
+    width = width_of(compared.folder / "data/evaluate/figures/confusion.png")
+    page.goto(f"{address}/#/experiments/{experiment}/runs/{run}/artifacts/figures/confusion.png")
+    page.wait_for_function("width => [...document.images].some(i => i.complete && i.naturalWidth === width)", arg=width)
+    shot(page, "artifacts", tmp_path)

@@ -1,4 +1,4 @@
-"""A stage that is started warm is, for all that it and others can see, a fresh process."""
+"""A stage, or DVC, that is started warm is, for all that it and others can see, a fresh process."""
 
 from __future__ import annotations
 
@@ -122,10 +122,50 @@ def test_it_ends_as_a_fresh_process_ends(program: str, status: int, said: str, c
     assert done.stderr.endswith(said)
 
 
+PIPELINE = """
+stages:
+  beating:
+    cmd: python stages/beating.py 1
+  probe:
+    cmd: python stages/nothing.py && echo $DVC_STAGE && echo > made && exit $GIT_STATUS
+    outs: [made]
+"""
+
+
+@pytest.fixture
+def pipeline(checkout: Clone) -> Clone:
+    checkout.run("git", "init", "-q")
+    checkout.run("dvc", "init", "-q")
+    (checkout.folder / "dvc.yaml").write_text(PIPELINE)
+    return checkout
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_dvc_says_and_does_what_a_fresh_one_does(pipeline: Clone, status: int) -> None:
+    ends = []
+    for clone, command in ((pipeline, ["dvc"]), (pipeline, ["python", "-m", "dvc"]), (pipeline.cold, ["dvc"])):
+        for made in ("made", "dvc.lock", ".gitignore"):
+            (clone.folder / made).unlink(missing_ok=True)
+        done = clone.run(*command, "repro", "probe", check=False, GIT_STATUS=str(status))
+        ends.append(
+            (
+                done.returncode,
+                sorted(done.stdout.split()),
+                done.stderr,
+                sorted(path.name for path in clone.folder.iterdir()),
+            )
+        )
+    assert ends[0] == ends[1] == ends[2]
+    assert ends[0][0] == (255 if status else 0)
+    assert starts(pipeline)[1:] == 2 * [f"{pipeline.warm}/dvc repro probe: warm", "stages/nothing.py: warm"]
+
+
+BY_SHELL, BY_DVC = ["sh", "-c", "python stages/beating.py 1; exit $?"], ["dvc", "repro", "beating"]
+
+
 @contextmanager
-def beating(clone: Clone) -> Iterator[subprocess.Popen[bytes]]:
-    """A shell that runs the stage that beats, in a group of their own, once it beats."""
-    command = ["sh", "-c", "python stages/beating.py 1; exit $?"]
+def beating(clone: Clone, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A shell or DVC that runs the stage that beats, in a group of their own, once it beats."""
     shell = subprocess.Popen(command, cwd=clone.folder, env=clone.environment(), start_new_session=True)
     try:
         deadline = time.monotonic() + 60
@@ -144,20 +184,22 @@ def assert_still(clone: Clone) -> None:
     assert [(clone.folder / name).read_text() for name in ("beat1", "beat2")] == before
 
 
-def test_it_is_killed_with_the_group_of_the_one_that_started_it(checkout: Clone) -> None:
-    with beating(checkout) as shell:
+@pytest.mark.parametrize("command", [BY_SHELL, BY_DVC], ids=["shell", "DVC"])
+def test_it_is_killed_with_the_group_of_the_one_that_started_it(pipeline: Clone, command: list[str]) -> None:
+    with beating(pipeline, command) as shell:
         kill_group(shell)
-        assert_still(checkout)
-    assert not (checkout.folder / "interrupted1").exists()
+        assert_still(pipeline)
+    assert not (pipeline.folder / "interrupted1").exists()
 
 
-def test_ctrl_c_reaches_it_and_what_it_has_started(checkout: Clone) -> None:
-    with beating(checkout) as shell:
+@pytest.mark.parametrize("command", [BY_SHELL, BY_DVC], ids=["shell", "DVC"])
+def test_ctrl_c_reaches_it_and_what_it_has_started(pipeline: Clone, command: list[str]) -> None:
+    with beating(pipeline, command) as shell:
         os.killpg(shell.pid, signal.SIGINT)
         shell.wait(timeout=60)
-        assert_still(checkout)
+        assert_still(pipeline)
     for number in (1, 2):
-        assert (checkout.folder / f"interrupted{number}").exists()
+        assert (pipeline.folder / f"interrupted{number}").exists()
 
 
 def test_the_commands_own_process_is_the_retrains_and_its_stages_are_warm(checkout: Clone) -> None:

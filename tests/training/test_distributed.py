@@ -75,19 +75,12 @@ def test_two_processes_train_as_one_does(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("restarts", [0, 1], ids=["run again", "torchrun restarts it"])
-def test_where_a_process_is_killed_in_mid_epoch_training_goes_on_from_the_last_one(
-    alone: Path, tmp_path: Path, restarts: int
-) -> None:
+def test_where_a_process_is_killed_in_mid_epoch_training_goes_on_from_the_last_one(alone: Path, tmp_path: Path) -> None:
+    """When torchrun restarts it; when it is started again, as headstart itself does, in tests/stages/test_processes.py."""
     given(tmp_path)
     (tmp_path / "kill").write_text("2")
-    first = torchrun(tmp_path, together.KILLED, check=False, restarts=restarts)
+    said = torchrun(tmp_path, together.KILLED, restarts=1).stdout
     assert not (tmp_path / "kill").exists()
-    said = first.stdout
-    if not restarts:
-        assert first.returncode
-        assert (tmp_path / "resume" / together.KILLED / "epoch.pt").exists()
-        said += torchrun(tmp_path, together.KILLED).stdout
     assert said.count("finetune: going on after epoch 1, which an earlier run finished") == 1
     same(tmp_path, alone, together.KILLED)
 

@@ -21,8 +21,8 @@ def start(script: str, run: Callable[[Params, DataFolder], None]) -> None:
     Args:
         script: the path of the stage's script, which is named after the stage.
     """
-    if multiprocessing.parent_process() is not None:
-        return  # in a process that the stage has started afresh, which imports its script again
+    if multiprocessing.current_process().name != "MainProcess":
+        return  # in a process that the stage has started afresh, which first imports its script again
 
     def checked() -> None:
         params, stage = Params.load(), Path(script).stem

@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from headstart.base.files import replacing
@@ -142,7 +143,7 @@ def confusion(labels: Ints, predicted: Ints, classes: list[str], path: Path) -> 
 
     def panel(axes: Axes) -> None:
         for i, j in zip(*np.nonzero(part), strict=True):
-            axes.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, color=HEAD, alpha=share[i, j], linewidth=0))
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color=HEAD, alpha=share[i, j], linewidth=0))
             axes.text(j, i, str(part[i, j]), ha="center", va="center", color=GROUND if share[i, j] > 0.5 else INK)
         axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(len(shown) - 0.5, -0.5), aspect="equal")
         axes.set_xticks(range(len(shown)), names, rotation=60, ha="right", parse_math=False)  # a name may have dollars

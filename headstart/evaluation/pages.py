@@ -97,12 +97,13 @@ def write(path: Path, page: jinja2.Template, **values: Any) -> None:
     Args:
         values: that are filled in.
     """
-    data, name = DataFolder(path.parent.parent), f"{path.parent.name}/{path.name}"
+    data = DataFolder(path.parent.parent)
+    name = next((page.relative_to(DATA).as_posix() for page in TITLES if page.name == path.name), path.name)
     pictures = sha256_of(data.prepare.manifest)[:16] if data.prepare.manifest.exists() else ""
     text = page.render(name=name, pictures_digest=pictures, **values)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     write_text(path, text.replace('data-digest=""', f'data-digest="{digest}"', 1))
-    if DATA / name in TITLES:
+    if data / name == path:
         _tell_the_others(data, name, digest)
 
 

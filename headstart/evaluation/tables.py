@@ -42,13 +42,13 @@ def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
 def reliability(scores: Scores) -> list[dict[str, float]]:
     """Mean confidence, and accuracy with its 95 % interval, in bins of equal count from the least to the most confident. Of
     several labels each class of each picture counts, with its probability."""
-    probabilities, true = (each.ravel() for each in scores.claims)
+    probabilities, true = scores.claims[0].ravel(), scores.claims[1].ravel()
     groups = np.arange(len(scores.labels)) if scores.groups is None else scores.groups
     of_claims = np.repeat(groups, scores.claims[0].shape[1])
     bins = max(1, min(RELIABILITY_BINS, len(probabilities) // FEWEST_IN_A_BIN))
     rows = []
     for part in np.array_split(np.argsort(probabilities, kind="stable"), bins):
-        low, high = wilson(true[part], np.unique(of_claims[part], return_inverse=True)[1])
+        low, high = wilson(true[part].astype(bool), np.unique(of_claims[part], return_inverse=True)[1])
         figures = {"confidence": probabilities[part].mean(), "accuracy": true[part].mean(), "low": low, "high": high}
         rows.append({name: float(value) for name, value in figures.items()} | {"pictures": len(part)})
     return rows

@@ -63,7 +63,7 @@ def export_labels(data: DataFolder, to: str, output: Path, prefix: str) -> str:
             interface = output.with_suffix(".interface.xml")
             write_text(interface, label_formats.label_studio_interface(offered, several))
             written += f", and {interface} for the project's labelling interface"
-    return f"{len(pictures)} pictures with their labels are in {written}"
+    return f"The labels of {_pictures(len(pictures))} are in {written}"
 
 
 def _suggested(data: DataFolder) -> dict[tuple[str, str], tuple[str, float]]:
@@ -101,7 +101,7 @@ def import_labels(data: DataFolder, file: Path) -> str:
             changes.append(Judgement(path, label, known[path]))
     told = judgements.judge(changes)[1] if changes else []
     words = [
-        f"{file} ({tool}) has {len(found)} pictures",
+        f"{file} ({tool}) has {_pictures(len(found))}",
         f"{counts['another']} of them with another label",
         f"{counts['left out']} to be left out",
     ]
@@ -152,10 +152,14 @@ def _new_labels(
             raise HeadstartError(f"{file}, {one.place}: {one.name} has another label here than above; keep one of them")
     if unknown:
         raise HeadstartError(
-            f"{file} has {len(unknown)} pictures that data.source does not have, or more than one of: "
+            f"{file} has {_pictures(len(unknown))} that data.source does not have, or more than one of: "
             f"{some(map(quoted, unknown))}; remove them there, and export again"
         )
     return new
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture" if count == 1 else f"{count} pictures"
 
 
 class Names:

@@ -196,7 +196,7 @@ def test_pictures_are_left_out_by_a_label_and_stay_so(prepared: Callable[..., No
     [
         ("a.xml", CVAT.replace('"bees"', '"moths"'), "a.xml, image 0: data.source has no class 'moths'; it has ants, bees"),
         ("a.xml", CVAT.replace('"bees"', '"wasp"'), "data.source has no class 'wasp'; did you mean 'wasps'?"),
-        ("a.xml", CVAT.replace("ants/000", "ants/999"), "a.xml has 1 pictures that data.source does not have, or more"),
+        ("a.xml", CVAT.replace("ants/000", "ants/999"), "a.xml has 1 picture that data.source does not have, or more"),
         (
             "a.xml", CVAT.replace('<tag label="bees">', '<tag label="ants"></tag><tag label="bees">', 1),
             "image 0: ants/000.png has ants and bees; keep one of them",
@@ -244,7 +244,7 @@ def test_what_is_exported_comes_back_unchanged(to: str, file: str, table: str, p
     prepared(table)
     said = export_labels(DATA, to, Path(file), "https://example.org/")
     pictures = 3 if table else 5
-    assert said.startswith(f"{pictures} pictures with their labels are in {file}")
+    assert said.startswith(f"The labels of {pictures} pictures are in {file}")
     assert f"has {pictures} pictures, 0 of them with another label, 0 to be left out" in import_labels(DATA, Path(file))
     assert len(read_labels(Path(file))[1]) == pictures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import signal
 import socket
@@ -310,6 +311,19 @@ def test_each_kind_is_a_list_with_what_is_known_of_the_pictures(project: Path) -
                 assert reply.headers["content-type"] == "image/png"
                 (project / "shown.png").write_bytes(reply.content)
                 assert Image.open("shown.png").getpixel((3, 3)) == Image.open(f"set/{shown['path']}").getpixel((3, 3))
+
+
+def test_a_picture_that_is_not_packed_is_read_where_it_is(project: Path) -> None:
+    Path("params.yaml").write_text(PARAMS.replace("source: set", f"source: file://{project}/set"))
+    with asked() as client:
+        (conflict,) = client.get("/queue").json()["items"]
+        assert conflict["pictures"][0]["path"] == "ants/same.png"
+        reply = client.get(conflict["pictures"][0]["address"])
+        assert Image.open(io.BytesIO(reply.content)).getpixel((3, 3)) == (255, 255, 255)
+        (project / "set/bees/same.png").write_bytes(b"no picture any more")
+        reply = client.get(conflict["pictures"][1]["address"])
+        assert reply.status_code == 422
+        assert reply.json()["detail"].startswith("bees/same.png: ")
 
 
 def test_what_is_judged_is_not_shown_again_until_its_label_is_another() -> None:

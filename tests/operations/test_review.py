@@ -31,6 +31,7 @@ from headstart.data.judgements import JudgedSince, Judgement, Judgements
 from headstart.data.sources import source_of
 from headstart.operations import review
 from headstart.operations.review_server import Desk, application
+from tests.pages_in_browser import look_through
 from tests.stages.test_ui import browser_page
 
 if TYPE_CHECKING:
@@ -612,12 +613,7 @@ def test_two_browsers_at_once_judge_the_union(running: Callable[[], Running], tm
         assert len({*judged}) == 12
         assert {*paths("kept.csv"), *paths("exclude.csv")} == {*judged}
         two.get_by_role("button", name=re.compile(r"Suspects \(8\)")).wait_for()  # what the other has judged is gone here
-        # On a telephone nothing is cut off, in the dark too.
-        one.set_viewport_size({"width": 390, "height": 800})
-        for scheme in ("light", "dark"):
-            one.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-            assert one.evaluate("document.documentElement.scrollWidth") <= 390
-            one.screenshot(path=tmp_path / f"{scheme}.png")
+        look_through(one, "review", tmp_path)
         one.keyboard.press("Tab")
         assert one.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         several_labels_are_toggled_and_found_by_typing(one)

@@ -230,7 +230,7 @@ def test_four_workers_of_a_queue_all_end_whole(copy_of: Clone, shared: str) -> N
     )  # fmt: skip
     deadline = time.monotonic() + 600
     client = mlflow.MlflowClient(shared)
-    while len(client.search_model_versions("name='headstart'")) < WRITERS and time.monotonic() < deadline - 300:
+    while len(client.search_model_versions("name='headstart-emoji'")) < WRITERS and time.monotonic() < deadline - 300:
         time.sleep(0.5)  # to ask DVC instead takes two seconds of a core
     while True:
         done = copy_of.run("dvc", "queue", "status", check=False)  # it may read an unfinished message too

@@ -152,8 +152,7 @@ def check(project: Project, year: list[dict[str, Any]], remote: Path) -> None:
     assert outcomes[NEW_KIND] == "promoted", "a new kind was not taken up"
     assert year[NEW_KIND]["drift"]["real"], "a new kind was not seen to be one"
     client = mlflow.MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("headstart").experiment_id
-    runs = client.search_runs([experiment], max_results=1000)
+    runs = client.search_runs([found.experiment_id for found in client.search_experiments()], max_results=1000)
     results = {month["result"] for month in year}
     assert {run.data.tags["headstart.result"] for run in runs} == results, "a run is lost, or of no result"
     assert len(runs) == len(results), "a result has two runs"

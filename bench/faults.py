@@ -381,7 +381,7 @@ def push_breaks(bench: Bench, clone: Clone, chance: random.Random) -> tuple[str,
     clone.commit("a remote")
     push, limit, moment = ("dvc", "push", "dvc.yaml"), int(10 ** chance.uniform(2, 7)), chance.uniform(0.5, 5)
     if how == "full":
-        broken = words(Started(clone, "prlimit", f"--fsize={limit}", *push).said())
+        broken = words(Started(clone.cold, "prlimit", f"--fsize={limit}", *push).said())
     elif how == "gone":
         remote.write_text("not a folder\n")
         broken = words(Started(clone, *push).said())

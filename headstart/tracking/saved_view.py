@@ -37,7 +37,7 @@ CURVES = "finetune"
 CLOSED = (
     "val/chosen", "test/chosen", "val/head", "test/head", "val/finetune", "test/finetune", "val/ensemble", "test/ensemble",
     "gain/val", "gain/test", "folds", "folds/head", "leaks", "leaks/without", "leaks/added", "heat", "heat/centre",
-    "subgroups", "ensemble", "head", "backbone",
+    "subgroups", "worst_class", "ensemble", "head", "backbone",
     "prepare", "figures", "gate", "gate/gain", "gate/champion", "gate/challenger",
 )  # fmt: skip
 

@@ -76,7 +76,7 @@ def test_figures_of_the_chosen_classifier_are_grouped_for_validation_and_test(fi
         "val/chosen", "val/head", "val/finetune", "val/ensemble",
         "test/chosen", "test/head", "test/finetune", "test/ensemble",
         "gain/val", "gain/test", "folds", "folds/head", "leaks", "leaks/without", "leaks/added", "heat", "heat/centre",
-        "subgroups", "ensemble", "prepare", "backbone", "head", "finetune",
+        "subgroups", "worst_class", "ensemble", "prepare", "backbone", "head", "finetune",
     }  # fmt: skip
     assert groups - {"finetune"} <= set(saved_view.CLOSED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -199,6 +200,7 @@ def put_whispers(folder: Path, count: int = 60) -> None:
     (folder / "prepare/pixels.bin").write_bytes(b"".join(stored))
     index = pd.read_parquet(folder / "prepare/pixels.parquet")
     index["offset"], index["length"], index["height"], index["width"] = np.arange(count) * 768, 768, 16, 16
+    index["digest"] = [hashlib.sha256(pixels).digest() for pixels in stored]
     index.to_parquet(folder / "prepare/pixels.parquet")
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from headstart import cli
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
+from headstart.base.yaml_file import read_yaml
 from headstart.operations import new_project, upgrade
 from headstart.operations.params_upgrade import _blocks, upgraded
 from headstart.operations.project_files import PARAMS, USERS_OWN, names_in
@@ -187,11 +189,15 @@ def test_elsewhere_than_in_a_project_it_is_refused(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("without_dvc")
 def test_from_the_pipeline_files_of_the_commit_before(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ["dvc.yaml", PARAMS, "stages", "studies", ".gitignore", ".dvcignore", "data/.gitignore", ".dvc"]
-    commits = git(PROJECT, "log", "-2", "--format=%H", "--", "dvc.yaml", PARAMS, "stages", "studies").split()
-    if len(commits) < 2:
+    shaped = ["dvc.yaml", "stages", "studies"]
+    commits = git(PROJECT, "log", "--format=%H", "--", *shaped).split()
+    before = next(
+        (commit for commit in commits if git(PROJECT, "diff", "--name-only", commit, "HEAD", "--", *shaped)), None
+    )
+    if before is None:
         pytest.skip("the history of this checkout does not go back to a change of these files")
     (here / "older").mkdir()
-    packed = subprocess.run(["git", "archive", commits[1], *files], cwd=PROJECT, capture_output=True, check=True).stdout
+    packed = subprocess.run(["git", "archive", before, *files], cwd=PROJECT, capture_output=True, check=True).stdout
     subprocess.run(["tar", "-x", "-C", here / "older"], input=packed, check=True)
     with monkeypatch.context() as patch:
         patch.setattr(new_project, "installed", lambda: here / "older")
@@ -199,9 +205,17 @@ def test_from_the_pipeline_files_of_the_commit_before(here: Path, monkeypatch: p
     monkeypatch.chdir(here / "birds")
     found = upgrade.plan()
     assert found.changes
+    was = read_yaml(Path(PARAMS))
     found.make()
     assert upgrade.plan().changes == []
-    assert Params.load() == Params()
+    assert Params.load()
+    assert is_kept(was, read_yaml(Path(PARAMS)))
+
+
+def is_kept(was: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether every value is as it was, but for keys that are gone."""
+    pairs = [(value, now[key]) for key, value in was.items() if key in now]
+    return all(is_kept(a, b) if isinstance(a, dict) and isinstance(b, dict) else a == b for a, b in pairs)
 
 
 # --- params.yaml ------------------------------------------------------------------------------------------------------

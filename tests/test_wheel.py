@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
 
 from headstart.operations.project_files import names_in
+from tests.once import made_once
 from tests.test_environment import BARE
 from tests.test_house import PROJECT, tracked
 
@@ -22,21 +22,20 @@ BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> Path:
     """Built once for all of xdist's workers, from a copy of what is in git."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base if worker_id == "master" else base.parent) / "wheel"
-    with FileLock(shared.with_suffix(".lock")):
-        if not shared.exists():
-            copy = tmp_path_factory.mktemp("copy")
-            for file in tracked():
-                name = file.relative_to(PROJECT)
-                if name.parts[0] not in ("tests", "docs", "bench", "notebooks"):
-                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                    (copy / name).write_bytes(file.read_bytes())
-            command = [sys.executable, "-c", BUILD, str(shared)]
-            subprocess.run(command, cwd=copy, check=True, capture_output=True)
-    (built,) = shared.glob("*.whl")
+
+    def build(folder: Path) -> None:
+        copy = tmp_path_factory.mktemp("copy")
+        for file in tracked():
+            name = file.relative_to(PROJECT)
+            if name.parts[0] not in ("tests", "docs", "bench", "notebooks"):
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                (copy / name).write_bytes(file.read_bytes())
+        command = [sys.executable, "-c", BUILD, str(folder)]
+        subprocess.run(command, cwd=copy, check=True, capture_output=True)
+
+    (built,) = made_once(shared_folder / "wheel", build).glob("*.whl")
     return built
 
 

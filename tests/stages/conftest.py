@@ -19,6 +19,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from tests.once import made_once
 from tests.stages import warm
 
 PROJECT = Path(__file__).parents[2]
@@ -156,13 +157,6 @@ def new_clone(folder: Path, **params: object) -> Clone:
 
 
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """One for all of xdist's workers."""
-    base = tmp_path_factory.getbasetemp()
-    return base if worker_id == "master" else base.parent
-
-
-@pytest.fixture(scope="session")
 def warm_starts(shared_folder: Path, pytestconfig: pytest.Config) -> None:
     """Lets clones start their stages from a warm process."""
     if warm.SUPPORTED:
@@ -177,17 +171,13 @@ def warm_starts(shared_folder: Path, pytestconfig: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def finished(shared_folder: Path, warm_starts: None) -> Clone:
     """The slice, run once for all of xdist's workers. Tests look at it and do not change it."""
-    folder = shared_folder / "finished"
-    done = folder.with_suffix(".done")
-    with FileLock(folder.with_suffix(".lock")):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            clone = new_clone(folder, **SLICE)
-            clone.measured.repro("--force")
-            clone.commit("a result")
-            done.touch()
-    return Clone(folder)
+
+    def make(folder: Path) -> None:
+        clone = new_clone(folder, **SLICE)
+        clone.measured.repro("--force")
+        clone.commit("a result")
+
+    return Clone(made_once(shared_folder / "finished", make))
 
 
 @pytest.fixture

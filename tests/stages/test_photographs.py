@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
+from tests.once import made_once
 from tests.stages.conftest import PROJECT, Clone, new_clone
 
 PHOTOGRAPHS = PROJECT.parent / "shared" / "data" / "hymenoptera_data"
@@ -22,17 +21,13 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def photographs(shared_folder: Path, warm_starts: None) -> Clone:
     """The pipeline's end on them, made once for all of xdist's workers. Tests look at it and do not change it."""
-    folder = shared_folder / "photographs"
-    done = folder.with_suffix(".done")
-    with FileLock(folder.with_suffix(".lock")):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            before = sorted((path, path.stat().st_mtime_ns) for path in PHOTOGRAPHS.rglob("*"))
-            new_clone(folder, data={"source": str(PHOTOGRAPHS)}, tracking={"model": False}).repro()
-            assert sorted((path, path.stat().st_mtime_ns) for path in PHOTOGRAPHS.rglob("*")) == before
-            done.touch()
-    return Clone(folder)
+
+    def make(folder: Path) -> None:
+        before = sorted((path, path.stat().st_mtime_ns) for path in PHOTOGRAPHS.rglob("*"))
+        new_clone(folder, data={"source": str(PHOTOGRAPHS)}, tracking={"model": False}).repro()
+        assert sorted((path, path.stat().st_mtime_ns) for path in PHOTOGRAPHS.rglob("*")) == before
+
+    return Clone(made_once(shared_folder / "photographs", make))
 
 
 def test_ants_and_bees_are_told_apart_as_well_as_the_tutorial_does(photographs: Clone) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from filelock import FileLock
 
 from headstart.tracking.saved_view import FIGURES
+from tests.once import made_once
 from tests.stages.conftest import Clone
 
 if TYPE_CHECKING:
@@ -143,16 +143,13 @@ def compared(finished: Clone) -> Clone:
     """The slice, and beside it a result of another backbone whose head alone was trained, made once for all workers."""
     if not any(map(shutil.which, BROWSERS)):
         pytest.skip(f"no browser on PATH (looked for {', '.join(BROWSERS)})")
-    folder = finished.folder.with_name("compared")
-    done = folder.with_suffix(".done")
-    with FileLock(folder.with_suffix(".lock")):
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(finished.folder, folder, symlinks=True)
-            Clone(folder).set(backbone="tf_efficientnet_lite1", finetune={"unfreeze": "none"})
-            Clone(folder).repro()
-            done.touch()
-    return Clone(folder)
+
+    def make(folder: Path) -> None:
+        shutil.copytree(finished.folder, folder, symlinks=True, dirs_exist_ok=True)
+        Clone(folder).set(backbone="tf_efficientnet_lite1", finetune={"unfreeze": "none"})
+        Clone(folder).repro()
+
+    return Clone(made_once(finished.folder.with_name("compared"), make))
 
 
 def results(clone: Clone) -> tuple[str, dict[str, Any]]:

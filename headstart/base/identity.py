@@ -30,7 +30,7 @@ from headstart.base.files import read_json, sha256_of, sha256_of_files, write_js
 from headstart.base.kept import read_kept, write_kept
 from headstart.base.paths import STATE, checkout, state_folder
 from headstart.base.source_code import Source, source_of
-from headstart.base.yaml_file import read_yaml
+from headstart.base.yaml_file import read_yaml, value_of
 
 PACKAGE = Path(__file__).parents[1]
 PIPELINES = (Path("dvc.yaml"), Path("studies") / "dvc.yaml")
@@ -158,7 +158,7 @@ def outdated(data: DataFolder, stages: Iterable[str]) -> str | None:
     ]
     if stale:
         return f"{', '.join(stale)} last ran with other code or libraries than are here now"
-    older = {stage: found for stage in wanted if (found := _changed_inputs(stage))}
+    older = _changed_inputs(wanted)
     changed = some(dict.fromkeys(what for found in older.values() for what in found))
     return f"{', '.join(older)} last ran before {changed} changed" if older else None
 
@@ -182,29 +182,26 @@ def _locked_code() -> dict[str, str]:
     }
 
 
-def _changed_inputs(stage: str) -> list[str]:
-    """The inputs and parameters of a stage that are others now than those with which it last ran."""
+def _changed_inputs(stages: Iterable[str]) -> dict[str, list[str]]:
+    """The inputs and parameters that are others now than those with which a stage last ran, of stages that have such."""
     locked = _locked()
-    if stage not in locked:
-        return []
     written = {out["path"]: out.get("md5") for entry in locked.values() for out in entry.get("outs", [])}
-    changed = []
-    for dep in locked[stage].get("deps", []):
-        path = Path(dep["path"])
-        if path != DATA.fetch.code.of(stage):
-            now = written.get(dep["path"]) or (md5_of(path) if path.is_file() else None)
-            changed += [dep["path"]] if now is not None and now != dep.get("md5") else []
-    for file, values in locked[stage].get("params", {}).items():
-        now = read_yaml(Path(file)) if Path(file).exists() else {}
-        changed += [f"{key} in {file}" for key, value in values.items() if value_of(now, key) != value]
-    return changed
-
-
-def value_of(values: Any, key: str) -> Any:
-    """That of a dotted key: 0.001 of finetune.lr; None where there is none."""
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
+    entries = {stage: locked[stage] for stage in stages if stage in locked}
+    files = {file for entry in entries.values() for file in entry.get("params", {})}
+    values = {file: read_yaml(Path(file)) if Path(file).exists() else {} for file in files}
+    older = {}
+    for stage, entry in entries.items():
+        changed = []
+        for dep in entry.get("deps", []):
+            path = Path(dep["path"])
+            if path != DATA.fetch.code.of(stage):
+                now = written.get(dep["path"]) or (md5_of(path) if path.is_file() else None)
+                changed += [dep["path"]] if now is not None and now != dep.get("md5") else []
+        for file, params in entry.get("params", {}).items():
+            changed += [f"{key} in {file}" for key, value in params.items() if value_of(values[file], key) != value]
+        if changed:
+            older[stage] = changed
+    return older
 
 
 def digest_of(value: Any) -> str:

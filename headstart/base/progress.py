@@ -66,12 +66,12 @@ def _inside(whole: Pieces | None) -> Iterator[None]:
 class Pieces:
     """Pieces of work of unequal cost, one after the other: what the present one does, and the time left."""
 
-    def __init__(self, what: str, costs: Sequence[float], unit: str, show: Callable[[Pieces, bool], None]) -> None:
+    def __init__(self, costs: Sequence[float], show: Callable[[Pieces, bool], None]) -> None:
         """
         Args:
             show: called when there is something new to show, with whether that may wait.
         """
-        self.what, self.costs, self.unit, self.show = what, costs, unit, show
+        self.costs, self.show = costs, show
         self.number, self.done, self.reached, self.doing, self.name = 0, 0.0, 0.0, "", ""
         self.seconds, self.start = 0.0, time.monotonic()  # that those took which cost anything; of the present one
 
@@ -156,11 +156,10 @@ def pieces(what: str, costs: Sequence[float], unit: str) -> Iterator[Callable[[s
                 name = f"{visible(what)} {whole.number}/{len(costs)}"
                 bar.update(task, description=name, completed=whole.share, left=whole.left, now=visible(whole.now))
 
-            yield Pieces(what, costs, unit, show_bar).piece
+            yield Pieces(costs, show_bar).piece
     else:
         yield from _lines_of_pieces(what, costs, unit)
-        several = "s" if len(costs) > 1 else ""
-        say(f"{what}: {len(costs)} {unit}{several} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+        say(f"{what}: {many(len(costs), unit)} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 def _lines_of_pieces(
@@ -175,7 +174,7 @@ def _lines_of_pieces(
             left = f"; {whole.left}" if whole.left else ""
             say(f"{what}: {unit} {whole.number} of {len(costs)}, {whole.now}{left}", file=sys.stderr, flush=True)
 
-    whole = Pieces(what, costs, unit, show)
+    whole = Pieces(costs, show)
 
     def break_silence() -> None:
         while not over.wait(max(1.0, last + LONGEST_SILENCE_S - time.monotonic())):

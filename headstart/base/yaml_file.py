@@ -59,6 +59,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
+def value_of(values: Any, key: str, missing: object = None) -> Any:
+    """That of a dotted key in what ``read_yaml`` gave: 0.001 of finetune.lr; ``missing`` where there is none."""
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return missing
+        values = values[part]
+    return values
+
+
 def _refuse_bombs(path: Path, text: str) -> None:
     """Whatever is nested so deep, or stands for so many values by its aliases, that reading it would not end.
 

@@ -13,6 +13,7 @@ from headstart.base.artifacts.labels import LabelIssues
 from headstart.base.errors import HeadstartError, nearest, some
 from headstart.base.files import write_text
 from headstart.base.safe_text import quoted
+from headstart.base.terminal import many
 from headstart.data import fetch, label_formats
 from headstart.data.judgements import Judgement, Judgements, Tables
 from headstart.data.label_formats import LEAVE_OUT, NO_LABEL, Exported, Labelled
@@ -63,7 +64,7 @@ def export_labels(data: DataFolder, to: str, output: Path, prefix: str) -> str:
             interface = output.with_suffix(".interface.xml")
             write_text(interface, label_formats.label_studio_interface(offered, several))
             written += f", and {interface} for the project's labelling interface"
-    return f"The labels of {_pictures(len(pictures))} are in {written}"
+    return f"The labels of {many(len(pictures), 'picture')} are in {written}"
 
 
 def _suggested(data: DataFolder) -> dict[tuple[str, str], tuple[str, float]]:
@@ -101,7 +102,7 @@ def import_labels(data: DataFolder, file: Path) -> str:
             changes.append(Judgement(path, label, known[path]))
     told = judgements.judge(changes)[1] if changes else []
     words = [
-        f"{file} ({tool}) has {_pictures(len(found))}",
+        f"{file} ({tool}) has {many(len(found), 'picture')}",
         f"{counts['another']} of them with another label",
         f"{counts['left out']} to be left out",
     ]
@@ -152,14 +153,10 @@ def _new_labels(
             raise HeadstartError(f"{file}, {one.place}: {one.name} has another label here than above; keep one of them")
     if unknown:
         raise HeadstartError(
-            f"{file} has {_pictures(len(unknown))} that data.source does not have, or more than one of: "
+            f"{file} has {many(len(unknown), 'picture')} that data.source does not have, or more than one of: "
             f"{some(map(quoted, unknown))}; remove them there, and export again"
         )
     return new
-
-
-def _pictures(count: int) -> str:
-    return f"{count} picture" if count == 1 else f"{count} pictures"
 
 
 class Names:

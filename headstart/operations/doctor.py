@@ -18,7 +18,7 @@ from headstart.base.errors import HeadstartError, some
 from headstart.base.identity import outdated
 from headstart.base.params import Params
 from headstart.base.paths import checkout, network_file, weights_file
-from headstart.base.terminal import console
+from headstart.base.terminal import console, many
 from headstart.base.threads import cores
 from headstart.data.corrections import corrected
 from headstart.data.fetch import check_classes
@@ -165,8 +165,8 @@ def _git() -> tuple[str, str]:
     changed = (ask_git("status", "--porcelain", "--untracked-files=all") or "").splitlines()
     new = [line[3:] for line in changed if line.startswith("??")]
     if count := len(changed) - len(new):
-        noun = "1 changed file is" if count == 1 else f"{count} changed files are"
-        return NOTE, f"{noun} not committed; `headstart retrain` needs a clean checkout"
+        told = many(count, "changed file is", "changed files are")
+        return NOTE, f"{told} not committed; `headstart retrain` needs a clean checkout"
     if missing := [name for name in RESULT if name in new]:
         return NOTE, f"{' and '.join(missing)} not in git yet; `git add {' '.join(missing)}` and a commit keep the result"
     at = f"at {ask_git('rev-parse', '--short', 'HEAD')}"

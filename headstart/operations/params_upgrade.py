@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from headstart.base.params import Params
+from headstart.base.yaml_file import value_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def upgraded(text: str, shipped: str) -> UpgradedParams:
     unwritten: list[str] = []
     for key in _unknown(have, known):
         if key in (blocks := _blocks(lines)):
-            gone.append(f"{key}: {_value(have, key)}")
+            gone.append(f"{key}: {value_of(have, key)}")
             del lines[blocks[key].start : blocks[key].stop]
     source, shipped_blocks = shipped.splitlines(), _blocks(shipped.splitlines())
     for key in known:
@@ -83,15 +84,7 @@ def _unknown(have: Mapping[str, Any], known: list[str], prefix: str = "") -> Ite
 
 
 def _holds(values: Any, key: str) -> bool:
-    return _value(values, key, missing := object()) is not missing
-
-
-def _value(values: Any, key: str, missing: object = None) -> Any:
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            return missing
-        values = values[part]
-    return values
+    return value_of(values, key, missing := object()) is not missing
 
 
 def _outermost_new(key: str, have: Mapping[str, Any]) -> str:

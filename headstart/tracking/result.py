@@ -13,7 +13,7 @@ from headstart.base.artifacts.card import Card
 from headstart.base.errors import HeadstartError
 from headstart.base.params import Params
 from headstart.base.paths import SIDE_BY_SIDE
-from headstart.base.yaml_file import read_yaml
+from headstart.base.yaml_file import read_yaml, value_of
 
 
 def stages_of_the_result() -> list[str]:
@@ -38,7 +38,7 @@ def result_digest(data: DataFolder, params: Path = Path("params.yaml")) -> str:
         for path in [*code, data.fetch.manifest, data.fetch.network]:
             digest.update(f"{path.name}\n".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-        read = {key: identity.value_of(values, key) for key in identity.params_of(*stages)}
+        read = {key: value_of(values, key) for key in identity.params_of(*stages)}
         digest.update(json.dumps(read, sort_keys=True).encode())
         digest.update(Card.read(data.backbone.card).sha256.encode())
     except FileNotFoundError as error:
@@ -49,7 +49,7 @@ def result_digest(data: DataFolder, params: Path = Path("params.yaml")) -> str:
 def params_of_the_result(params: Params) -> dict[str, Any]:
     """The parameters that make a result, by their dotted keys: {"finetune.lr": 0.001}."""
     values = params.model_dump()
-    read = {key: identity.value_of(values, key) for key in identity.params_of(*stages_of_the_result())}
+    read = {key: value_of(values, key) for key in identity.params_of(*stages_of_the_result())}
     return flattened(read)
 
 

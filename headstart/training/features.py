@@ -74,7 +74,7 @@ def extract(
     """
     files = FeaturesFolder(folder)
     files.mkdir(parents=True, exist_ok=True)
-    members = members_of_trunk(trunk)
+    members, names = members_of_trunk(trunk), pixels.names()
     passes: list[Pass] = []
     tables: list[NDArray[np.float32]] = []
     widths: list[int] = []
@@ -87,7 +87,7 @@ def extract(
             passes.append(Pass.of(extractor, manifest, wanted, where))
             seen = ("features", *made_by, member.view.as_dict(), extractor.batch, *passes[-1].elsewhere)
             key = key_of(extractor.network, passes[-1].choice.engine, seen)
-            store = Store(kept or scratch / str(number), key, pixels.names())
+            store = Store(kept or scratch / str(number), key, names)
             tables.append(_table(passes[-1], extractor.batch, manifest, store, advance))
             width = tables[-1].shape[1]
             own = feature_width(plain(member)) if number == 0 and member.view.stages else width

@@ -154,7 +154,8 @@ def _quality_of_several(labels: Ints, p: Floats) -> tuple[Floats, int]:
     from cleanlab.multilabel_classification.filter import find_label_issues
 
     present = [np.flatnonzero(row).tolist() for row in labels]
-    return get_label_quality_scores(present, p), int(find_label_issues(present, p).sum())
+    # One process: cleanlab forks its workers, and a fork of a process with threads (torch's) can wait for ever.
+    return get_label_quality_scores(present, p), int(find_label_issues(present, p, n_jobs=1).sum())
 
 
 def neighbours(features: Tensor) -> csr_matrix:

@@ -6,7 +6,7 @@
 In a fresh clone of the last commit, with the defaults of params.yaml: rank compares its candidates, and then every
 candidate that has weights is fine-tuned and evaluated, which is what rank is there to save. Prints for each what rank said
 of it and the fine-tuned network's accuracy on the test pictures, by how many points rank's choice is behind the best (with
-the 95 % interval of such a difference on the same pictures), and Spearman's rank correlation with the fine-tuned accuracy:
+the 95% interval of such a difference on the same pictures), and Spearman's rank correlation with the fine-tuned accuracy:
 of each of rank's figures, and of the published ImageNet accuracy alone. All of it is kept in choices.json.
 """
 

@@ -6,7 +6,7 @@
 The combination is the one of params.yaml; "one network" is its first, which is also the one that is fine-tuned. Each seed
 draws other validation pictures (and, where the source has no test split of its own, other test pictures) and trains anew.
 Minutes are those of the stages that the row needs, from backbone on. The last column is the accuracy minus that of
-fine-tuning, on the same test pictures, with its 95 % interval, for each seed. bench/fastai_loop.py compares with fastai's
+fine-tuning, on the same test pictures, with its 95% interval, for each seed. bench/fastai_loop.py compares with fastai's
 fine_tune.
 """
 

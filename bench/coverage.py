@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold the truth where pictures come in groups, such as ten of each person.
+"""How often 95% intervals hold the truth where pictures come in groups, such as ten of each person.
 
     python bench/coverage.py                     # 1,000 simulations of each number of groups: about ten minutes
     python bench/coverage.py --simulations 200 --groups 30
@@ -81,13 +81,13 @@ def main() -> None:
     parser.add_argument("--per-group", type=int, default=10)
     asked = parser.parse_args()
     off = []
-    print(f"of {asked.simulations} intervals of 95 %, {asked.per_group} pictures a group: hold the truth")
+    print(f"of {asked.simulations} intervals of 95%, {asked.per_group} pictures a group: hold the truth")
     for groups in asked.groups:
         for name, (ours, before) in coverage(groups, asked.per_group, asked.simulations).items():
             print(f"{groups:4} groups  {name:16} {ours:6.1%}   each picture for itself {before:6.1%}", flush=True)
             off += [f"{name}, {groups} groups"] if not 0.93 <= ours <= 0.97 else []
     if off:
-        sys.exit(f"not within 93 and 97 %: {'; '.join(off)}")
+        sys.exit(f"not within 93 and 97%: {'; '.join(off)}")
 
 
 if __name__ == "__main__":

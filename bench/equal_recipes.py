@@ -6,7 +6,7 @@
 
 The recipe of params.yaml is trained twenty times, with seeds 0 to 19. A comparison draws two sides from them: before, one
 training against one, as with finetune.repeats 1; after, 2, 3 and 5 against as many others, the answers of each side
-averaged in log-probabilities. There is no difference but by chance, so that 5 % of the intervals may miss zero. Fails if
+averaged in log-probabilities. There is no difference but by chance, so that 5% of the intervals may miss zero. Fails if
 more do after.
 """
 

@@ -5,7 +5,7 @@
 
 The source's pictures go through one frozen network once. Then, draw by draw, 30 pictures of each class are a small set, and
 the pictures of all other groups are the world that it comes from. The small set is split at random as the pipeline does
-(15 % to validate, 15 % to test), and the head that would be packaged is made. The truth is its accuracy on the world, each
+(15% to validate, 15% to test), and the head that would be packaged is made. The truth is its accuracy on the world, each
 class weighed alike, as in the small set. What the folds estimate is its mean over the draws: how good such heads are, not
 how good this one is.
 """

@@ -11,7 +11,7 @@ share of the time in which the GPU waits for pictures that are decoded, cropped 
 that the processor is too slow for the GPU, or decodes too slowly.
 
 Fails if the CPU would answer otherwise: features have to pass the check that bfloat16 has to pass, the head and the
-fine-tuned network have to give the same answers on 99 % of the validation pictures, predict on 99 % of all that are shown.
+fine-tuned network have to give the same answers on 99% of the validation pictures, predict on 99% of all that are shown.
 """
 
 from __future__ import annotations

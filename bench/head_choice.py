@@ -4,7 +4,7 @@
     python bench/head_choice.py emoji ~/pictures/birds --draws 3
 
 Each source's pictures go through the frozen backbone once. Then, ten times, they are split anew (groups stay together):
-15 % for testing and 15 % for validation, or with 10, 30 and 100 pictures per class to learn from and all others for
+15% for testing and 15% for validation, or with 10, 30 and 100 pictures per class to learn from and all others for
 testing. Every rule sees the same pictures; the head is fitted on training and validation pictures and scored on the test
 pictures, after calibration. Regret is what a rule loses against the one strength of head.C that has the least mean
 log-loss over the draws: points of accuracy and log-loss, mean and standard deviation over the draws.

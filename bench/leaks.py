@@ -3,7 +3,7 @@
     python bench/leaks.py ~/pictures/hymenoptera_data
 
 The source has a folder train and one to test on, with a folder per class in each. Of the first 20 test pictures of each
-class a copy is put into train, cut by 8 % and every other one mirrored; then the pipeline runs without fine-tuning.
+class a copy is put into train, cut by 8% and every other one mirrored; then the pipeline runs without fine-tuning.
 """
 
 from __future__ import annotations

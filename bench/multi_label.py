@@ -8,7 +8,7 @@ The pictures are canvases with one to three emoji each (tests/data/pictures.py),
 tutorial does: the pre-trained network with a new last layer, a sigmoid for each class, binary cross-entropy, AdamW and one
 cycle at 1e-3 over all layers, flips, the last epoch taken. Both get the same network, weights, split, views and number of
 epochs, and are measured on the same test pictures. Prints mean average precision (log-loss) and minutes of each, and the
-difference of each of headstart's answers from the plain loop in points of mean average precision, with its paired 95 %
+difference of each of headstart's answers from the plain loop in points of mean average precision, with its paired 95%
 bootstrap interval.
 """
 

@@ -1,8 +1,8 @@
 """Does the search for shortcuts find those that are planted, and nothing where labels say nothing?
 
 Planted: the pictures of a set are written again, all in the same way; so many of one class, and of the others so many
-fewer, get a line of one pixel around them, another format, a watermark in a corner, or another size. At 80 % it is on 80 %
-of the class and on 20 % of the others. Clean: the labels are shuffled 100 times.
+fewer, get a line of one pixel around them, another format, a watermark in a corner, or another size. At 80% it is on 80%
+of the class and on 20% of the others. Clean: the labels are shuffled 100 times.
 
     python bench/shortcuts.py               # the emoji; takes about ten minutes on one core
     python bench/shortcuts.py FOLDER        # a folder of class folders instead

@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> Path
         copy = tmp_path_factory.mktemp("copy")
         for file in tracked():
             name = file.relative_to(PROJECT)
-            if name.parts[0] not in ("tests", "docs", "bench", "notebooks"):
+            if name.parts[0] not in ("tests", "bench", "notebooks"):
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 (copy / name).write_bytes(file.read_bytes())
         command = [sys.executable, "-c", BUILD, str(folder)]

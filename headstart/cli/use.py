@@ -38,7 +38,7 @@ def predict(
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option(help="Say nothing where not sure, so that at most this share of the answers is wrong: 0.05 is 5 %."),
+        typer.Option(help="Say nothing where not sure, so that at most this share of the answers is wrong: 0.05 is 5%."),
     ] = None,
     trust: Trust = False,
 ) -> None:

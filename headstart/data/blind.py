@@ -103,7 +103,7 @@ def cases_of(pictures: pd.DataFrame) -> Cases:
 
 
 def in_centre(side: int) -> Bools:
-    """(side, side) whether pixels are at the centre of a square picture: 39 % of it."""
+    """(side, side) whether pixels are at the centre of a square picture: 39% of it."""
     middle = np.abs((np.arange(side) + 0.5) / side - 0.5) < CENTRE / 2
     inside: Bools = middle[:, None] & middle
     return inside

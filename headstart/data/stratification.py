@@ -16,7 +16,7 @@ def iterative_stratification(counts: Ints, sizes: Ints, shares: Sequence[float],
     class first, because later nothing is left to mend its split with. Each of its groups goes to the part that lacks most
     of that class, of equal ones to the part that lacks most pictures. Two things are added: large groups come before small
     ones, which can level out what they have left uneven; and a class with at least as many groups as there are parts is
-    brought into each part where its other classes allow that, while the paper's shares alone leave a part of 15 % without
+    brought into each part where its other classes allow that, while the paper's shares alone leave a part of 15% without
     any of three pictures.
 
     Args:

@@ -1,4 +1,4 @@
-"""Proportions, means and differences with 95 % intervals: one bootstrap and one paired comparison for all of headstart.
+"""Proportions, means and differences with 95% intervals: one bootstrap and one paired comparison for all of headstart.
 
 Ten pictures of one patient say less than ten of ten. Where pictures belong to groups, (N,) numbers of these are given as
 ``groups``: groups are resampled and not pictures, and the other intervals count as many pictures as the groups are worth
@@ -29,7 +29,7 @@ Z = NormalDist().inv_cdf(QUANTILES[1])
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
+    """A value with its 95% interval."""
 
     value: float
     low: float
@@ -133,7 +133,7 @@ def permutation_p_value(
 
 
 def percentile_interval(draws: Floats, groups: Ints | None = None) -> tuple[Any, Any]:
-    """The 95 % interval of each statistic, from its (resamples, ...) bootstrap values.
+    """The 95% interval of each statistic, from its (resamples, ...) bootstrap values.
 
     Of few groups percentiles lie too near to each other, as standard errors are too small: they are taken as far out as
     Student's distribution is wider (Hesterberg 2015, "What teachers should know about the bootstrap", 5.3).
@@ -185,7 +185,7 @@ def wilson(hits: Bools, groups: Ints | None = None, of: int = 1) -> tuple[float,
     ``scipy.stats.binomtest``, which takes a second to import.
 
     Args:
-        of: how many intervals are to hold together in 95 % (Bonferroni).
+        of: how many intervals are to hold together in 95% (Bonferroni).
     """
     share, n, tail = float(hits.mean()), float(len(hits)), QUANTILES[0] / of
     z = NormalDist().inv_cdf(1 - tail)

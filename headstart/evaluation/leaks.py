@@ -18,7 +18,7 @@ from headstart.evaluation.intervals import bootstrap, numbered, percentile_inter
 from headstart.evaluation.metrics import Scores, measured
 
 # Pictures look the same that are nearer than this part of the median distance to a nearest neighbour. With the default
-# backbone most copies of a photograph that are mirrored, cropped to 85 %, halved or lighter are (the median of each is 0.03
+# backbone most copies of a photograph that are mirrored, cropped to 85%, halved or lighter are (the median of each is 0.03
 # to 0.28), while no two of the ants and bees are (0.56 at least), nor of 2,000 photographs of hands (0.45). The 0.13 of
 # cleanlab's Datalab misses what is cropped.
 SAME = 0.3

@@ -239,7 +239,7 @@ def metrics_of(task: Task) -> list[Metric]:
 
 
 def measured(scores: Scores, resamples: int, seed: int) -> Measured:
-    """Every metric of one split, each with its 95 % interval as _low and _high, and the number of pictures as ``n``.
+    """Every metric of one split, each with its 95% interval as _low and _high, and the number of pictures as ``n``.
 
     Of a proportion the interval is Wilson's (1927). Of the others it is the percentile bootstrap's, extended to the figure
     itself: a resample has pictures twice, which makes calibration look worse than it is, and F1 of classes with a picture
@@ -271,7 +271,7 @@ def _hits(metric: Metric, scores: Scores) -> Bools:
 
 
 def gain(before: Scores, after: Scores, chances: Sequence[Chance] = ()) -> dict[str, float]:
-    """Accuracy of ``after`` minus ``before`` on the same pictures, with its 95 % interval, which holds ``chances`` too."""
+    """Accuracy of ``after`` minus ``before`` on the same pictures, with its 95% interval, which holds ``chances`` too."""
     difference = paired_difference(before.correct, after.correct, after.groups).accuracy
     accuracy = with_training(difference, chances, after.groups, most=1)
     return {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}

@@ -9,6 +9,7 @@ from headstart.base.artifacts.finetune import KEPT, FinetuneDetails
 from headstart.base.artifacts.json_file import Interval
 from headstart.base.artifacts.metrics import Folds, Heat, Leaks, Measured, Metrics, Name, Repeats, Subgroup
 from headstart.base.terminal import many
+from headstart.base.wording import points, share
 
 NAMES: dict[Name, str] = {
     "head": "the head on frozen features",
@@ -42,13 +43,12 @@ def headline(result: Metrics) -> str:
         sentence += f" Its worst class is {worst.label}: F1 {worst.f1:.2f}, of {many(worst.pictures, 'test picture')}."
     if result.gain:
         gain = result.gain["test"]
-        points = (
-            f"differs from the head by {100 * gain.accuracy:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-        )
+        by = points(100 * gain.accuracy, 100 * gain.low, 100 * gain.high)
+        told = f"differs from the head by {by}"
         if gain.accuracy == gain.low == gain.high == 0:
-            points = "is right on the same pictures as the head"
+            told = "is right on the same pictures as the head"
         unchosen = ", which was not chosen," if result.chosen == "head" else ""
-        sentence += f" The fine-tuned network{unchosen} {points}"
+        sentence += f" The fine-tuned network{unchosen} {told}"
         missing = "the interval is for other pictures, not for another training."
         sentence += f"; {of_repeats(result.repeats) if result.repeats else missing}"
     if result.folds:
@@ -75,7 +75,7 @@ def at_edge(heat: Heat) -> str:
     outside = Interval(value=1 - heat.centre.value, low=1 - heat.centre.high, high=1 - heat.centre.low)
     return (
         f"It looks mostly at the edge of pictures: {_percent(outside)} of the heat lies outside the centre, where an even "
-        f"map would have {100 * (1 - heat.even):.0f} %."
+        f"map would have {100 * (1 - heat.even):.0f}%."
     )
 
 
@@ -83,7 +83,7 @@ def of_heat(heat: Heat) -> str:
     """How much of the heat lies at the centre, and which classes are told by the edge."""
     sentence = (
         f"On {heat.pictures} test pictures {_percent(heat.centre)} of the heat lies at the centre of what the network is "
-        f"shown, where an even map would have {100 * heat.even:.0f} %."
+        f"shown, where an even map would have {100 * heat.even:.0f}%."
     )
     classes = ", ".join(f"{one.label} {_percent(one.centre)}" for one in heat.at_edge)
     return f"{sentence} Less than an even map has, beyond chance: {classes}." if classes else sentence
@@ -97,8 +97,8 @@ def of_subgroup(subgroup: Subgroup) -> str:
     return f"{subgroup.pictures} test pictures ({labels}): accuracy {value:.3f} ({low:.3f}–{high:.3f}), {others}"
 
 
-def _percent(share: Interval) -> str:
-    return f"{100 * share.value:.0f} % ({100 * share.low:.0f}–{100 * share.high:.0f})"
+def _percent(part: Interval) -> str:
+    return share(part.value, part.low, part.high)
 
 
 def of_shortcuts(known: list[str]) -> str:
@@ -126,8 +126,8 @@ def of_leaks(leaks: Leaks, test: Measured) -> str:
     if leaks.without is None or leaks.added is None:
         return f"{sentence} Test figures tell nothing of new pictures."
     added = leaks.added
-    points = f"{100 * added.value:+.1f} points ({100 * added.low:+.1f} to {100 * added.high:+.1f})"
-    return f"{sentence} Without them test accuracy is {interval(leaks.without)}: they change it by {points}."
+    by = points(100 * added.value, 100 * added.low, 100 * added.high)
+    return f"{sentence} Without them test accuracy is {interval(leaks.without)}: they change it by {by}."
 
 
 def _figures(measured: Measured) -> str:

@@ -40,7 +40,7 @@ def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
 
 
 def reliability(scores: Scores) -> list[dict[str, float]]:
-    """Mean confidence, and accuracy with its 95 % interval, in bins of equal count from the least to the most confident. Of
+    """Mean confidence, and accuracy with its 95% interval, in bins of equal count from the least to the most confident. Of
     several labels each class of each picture counts, with its probability."""
     probabilities, true = scores.claims[0].ravel(), scores.claims[1].ravel()
     groups = np.arange(len(scores.labels)) if scores.groups is None else scores.groups

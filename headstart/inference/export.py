@@ -29,6 +29,7 @@ from headstart.base.errors import HeadstartError
 from headstart.base.files import write_json, write_text
 from headstart.base.private_names import fold_openvino_batch_norm
 from headstart.base.safe_text import shortened
+from headstart.base.wording import points
 from headstart.data.decode import Array
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
@@ -257,7 +258,7 @@ def _parity(network: WholeClassifier, run: Run, pictures: Pictures, to: str) -> 
 def _cost(
     network: WholeClassifier, run: Run, pictures: Pictures, classes: tuple[str, ...], max_cost: float
 ) -> dict[str, Any]:
-    """The accuracy on all validation pictures that ``run`` loses compared with torch, with its paired 95 % interval.
+    """The accuracy on all validation pictures that ``run`` loses compared with torch, with its paired 95% interval.
 
     Raises:
         HeadstartError: it is more than ``max_cost``.
@@ -275,9 +276,7 @@ def _cost(
     gain = metrics.gain(before, after)
     cost, low, high = (0.0 - gain[key] for key in ("accuracy", "high", "low"))  # never -0.0
     same = float(task.correct(after.predicted, before.predicted).mean())
-    loss = (
-        f"{100 * cost:+.1f} points of accuracy ({100 * low:+.1f} to {100 * high:+.1f}) on {len(rows)} validation pictures"
-    )
+    loss = f"{points(100 * cost, 100 * low, 100 * high)} of accuracy on {len(rows)} validation pictures"
     if cost > max_cost:
         raise HeadstartError(f"--to int8 is refused: it costs {loss}, and --max-cost allows {100 * max_cost:.1f}")
     return {

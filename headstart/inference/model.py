@@ -62,7 +62,7 @@ class Model:
             pictures: one picture or any number. A picture is a path, the bytes of a file, an array, (height, width, 3) or
                 (height, width), uint8 or floats in [0, 1], or Pillow's. A path may also name a folder, which stands for
                 all files below it, or an address such as s3://bucket/folder.
-            max_error: give no label where not sure, so that at most this share of the labels is wrong: 0.05 is 5 %.
+            max_error: give no label where not sure, so that at most this share of the labels is wrong: 0.05 is 5%.
 
         Returns:
             A row for each picture, in their order, with the columns that ``headstart predict --output`` writes: ``image``

@@ -10,6 +10,7 @@ import pandas as pd
 
 from headstart.base.artifacts.drift import Drift, IncomingPictures, NewPictures, Separability, Strangeness
 from headstart.base.artifacts.json_file import Interval
+from headstart.base.wording import points, share
 from headstart.evaluation import pages
 from headstart.monitoring.two_sample import MIN_PICTURES
 
@@ -37,9 +38,9 @@ def _new_pictures(part: NewPictures) -> str:
         return words
     new, old, difference = champion.disagreement.new, champion.disagreement.old, champion.disagreement.difference
     if old is not None and difference is not None:
-        points = (f"{100 * number:+.0f}" for number in (difference.value, difference.low, difference.high))
+        more = points(100 * difference.value, 100 * difference.low, 100 * difference.high, 0)
         words += f" The champion contradicts {new.value:.0%} of their labels and {old.value:.0%} of those of old test "
-        words += "pictures: {} points ({} to {}).".format(*points)
+        words += f"pictures: {more}."
     if champion.unknown_classes:
         words += f" Classes it does not know: {', '.join(champion.unknown_classes)}."
     return words
@@ -77,10 +78,7 @@ def _strange(part: NewPictures | IncomingPictures) -> str:
 
 
 def percent(part: Interval | Separability | Strangeness, name: str) -> str:
-    """A share with its interval, unless that is as narrow as what is written: of pictures that are all told apart, a
-    bootstrap finds no other."""
-    value, low, high = (f"{share:.0%}" for share in (getattr(part, name), part.low, part.high))
-    return value if low == value == high else f"{value} ({low} to {high})"
+    return share(getattr(part, name), part.low, part.high)
 
 
 def write_page(drift: Drift, manifest: pd.DataFrame, pixels: Pixels, incoming: Incoming | None, path: Path) -> None:

@@ -131,7 +131,7 @@ def _aucs(scores: Floats, labels: Bools) -> Floats:
 
 
 def _interval(scores: Floats, new: Bools, stretch: float, rng: np.random.Generator) -> tuple[float, float]:
-    """The 95 % interval of the AUC, over resampled new and old pictures, made ``stretch`` times as long."""
+    """The 95% interval of the AUC, over resampled new and old pictures, made ``stretch`` times as long."""
     new_scores, old_scores = scores[new], scores[~new]
     # 1 where the new picture of a pair scores higher, 0.5 where both score the same.
     ranked = (new_scores[:, None] > old_scores).astype(float) + 0.5 * (new_scores[:, None] == old_scores)

@@ -29,7 +29,7 @@ class Result:
 
     Attributes:
         project: the project's folder.
-        metrics: what metrics.json holds: which classifier validation chose, and what each reaches, with 95 % intervals.
+        metrics: what metrics.json holds: which classifier validation chose, and what each reaches, with 95% intervals.
         figures: confusion matrix, worst mistakes and learning curve: the PNG files by their names.
     """
 

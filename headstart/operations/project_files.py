@@ -11,7 +11,7 @@ PARAMS = "params.yaml"
 # The same patterns stand in pyproject.toml, for the wheel.
 PATTERNS = (
     "dvc.yaml", PARAMS, "stages/*.py", "studies/dvc.yaml", "data/.gitignore", ".gitignore", ".dvcignore", ".dvc/config",
-    ".dvc/.gitignore",
+    ".dvc/.gitignore", "docs/*.md",
 )  # fmt: skip
 USERS_OWN = (PARAMS, ".dvc/config", ".dvc/.gitignore")  # of those, what `headstart upgrade` doesn't replace
 

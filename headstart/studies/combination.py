@@ -32,7 +32,7 @@ class Combination:
 
     @property
     def gained(self) -> tuple[float, float, float]:
-        """By how much the log-loss falls, with its paired 95 % interval."""
+        """By how much the log-loss falls, with its paired 95% interval."""
         return mean(self.alone.losses - self.together.losses, groups=self.alone.groups)
 
     @property

@@ -112,7 +112,7 @@ STARTS = {"finetuned": ("fine-tuned", FINETUNE), "frozen": ("frozen", HEAD), "sc
 
 
 def accuracy_over_pictures(points: list[CurvePoint]) -> list[Markup]:
-    """Learning curves with their 95 % intervals, and the minutes they took.
+    """Learning curves with their 95% intervals, and the minutes they took.
 
     Args:
         points: ``curves`` of why.json.
@@ -144,7 +144,7 @@ def accuracy_over_pictures(points: list[CurvePoint]) -> list[Markup]:
 
 
 def accuracy_by_cut(rows: list[CutResult], measured: str) -> list[Markup]:
-    """Accuracy on all pictures by how much of the network is trained, with its 95 % interval.
+    """Accuracy on all pictures by how much of the network is trained, with its 95% interval.
 
     Args:
         rows: ``freeze.table`` of why.json.

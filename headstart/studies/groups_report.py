@@ -11,6 +11,7 @@ from headstart.base.artifacts import GroupsFolder
 from headstart.base.artifacts.groups import GroupSuggestion, GroupSuggestions
 from headstart.base.files import write_text
 from headstart.base.terminal import console
+from headstart.base.wording import points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +64,7 @@ def show(found: GroupSuggestions, folder: GroupsFolder) -> None:
             table.add_column(heading, overflow="fold", justify="left" if heading == "by" else "right")
         for one in found.suggestions:
             accuracies = (f"{each:.3f}" for each in (one.accuracy_apart, one.accuracy_together))
-            table.add_row(one.by, str(one.groups), str(one.largest), *accuracies, points(one))
+            table.add_row(one.by, str(one.groups), str(one.largest), *accuracies, flattery(one))
         out.print(table)
     out.print(found.sentence)
     for one in found.suggestions:
@@ -80,9 +81,10 @@ def advice(suggestion: GroupSuggestion, folder: GroupsFolder) -> str:
     return f"data.group: '{quoted}'"
 
 
-def points(suggestion: GroupSuggestion) -> str:
-    value, low, high = (100 * each for each in suggestion.optimism.model_dump().values())
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f}) points"
+def flattery(suggestion: GroupSuggestion) -> str:
+    """By how much parting the groups makes accuracy look better."""
+    optimism = suggestion.optimism
+    return points(100 * optimism.value, 100 * optimism.low, 100 * optimism.high)
 
 
 def sentence(suggestions: list[GroupSuggestion], best: int | None, given: bool) -> str:
@@ -95,8 +97,8 @@ def sentence(suggestions: list[GroupSuggestion], best: int | None, given: bool) 
     many = f"{already}{first.groups} groups suggest themselves (by {first.by}), which hold {first.pictures} pictures."
     folds = f"{first.accuracy_apart:.3f} in five folds that part them and {first.accuracy_together:.3f} in five that do not"
     if best is not None:
-        return f"{many} A split that parts them flatters the result: accuracy is {folds}, {points(first)}."
+        return f"{many} A split that parts them flatters the result: accuracy is {folds}, {flattery(first)}."
     return (
-        f"{many} That a split that parts them flatters the result is not shown: accuracy is {folds}, {points(first)}. If a "
-        "group is of one person, place or day, keep it together all the same: the intervals are right only then."
+        f"{many} That a split that parts them flatters the result is not shown: accuracy is {folds}, {flattery(first)}. If "
+        "a group is of one person, place or day, keep it together all the same: the intervals are right only then."
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from headstart.base.sections import Budget
+from headstart.base.wording import log_loss_difference
 from headstart.evaluation.intervals import mean
 from headstart.studies.transferability import Probe
 
@@ -46,7 +47,7 @@ class Standing:
 
     def behind(self, other: Standing) -> tuple[int, float, float, float]:
         """On the largest sample that both saw: its size, this one's log-loss minus the other's on the same pictures, and
-        the paired 95 % interval of that."""
+        the paired 95% interval of that."""
         count = max(self.probes.keys() & other.probes.keys())
         return count, *mean(self.probes[count].losses - other.probes[count].losses, groups=other.probes[count].groups)
 
@@ -77,7 +78,8 @@ def halve(
             assert best is not None
             _, by, low, high = standing.behind(best)
             if low > 0:
-                standing.dropped = f"log-loss {by:+.3f} ({low:+.3f} to {high:+.3f}) against {best.name} on {count} pictures"
+                worse = log_loss_difference(by, low, high)
+                standing.dropped = f"log-loss behind {best.name} by {worse} on {count} pictures"
         running = [standing for standing in running if standing.dropped is None]
         if len(running) < 2:
             return
@@ -110,7 +112,7 @@ def choose(standings: list[Standing]) -> tuple[str | None, str]:
             sentences.append(
                 f"{best.name} has the lowest log-loss ({best.log_loss:.3f}). Where speed counts take {fastest.name}, the "
                 f"fastest of them here ({fastest.images_per_s:.0f} images/s against {best.images_per_s:.0f}); its log-loss "
-                f"differs by {by:+.3f} ({low:+.3f} to {high:+.3f})."
+                f"differs by {log_loss_difference(by, low, high)}."
             )
     elif len(within) == 1:
         sentences.append(f"{best.name} is the only candidate {_that_was_measured(standings)}.")
@@ -119,13 +121,13 @@ def choose(standings: list[Standing]) -> tuple[str | None, str]:
         count, by, low, high = following.behind(best)
         sentences.append(
             f"{best.name} has the lowest log-loss ({best.log_loss:.3f} on {best.pictures} pictures); the next, "
-            f"{following.name}, is behind by {by:.3f} ({low:+.3f} to {high:+.3f}) on {count}."
+            f"{following.name}, is behind by {log_loss_difference(by, low, high)} on {count}."
         )
     for standing in standings:
         if standing.over_budget is not None and standing.behind(best)[1] < 0:
             count, by, low, high = standing.behind(best)
             sentences.append(
-                f"{standing.name} has a lower log-loss, by {-by:.3f} ({-high:+.3f} to {-low:+.3f}) on {count} pictures, "
+                f"{standing.name} has a lower log-loss, by {log_loss_difference(-by, -high, -low)} on {count} pictures, "
                 f"but is over the budget: {standing.over_budget}."
             )
     return best.name, " ".join(sentences)

@@ -25,6 +25,7 @@ from headstart.base.params import Params
 from headstart.base.paths import SIDE_BY_SIDE, state_folder
 from headstart.base.sections import network_and_view
 from headstart.base.terminal import say
+from headstart.base.wording import log_loss_difference
 from headstart.data.manifest import read_manifest
 from headstart.data.packed import Pixels
 from headstart.engines.activations import answers_of
@@ -312,7 +313,7 @@ def _told(combination: Combination, rates: dict[str, float]) -> str:
     first, *others = combination.members
     by, low, high = combination.gained
     names = listed(others)
-    worth = f"by {by:.3f} ({low:+.3f} to {high:+.3f}) on {combination.pictures} pictures"
+    worth = f"by {log_loss_difference(by, low, high)} on {combination.pictures} pictures"
     speed = f"{_rate(combination.members, rates):.0f} images/s instead of {rates[first]:.0f}"
     if combination.pays:
         return f"With the features of {names} beside its own the log-loss is lower {worth}, at {speed}."

@@ -46,7 +46,7 @@ SEES = FILES | {
 # probe's gain over guessing is worth a look.
 PART_OF_PROBE = 0.9
 # A corner that tells so much more of a class than the other three on average, in balanced accuracy, is worth a look. A
-# watermark on all pictures of a class brings 0.2 to 0.4, one on 80 % of them and 20 % of the others 0.1 or more. Of the
+# watermark on all pictures of a class brings 0.2 to 0.4, one on 80% of them and 20% of the others 0.1 or more. Of the
 # emoji no corner has more than 0.05, but in photographs of hands the arm comes from one corner (bench/shortcuts.py).
 ABOVE_OTHER_CORNERS = 0.1
 SIDE = 16  # of the picture whose centre is masked

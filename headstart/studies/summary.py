@@ -114,7 +114,7 @@ class Story:
         }
         pages.write(
             path,
-            pages.template("story.html.j2", percent=lambda value: f"{100 * value:.1f} %"),
+            pages.template("story.html.j2", percent=lambda value: f"{100 * value:.1f}%"),
             story=self,
             why=why,
             drawings=drawings,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from headstart.base.artifacts.json_file import Interval
 from headstart.base.artifacts.why import CurvePoint, Freezing, Start, TransferGain
+from headstart.base.wording import points, share, signed
 from headstart.studies.learning_curves import FINETUNED, FROZEN, SCRATCH
 
 WORTH: Final = "worth it"
@@ -25,18 +25,10 @@ def _at(result: TransferGain, start: Start) -> CurvePoint:
     return [row for row in result.curves if row.start == start][-1]
 
 
-def _percent(accuracy: float, low: float, high: float) -> str:
-    return f"{100 * accuracy:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
-
-
-def _points(gain: Interval, scale: float = 1.0) -> str:
-    return f"{scale * gain.value:+.1f} points ({scale * gain.low:+.1f} to {scale * gain.high:+.1f})"
-
-
 def _worth(result: TransferGain) -> str:
     start, scratch = result.pretrained, _at(result, SCRATCH)
-    best = _at(result, start)
-    reached, without = (_percent(point.accuracy, point.low, point.high) for point in (best, scratch))
+    best, worth = _at(result, start), result.worth_points
+    reached, without = (share(point.accuracy, point.low, point.high, 1) for point in (best, scratch))
     opening = {
         WORTH: "Pre-training is worth it here",
         NOT_WORTH: "Pre-training buys no accuracy here",
@@ -45,13 +37,14 @@ def _worth(result: TransferGain) -> str:
     once = "" if result.repeated else " Chance in training is not counted: see finetune.repeats."
     return (
         f"{opening}: on {best.n} pictures the network reaches {reached} {NAMES[start]} and {without} "
-        f"{NAMES[SCRATCH]}, {_points(result.worth_points)} on the same {result.held_out} held-out pictures.{once}"
+        f"{NAMES[SCRATCH]}, {points(worth.value, worth.low, worth.high)} on the same {result.held_out} held-out "
+        f"pictures.{once}"
     )
 
 
 def _labels(result: TransferGain) -> str:
     labels = result.worth_labels
-    reached = f"the {100 * _at(result, SCRATCH).accuracy:.1f} % that random weights reach with {labels.scratch}"
+    reached = f"the {100 * _at(result, SCRATCH).accuracy:.1f}% that random weights reach with {labels.scratch}"
     if labels.pretrained is None:
         return f"In labels: pre-trained, {labels.scratch} pictures do not reach {reached}."
     few = round(labels.pretrained)
@@ -77,8 +70,8 @@ def _more(result: TransferGain) -> str:
     if more.accuracy is None or more.low is None or more.high is None:
         return f"More pictures: no forecast, since {more.refused}."
     return (
-        f"More pictures: twice as many ({more.n}) should bring {_percent(more.accuracy, more.low, more.high)}, "
-        f"{100 * (more.accuracy - now.accuracy):+.1f} points, if the curve goes on as it has."
+        f"More pictures: twice as many ({more.n}) should bring {share(more.accuracy, more.low, more.high, 1)}, "
+        f"{signed(100 * (more.accuracy - now.accuracy), 1)} points, if the curve goes on as it has."
     )
 
 
@@ -92,7 +85,7 @@ def _freeze(freeze: Freezing) -> str:
     gap = freeze.gap
     return (
         f"How much to train: {words[freeze.measured]} (finetune.unfreeze: {freeze.measured}); with {gap.cut} "
-        f"trained instead of the head alone accuracy changes by {_points(gap, 100)}."
+        f"trained instead of the head alone accuracy changes by {points(100 * gap.value, 100 * gap.low, 100 * gap.high)}."
     )
 
 

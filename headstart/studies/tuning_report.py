@@ -8,6 +8,7 @@ from pathlib import Path
 from headstart.base.artifacts.tune import Knobs, Trial, Tuning, TuningGain
 from headstart.base.errors import HeadstartError
 from headstart.base.terminal import console
+from headstart.base.wording import log_loss_difference
 from headstart.base.yaml_file import set_values
 from headstart.evaluation.metrics import ACCURACY, LOG_LOSS
 from headstart.studies.search_space import written
@@ -96,7 +97,7 @@ def sentence(rows: list[Trial], present: Trial, gain: TuningGain | None) -> str:
             f"compared: {present.note}."
         )
     once = "" if gain.repeats > 1 else " Chance in training is not counted: see finetune.repeats."
-    by = f"{gain.value:.3f} ({gain.low:+.3f} to {gain.high:+.3f}) on {gain.pictures} validation pictures"
+    by = f"{log_loss_difference(gain.value, gain.low, gain.high)} on {gain.pictures} validation pictures"
     if gain.low <= 0:
         return (
             f"No better than what you have: the lowest log-loss of {count} trials, {best.val_log_loss:.3f} of {which}, "

@@ -151,7 +151,7 @@ def metric_of(rules: Gate, task: Task) -> Metric:
 
 
 def _gain(champion: Side, challenger: Side, metric: Metric, resamples: int, seed: int) -> dict[str, float]:
-    """By how much the challenger is better, with its paired 95 % bootstrap interval: each resample is drawn once and both
+    """By how much the challenger is better, with its paired 95% bootstrap interval: each resample is drawn once and both
     are measured on it. ``p`` is how often one that is no better looks as good: by a permutation test, of which McNemar's is
     the exact form for accuracy. Where a side was trained several times, both are also for other trainings, by Student's
     test; of the two p-values the larger counts.

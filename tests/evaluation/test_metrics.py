@@ -137,7 +137,7 @@ def test_intervals_are_ordered_and_hold_their_figure(s: Scores, seed: int) -> No
 def test_the_interval_is_as_wide_as_theory_has_it_and_narrows_with_pictures() -> None:
     widths = []
     for count in (100, 400, 1600):
-        right = np.arange(count) % 5 != 0  # 80 %
+        right = np.arange(count) % 5 != 0  # 80%
         s = Scores(np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]]), np.zeros(count, np.int64))
         m = measured(s, 2000, 0)
         widths.append(m["accuracy_high"] - m["accuracy_low"])

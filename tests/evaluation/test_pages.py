@@ -22,7 +22,7 @@ from headstart.evaluation import figures, pages
         ("metadata/why/story.html", "metadata/why/story.html"),
         ("is 0.812 (0.774–0.848) on 9", 'is <span class="whole">0.812 (0.774–0.848)</span> on 9'),
         ("by -2.8 points (-6.5 to +1.0);", 'by <span class="whole">-2.8 points (-6.5 to +1.0)</span>;'),
-        ("82.1 % (79.0–85.0)", '<span class="whole">82.1 % (79.0–85.0)</span>'),
+        ("82.1% (79.0–85.0)", '<span class="whole">82.1% (79.0–85.0)</span>'),
         ("45% (40% to 50%)", '<span class="whole">45% (40% to 50%)</span>'),
         ("twice as many (1000)", "twice as many (1000)"),
     ],

@@ -48,7 +48,7 @@ def test_a_planted_kind_is_found_and_described() -> None:
 def test_chance_is_found_as_rarely_as_said() -> None:
     """`python bench/subgroups.py` draws real features."""
     found = [once(kinds(500, seed)[0], 0.15, seed) for seed in range(100)]
-    assert sum(map(bool, found)) <= 12  # 5 expected at most; more than 12 of 100 have a chance of 0.1 %
+    assert sum(map(bool, found)) <= 12  # 5 expected at most; more than 12 of 100 have a chance of 0.1%
 
 
 def test_few_mistakes_say_nothing() -> None:

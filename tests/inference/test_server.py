@@ -213,7 +213,7 @@ def test_the_test_figures_beside_a_model_are_told(tmp_path: Path) -> None:
     about = model_info(folder, batched, Limits())
     assert about["figures"] == figures
     with TestClient(application(batched, about, Limits(), "ready")) as client:
-        assert "right on 90.0 %\n(80.0–95.0) of 70 test pictures" in client.get("/").text
+        assert "right on 90.0%\n(80.0–95.0) of 70 test pictures" in client.get("/").text
         # This network has no map to look at.
         explained = client.post("/explain", content=png(plain("red"))).json()
         assert (explained["label"], explained["heat"]) == ("red", None)
@@ -639,7 +639,7 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
             data,
         )
         page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
-        page.get_by_role("status").filter(has_text="green, 100.0 %").wait_for()
+        page.get_by_role("status").filter(has_text="green, 100.0%").wait_for()
 
         # Chosen, and explained for one class after the other.
         page.set_input_files("#file", tmp_path / "halves.png")

@@ -235,7 +235,7 @@ def test_what_is_too_close_to_call_is_called_that_and_the_fastest_is_named() -> 
     assert reason.startswith("Too close to call between ")
     assert "on 800 pictures" in reason
     best = min(standings.values(), key=lambda s: s.log_loss)
-    told = re.search(r"differs by ([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", reason)
+    told = re.search(r"differs by (-?[\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", reason)
     assert told is not None
     _, by, low, high = standings["quick"].behind(best)
     assert [float(x) for x in told.groups()] == pytest.approx([by, low, high], abs=5e-4)

@@ -85,7 +85,7 @@ def test_a_large_gain_is_worth_it_and_the_sentence_says_by_how_much() -> None:
     assert found.worth_points.value == pytest.approx(17)
     sentence = found.sentences[0]
     assert sentence.startswith("Pre-training is worth it here")
-    for part in ("92.0 %", "75.0 %", "+17.0 points", "400 held-out"):
+    for part in ("92.0%", "75.0%", "+17.0 points", "400 held-out"):
         assert part in sentence
 
 
@@ -209,8 +209,8 @@ def test_the_sentence_on_labels_is_true_in_each_case() -> None:
         sentence: str = conclude("resnet50", curves([0.5] * 4, tuned, scratch), "half", HERE).sentences[1]
         return sentence
 
-    assert "250 pictures reach the 80.0 %" in labels([0.6, 0.7, 0.8, 0.9], [0.5, 0.6, 0.7, 0.8])
-    assert "50 pictures or fewer reach the 60.0 %" in labels([0.7, 0.7, 0.8, 0.9], [0.5, 0.5, 0.5, 0.6])
+    assert "250 pictures reach the 80.0%" in labels([0.6, 0.7, 0.8, 0.9], [0.5, 0.6, 0.7, 0.8])
+    assert "50 pictures or fewer reach the 60.0%" in labels([0.7, 0.7, 0.8, 0.9], [0.5, 0.5, 0.5, 0.6])
     assert "do not reach" in labels([0.6, 0.7, 0.8, 0.9], [0.6, 0.7, 0.8, 0.95])
     assert "about as many" in labels([0.6, 0.7, 0.8, 0.9], [0.6, 0.7, 0.8, 0.9])
 

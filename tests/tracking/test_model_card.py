@@ -129,8 +129,8 @@ def test_the_card_says_where_it_looks_only_if_that_is_the_edge_and_names_bad_sub
     worse = measured.model_copy(update={"heat": heat, "subgroups": Subgroups(looked_at=3, found=[bad])})
     worse.write(data.evaluate.metrics)
     text = card(data, params(), {})
-    assert "\n\nIt looks mostly at the edge of pictures: 70 % (67–73) of the heat lies outside the centre, where an" in text
-    assert "even map would have 61 %.\n" in text
+    assert "\n\nIt looks mostly at the edge of pictures: 70% (67–73) of the heat lies outside the centre, where an" in text
+    assert "even map would have 61%.\n" in text
     assert "\n- 24 test pictures (a\\|b 20, NA 4): accuracy 0.250 (0.100–0.500), 0.830 on the others\n\nMost often" in text
 
 
@@ -142,7 +142,7 @@ def test_the_card_states_from_when_on_a_picture_is_unfamiliar(data: DataFolder) 
     ).write(data.package.model.classifier.familiarity)  # fmt: skip
     text = " ".join(card(data, params(), {}).split())
     assert "farther than 0.634 (one minus the cosine) from those of the training picture that is number 5 among" in text
-    assert "95 % of pictures like those of validation are meant to pass; of the test pictures 149 of 153 do" in text
+    assert "95% of pictures like those of validation are meant to pass; of the test pictures 149 of 153 do" in text
 
 
 def test_the_card_of_a_multi_label_model_names_its_thresholds_and_its_own_metrics(data: DataFolder) -> None:

@@ -260,7 +260,7 @@ def test_the_temperature_never_makes_the_log_loss_worse(seed: int, count: int, c
 
 
 def test_a_few_pictures_that_all_happen_to_be_right_do_not_make_answers_certain() -> None:
-    logits = np.tile([2.0, 0.0, 0.0], (24, 1))  # 79 % sure, and right 24 times of 24: by chance once in 280
+    logits = np.tile([2.0, 0.0, 0.0], (24, 1))  # 79% sure, and right 24 times of 24: by chance once in 280
     assert 0.3 < fit_temperature(logits, np.zeros(24, int)) < 1
 
 

@@ -12,7 +12,7 @@ class Separability(Part):
 
     Attributes:
         auc: how often, given one new and one old picture, a classifier picks the new one; chance is 0.5.
-        low, high: its 95 % interval, by bootstrap.
+        low, high: its 95% interval, by bootstrap.
         p: the share of random divisions of the same pictures that are told apart as well.
         new, old: pictures that were compared.
     """

@@ -71,7 +71,7 @@ class JsonFile(Part):
 
 
 class Interval(Part):
-    """A value with its 95 % interval."""
+    """A value with its 95% interval."""
 
     value: float
     low: float

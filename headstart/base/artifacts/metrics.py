@@ -14,7 +14,7 @@ Measured = dict[str, int | float]  # each metric with its interval (accuracy, ac
 
 
 class Gain(Part):
-    """Accuracy of the fine-tuned network minus that of the head, with its 95 % interval: for other pictures, and for other
+    """Accuracy of the fine-tuned network minus that of the head, with its 95% interval: for other pictures, and for other
     trainings where there are repeats."""
 
     accuracy: float
@@ -142,7 +142,7 @@ class Subgroup(Part):
 
     Attributes:
         pictures: how many there are.
-        accuracy: of the chosen classifier on them; the intervals of all that were looked at hold together in 95 %.
+        accuracy: of the chosen classifier on them; the intervals of all that were looked at hold together in 95%.
         others: the accuracy on all other test pictures.
         p: corrected for the number of subgroups that were looked at.
         labels: the commonest labels, with the number of pictures.
@@ -173,7 +173,7 @@ class MetricsSummary(JsonFile):
 
     Attributes:
         val_log_loss: what results are chosen by.
-        accuracy: on the test pictures; ``low`` and ``high`` are its 95 % interval.
+        accuracy: on the test pictures; ``low`` and ``high`` are its 95% interval.
     """
 
     made_by: ClassVar[str] = "dvc repro evaluate"

@@ -14,7 +14,7 @@ class RankedBackbone(Part):
     Attributes:
         backbone: as ``rank.candidates`` has it.
         size, frame: of what it is shown.
-        probe_accuracy, low, high: of a logistic regression on frozen features, cross-validated, with its 95 % interval.
+        probe_accuracy, low, high: of a logistic regression on frozen features, cross-validated, with its 95% interval.
         pictures: that it was measured on.
         note: why it has no figures, was dropped, or is over the budget.
     """

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from headstart.base.errors import HeadstartError, some
@@ -207,6 +208,33 @@ class Cluster:
             raise
         except (RayError, ConnectionError) as error:
             raise HeadstartError(f"cluster {self.address} has failed ({_in_short(error)}); {KEPT}") from None
+
+
+@dataclass(frozen=True)
+class Project:
+    """The folder of the user's project, where nodes find it under the same path."""
+
+    folder: str
+    dvc_root: str | None
+
+    @classmethod
+    def here(cls) -> Project:
+        return cls(str(Path.cwd()), os.environ.get("DVC_ROOT"))
+
+    def enter(self) -> None:
+        """
+        Raises:
+            HeadstartError: this node does not have it.
+        """
+        try:
+            os.chdir(self.folder)
+        except OSError:
+            raise HeadstartError(
+                f"a node of the cluster has no {self.folder}; training on several nodes takes a project on a disk that "
+                "they share"
+            ) from None
+        if self.dvc_root:
+            os.environ["DVC_ROOT"] = self.dvc_root
 
 
 class Shelf(Generic[T]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -121,6 +121,7 @@ class Curve:
         return found
 
 
+Run = Callable[[Sequence[Training]], Iterator[tuple[Training, Outcome]]]
 Curves = dict[tuple[str, str], Curve]  # by start and cut
 
 
@@ -255,6 +256,14 @@ class Laboratory:
             repeats=repeats,
         )
 
+    def run_all(self, trainings: Sequence[Training]) -> Iterator[tuple[Training, Outcome]]:
+        """What comes of each training, one after the other."""
+        with pieces("why", [self.cost(training) for training in trainings], "training") as piece:
+            for training in trainings:
+                with piece(f"{training.told}, fold {training.fold + 1}"):
+                    outcome = self.run(training)
+                yield training, outcome
+
     def cost(self, training: Training) -> float:
         """How long it takes, in relation to others: pictures times epochs, their pixels, and how much of a forward and a
         backward pass is done for each. Heads on frozen features take no time beside that."""
@@ -310,27 +319,26 @@ class Clock:
         return max((state.stat().st_mtime_ns for state in self.resume.rglob(STATE)), default=0)  # each repeat has one
 
 
-def measure(laboratory: Laboratory, trainings: Sequence[Training], kept: Path) -> Curves:
+def measure(pictures: Pictures, trainings: Sequence[Training], run: Run, kept: Path) -> Curves:
     """Run what was not run before, and put all of it together.
 
     Args:
+        run: yields what came of each training, in any order.
         kept: a folder for the results of these very pictures, network and settings.
     """
     files = {training: kept / f"{training.name}.json" for training in trainings}
     outcomes = {training: Outcome(**kept) for training, file in files.items() if (kept := read_kept(file)) is not None}
     missing = [training for training in trainings if training not in outcomes]
-    with pieces("why", [laboratory.cost(training) for training in missing], "training") as piece:
-        for training in missing:
-            with piece(f"{training.told}, fold {training.fold + 1}"):
-                outcome = outcomes[training] = laboratory.run(training)
-            write_kept(files[training], asdict(outcome))
-            say(
-                f"why: {training.told}, fold {training.fold + 1}, {outcome.n} pictures: "
-                f"accuracy {np.mean(outcome.correct):.3f} in {outcome.seconds:.0f} s",
-                flush=True,
-            )
+    for training, outcome in run(missing):
+        outcomes[training] = outcome
+        write_kept(files[training], asdict(outcome))
+        say(
+            f"why: {training.told}, fold {training.fold + 1}, {outcome.n} pictures: "
+            f"accuracy {np.mean(outcome.correct):.3f} in {outcome.seconds:.0f} s",
+            flush=True,
+        )
     keys = dict.fromkeys((t.start, t.cut) for t in trainings)
-    return {key: _curve(key, outcomes, laboratory.pictures) for key in keys}
+    return {key: _curve(key, outcomes, pictures) for key in keys}
 
 
 def _curve(key: tuple[str, str], outcomes: dict[Training, Outcome], pictures: Pictures) -> Curve:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from headstart.base.artifacts.why import (
     WorthLabels,
     WorthMinutes,
 )
+from headstart.base.cluster import connected
 from headstart.base.device import set_up
 from headstart.base.errors import HeadstartError
 from headstart.base.identity import code_of, digest_of, inputs_of
@@ -65,6 +67,7 @@ from headstart.studies.learning_curves import (
     plan,
 )
 from headstart.studies.speed import images_per_s
+from headstart.studies.trainings_on_cluster import run_on
 from headstart.studies.transfer_gain_report import CANT_TELL, NOT_WORTH, WORTH, sentences
 from headstart.training.features import FeatureExtractor
 from headstart.training.linear_probe import within_one_standard_error
@@ -261,7 +264,7 @@ def answer(data: DataFolder, params: Params, device: torch.device, state: Callab
             "labels do not allow; `headstart rank` and `headstart tune` take them"
         )
     sample = Sample.of(manifest, params.seed)
-    pictures = Pictures(data, manifest, sample, device)
+    pictures = Pictures(data, manifest, sample, device if params.cluster is None else torch.device("cpu"))
     rate = images_per_s(FeatureExtractor(trunk, pictures.pixels, device), sample.rows, params.features.engine)
     settings = (
         params.finetune.model_dump(exclude={"unfreeze"}),
@@ -270,7 +273,10 @@ def answer(data: DataFolder, params: Params, device: torch.device, state: Callab
     made_by = code_of("headstart.studies.learning_curves")
     kept, cut = state("why") / digest_of([made_by, inputs_of("why"), settings]), cut_of(params.finetune)
     laboratory = Laboratory(pictures, backbone, network, params, device, 1 / rate, kept / "running")
-    curves = measure(laboratory, plan(pictures.shares(params.why.fractions), params.why.folds, cut), kept)
+    trainings = plan(pictures.shares(params.why.fractions), params.why.folds, cut)
+    with connected(params.cluster, __name__) as cluster:
+        run = laboratory.run_all if cluster is None else partial(run_on, cluster, laboratory)
+        curves = measure(pictures, trainings, run, kept)
     top1 = published(card.name).top1 if card.library != "own" else None
     sure = confidence(pictures.features, load_classifier(backbone))
     about = Set(len(sample.rows), len(sample.classes), sure, top1 / 100 if top1 else None)

@@ -10,16 +10,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from headstart.base.cluster import KEPT, Cluster
+from headstart.base.cluster import KEPT, Cluster, Project
 from headstart.base.errors import HeadstartError
 from headstart.base.paths import state_folder
 from headstart.base.safe_text import shortened
@@ -51,7 +49,7 @@ def train_on(cluster: Cluster, processes: int, threads: int | None, work: Work, 
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # every change of its state
     heard = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
-        _Worker(str(Path.cwd()), os.environ.get("DVC_ROOT"), threads, work, heard),
+        _Worker(Project.here(), threads, work, heard),
         torch_config=TorchConfig(timeout_s=int(LONGEST_WAIT.total_seconds())),
         scaling_config=ScalingConfig(num_workers=processes, use_gpu=cluster.gpus > 0),
         run_config=RunConfig(storage_path=str(state_folder("ray")), failure_config=FailureConfig(max_failures=RESTARTS)),
@@ -85,22 +83,13 @@ def _listen(heard: Any, ended: threading.Event, on_epoch: Callable[[Row], None])
 class _Worker:
     """What Ray Train calls in each worker, where it has set up the process group."""
 
-    folder: str
-    dvc_root: str | None
+    project: Project
     threads: int | None
     work: Work
     heard: Any
 
     def __call__(self) -> None:
-        try:
-            os.chdir(self.folder)
-        except OSError:
-            raise HeadstartError(
-                f"a node of the cluster has no {self.folder}; fine-tuning on several nodes takes a project on a disk that "
-                "they share"
-            ) from None
-        if self.dvc_root:
-            os.environ["DVC_ROOT"] = self.dvc_root
+        self.project.enter()
         with joined(self.threads) as device:
             if rank():
                 self.work(device, lambda row: None)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import html
 import json
+import os
+from pathlib import Path
 
 import pytest
 import yaml
 
+from headstart.base.kept import read_kept
 from headstart.evaluation.intervals import Estimate
 from headstart.studies.transfer_gain import verdict
 from tests.stages.conftest import Clone
+from tests.two_nodes import TwoNodes
 
 pytestmark = [pytest.mark.slow]
 
@@ -54,6 +58,24 @@ def test_a_killed_why_goes_on_and_its_answer_can_be_read_and_applied(copy_of: Cl
     assert "://" not in page.replace("data:image/png", "")
     copy_of.run("headstart", "why", "--no-open", "--apply")
     assert yaml.safe_load(copy_of.read("params.yaml"))["finetune"]["unfreeze"] == found["freeze"]["measured"]
+
+
+def test_trainings_on_a_cluster_give_what_they_give_here(two_nodes: TwoNodes, copy_of: Clone) -> None:
+    import ray
+
+    copy_of.set(why={"fractions": [1.0], "folds": 1}, finetune=QUICK, cluster=two_nodes.address)
+    path = f"{copy_of.folder}{os.pathsep}{Path(ray.__file__).parents[1]}"
+    output = copy_of.cold.repro(BRANCH, PYTHONPATH=path)
+    assert "why: 5/5 trainings" in output.stderr or "why: 5 trainings in" in output.stderr
+    copy_of.set(cluster=None)
+    assert copy_of.stages_run(BRANCH) == []  # it is no other result
+    (file,) = (copy_of.folder / ".headstart/why").glob("*/finetuned-half-0-1.json")
+    there = read_kept(file)
+    file.unlink()
+    copy_of.measured.repro("--force", "--single-item", BRANCH)
+    here = read_kept(file)
+    assert (here["n"], here["correct"]) == (there["n"], there["correct"])
+    assert here["losses"] == pytest.approx(there["losses"], abs=1e-3)
 
 
 @pytest.mark.usefixtures("tmp_path")

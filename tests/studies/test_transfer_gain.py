@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,30 +162,27 @@ def test_seconds_go_on_from_where_the_state_was_saved(tmp_path: Path, monkeypatc
 def test_a_result_that_is_damaged_is_measured_again(
     content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Counting:
-        """Trains nothing."""
+    folds = [(np.arange(0), np.array([0, 1])), (np.arange(0), np.array([2, 3]))]
+    pictures = SimpleNamespace(folds=folds, sample=SimpleNamespace(groups=np.array(["a", "b", "b", "c"])))
 
-        def __init__(self) -> None:
-            self.ran: list[Training] = []
-            folds = [(np.arange(0), np.array([0, 1])), (np.arange(0), np.array([2, 3]))]
-            self.pictures = SimpleNamespace(folds=folds, sample=SimpleNamespace(groups=np.array(["a", "b", "b", "c"])))
+    def measure(ran: list[Training]) -> Curves:
+        def run(missing: Sequence[Training]) -> Iterator[tuple[Training, Outcome]]:
+            for training in missing:
+                ran.append(training)
+                yield training, Outcome(n=10, seconds=1.0, correct=[1, 0], losses=[0.25, training.share])
 
-        def cost(self, training: Training) -> float:
-            return training.share
+        return learning_curves.measure(pictures, trainings, run, tmp_path)  # type: ignore[arg-type]
 
-        def run(self, training: Training) -> Outcome:
-            self.ran.append(training)
-            return Outcome(n=10, seconds=1.0, correct=[1, 0], losses=[0.25, training.share])
-
+    first: list[Training] = []
+    again: list[Training] = []
     trainings = [Training(FROZEN, "none", fold, share) for fold in (0, 1) for share in (0.5, 1.0)]
-    first, again = Counting(), Counting()
-    whole = learning_curves.measure(first, trainings, tmp_path)  # type: ignore[arg-type]
-    assert first.ran == trainings
+    whole = measure(first)
+    assert first == trainings
     file = tmp_path / f"{trainings[1].name}.json"
     file.write_bytes(file.read_bytes().replace(b"0.25", b"0.35") if content is None else content)
     capsys.readouterr()
-    found = learning_curves.measure(again, trainings, tmp_path)  # type: ignore[arg-type]
-    assert again.ran == [trainings[1]]
+    found = measure(again)
+    assert again == [trainings[1]]
     assert capsys.readouterr().err.startswith(f"headstart: {file} is damaged or of an older version; it is made again\n")
     assert all(np.array_equal(found[key].losses, whole[key].losses) for key in whole)
     assert all(np.array_equal(curve.groups, [0, 1, 1, 2]) for curve in found.values() if curve.groups is not None)

@@ -6,6 +6,7 @@ takes no memory and hardly any time, however large the network.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from headstart.base.private_names import without_torch_compiler
 
 def gmacs(network: nn.Module, height: int, width: int | None = None) -> float:
     """Billions of multiply-accumulates for one picture of so many pixels; a square one where no width is given."""
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it misses Triton, which nothing here uses
     from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, in stages that count nothing, too
 
     counter = FlopCounterMode(display=False)

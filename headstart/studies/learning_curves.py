@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -148,10 +149,15 @@ class Pictures:
 
     def __init__(self, data: DataFolder, manifest: pd.DataFrame, sample: Sample, device: torch.device) -> None:
         self.sample, self.manifest = sample, manifest
-        self.pixels = Pixels(data.prepare)
+        self.prepared = data.prepare
         self.folds = folds_of(sample.labels, sample.groups)
         self.features = features_of(data.features, manifest, sample.rows, precise(device))
         self.labels = torch.from_numpy(sample.labels).to(self.features.device)
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """Opened when they are needed: on a cluster that is on its nodes."""
+        return Pixels(self.prepared)
 
     def pictures(self, fold: int, share: float) -> Ints:
         """Numbers in the sample of the pictures to learn from: a share of those outside the fold, and at least so many that

@@ -6,7 +6,6 @@ driver writes what came of each.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,25 +18,20 @@ from headstart.studies.learning_curves import Laboratory, Outcome, Training
 
 @dataclass(frozen=True)
 class _OnNode:
-    """Runs trainings on a node, of which it takes ``threads`` cores.
-
-    Attributes:
-        pickled: a laboratory, which opens files of the project as it comes to life.
-    """
+    """Runs trainings on a node, of which it takes ``threads`` cores."""
 
     project: Project
     threads: int
-    pickled: bytes
+    laboratory: Laboratory
 
     @cached_property
-    def laboratory(self) -> Laboratory:
+    def ready(self) -> Laboratory:
         self.project.enter()
-        laboratory: Laboratory = pickle.loads(self.pickled)
-        return replace(laboratory, device=set_up(self.threads))
+        return replace(self.laboratory, device=set_up(self.threads))
 
     def __call__(self, training: Training) -> tuple[Training, Outcome]:
         with hidden():
-            return training, self.laboratory.run(training)
+            return training, self.ready.run(training)
 
 
 def run_on(cluster: Cluster, laboratory: Laboratory, trainings: Sequence[Training]) -> Iterator[tuple[Training, Outcome]]:
@@ -46,7 +40,7 @@ def run_on(cluster: Cluster, laboratory: Laboratory, trainings: Sequence[Trainin
     Raises:
         HeadstartError: as ``Cluster.map``; or a node does not have the project's folder.
     """
-    at_once = _OnNode(Project.here(), cluster.cpus_of_smallest, pickle.dumps(laboratory))
+    at_once = _OnNode(Project.here(), cluster.cpus_of_smallest, laboratory)
     items = ((training, 0) for training in sorted(trainings, key=laboratory.cost, reverse=True))
     with progress("why", len(trainings), "trainings") as advance:
         gpus = 1.0 if cluster.gpus else 0.0

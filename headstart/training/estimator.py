@@ -8,7 +8,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -16,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from headstart.base.arrays import Floats
 from headstart.base.sections import Head
+from headstart.models.task import SINGLE_LABEL
 from headstart.training.linear_probe import FOLDS, cross_validated, folds_that_hold_each_class, refitted, stacked
 
 STRENGTHS = tuple(Head().C)
@@ -97,18 +97,17 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:  # noqa: N803
         """(N,) labels of (N, D) features."""
-        numbers = self._logits(X).argmax(axis=1)
+        numbers = SINGLE_LABEL.predict(self._logits(X))
         labels: NDArray[Any] = self.classes_[numbers]
         return labels
 
     def predict_proba(self, X: ArrayLike) -> Floats:  # noqa: N803
         """(N, classes) calibrated probabilities of (N, D) features."""
-        probabilities: Floats = softmax(self._logits(X), axis=1)
-        return probabilities
+        return SINGLE_LABEL.probabilities(self._logits(X))
 
     def predict_log_proba(self, X: ArrayLike) -> Floats:  # noqa: N803
         """(N, classes) logarithms of ``predict_proba``."""
-        logarithms: Floats = log_softmax(self._logits(X), axis=1)
+        logarithms: Floats = np.log(self.predict_proba(X))
         return logarithms
 
     def _logits(self, given: ArrayLike) -> Floats:

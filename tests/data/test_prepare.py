@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw
 from headstart.base.artifacts import PrepareFolder
 from headstart.base.errors import HeadstartError
 from headstart.base.sections import Data, Prepare, Split
+from headstart.base.terminal import many
 from headstart.data import decoders
 from headstart.data.audit import Audit
 from headstart.data.decode import Array
@@ -267,6 +268,7 @@ HALF = """
 import os, signal, sys
 from pathlib import Path
 from headstart.base.sections import Data, Prepare, Split
+from headstart.base.terminal import many
 from headstart.data import pack
 from headstart.data.fetch import fetch
 from headstart.data.prepare import prepare
@@ -331,7 +333,7 @@ def test_packed_pictures_that_are_damaged_are_decoded_again_and_that_is_said(
     said = capsys.readouterr().err
     assert files(tmp_path / "out") == whole
     assert f"headstart: {tmp_path / 'out' / 'pixels.bin'}" in said
-    assert f"prepare: {decoded} pictures in " in said
+    assert f"prepare: {many(decoded, 'picture')} in " in said
 
 
 def test_a_picture_that_is_damaged_is_not_learned_from(tmp_path: Path) -> None:

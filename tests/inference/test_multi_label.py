@@ -180,7 +180,7 @@ def test_the_server_and_its_page_name_all_classes(tmp_path: Path) -> None:
     with TestClient(application(batched, about, Limits(), "ready")) as client:
         assert client.get("/model").json()["task"] == "multi-label"
         page = client.get("/").text
-        assert "all labels right on 90.0%\n(80.0–95.0) of 70 test pictures" in page
+        assert 'all labels right on\n<span class="whole">90.0% (80.0–95.0)</span> of 70 test pictures' in page
         assert "It answers with any number of: blue, green, red." in page
         for name, expected in COLOURS.items():
             answer = client.post("/predict", content=png(plain(name))).json()

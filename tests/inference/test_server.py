@@ -213,7 +213,7 @@ def test_the_test_figures_beside_a_model_are_told(tmp_path: Path) -> None:
     about = model_info(folder, batched, Limits())
     assert about["figures"] == figures
     with TestClient(application(batched, about, Limits(), "ready")) as client:
-        assert "right on 90.0%\n(80.0–95.0) of 70 test pictures" in client.get("/").text
+        assert 'right on\n<span class="whole">90.0% (80.0–95.0)</span> of 70 test pictures' in client.get("/").text
         # This network has no map to look at.
         explained = client.post("/explain", content=png(plain("red"))).json()
         assert (explained["label"], explained["heat"]) == ("red", None)

@@ -212,7 +212,7 @@ def test_times_are_measured_once_and_read_back(threads: int, capsys: pytest.Capt
     query, state = Query(("mobilenetv3_small_050",)), in_folder(Path("state"))
     first = listed(query, None, state)
     assert "random weights, 8 pictures at once, float32, 1 threads" in measure(first, query, threads, state)
-    assert "measuring: 1 networks" in capsys.readouterr().err
+    assert "measuring: 1 network in " in capsys.readouterr().err
     assert first[0].forward_ms > 0
     assert first[0].backward_ms > 0
     kept = Path("state/models/milliseconds.json").read_bytes()

@@ -1,8 +1,9 @@
 """Fine-tuning on a Ray cluster, by Ray Train: the processes of ``training.distributed`` are its workers.
 
 They read the project's folder and keep their checkpoint in it, so it has to be on a disk that all nodes share. Where a
-worker or its node is lost, Ray starts all of them again, and they go on after the last finished epoch. What the first one
-says, and the rows of its curve, come back to the process that the user started.
+worker or its node is lost, all of them are started again, and they go on after the last finished epoch. (Ray would do that
+by itself, but also where a worker has said what is wrong.) What the first one says, and the rows of its curve, come back to
+the process that the user started.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def train_on(cluster: Cluster, processes: int, threads: int | None, work: Work, 
     Raises:
         HeadstartError: a worker raised one, the cluster has too few processors or GPUs, or workers were lost too often.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.util.queue import Queue
@@ -48,19 +49,30 @@ def train_on(cluster: Cluster, processes: int, threads: int | None, work: Work, 
         )
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # every change of its state
     heard = Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
-        _Worker(Project.here(), threads, work, heard),
-        torch_config=TorchConfig(timeout_s=int(LONGEST_WAIT.total_seconds())),
-        scaling_config=ScalingConfig(num_workers=processes, use_gpu=cluster.gpus > 0),
-        run_config=RunConfig(storage_path=str(state_folder("ray")), failure_config=FailureConfig(max_failures=RESTARTS)),
-    )
+
+    def trainer() -> TorchTrainer:
+        return TorchTrainer(
+            _Worker(Project.here(), threads, work, heard),
+            torch_config=TorchConfig(timeout_s=int(LONGEST_WAIT.total_seconds())),
+            scaling_config=ScalingConfig(num_workers=processes, use_gpu=cluster.gpus > 0),
+            run_config=RunConfig(storage_path=str(state_folder("ray"))),  # it gives each run a name of its own
+        )
+
     ended = threading.Event()
     listener = threading.Thread(target=_listen, args=(heard, ended, on_epoch))
     listener.start()
     try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise _in_a_sentence(cluster, error) from None
+        for left in reversed(range(RESTARTS + 1)):
+            try:
+                trainer().fit()
+                break
+            except TrainingFailedError as error:
+                told = _told(error)
+                if isinstance(told, HeadstartError):
+                    raise HeadstartError(str(told)) from None
+                if not left:
+                    reason = shortened(" ".join(str(told).split()), 300)
+                    raise HeadstartError(f"cluster {cluster.address}: fine-tuning has failed ({reason}); {KEPT}") from None
     finally:
         ended.set()
         listener.join()
@@ -111,11 +123,8 @@ class _Lines(io.TextIOBase):
         return len(text)
 
 
-def _in_a_sentence(cluster: Cluster, error: Exception) -> HeadstartError:
+def _told(error: Exception) -> Exception:
+    """What a worker said, a sentence of headstart's rather than anything else."""
     failures = [*getattr(error, "worker_failures", {}).values(), error]
     causes = [getattr(failure, "base_exc", getattr(failure, "cause", failure)) for failure in failures]
-    for cause in causes:
-        if isinstance(cause, HeadstartError):
-            return HeadstartError(str(cause))
-    reason = shortened(" ".join(str(causes[0]).split()), 300)
-    return HeadstartError(f"cluster {cluster.address}: fine-tuning has failed ({reason}); {KEPT}")
+    return next((cause for cause in causes if isinstance(cause, HeadstartError)), causes[0])

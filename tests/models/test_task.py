@@ -181,8 +181,9 @@ def test_a_threshold_of_one_class_has_the_best_f1_of_all(drawn: tuple[Floats, In
     probabilities, labels = MULTI_LABEL.probabilities(logits)[:, :1], labels[:, :1]
     (chosen,) = MULTI_LABEL.with_thresholds(probabilities, labels).thresholds or ()
     steps = np.round(np.arange(0.02, 0.99, 0.01), 2)
-    scores = [f1_score(labels[:, 0], probabilities[:, 0] >= step, zero_division=0) for step in steps]
-    assert f1_score(labels[:, 0], probabilities[:, 0] >= chosen, zero_division=0) == pytest.approx(max(scores))
+    said, there = probabilities >= steps, labels == 1  # scikit-learn would take a minute for all of them
+    scores = 2 * (said & there).sum(0) / np.maximum(said.sum(0) + there.sum(), 1)
+    assert f1_score(labels[:, 0], probabilities[:, 0] >= chosen, zero_division=0) == pytest.approx(scores.max())
 
 
 @pytest.mark.parametrize("weights", [None, "balanced"])

@@ -69,7 +69,7 @@ tune: setup  ## better settings of fine-tuning? dvc repro studies/dvc.yaml:tune
 	dvc repro studies/dvc.yaml:tune
 
 test: .venv/dev  ## every test, the slow ones too
-	OMP_WAIT_POLICY=passive pytest -q -n 3 --maxschedchunk 1 --durations 15 --cov --cov-report term  # three share two cores: tests wait a lot, and none spins
+	OMP_WAIT_POLICY=passive pytest -q -n 2 --maxschedchunk 1 --durations 15 --cov --cov-report term  # two at a time share the cores: neither spins on them
 
 lint: .venv/dev  ## ruff and mypy
 	ruff check .

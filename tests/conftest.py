@@ -13,6 +13,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from headstart.base import errors
@@ -20,6 +21,10 @@ from tests.two_nodes import cluster_of_two, two_nodes  # noqa: F401 - fixtures
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("headstart", deadline=None)
+hypothesis.settings.load_profile("headstart")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -281,7 +281,7 @@ SCALARS = (
 @example(key="finetune.lr", value=float("nan"))
 @example(key="finetune.weight_decay", value=2**53 + 1)  # no float is that number
 @example(key="finetune.crop_min", value="1E0")
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_under_any_key_is_taken_as_it_is_or_refused_by_the_key_s_name(
     tmp_path: Path, key: str, value: object
 ) -> None:
@@ -301,7 +301,7 @@ def test_any_value_under_any_key_is_taken_as_it_is_or_refused_by_the_key_s_name(
 
 
 @given(text=st.text(max_size=40))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_text_at_all_ends_in_a_traceback(tmp_path: Path, text: str) -> None:
     try:
         load(tmp_path, text.encode("utf-8", "surrogatepass"))

@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.base import terminal
@@ -25,7 +25,6 @@ SENTENCES = ("{}", "MLflow at {} does not answer (refused); start it", "data.sou
 
 @pytest.mark.parametrize("form", SENTENCES)
 @pytest.mark.parametrize("address", ["http://anna:{}@host:50/x", "https://{}@host/x", "postgresql+psycopg2://a:{}@db/m"])
-@settings(deadline=None)
 @given(secret=PASSWORDS)
 def test_a_password_or_token_before_the_host_is_never_said(form: str, address: str, secret: str) -> None:
     if ":{}" not in address and any(sign in secret for sign in "/?#"):
@@ -38,7 +37,6 @@ def test_a_password_or_token_before_the_host_is_never_said(form: str, address: s
 
 @pytest.mark.parametrize("form", SENTENCES)
 @pytest.mark.parametrize("key", ["token", "key", "X-Amz-Signature", "sig", "password", "any"])
-@settings(deadline=None)
 @given(secret=PASSWORDS.filter(lambda secret: not set(secret) & set("&#")))
 def test_the_values_of_a_query_are_never_said(form: str, key: str, secret: str) -> None:
     said = masked(form.format(f"https://host/pets.zip?v=1&{key}={secret}"))
@@ -46,7 +44,6 @@ def test_the_values_of_a_query_are_never_said(form: str, key: str, secret: str) 
     assert f"https://host/pets.zip?v=***&{key}=***" in said
 
 
-@settings(deadline=None)
 @given(secret=PASSWORDS, length=st.integers(0, 60))
 def test_an_address_that_is_cut_off_is_masked_first(secret: str, length: int) -> None:
     assert "Geheim7" not in shortened(f"unable to access http://anna:{secret}@host/x and so on", length + 20)
@@ -89,7 +86,6 @@ def test_every_text_in_a_value_is_masked() -> None:
 # --- control characters -----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.text(st.characters()))  # surrogates too
 def test_a_sentence_is_one_line_that_a_terminal_does_not_act_on(text: str) -> None:
     said = sentence(text)
@@ -98,7 +94,6 @@ def test_a_sentence_is_one_line_that_a_terminal_does_not_act_on(text: str) -> No
     said.encode()  # a file's name need not be text; what is said of it is
 
 
-@settings(deadline=None)
 @given(st.text(st.characters()))
 def test_what_is_escaped_is_json_that_says_the_same(text: str) -> None:
     escaped = visible(json.dumps({"name": text}, ensure_ascii=False))
@@ -150,7 +145,6 @@ def test_a_defect_is_a_traceback_without_the_secrets_that_it_quotes(tmp_path: Pa
 # --- what is long -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.text(), st.integers(20, 400))
 def test_what_is_shortened_has_its_beginning_and_its_end(text: str, most: int) -> None:
     line = " ".join(text.split())

@@ -303,7 +303,7 @@ def test_a_zip_with_a_password_says_so(tmp_path: Path) -> None:
     suffix=st.sampled_from([".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"]),
     damage=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_archive_never_ends_in_a_traceback_nor_leaves_half_of_itself(
     tmp_path: Path, suffix: str, damage: list[tuple[float, int]]
 ) -> None:
@@ -327,7 +327,7 @@ kinds = st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarf
 
 
 @given(st.lists(st.tuples(names, kinds, names), max_size=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_is_in_a_tar_only_plain_files_appear_and_only_inside(members: list[tuple[str, bytes, str]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         here = Path(name) / "deep" / "deeper"

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.base.errors import HeadstartError
@@ -182,7 +182,6 @@ paths = names.map(str.strip).filter(lambda name: name not in ("", ".", ".."))
         paths, st.tuples(st.sampled_from("abc"), st.booleans(), st.none() | st.sampled_from("abc")), max_size=12
     )
 )
-@settings(deadline=None)
 def test_each_picture_comes_out_as_the_tables_say_whatever_its_name(
     plan: dict[str, tuple[str, bool, str | None]],
 ) -> None:

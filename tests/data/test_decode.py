@@ -288,7 +288,7 @@ def test_a_file_that_is_not_there_is_a_reason_too(tmp_path: Path) -> None:
     kind=st.sampled_from(sorted(KINDS)),
     damage=st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.integers(0, 255)), min_size=1, max_size=4),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_damaged_file_is_a_picture_or_has_a_reason_and_nothing_else(
     kind: str, damage: list[tuple[float, bool, int]]
 ) -> None:
@@ -319,7 +319,6 @@ def test_a_recompressed_and_resized_copy_has_a_near_fingerprint_and_another_pict
     assert np.abs(next(thumbnails) - next(thumbnails)).mean() < 3
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_the_hash_is_the_sign_of_the_lowest_frequencies_against_their_median(seed: int) -> None:
     grey = photograph(seed, (32, 32)).convert("L")

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.data import duplicates
@@ -18,7 +18,6 @@ from headstart.data.duplicates import THUMBNAIL_DIFFERENCE, clusters, near_pairs
     flips=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**6 - 1), st.integers(0, 12)), max_size=12),
     bits=st.integers(0, 16),
 )
-@settings(deadline=None)
 def test_the_pairs_are_those_of_a_plain_double_loop(base: list[int], flips: list[tuple[int, int, int]], bits: int) -> None:
     """Hashes that differ in few bits and thumbnails that differ by a few grey levels, compared one by one."""
     numbers = base + [base[i % len(base)] ^ mask for i, mask, _ in flips]
@@ -44,7 +43,6 @@ def test_pairs_are_found_however_far_apart_they_are() -> None:
 
 
 @given(flips=st.lists(st.integers(0, 2**12 - 1), min_size=2, max_size=12), bits=st.integers(0, 6), ranks=st.randoms())
-@settings(deadline=None)
 def test_a_crowd_is_tied_together_by_fewer_pairs(flips: list[int], bits: int, ranks: random.Random) -> None:
     hashes, thumbnails = np.array(flips, np.uint64), np.zeros((len(flips), 768), np.uint8)
     rank = np.array([ranks.randrange(3) for _ in flips])
@@ -71,7 +69,6 @@ def test_switched_off_nothing_is_near() -> None:
 
 
 @given(n=st.integers(1, 30), data=st.data())
-@settings(deadline=None)
 def test_a_cluster_is_all_that_pairs_connect(n: int, data: st.DataObject) -> None:
     pairs = data.draw(st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=20))
     together = [{i} for i in range(n)]

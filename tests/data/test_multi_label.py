@@ -258,7 +258,7 @@ JSON = st.recursive(
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(GOOD, JSON | st.lists(JSON, max_size=3))))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_whatever_stands_in_a_coco_file_ends_in_a_listing_or_a_sentence(change: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = write_coco(Path(folder), GOOD | change)
@@ -465,7 +465,6 @@ def usable(number: int, labels: set[str], look: int, group: str) -> PackedPictur
     ),
     seed=st.integers(0, 1000),
 )  # fmt: skip
-@settings(deadline=None)
 def test_groups_and_near_duplicates_stay_together_unless_a_split_would_be_empty(
     drawn: list[tuple[set[str], int, str]], seed: int
 ) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -693,7 +693,6 @@ pictures_in_sets = st.lists(
 
 
 @given(drawn=pictures_in_sets, seed=st.integers(0, 1000))
-@settings(deadline=None)
 def test_no_split_leaks_and_near_duplicates_and_groups_are_one_side(drawn: list[tuple[str, int, str]], seed: int) -> None:
     settings, audit = Split(val=0.4, test=0.4), Audit()
     pictures = [usable(i, *what) for i, what in enumerate(drawn)]
@@ -726,7 +725,6 @@ def test_a_class_may_be_lost_through_the_near_duplicates_of_another() -> None:
 
 
 @given(drawn=pictures_in_sets, seed=st.integers(0, 1000), keep=st.integers(1, 40))
-@settings(deadline=None)
 def test_pictures_added_later_move_none_unless_they_tie_groups_together(
     drawn: list[tuple[str, int, str]], seed: int, keep: int
 ) -> None:

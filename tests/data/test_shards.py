@@ -193,7 +193,7 @@ def test_a_shard_that_is_damaged_or_compressed_is_named(tmp_path: Path) -> None:
     assert any("is cut short" in sentence for sentence in said)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), min_size=1, max_size=6), end=st.integers(0, 4096)
 )

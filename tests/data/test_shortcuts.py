@@ -125,7 +125,7 @@ def test_bytes_count_only_where_they_tell_all_classes() -> None:
 
 
 @given(st.integers(0, 10_000), st.sampled_from([(40, 40), (30, 60, 90), (200, 12)]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_files_that_say_nothing_are_hardly_ever_named(seed: int, counts: tuple[int, ...]) -> None:
     """Once in twenty sets would be what is promised; with the same seeds each time, none is."""
     found = examine_files(pictures(counts, seed), properties(sum(counts), seed))[1]

@@ -127,7 +127,7 @@ def gives_way(audit: AuditReport) -> bool:
 
 
 @given(files(st.just("")), seeds, parts, parts)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_no_group_and_no_copy_of_a_picture_is_in_two_splits(chosen: list[File], seed: int, val: float, test: float) -> None:
     if (found := prepared(chosen, seed, val, test)) is None:
         return
@@ -139,7 +139,7 @@ def test_no_group_and_no_copy_of_a_picture_is_in_two_splits(chosen: list[File], 
 
 
 @given(files(st.sampled_from(SPLITS)), seeds, parts)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_where_the_source_has_splits_no_copy_stays_in_two_and_groups_that_do_are_counted(
     chosen: list[File], seed: int, val: float
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.base.arrays import Bools, Ints
@@ -26,7 +26,6 @@ def stratified(labels: Ints, seed: int = 0, shares: tuple[float, ...] = SHARES) 
 
 
 @given(seed=seeds, count=st.integers(0, 120), classes=st.integers(1, 8), val=st.floats(0, 0.4), test=st.floats(0.05, 0.4))
-@settings(deadline=None)
 def test_each_part_gets_about_its_share_of_the_pictures(
     seed: int, count: int, classes: int, val: float, test: float
 ) -> None:
@@ -39,7 +38,6 @@ def test_each_part_gets_about_its_share_of_the_pictures(
 
 
 @given(seed=seeds, count=st.integers(0, 80), classes=st.integers(1, 8))
-@settings(deadline=None)
 def test_a_rare_class_is_in_every_part_if_it_has_enough_groups(seed: int, count: int, classes: int) -> None:
     rng = np.random.default_rng(seed)
     labels = np.eye(classes + 1, dtype=int)[rng.integers(0, classes + 1, count)][:, :classes]  # one class or none
@@ -51,7 +49,6 @@ def test_a_rare_class_is_in_every_part_if_it_has_enough_groups(seed: int, count:
 
 
 @given(seed=seeds, classes=st.integers(2, 8))
-@settings(deadline=None)
 def test_shares_of_classes_are_nearer_to_those_asked_for_than_chance_brings_them(seed: int, classes: int) -> None:
     labels = pictures_of(seed, 200, classes)
     by_chance = np.random.default_rng(seed).choice(3, 200, p=SHARES)
@@ -65,7 +62,6 @@ def uneven(labels: Ints, parts: Ints) -> float:
 
 
 @given(seed=seeds, count=st.integers(1, 60))
-@settings(deadline=None)
 def test_neither_the_order_of_the_rows_nor_another_run_changes_anything(seed: int, count: int) -> None:
     labels, rng = pictures_of(seed, count, 4), np.random.default_rng(seed)
     sizes, order, rows = rng.integers(1, 4, count), rng.permutation(count), rng.permutation(count)

@@ -31,7 +31,7 @@ from headstart.evaluation.intervals import (
 
 
 @given(st.integers(2, 400), st.integers(0, 2**32 - 1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_bootstrap_is_scipys(n: int, seed: int) -> None:
     values = np.random.default_rng(seed).normal(size=n)
     draws = bootstrap(lambda rows: [values[rows].mean(), values[rows].std()], n, seed, 50)
@@ -68,7 +68,7 @@ def test_a_single_picture_has_an_interval_too() -> None:
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_proportion_has_wilsons_interval(hits_of: tuple[int, int]) -> None:
     hits, n = hits_of
     p, z = hits / n, stats.norm.ppf(0.975)
@@ -107,7 +107,7 @@ def test_the_interval_of_a_paired_difference_is_bonett_and_prices() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_mcnemars_test_is_the_binomial_test_of_what_only_one_has_right(answers: list[tuple[bool, bool]]) -> None:
     before, after = np.array(answers).T
     difference = paired_difference(before, after)
@@ -120,7 +120,7 @@ def test_mcnemars_test_is_the_binomial_test_of_what_only_one_has_right(answers: 
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30), st.integers(0, 9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_of_right_and_wrong_the_permutation_test_is_mcnemars(answers: list[tuple[bool, bool]], seed: int) -> None:
     before, after = np.array(answers).T
 
@@ -155,7 +155,7 @@ def test_names_are_numbered_and_pictures_that_are_all_on_their_own_have_no_group
 
 
 @given(SIZES, st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_groups_are_drawn_whole_and_as_many_as_there_are(sizes: list[int], seed: int) -> None:
     groups = groups_of(sizes, seed)
     for rows in resample(len(groups), 20, np.random.default_rng(seed), groups):
@@ -166,7 +166,7 @@ def test_groups_are_drawn_whole_and_as_many_as_there_are(sizes: list[int], seed:
 
 
 @given(SIZES, st.integers(0, 999), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_interval_is_never_narrower_for_knowing_the_groups(sizes: list[int], seed: int, share: float) -> None:
     groups, chance = groups_of(sizes, seed), np.random.default_rng(seed)
     hits, others = (chance.random(len(groups)) < each for each in (share, 0.5))
@@ -201,7 +201,7 @@ def test_one_group_alone_says_nothing_for_certain() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_where_each_group_is_one_picture_the_sign_test_is_mcnemars(answers: list[tuple[bool, bool]]) -> None:
     before, after = np.array(answers).T
     exact, by_sign = paired_difference(before, after), paired_difference(before, after, np.arange(len(answers)))
@@ -210,7 +210,7 @@ def test_where_each_group_is_one_picture_the_sign_test_is_mcnemars(answers: list
 
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=8))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_sign_test_counts_all_signs(differences: list[int]) -> None:
     groups = np.repeat(np.arange(len(differences)), 4)
     after = np.concatenate([np.arange(4) < max(each, 0) for each in differences])
@@ -244,7 +244,7 @@ FIGURES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 
 
 @given(FIGURES, FIGURES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_where_pictures_leave_no_doubt_the_test_of_trainings_is_welchs(before: list[float], after: list[float]) -> None:
     chances = [chance_of(before), chance_of(after)]
     value = float(np.mean(after) - np.mean(before))
@@ -261,7 +261,7 @@ def test_where_pictures_leave_no_doubt_the_test_of_trainings_is_welchs(before: l
 @given(
     st.floats(-0.5, 0.5), st.floats(0.001, 0.5), st.floats(0.001, 0.5), st.floats(0, 0.01), st.integers(1, 9), st.booleans()
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_interval_is_never_narrower_for_other_trainings(
     value: float, below: float, above: float, variance: float, degrees: int, grouped: bool
 ) -> None:

@@ -37,7 +37,7 @@ def found(copies: int, right: float) -> Leaks:
     return find_leaks(manifest(), learned, test, Scores(np.eye(2)[(~correct).astype(int)], np.zeros(TEST, int)), 200, 0)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000), learned=st.integers(3, 50), new=st.integers(1, 20))
 def test_distances_are_scikit_learns(seed: int, learned: int, new: int) -> None:
     x, y = cloud(seed, learned), cloud(seed + 1, new)

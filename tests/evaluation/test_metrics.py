@@ -59,7 +59,7 @@ scores = st.builds(
 
 
 @given(scores)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_figures_are_scikit_learns(s: Scores) -> None:
     found = measured(s, 100, 0)
     classes = np.arange(s.probabilities.shape[1])
@@ -105,7 +105,7 @@ def certain(labels: Ints, right: int) -> Scores:
 
 
 @given(scores)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_calibration_error_is_the_weighted_gap_of_bins_of_equal_width(s: Scores) -> None:
     right, bins = (s.predicted == s.labels).astype(float), np.minimum((s.confidence * 15).astype(int), 14)
     gaps = [np.abs((right - s.confidence)[bins == number].sum()) for number in range(15)]
@@ -113,7 +113,7 @@ def test_the_calibration_error_is_the_weighted_gap_of_bins_of_equal_width(s: Sco
 
 
 @given(scores)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_reliability_diagram_has_bins_of_equal_count_with_intervals(s: Scores) -> None:
     bins = reliability(s)
     counts = [b["pictures"] for b in bins]
@@ -125,7 +125,7 @@ def test_the_reliability_diagram_has_bins_of_equal_count_with_intervals(s: Score
 
 
 @given(scores, st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_intervals_are_ordered_and_hold_their_figure(s: Scores, seed: int) -> None:
     found = measured(s, 200, seed)
     for name in (metric.name for metric in metrics_of(SINGLE_LABEL)):
@@ -238,7 +238,7 @@ def test_on_few_pictures_two_lucky_answers_do_not_take_the_head_away() -> None:
 
 
 @given(scores)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_table_of_classes_is_scikit_learns_report_worst_first(s: Scores) -> None:
     names = [f"class {n}" for n in range(s.probabilities.shape[1])]
     rows = per_class(s, names)
@@ -256,7 +256,7 @@ def test_the_table_of_classes_is_scikit_learns_report_worst_first(s: Scores) -> 
 
 
 @given(scores, st.integers(0, 12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_worst_mistakes_are_wrong_and_the_surest_come_first(s: Scores, count: int) -> None:
     shown = [mistake.position for mistake in worst_mistakes(s, count)]
     assert len(shown) == min(count, int((~s.correct).sum()))

@@ -230,7 +230,7 @@ def test_int8_that_costs_too_much_is_refused_with_what_it_costs(tmp_path: Path) 
     (tmp_path / "data").mkdir()
     put_whispers(tmp_path / "data")
     sentence = (
-        r"int8 is refused: it costs \+\d+\.\d points of accuracy \(\S+ to \S+\) on \d+ validation pictures, and --max-cost"
+        r"int8 is refused: it costs \+\d+\.\d points \(\S+ to \S+\) of accuracy on \d+ validation pictures, and --max-cost"
     )
     with pytest.raises(HeadstartError, match=sentence):
         export(tmp_path / "model", "int8", DataFolder(tmp_path, "data"), tmp_path / "out", 0.01, trust=True)

@@ -58,7 +58,7 @@ PROJECT = Path(__file__).parents[2]
     rows=st.integers(1, 40), reference=st.integers(1, 60), width=st.integers(1, 30), more=st.integers(0, 5),
     seed=st.integers(0, 1000), k=st.integers(1, 7),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_distances_are_those_of_scikit_learns_nearest_neighbours(
     rows: int, reference: int, width: int, more: int, seed: int, k: int
 ) -> None:
@@ -73,7 +73,7 @@ def test_distances_are_those_of_scikit_learns_nearest_neighbours(
 
 
 @given(count=st.integers(FEWEST, 400), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_threshold_is_that_of_conformal_prediction(
     count: int, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -101,7 +101,7 @@ def test_new_pictures_pass_as_often_as_said_however_few_there_were_to_choose_by(
 
 
 @given(labels=st.lists(st.sampled_from("abcd"), min_size=1, max_size=200), room=st.integers(1, 50), width=st.integers(1, 9))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_where_there_is_no_room_for_all_pictures_each_class_keeps_as_many(labels: list[str], room: int, width: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(familiarity, "MOST_BYTES", room * 2 * width)

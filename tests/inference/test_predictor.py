@@ -126,7 +126,7 @@ def test_base64_that_is_as_long_as_no_name_of_a_file_may_be_is_a_picture(predict
 
 
 @given(st.lists(st.sampled_from(CLASSES), max_size=2 * BATCH + 3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_answers_come_one_per_picture_in_order_however_many(predictor: Predictor, names: list[str]) -> None:
     answers = predictor.predict([np.asarray(plain(name)) for name in names])
     assert [answer.label for answer in answers] == names

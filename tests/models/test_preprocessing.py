@@ -25,7 +25,7 @@ sides = st.integers(200, 500)
 
 
 @given(sides, sides, st.integers(0, 99), st.sampled_from(["resnet18", "inception_v3", "efficientnet_b0"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_view_is_torchvisions_own_preset_even_in_noise(height: int, width: int, seed: int, name: str) -> None:
     view = architecture(name).view
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -49,7 +49,7 @@ def test_normalising_is_the_presets_arithmetic() -> None:
 @given(
     st.integers(1, 90), st.integers(1, 90), st.integers(1, 64), st.floats(0.3, 1), st.sampled_from(sorted(INTERPOLATIONS))
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_picture_becomes_the_size_asked_for_and_a_plain_one_stays_plain(
     height: int, width: int, size: int, crop: float, interpolation: str
 ) -> None:
@@ -102,7 +102,7 @@ def test_the_view_survives_its_card(frame: Frame) -> None:
 
 
 @given(st.lists(st.integers(0, 39), max_size=40), st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batches_come_in_the_order_of_the_rows(rows: list[int], size: int) -> None:
     view = View(4, 1.0, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     pictures = [np.full((5, 7, 3), level, np.uint8) for level in range(40)]

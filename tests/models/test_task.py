@@ -49,7 +49,7 @@ LOGITS = arrays.arrays(np.float64, st.tuples(st.integers(1, 20), st.integers(2, 
 
 
 @given(LOGITS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_arrays_and_tensors_get_the_same_probabilities_and_answers(logits: Floats) -> None:
     probabilities = SINGLE_LABEL.probabilities(logits)
     assert probabilities.sum(axis=1) == pytest.approx(1)
@@ -65,7 +65,7 @@ def test_arrays_and_tensors_get_the_same_probabilities_and_answers(logits: Float
 
 
 @given(LOGITS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_its_losses_are_scikit_learns_and_those_of_training(logits: Floats) -> None:
     labels, classes = np.arange(len(logits)) % logits.shape[1], np.arange(logits.shape[1])
     losses = SINGLE_LABEL.losses(logits, labels)
@@ -94,7 +94,7 @@ def several(draw: st.DrawFn) -> tuple[Floats, Ints]:
 
 
 @given(several())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_several_labels_are_lost_and_answered_class_by_class(drawn: tuple[Floats, Ints]) -> None:
     logits, labels = drawn
     losses, probabilities = MULTI_LABEL.losses(logits, labels), MULTI_LABEL.probabilities(logits)
@@ -120,7 +120,7 @@ def test_slopes_are_the_derivatives_of_the_losses(task: Task) -> None:
 
 
 @given(several())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_metrics_of_several_labels_are_scikit_learns(drawn: tuple[Floats, Ints]) -> None:
     logits, labels = drawn
     scores = Scores(MULTI_LABEL.probabilities(logits), labels, MULTI_LABEL)
@@ -175,7 +175,7 @@ def test_thresholds_suit_a_class_with_pictures_and_one_with_few_follows_the_othe
 
 
 @given(several())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_threshold_of_one_class_has_the_best_f1_of_all(drawn: tuple[Floats, Ints]) -> None:
     logits, labels = drawn
     probabilities, labels = MULTI_LABEL.probabilities(logits)[:, :1], labels[:, :1]

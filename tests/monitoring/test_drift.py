@@ -70,7 +70,7 @@ def test_where_nothing_changed_the_test_errs_as_often_as_it_says(
 
 
 @given(st.integers(0, 10_000), st.floats(2.5, 4), st.integers(20, 60))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_shift_of_the_features_is_found_and_measured(seed: int, shift: float, new: int) -> None:
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(new + 150, 30))
@@ -157,7 +157,7 @@ def test_a_hundred_pictures_of_one_scene_are_one_observation() -> None:
 
 
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 9), min_size=1, max_size=40))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_one_picture_of_each_group_is_taken(seed: int, groups: list[int]) -> None:
     rows = one_per_group(np.array(groups), np.random.default_rng(seed))
     assert sorted(groups[row] for row in rows) == sorted(set(groups))
@@ -317,7 +317,7 @@ def spread(entropy: Floats) -> Floats:
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_what_is_to_be_labelled_is_one_of_each_kind_and_not_many_of_one(seed: int, kinds: int) -> None:
     rng = np.random.default_rng(seed)
     centres = np.eye(8)[: kinds + 1] * 10

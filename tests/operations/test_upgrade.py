@@ -223,7 +223,7 @@ def is_kept(was: dict[str, Any], now: dict[str, Any]) -> bool:
 KEYS = list(_blocks(SHIPPED.splitlines()))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.sets(st.sampled_from(KEYS), min_size=1, max_size=6))
 def test_keys_that_were_taken_out_come_back_where_they_stood_with_their_comments(missing: set[str]) -> None:
     lines = SHIPPED.splitlines()

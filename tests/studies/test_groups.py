@@ -84,7 +84,7 @@ def test_names_that_say_nothing_suggest_nothing(paths: list[str]) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=60), st.integers(0, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_names_are_taken(names: list[str], classes: int) -> None:
     labels = [str(number % (classes + 1)) for number in range(len(names))]
     for by in suggested(names, labels).values():

@@ -67,7 +67,7 @@ def flipped(pictures: pd.DataFrame, rows: NDArray[Any], seed: int) -> pd.DataFra
 
 
 @given(st.integers(0, 10_000), st.sampled_from([(60, 60), (60, 40, 25), (90, 30, 12)]), st.integers(1, 8))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_labels_that_were_made_wrong_head_the_list(seed: int, counts: tuple[int, ...], many: int) -> None:
     pictures, features = clouds(counts, seed, apart=10.0)
     rows = np.random.default_rng(seed).choice(len(pictures), many, replace=False)
@@ -167,7 +167,7 @@ def test_outliers_among_pictures_that_are_all_the_same_have_a_distance(apart: fl
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_pairs_that_look_the_same_are_found_once_those_under_two_labels_first(seed: int, many: int) -> None:
     pictures, features = clouds((40, 40), seed)
     rng = np.random.default_rng(seed)

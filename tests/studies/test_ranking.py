@@ -467,7 +467,7 @@ def test_weights_that_see_nothing_are_dropped_against_trained_ones(tmp_path: Pat
     )
     found_out = rank(candidates, Sample.of(manifest, 0), pictures[0], 60, params, CPU, in_folder(tmp_path / "state"))
     assert found_out.choice == "tf_efficientnet_lite0"
-    assert found_out.table[1].note.startswith("dropped: log-loss +")
+    assert found_out.table[1].note.startswith("dropped: log-loss behind tf_efficientnet_lite0 by 0.")
     assert found_out.table[1].finetune_minutes is None
 
 

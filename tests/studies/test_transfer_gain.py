@@ -214,7 +214,7 @@ def test_the_sentence_on_labels_is_true_in_each_case() -> None:
 
 
 @given(st.floats(0.2, 0.8), st.floats(0.2, 0.9))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_a_power_law_is_found_again_and_followed_to_twice_the_pictures(start: float, exponent: float) -> None:
     errors = [start * (n / COUNTS[0]) ** -exponent for n in COUNTS]
     found = with_more(curve([1 - error for error in errors], held_out=5000))
@@ -312,7 +312,7 @@ def test_random_weights_are_trained_as_the_pipeline_trains_them(monkeypatch: pyt
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(5, 40), min_size=2, max_size=5), st.sampled_from([5, 9, 40]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_shares_are_nested_stratified_and_hold_every_class_on_the_side_that_is_trained(
     seed: int, sizes: list[int], groups_each: int
 ) -> None:

@@ -256,7 +256,7 @@ def test_the_p_value_of_the_log_loss_is_scipys(better: float) -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40), st.integers(0, 9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_model_against_itself_gains_exactly_nothing(answers: list[tuple[bool, bool]], seed: int) -> None:
     labels = [int(label) for label, _ in answers]
     same = side(1, [hit for _, hit in answers], labels, confidence=0.6)

@@ -197,7 +197,7 @@ def test_where_a_class_is_too_small_for_folds_the_refitted_head_has_the_chosen_s
 
 
 @given(st.integers(0, 10_000), st.integers(6, 60), st.integers(2, 5), st.integers(1, 6), st.floats(0.2, 10))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_models_averaged_are_no_worse_than_the_best_of_them_calibrated(
     seed: int, count: int, classes: int, models: int, scale: float
 ) -> None:
@@ -245,7 +245,7 @@ def test_the_same_features_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(2, 6), st.floats(0.1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_temperature_never_makes_the_log_loss_worse(seed: int, count: int, classes: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     logits, labels = rng.normal(0, scale, (count, classes)), rng.integers(0, classes, count)
@@ -304,7 +304,7 @@ def test_ten_pictures_of_a_group_that_agree_are_no_ten_reasons_for_a_weaker_stre
 
 
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_taken_is_never_weaker_than_the_best_nor_clearly_worse(seed: int, count: int, strengths: int) -> None:
     rng = np.random.default_rng(seed)
     losses = [rng.exponential(1, count) for _ in range(strengths)]

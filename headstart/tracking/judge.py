@@ -122,7 +122,8 @@ def judge(
     numbers["classes"] = _classes(champion.scores, challenger.scores, names, rules)
     numbers["ece_by_chance"] = _ece_by_chance(challenger.scores, seed)
     numbers["slowdown"] = challenger.seconds / champion.seconds
-    if champion.arithmetic != challenger.arithmetic:
+    made_on = [side.arithmetic.split("; ") for side in (champion, challenger)]
+    if any(there != here for there, here in zip(*made_on, strict=False)):  # a network that one lacks is no difference
         numbers["arithmetic"] = {"champion": champion.arithmetic, "challenger": challenger.arithmetic}
     broken = known + _broken(numbers, rules)
     numbers["broken"] = broken

@@ -195,6 +195,10 @@ def test_other_arithmetic_is_said_and_decides_nothing() -> None:
     before = with_wrong(1, {0: 2}, arithmetic="x86_64 AVX2, 2 threads; features by torch")
     same = decided(before, with_wrong(2, {0: 2}, arithmetic=before.arithmetic))
     assert "arithmetic" not in same.sentence
+    tuned = decided(
+        before, with_wrong(2, {0: 2}, arithmetic=f"{before.arithmetic}; fine-tuning, its frozen layers by torch")
+    )
+    assert "arithmetic" not in tuned.sentence  # one has a fine-tuned network beside the head, the other has none
     other = decided(before, with_wrong(2, {0: 2}, arithmetic="x86_64 AVX512, 2 threads; features by torch"))
     assert other.outcome == same.outcome == "kept"
     assert other.sentence.endswith(

@@ -643,6 +643,7 @@ def test_a_picture_dropped_on_the_page_is_answered_and_explained(server: Server,
 
         # Chosen, and explained for one class after the other.
         page.set_input_files("#file", tmp_path / "halves.png")
+        page.get_by_role("status").filter(has_not_text="green").wait_for()  # or a bar that is replaced would be pressed
         for label in ("red", "blue"):
             page.get_by_role("button", name=label).focus()
             page.keyboard.press("Enter")

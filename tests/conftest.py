@@ -23,7 +23,7 @@ from tests.two_nodes import cluster_of_two, two_nodes  # noqa: F401 - fixtures
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes depends on what else the machine does.
-hypothesis.settings.register_profile("headstart", deadline=None)
+hypothesis.settings.register_profile("headstart", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("headstart")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -156,8 +156,11 @@ class Pictures:
 
     @cached_property
     def pixels(self) -> Pixels:
-        """Opened when they are needed: on a cluster that is on its nodes."""
         return Pixels(self.prepared)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open file: a node of a cluster opens its own, once it is in the project's folder."""
+        return {name: value for name, value in vars(self).items() if name != "pixels"}
 
     def pictures(self, fold: int, share: float) -> Ints:
         """Numbers in the sample of the pictures to learn from: a share of those outside the fold, and at least so many that

@@ -41,7 +41,6 @@ from headstart.base.params import Params
 from headstart.base.paths import state_folder
 from headstart.base.terminal import say
 from headstart.data.manifest import is_multi_label, read_manifest
-from headstart.data.packed import Pixels
 from headstart.evaluation.intervals import (
     Estimate,
     bootstrap,
@@ -266,7 +265,7 @@ def answer(data: DataFolder, params: Params, device: torch.device, state: Callab
         )
     sample = Sample.of(manifest, params.seed)
     pictures = Pictures(data, manifest, sample, device if params.cluster is None else torch.device("cpu"))
-    rate = images_per_s(FeatureExtractor(trunk, Pixels(data.prepare), device), sample.rows, params.features.engine)
+    rate = images_per_s(FeatureExtractor(trunk, pictures.pixels, device), sample.rows, params.features.engine)
     settings = (
         params.finetune.model_dump(exclude={"unfreeze"}),
         params.head, params.features, params.seed, params.threads,

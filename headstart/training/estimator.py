@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -107,7 +108,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_log_proba(self, X: ArrayLike) -> Floats:  # noqa: N803
         """(N, classes) logarithms of ``predict_proba``."""
-        logarithms: Floats = np.log(self.predict_proba(X))
+        logits = self._logits(X)
+        logarithms: Floats = logits - logsumexp(logits, axis=1, keepdims=True)  # finite where a probability rounds to 0
         return logarithms
 
     def _logits(self, given: ArrayLike) -> Floats:
